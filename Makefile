@@ -1,0 +1,42 @@
+# `make` sets up a fresh machine and trains V9 on the embedded corpus; `make test` tests it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := main
+.PHONY: main install test lint check golden bench clean help
+
+main: install ## set up, then train V9 and draw a sample (the default)
+	$(BIN)/ratrain manifests/unified_ra_v9.toml
+
+install: $(READY) ## make the virtual environment with the tested versions
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
+	@touch $@
+
+test: install ## run the tests
+	$(BIN)/python -m pytest -n 2 tests
+
+lint: install ## check style and types, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+check: install ## build every manifest on the meta device: parameters, FLOPs, KV bytes, twins
+	$(BIN)/ratrain check
+
+golden: install ## rewrite tests/golden after a change to what a manifest means
+	$(BIN)/python tests/golden/write.py
+
+bench: install ## measure the cost of a step of every variant against V0
+	$(BIN)/python -m pytest bench --benchmark-only -s
+
+clean: ## remove the virtual environment and build products; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .benchmarks
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10

@@ -1,0 +1,116 @@
+"""Head projection and cross-entropy in one operation that never holds N x V logits.
+
+The rows go through in chunks. Where gradients are wanted, each chunk's d_logits is turned at once into its share of
+d_x and d_weight, so that the backward pass only scales them: recomputing the logits there would cost a fourth
+product of the size of the head (the idea is Liger-Kernel's fused linear cross-entropy, arXiv:2410.10989).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# one chunk of fp32 logits: stays near a CPU's second-level cache, and is large enough for a GPU's matmul
+_CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+_MIN_ROWS = 256  # below this each chunk spends more time adding to d_weight than multiplying (V 50304, CPU)
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, *, n_class: int | None = None, ignore: int = -1
+) -> Tensor:
+    """Mean cross-entropy of `x @ weight.T` against targets, in nats; 0-d, fp32 (float64 stays).
+
+    x: [..., C], weight: [V, C] with V >= n_class, targets: [...] int64. Rows whose target is `ignore` count neither
+    in the sum nor in the mean. Columns from n_class on (padding of the table) are never predicted. Products run in
+    x's dtype, or in autocast's where that is on; sums and d_weight accumulate in fp32.
+    Raises ValueError on shapes or dtypes that do not fit.
+    """
+    n_class = weight.shape[0] if n_class is None else n_class
+    _check(x, weight, targets, n_class)
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    wants_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    total, count, _, _ = _forward(x.flatten(0, -2), weight, targets.flatten(), n_class, ignore, dtype, wants_grad)
+    return total / count.clamp(min=1)
+
+
+def _check(x: Tensor, weight: Tensor, targets: Tensor, n_class: int) -> None:
+    if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"linear_cross_entropy: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
+    if targets.shape != x.shape[:-1]:
+        raise ValueError(f"linear_cross_entropy: expected targets {tuple(x.shape[:-1])}, got {tuple(targets.shape)}")
+    if targets.dtype != torch.int64:
+        raise ValueError(f"linear_cross_entropy: targets must be int64, got {targets.dtype}")
+    if not 0 < n_class <= weight.shape[0]:
+        raise ValueError(f"linear_cross_entropy: n_class must be between 1 and {weight.shape[0]}, got {n_class}")
+
+
+@torch.library.custom_op("ratrain::linear_cross_entropy", mutates_args=())
+def _forward(
+    x: Tensor, weight: Tensor, targets: Tensor, n_class: int, ignore: int, dtype: torch.dtype, wants_grad: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Summed loss, count of rows, and the gradients of the sum for x and weight (empty unless wanted)."""
+    wide = torch.promote_types(x.dtype, torch.float32)  # sums: fp32, or float64 in tests
+    w = weight.to(dtype)
+    total = torch.zeros((), dtype=wide, device=x.device)
+    d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
+    d_weight = torch.zeros_like(weight, dtype=wide) if wants_grad else weight.new_empty(0)
+    with torch.autocast(x.device.type, enabled=False):
+        for rows in torch.arange(len(x)).split(_rows(x, weight)):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            total += _chunk(x, w, targets, part, n_class, ignore, d_x, d_weight, wide)
+    count = (targets != ignore).sum()
+    return total, count, d_x, d_weight.to(weight.dtype)
+
+
+def _rows(x: Tensor, weight: Tensor) -> int:
+    budget = _CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES["cuda"])
+    return max(_MIN_ROWS, budget // (4 * weight.shape[0]))
+
+
+def _chunk(
+    x: Tensor, w: Tensor, targets: Tensor, part: slice, n_class: int, ignore: int, d_x: Tensor, d_w: Tensor, wide
+) -> Tensor:
+    """Loss summed over the rows of `part`; fills their d_x and adds to d_w unless these are empty."""
+    rows, target = x[part].to(w.dtype), targets[part]
+    counted = target != ignore  # [n]
+    index = target.where(counted, 0)[:, None]
+    logits = (rows @ w.T).to(wide)  # [n, V]
+    logits[:, n_class:] = float("-inf")
+    picked = logits.gather(1, index)[:, 0]
+    norm = logits.logsumexp(-1)  # [n]
+    if d_w.numel():
+        probs = logits.sub_(norm[:, None]).exp_()
+        probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide))
+        d_logits = probs.mul_(counted[:, None]).to(w.dtype)
+        d_x[part] = d_logits @ w
+        if w.dtype == wide:
+            d_w.addmm_(d_logits.T, rows)  # in place: no second array of the weight's size per chunk
+        else:
+            d_w.add_(d_logits.T @ rows)
+    return (norm - picked).where(counted, 0).sum()
+
+
+@_forward.register_fake
+def _(x, weight, targets, n_class, ignore, dtype, wants_grad):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    total = x.new_empty((), dtype=wide)
+    d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
+    d_weight = torch.empty_like(weight) if wants_grad else weight.new_empty(0)
+    return total, targets.new_empty(()), d_x, d_weight
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.wants_grad = inputs[-1]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[2:])
+
+
+def _backward(ctx, grad: Tensor, *_unused: Tensor):
+    d_x, d_weight = ctx.saved_tensors
+    assert ctx.wants_grad, "linear_cross_entropy: the gradients were not formed in the forward pass"
+    # cast first: a bf16 gradient times an fp32 scale would promote
+    return d_x * grad.to(d_x.dtype), d_weight * grad.to(d_weight.dtype), None, None, None, None, None
+
+
+_forward.register_autograd(_backward, setup_context=_save)

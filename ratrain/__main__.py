@@ -1,0 +1,7 @@
+"""`python -m ratrain` is `ratrain`."""
+
+import sys
+
+from ratrain.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Manifest files become one frozen `Manifest`. Nothing here imports torch."""

@@ -1,0 +1,96 @@
+"""Where manifests are: by path, by name in the shipped folder, by id."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ratrain.config.parse import SHIPPED, parse_file
+from ratrain.errors import MissingError, RatrainError, UsageError
+
+SCALES = SHIPPED / "scale"
+
+
+def shipped() -> list[Path]:
+    """Every shipped manifest but the scales, in the order people count: v2 before v10, the top folder first."""
+    return sorted((file for file in SHIPPED.rglob("*.toml") if SCALES not in file.parents), key=_reading_order)
+
+
+def scales() -> list[str]:
+    """The names that `--scale` takes."""
+    return sorted(file.stem for file in SCALES.glob("*.toml"))
+
+
+def extendable() -> list[Path]:
+    """Every shipped file that `extends` can name."""
+    return [*shipped(), *sorted(SCALES.glob("*.toml"))]
+
+
+def find_manifest(name: str) -> Path:
+    """The manifest called `name`: a path, a file name or stem in the shipped folder, or an id. Raises MissingError."""
+    if os.path.isfile(name):
+        return Path(name)
+    files = shipped()
+    ids = {}
+    for file in files:
+        if name in _names(file):
+            return file
+        ids.setdefault(own_id(file), file)
+    if name in ids:
+        return ids[name]
+    known = [*filter(None, ids), *(spelling for file in files for spelling in _names(file))]
+    what = "is a folder, not a manifest" if os.path.isdir(name) else "no such manifest, by path, name or id"
+    hint = did_you_mean(name, known) or "; `ratrain list` shows them all"
+    raise MissingError(f"{name}: {what}{hint}")
+
+
+def find_scale(name: str) -> Path:
+    """The overlay called `name`: a shipped scale, or a path. Raises UsageError, which lists the scales."""
+    file = SCALES / f"{name}.toml"
+    if name in scales():
+        return file
+    if os.path.isfile(name):
+        return Path(name)
+    raise UsageError(f"--scale {name}: no such scale; expected a path or one of {', '.join(scales())}")
+
+
+def find_extended(name: str, file: Path) -> Path | None:
+    """What `extends = name` means in `file`: a path from its folder, else a shipped manifest, else nothing."""
+    near = file.parent / name
+    if os.path.isfile(near):
+        return near
+    for known in extendable():
+        if name in _names(known):
+            return known
+    return None
+
+
+def own_id(file: Path) -> str | None:
+    """The id that `file` itself gives, if it can be read and gives one."""
+    try:
+        found = parse_file(file).tree.get("id")
+    except RatrainError:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of `known`, or nothing."""
+    import difflib  # costs start-up time, and most commands need no guess
+
+    near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _names(file: Path) -> tuple[str, ...]:
+    inside = file.relative_to(SHIPPED)
+    short = inside.with_suffix("").as_posix()
+    return (file.name, file.stem, inside.as_posix(), short, f"manifests/{inside.as_posix()}")
+
+
+def _reading_order(file: Path) -> tuple[int, list[tuple[int, str]]]:
+    inside = file.relative_to(SHIPPED)
+    words = re.findall(r"\d+|\D+", inside.as_posix())
+    return len(inside.parts), [(int(word), "") if word.isdigit() else (-1, word) for word in words]

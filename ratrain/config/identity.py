@@ -1,0 +1,61 @@
+"""What a run is: hashes of what is trained, and the folder named by them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from ratrain.config.schema import Manifest
+
+# names, seeds, and what watches a run without changing it
+_NOT_TRAINED = ("id", "title", "scale", "same_as", "origin", "seed", "log", "checkpoint")
+
+
+def plain(manifest: Manifest) -> dict[str, Any]:
+    """All that the manifest holds as TOML's plain values, in canonical order, kinds said and unset keys left out."""
+    sections = manifest.model_dump(mode="json", exclude_none=True, exclude={"optim", "patch"})
+    sections["optim"] = _with_kind(manifest.optim)
+    sections["patch"] = {name: _with_kind(patch) for name, patch in sorted(manifest.patch.items())}
+    return {name: sections[name] for name in type(manifest).model_fields if name in sections}
+
+
+def recipe_hash(manifest: Manifest) -> str:
+    """SHA-256 of what is trained: equal for the seeds of an arm, and however the manifest spells it."""
+    return _sha256(_recipe(manifest))
+
+
+def run_hash(manifest: Manifest) -> str:
+    """SHA-256 of what is trained and from which seeds; names one run."""
+    return _sha256({**_recipe(manifest), "seed": plain(manifest)["seed"]})
+
+
+def run_folder(manifest: Manifest) -> str:
+    """`<id>-<scale>-<recipe8>/s<seed>`, or `s<init>-<data>` where the two seeds differ; no time, no absolute path."""
+    seed = manifest.seed
+    seeds = f"s{seed.init}" if seed.init == seed.data else f"s{seed.init}-{seed.data}"
+    return f"{manifest.id}-{manifest.scale}-{recipe_hash(manifest)[:8]}/{seeds}"
+
+
+def _with_kind(options: Any) -> dict[str, Any]:
+    return {"kind": type(options).kind, **options.model_dump(mode="json", exclude_none=True)}
+
+
+def _recipe(manifest: Manifest) -> dict[str, Any]:
+    recipe = {name: value for name, value in plain(manifest).items() if name not in _NOT_TRAINED}
+    recipe["eval"] = {name: value for name, value in recipe["eval"].items() if name != "every"}
+    return recipe
+
+
+def _sha256(value: Any) -> str:
+    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """3.0 as 3, so that a number hashes alike whichever way its field or the file spells it."""
+    if isinstance(value, dict):
+        return {name: _canonical(child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_canonical(child) for child in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,105 @@
+"""How layers become one tree: what replaces, what merges, and who said what remains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ratrain.config.find import did_you_mean
+from ratrain.config.lines import dotted
+from ratrain.config.parse import Layer
+
+# tables in which exactly one key is set, as patterns: a later layer replaces them whole
+ONE_OF = ("train.budget", "schedule.warmup")
+ANY_OPTIMIZER = ("weight_decay", "clip")  # keys that every kind of optimizer has
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was written: a file and its line, or `--set`."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+class Merge:
+    """Layers merged so far, with the origin of each key."""
+
+    def __init__(self) -> None:
+        self.tree: dict[str, Any] = {}
+        self.origins: dict[str, Origin] = {}
+
+    def add(self, layer: Layer, *, without: Sequence[str] = ()) -> None:
+        said = {name: value for name, value in layer.tree.items() if name not in without}
+        self._check_patches(said.get("patch"), layer)
+        self._merge(self.tree, said, (), layer)
+
+    def _merge(self, into: dict[str, Any], said: Mapping[str, Any], at: tuple[str, ...], layer: Layer) -> None:
+        for name, value in said.items():
+            key = (*at, name)
+            if not (isinstance(value, dict) and isinstance(into.get(name), dict)) or _is_one_of(key):
+                self._forget(into, key)
+            if isinstance(value, dict):
+                below = into.setdefault(name, {})
+                self._drop_other_kind(below, value, key)
+                self._merge(below, value, key, layer)
+            else:
+                into[name] = value
+            self.origins[dotted(key)] = Origin(layer.label, layer.lines.get(key))
+
+    def _drop_other_kind(self, below: dict[str, Any], said: Mapping[str, Any], key: tuple[str, ...]) -> None:
+        """A new kind of optimizer or patch has keys of its own: those inherited from the old kind go."""
+        if not below or "kind" not in said or not (key == ("optim",) or key[:-1] == ("patch",)):
+            return
+        kept, default = (ANY_OPTIMIZER, "adamw") if key == ("optim",) else ((), key[-1])
+        if below.get("kind", default) != said["kind"]:
+            for name in [name for name in below if name not in kept]:
+                self._forget(below, (*key, name))
+
+    def _forget(self, into: dict[str, Any], key: tuple[str, ...]) -> None:
+        if key[-1] in into:
+            for gone in _keys(into.pop(key[-1]), key):
+                self.origins.pop(dotted(gone), None)
+
+    def _check_patches(self, said: Any, layer: Layer) -> None:
+        """Refuses what would be lost in silence: options of a dropped patch, dropping what is not there."""
+        known = self.tree.get("patch", {})
+        for name, options in said.items() if isinstance(said, dict) and isinstance(known, dict) else ():
+            if not isinstance(options, dict):
+                continue
+            key, inherited = ("patch", name), known.get(name, {})
+            if "enabled" in options and not isinstance(options["enabled"], bool):
+                raise layer.fault("expected true or false", *key, "enabled")
+            if options == {"enabled": False} and name not in known:
+                raise layer.fault(f"no such patch is inherited{did_you_mean(name, known)}", *key)
+            if isinstance(inherited, dict) and inherited.get("enabled") is False and "enabled" not in options:
+                where = self.origins[dotted((*key, "enabled"))]
+                raise layer.fault(f"{where} drops this patch; say enabled = true to have it back", *key)
+
+    def drop_disabled(self) -> None:
+        """Takes out the patches that say `enabled = false`, and the key `enabled` from those that say true."""
+        patches = self.tree.get("patch")
+        if not isinstance(patches, dict):
+            return
+        for name, options in list(patches.items()):
+            if isinstance(options, dict) and "enabled" in options:
+                if options["enabled"]:
+                    self._forget(options, ("patch", name, "enabled"))
+                else:
+                    self._forget(patches, ("patch", name))
+
+
+def _is_one_of(key: tuple[str, ...]) -> bool:
+    return any(len(key) == pattern.count(".") + 1 and fnmatchcase(dotted(key), pattern) for pattern in ONE_OF)
+
+
+def _keys(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    yield key
+    if isinstance(value, dict):
+        for name, child in value.items():
+            yield from _keys(child, (*key, name))

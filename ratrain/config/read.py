@@ -1,0 +1,98 @@
+"""A manifest file and all that it builds on, merged: what was said last, and who said it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ratrain.config.find import did_you_mean, extendable, find_extended, find_manifest, find_scale
+from ratrain.config.merge import Merge, Origin
+from ratrain.config.parse import Layer, parse_file, parse_override
+from ratrain.errors import MissingError
+
+__all__ = ["OWN", "Origin", "Source", "find_manifest", "read_source"]
+
+MAX_CHAIN = 16  # files that extend one another
+OWN = ("id", "title", "same_as", "origin")  # what a file says of itself; a file that extends it inherits none of these
+
+
+@dataclass(frozen=True)
+class Source:
+    """A merged manifest: `origins` by dotted key, for values and tables; `files` end with the one asked for."""
+
+    tree: dict[str, Any]
+    origins: dict[str, Origin]
+    files: tuple[Path, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def manifest(self) -> str:
+        """The label of the file that was asked for."""
+        return self.labels[-1]
+
+
+def read_source(path: Path, *, scale: str | None = None, overrides: Sequence[str] = ()) -> Source:
+    """The manifest at `path` over what it extends, then `scale`, then `overrides`; each layer wins over those before.
+
+    Tables merge key by key and any other value replaces, but a table of ONE_OF is replaced whole, a new `kind` of
+    optimizer or patch drops the inherited options of the old one, and OWN keys are not inherited. A file that
+    is reached twice counts once, where it is met first. Raises ManifestError, MissingError or UsageError.
+    """
+    chain = _chain(Path(path))
+    overlay = _overlay(scale) if scale is not None else []
+    merged = Merge()
+    for layer in chain[:-1]:
+        merged.add(layer, without=OWN)
+    merged.add(chain[-1])
+    for layer in overlay:
+        merged.add(layer, without=OWN)
+    for override in overrides:
+        merged.add(parse_override(override))
+    merged.drop_disabled()
+    files = [*overlay, *chain]  # the manifest itself is last, whatever was laid over it
+    paths, labels = zip(*((layer.path, layer.label) for layer in files), strict=True)
+    return Source(merged.tree, merged.origins, paths, labels)
+
+
+def _overlay(scale: str) -> list[Layer]:
+    *below, top = _chain(find_scale(scale))
+    tree = {"scale": top.path.stem, **top.tree}
+    return [*below, Layer(top.label, tree, top.path, top.lines)]
+
+
+def _chain(path: Path) -> list[Layer]:
+    """The layers of `path`, lowest first."""
+    done: dict[Path, Layer] = {}
+    _visit(parse_file(path), done, ())
+    return list(done.values())
+
+
+def _visit(layer: Layer, done: dict[Path, Layer], above: tuple[Path, ...]) -> None:
+    here = layer.path.resolve()
+    if len(above) == MAX_CHAIN:
+        raise layer.fault(f"more than {MAX_CHAIN} files extend one another", "extends")
+    for name in _extended(layer):
+        file = find_extended(name, layer.path)
+        if file is None:
+            near = did_you_mean(name, [known.name for known in extendable()])
+            raise layer.fault(f"{name!r}: no such file beside this one, and no shipped manifest{near}", "extends")
+        if file.resolve() in done:
+            continue
+        if file.resolve() in (*above, here):
+            raise layer.fault(f"{name!r} extends this file in turn; expected a chain that ends", "extends")
+        try:
+            below = parse_file(file)
+        except MissingError as error:
+            raise layer.fault(str(error), "extends") from None
+        _visit(below, done, (*above, here))
+    done[here] = layer
+
+
+def _extended(layer: Layer) -> list[str]:
+    said = layer.tree.pop("extends", [])
+    names = [said] if isinstance(said, str) else said
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise layer.fault("expected the name of a manifest, or a list of names", "extends")
+    return names

@@ -1,0 +1,111 @@
+"""A resolved manifest as TOML with the origin of every key; the difference of two; the JSON schema for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from ratrain.config.identity import plain
+from ratrain.config.lines import dotted, quoted
+from ratrain.config.read import Source
+from ratrain.config.schema import Manifest
+
+Key = tuple[str, ...]
+
+
+def render(manifest: Manifest, source: Source) -> str:
+    """A manifest file that resolves to `manifest`: every key, in canonical order, with where it came from."""
+    tree = plain(manifest)
+    lines = [_line((name,), value, source) for name, value in tree.items() if not isinstance(value, dict)]
+    for name, value in tree.items():
+        for key, table in _tables(name, value):
+            lines += ["", f"[{dotted(key)}]", *(_line((*key, inner), child, source) for inner, child in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def diff(a: Manifest, b: Manifest) -> list[tuple[str, Any, Any]]:
+    """The keys whose values differ, each with both values; None where a manifest has no such key."""
+    left, right = dict(_leaves(plain(a), ())), dict(_leaves(plain(b), ()))
+    keys = dict.fromkeys([*left, *right])
+    return [(dotted(key), left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
+
+
+def json_schema(patches: Mapping[str, type], optimizers: Mapping[str, type]) -> dict[str, Any]:
+    """One JSON schema of manifest files: no key is required, since a file may inherit any of them."""
+    models = [Manifest, *(patches[kind] for kind in patches), *(optimizers[kind] for kind in optimizers)]
+    refs, shared = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
+    defs = _without_required(shared["$defs"])
+    found = {model: defs[ref["$ref"].rpartition("/")[2]] for (model, _), ref in refs.items()}
+    schema = found[Manifest]
+    names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    any_patch = {"anyOf": [_with(found[patches[kind]], kind=kind, enabled=True) for kind in patches]}
+    schema["properties"] |= {
+        "extends": {"description": "what this file builds on", **names},
+        "optim": {"anyOf": [_with(found[optimizers[kind]], kind=kind) for kind in optimizers]},
+        "patch": {
+            "type": "object",
+            "properties": dict.fromkeys(patches, any_patch),
+            "additionalProperties": any_patch if patches else False,
+        },
+    }
+    others = {name: table for name, table in defs.items() if table is not schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "$defs": others}
+
+
+def _tables(name: str, value: Any) -> Iterator[tuple[Key, dict[str, Any]]]:
+    if name == "patch":
+        yield from (((name, patch), options) for patch, options in value.items())
+    elif isinstance(value, dict) and value:
+        yield (name,), value
+
+
+def _line(key: Key, value: Any, source: Source) -> str:
+    return f"{dotted(key[-1:])} = {_toml(value)}  # {_origin(key, value, source)}"
+
+
+def _origin(key: Key, value: Any, source: Source) -> str:
+    if found := source.origins.get(dotted(key)):
+        return str(found)
+    table = source.origins.get(dotted(key[:-1]))
+    return str(table) if key[-1] == "kind" and key[0] == "patch" and table else "default"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        inner = ", ".join(f"{dotted((name,))} = {_toml(child)}" for name, child in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    return repr(value)
+
+
+def _leaves(value: Any, key: Key) -> Iterator[tuple[Key, Any]]:
+    if isinstance(value, dict):
+        for name, child in value.items():
+            yield from _leaves(child, (*key, name))
+    else:
+        yield key, value
+
+
+def _with(schema: Mapping[str, Any], *, kind: str, enabled: bool = False) -> dict[str, Any]:
+    keys = {"kind": {"const": kind}} | ({"enabled": {"type": "boolean"}} if enabled else {})
+    return {**schema, "properties": {**keys, **schema.get("properties", {})}}
+
+
+def _without_required(value: Any) -> Any:
+    """Drops the lists called `required`: a file may inherit what it does not say."""
+    if isinstance(value, list):
+        return [_without_required(child) for child in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _without_required(child)
+        for name, child in value.items()
+        if not (name == "required" and isinstance(child, list))
+    }

@@ -1,0 +1,138 @@
+"""A merged manifest file becomes a `Manifest`, or all that is wrong with it at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ratrain.config.faults import Key, fault_at, faults_of, key_homes, shown
+from ratrain.config.find import did_you_mean
+from ratrain.config.read import Source
+from ratrain.config.schema import Manifest, OptimSection
+from ratrain.errors import Fault, ManifestError
+
+DEFAULT_OPTIM = "adamw"
+VOCAB_SIZES = {"gpt2": 50257, "shakespeare2k": 2048}
+_FOLDERS = {
+    "optimizer": "kinds are the files of ratrain/recipe/optim",
+    "patch": "kinds are the files of ratrain/patches, of patches/ beside the manifest, and of --patches DIR",
+}
+
+
+def resolve(source: Source, *, patches: Mapping[str, type], optimizers: Mapping[str, type]) -> Manifest:
+    """The manifest that `source` describes. Raises one ManifestError with every fault, the asked-for file's first.
+
+    `patches` and `optimizers` map a kind to the class of its options; a class is looked up only if it is named.
+    """
+    faults: list[Fault] = []
+    manifest = _sections(source, faults)
+    optim = _optim(source, optimizers, faults)
+    built = _patches(source, patches, faults)
+    if manifest is not None:
+        faults += _cross_checks(manifest, source)
+    if faults or manifest is None:
+        raise ManifestError(_in_file_order(faults, source))
+    return manifest.model_copy(update={"optim": optim, "patch": built})
+
+
+def tokens_per_step(manifest: Manifest) -> int:
+    """Tokens that one optimizer step trains on."""
+    return manifest.train.batch * manifest.model.block_size
+
+
+def steps_total(manifest: Manifest) -> int | None:
+    """Steps of the whole run, a token budget rounded up to whole steps; None if the budget is time."""
+    budget = manifest.train.budget
+    if budget.tokens is not None:
+        return -(-budget.tokens // tokens_per_step(manifest))
+    return budget.steps
+
+
+def _sections(source: Source, faults: list[Fault]) -> Manifest | None:
+    """All but the sections that have kinds, which stay empty."""
+    return _validated(Manifest, {**source.tree, "optim": {}, "patch": {}}, (), source, faults)
+
+
+def _optim(source: Source, kinds: Mapping[str, type], faults: list[Fault]) -> BaseModel | None:
+    return _of_kind(("optim",), source.tree.get("optim", {}), DEFAULT_OPTIM, "optimizer", kinds, source, faults)
+
+
+def _patches(source: Source, kinds: Mapping[str, type], faults: list[Fault]) -> dict[str, BaseModel | None]:
+    table = source.tree.get("patch", {})
+    if not isinstance(table, dict):
+        faults.append(fault_at(source, ("patch",), f"expected a table, got {shown(table)}"))
+        return {}
+    return {
+        name: _of_kind(("patch", name), options, name, "patch", kinds, source, faults)
+        for name, options in table.items()
+    }
+
+
+def _of_kind(
+    at: Key, options: Any, default: str, family: str, kinds: Mapping[str, type], source: Source, faults: list[Fault]
+) -> BaseModel | None:
+    if not isinstance(options, dict):
+        faults.append(fault_at(source, at, f"expected a table, got {shown(options)}"))
+        return None
+    kind = options.get("kind", default)
+    key = (*at, "kind") if "kind" in options else at
+    if not isinstance(kind, str):
+        faults.append(fault_at(source, key, f"expected a string, got {shown(kind)}"))
+        return None
+    if kind not in kinds:
+        near = did_you_mean(kind, kinds)
+        faults.append(fault_at(source, key, f"no kind of {family} is called {kind!r}{near} ({_FOLDERS[family]})"))
+        return None
+    rest = {name: value for name, value in options.items() if name != "kind"}
+    return _validated(kinds[kind], rest, at, source, faults)
+
+
+def _validated(model: type, tree: Mapping[str, Any], at: Key, source: Source, faults: list[Fault]) -> Any:
+    try:
+        # as JSON, so that a list may stand for a tuple though all else is strict
+        return model.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        faults += faults_of(error, source, model, at=at, homes=_homes())
+        return None
+
+
+def _homes() -> dict[str, list[str]]:
+    homes = key_homes(Manifest)
+    for name in OptimSection.model_fields:
+        homes.setdefault(name, []).append("optim")
+    return homes
+
+
+def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
+    """Faults of keys that are each fine but do not go together."""
+    budget, warmup, per_step = manifest.train.budget, manifest.schedule.warmup, tokens_per_step(manifest)
+    found: list[tuple[Key, str]] = []
+    total = steps_total(manifest)
+    if budget.tokens is not None and budget.tokens < per_step:
+        sizes = f"{manifest.train.batch} x {manifest.model.block_size} = {per_step}"
+        found.append((("train", "budget", "tokens"), f"must be at least one step of {sizes}, got {budget.tokens}"))
+    if warmup.steps is not None and total is None:
+        message = "the budget is in seconds, so nobody knows how many steps it has; expected { fraction = ... }"
+        found.append((("schedule", "warmup", "steps"), message))
+    elif warmup.steps is not None and total is not None and warmup.steps >= total:
+        found.append(
+            (("schedule", "warmup", "steps"), f"must be below the budget of {total} steps, got {warmup.steps}")
+        )
+    size = VOCAB_SIZES.get(manifest.data.tokenizer, manifest.model.vocab_size)
+    if manifest.model.vocab_size != size:
+        message = f"must be {size}, the size of tokenizer {manifest.data.tokenizer!r}, got {manifest.model.vocab_size}"
+        found.append((("model", "vocab_size"), message))
+    return [fault_at(source, key, message) for key, message in found]
+
+
+def _in_file_order(faults: Sequence[Fault], source: Source) -> list[Fault]:
+    ranks = {label: rank for rank, label in enumerate(reversed(source.labels), start=1)}
+
+    def place(fault: Fault) -> tuple[int, int]:
+        label, _, line = fault.where.rpartition(":")
+        return (ranks.get(label, 0), int(line)) if label in ranks else (ranks.get(fault.where, 0), 0)
+
+    return sorted(faults, key=place)

@@ -1,0 +1,168 @@
+"""Every key a manifest may hold, with its type, its bounds and its default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+VOCAB_MULTIPLE = 128  # rows of the token table: matrix tiles on every device divide it
+
+
+class Section(BaseModel):
+    """A table of a manifest: frozen, unknown keys refused, an int may stand for a float, nothing else converts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class OneOf(Section):
+    """A table in which exactly one key is set."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self):
+        if len(self.model_fields_set) != 1:
+            raise ValueError(f"expected exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def unit(self) -> str:
+        return next(iter(self.model_fields_set))
+
+    @property
+    def amount(self) -> float:
+        return getattr(self, self.unit)
+
+
+class Budget(OneOf):
+    """How much is trained; schedules run on the fraction of it that is spent."""
+
+    tokens: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    seconds: PositiveFloat | None = None
+
+
+class Span(OneOf):
+    """A stretch of a run: a fraction of the budget, or a number of steps."""
+
+    fraction: float | None = Field(default=None, ge=0, lt=1)
+    steps: NonNegativeInt | None = None
+
+
+class ModelSpec(Section):
+    """Shapes of the base model; patches read it, they never change it."""
+
+    n_layer: PositiveInt
+    n_head: PositiveInt
+    n_embd: PositiveInt
+    block_size: PositiveInt = Field(description="longest context in tokens, and the length of a training sequence")
+    vocab_size: PositiveInt = Field(description="tokens that can occur; the table is padded to a multiple of 128")
+    mlp_ratio: PositiveFloat = Field(default=4, description="MLP hidden width over n_embd")
+    bias: bool = Field(default=True, description="biases in linear layers and norms")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    gelu: Literal["exact", "tanh"] = Field(default="exact", description="tanh is what released GPT-2 weights expect")
+    norm_eps: PositiveFloat = 1e-5
+
+    @model_validator(mode="after")
+    def _divides(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}")
+        if self.mlp_ratio * self.n_embd % 1:
+            raise ValueError(f"mlp_ratio x n_embd = {self.mlp_ratio * self.n_embd} is not a whole number")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def n_hidden(self) -> int:
+        return int(self.mlp_ratio * self.n_embd)
+
+    @property
+    def padded_vocab(self) -> int:
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+class DataSection(Section):
+    source: str = Field(default="shakespeare", description="'shakespeare' (embedded), or a folder of .bin token shards")
+    tokenizer: str = Field(default="shakespeare2k", description="'shakespeare2k' or 'gpt2'; decodes samples")
+
+
+class OptimSection(Section):
+    """What every optimizer takes; each kind adds its own keys in `recipe/optim/<kind>.py`."""
+
+    kind: ClassVar[str]
+
+    weight_decay: float = Field(default=0.1, ge=0, description="on the matrices of the blocks only")
+    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 never clips")
+
+
+class ScheduleSection(Section):
+    kind: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    lr: PositiveFloat
+    warmup: Span = Span(fraction=0.02)
+    final: float = Field(default=0.1, ge=0, le=1, description="last learning rate over the peak")
+    decay: float = Field(default=0.2, gt=0, le=1, description="wsd: fraction of the budget that decays")
+
+
+class TrainSection(Section):
+    budget: Budget
+    batch: PositiveInt = Field(description="sequences per step, over all devices and micro-steps")
+    micro_batch: PositiveInt = Field(description="sequences per forward pass; must divide batch")
+    precision: Literal["fp32", "bf16", "amp_bf16"] = "fp32"
+    deterministic: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on for CPU, off on a GPU")
+    max_skips: NonNegativeInt = Field(default=10, description="non-finite steps in a row before the run gives up")
+
+    @model_validator(mode="after")
+    def _divides(self):
+        if self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch = {self.micro_batch} does not divide batch = {self.batch}")
+        return self
+
+
+class SeedSection(Section):
+    init: NonNegativeInt = 1
+    data: NonNegativeInt = 1
+
+
+class EvalSection(Section):
+    every: NonNegativeInt = Field(default=0, description="steps between evaluations; 0: only at the end")
+    windows: PositiveInt = Field(default=64, description="validation windows, fixed and the same for every variant")
+
+
+class CheckpointSection(Section):
+    every: NonNegativeInt = Field(default=0, description="steps between checkpoints; 0: only at the end")
+    keep: PositiveInt = Field(default=2, ge=2, description="newest checkpoints kept; two, so that one may be bad")
+
+
+class CompileSection(Section):
+    scope: Literal["auto", "block", "model", "off"] = Field(
+        default="auto", description="what becomes one graph; auto: each block on CPU, the model on a GPU"
+    )
+    backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
+
+
+class LogSection(Section):
+    every: PositiveInt = Field(default=10, description="steps in a window: the device is read once per window")
+
+
+class Manifest(Section):
+    """One variant and how it is trained, fully resolved."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    title: str = ""
+    scale: str = Field(default="custom", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    same_as: str | None = Field(default=None, description="id of the variant that this one knowingly equals")
+    origin: dict[str, str] = Field(default={}, description="what the reference ran, where it differs from its intent")
+    model: ModelSpec
+    data: DataSection = DataSection()
+    optim: Any = Field(description="an OptimSection of the kind named by optim.kind")
+    schedule: ScheduleSection
+    train: TrainSection
+    seed: SeedSection = SeedSection()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    compile: CompileSection = CompileSection()
+    log: LogSection = LogSection()
+    patch: Mapping[str, Any] = Field(default={}, description="a Patch by name; the kind is the name unless it says so")

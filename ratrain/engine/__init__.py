@@ -1,0 +1,1 @@
+"""The run of one manifest: the loop, the compiled step, evaluation, checkpoints."""

@@ -1,0 +1,90 @@
+"""What manifests build, without training: costs, replaced sites, twins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ratrain.config.identity import recipe_hash
+from ratrain.config.schema import Manifest
+from ratrain.errors import Fault
+from ratrain.model.build import build, claim_sites
+from ratrain.model.count import count
+from ratrain.model.gpt2 import GPT2
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One manifest that builds: counts of the whole model, FLOPs to train one token, sites by patch."""
+
+    id: str
+    scale: str
+    recipe: str
+    same_as: str | None
+    parameters: int
+    train_flops_per_token: int
+    kv_bytes_per_token: int
+    sites: dict[str, int]
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check(manifest: Manifest) -> Checked:
+    """Builds the manifest on the meta device. Raises ManifestError when it does not build."""
+    import torch
+
+    model = build(manifest, device="meta")
+    cost = count(model)
+    with torch.device("meta"):
+        claims, _ = claim_sites(GPT2(manifest.model), manifest.patch)
+    claimed = list(claims.values())
+    return Checked(
+        id=manifest.id,
+        scale=manifest.scale,
+        recipe=recipe_hash(manifest),
+        same_as=manifest.same_as,
+        parameters=cost.parameters,
+        train_flops_per_token=cost.train_flops_per_token,
+        kv_bytes_per_token=cost.kv_bytes_per_token(4 if manifest.train.precision == "fp32" else 2),
+        sites={name: claimed.count(name) for name in manifest.patch},
+    )
+
+
+def twins(checked: Sequence[Checked]) -> list[Fault]:
+    """Variants that train exactly the same without saying so by `same_as`, and those that say so and do not."""
+    faults: list[Fault] = []
+    by_id = {row.id: row for row in checked}
+    for i, row in enumerate(checked):
+        other = by_id.get(row.same_as or "")
+        if other and other.recipe != row.recipe:
+            faults.append(Fault(row.id, "same_as", f"says it equals {row.same_as}, but it trains something else"))
+        for earlier in checked[:i]:
+            told = row.same_as == earlier.id or earlier.same_as == row.id
+            if earlier.recipe == row.recipe and earlier.id != row.id and not told:
+                faults.append(
+                    Fault(row.id, "same_as", f"trains exactly what {earlier.id} trains; say so or change one")
+                )
+    return faults
+
+
+def table(checked: Sequence[Checked]) -> str:
+    """The counts as aligned columns."""
+    head = ("id", "scale", "parameters", "train FLOPs/token", "KV bytes/token", "recipe", "sites")
+    rows = [
+        (
+            row.id,
+            row.scale,
+            f"{row.parameters:,}",
+            f"{row.train_flops_per_token:,}",
+            f"{row.kv_bytes_per_token:,}",
+            row.recipe[:8],
+            ", ".join(f"{name} x {n}" for name, n in row.sites.items()) or "-",
+        )
+        for row in checked
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    )

@@ -1,0 +1,166 @@
+"""Checkpoints that are complete or absent, and verified before a byte of them is believed.
+
+A checkpoint is a folder `step-N` with model.safetensors, optimizer.safetensors, state.json and SHA256SUMS (as
+`sha256sum -c` reads it). It is written aside, synced and renamed; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ratrain.errors import CannotCreateError, DataError, DiskError
+from ratrain.atomic import ASIDE, sync_folder
+
+_SUMS = "SHA256SUMS"
+_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on: fp32 weights, the optimizer's tensors, and plain state."""
+
+    step: int
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int]:
+    """Writes `folder/step-N`, then drops all but the newest `keep`; returns the path and its bytes.
+
+    Raises CannotCreateError or DiskError; what was there before is untouched then.
+    """
+    parts = {
+        "model.safetensors": safetensors.torch.save(_plain(checkpoint.model)),
+        "optimizer.safetensors": safetensors.torch.save(_plain(checkpoint.optimizer)),
+        "state.json": json.dumps({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}).encode(),
+    }
+    parts[_SUMS] = _sums({name: hashlib.sha256(data).hexdigest() for name, data in parts.items()})
+    final = folder / f"step-{checkpoint.step:08d}"
+    aside = folder / f".{final.name}{ASIDE}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_folder(aside, parts)
+        if final.exists():  # left by a run that could not be verified: it is being made again
+            shutil.rmtree(final)
+        aside.rename(final)
+        sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        what = f"{final}: the checkpoint of {sum(map(len, parts.values()))} bytes cannot be written: {error.strerror}"
+        raise (CannotCreateError if isinstance(error, PermissionError) else DiskError)(what) from error
+    _prune(folder, keep)
+    return final, sum(map(len, parts.values()))
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _sums(digests: Mapping[str, str]) -> bytes:
+    return "".join(f"{digests[name]}  {name}\n" for name in _FILES).encode()
+
+
+def _write_folder(folder: Path, parts: Mapping[str, bytes]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, data in parts.items():
+        with (folder / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for old in listed(folder)[keep:]:
+        aside = folder / f".{old.name}{ASIDE}"
+        with contextlib.suppress(OSError):  # an old checkpoint that stays does no harm
+            old.rename(aside)  # half a checkpoint must not be found
+            shutil.rmtree(aside)
+
+
+def listed(folder: Path) -> list[Path]:
+    """Checkpoints in `folder`, newest first, not verified."""
+    found = [p for p in folder.glob("step-*") if p.name[5:].isdecimal() and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """The verified checkpoint at `path`. Raises DataError that names the file and what is wrong with it."""
+    data = {name: _read(path / name) for name in (*_FILES, _SUMS)}
+    digests = {name: hashlib.sha256(data[name]).hexdigest() for name in _FILES}
+    if data[_SUMS] != _sums(digests):
+        stated = data[_SUMS].decode(errors="replace")
+        bad = [name for name, digest in digests.items() if f"{digest}  {name}\n" not in stated] or [_SUMS]
+        raise DataError(f"{path / bad[0]}: the bytes are not those that were written (SHA-256 differs)")
+    state = json.loads(data["state.json"])
+    if state["format"] != FORMAT:
+        raise DataError(f"{path}: checkpoint format {state['format']}; this ratrain reads format {FORMAT}")
+    return Checkpoint(
+        step=state["step"],
+        model=safetensors.torch.load(data["model.safetensors"]),
+        optimizer=safetensors.torch.load(data["optimizer.safetensors"]),
+        state=state,
+    )
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def load_newest(folder: Path) -> tuple[Checkpoint | None, Path | None, tuple[str, ...]]:
+    """The newest checkpoint that verifies, its path, and a message for each newer one that did not.
+
+    (None, None, ()) when there is none at all. Raises DataError when there are some but none verifies.
+    """
+    failures = []
+    for path in listed(folder):
+        try:
+            return load(path), path, tuple(failures)
+        except DataError as error:
+            failures.append(str(error))
+    if failures:
+        advice = "no checkpoint of this run verifies; --fresh moves the run aside and starts over"
+        raise DataError("\n".join([*failures, advice]))
+    return None, None, ()
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's tensors by `parameter|key`, and its plain values by parameter and key."""
+    tensors, plain = {}, {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names[index]}|{key}"] = value
+            else:
+                plain.setdefault(names[index], {})[key] = value
+    return tensors, plain
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
+) -> None:
+    """Puts back what `flatten_optimizer` took; hyper-parameters stay those of the manifest."""
+    index = {name: i for i, name in enumerate(names)}
+    state: dict[int, dict[str, Any]] = {index[name]: dict(entry) for name, entry in plain.items()}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition("|")
+        state.setdefault(index[name], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

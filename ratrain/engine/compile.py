@@ -1,0 +1,78 @@
+"""Turning the model into compiled graphs, and counting them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from ratrain.config.schema import CompileSection
+from ratrain.model.gpt2 import GPT2
+from ratrain.recipe.cache import cache_folder
+
+_GRAPH_LIMIT = 64  # per code object; torch's 8 would fail the ninth variant of a process
+
+
+def compile_model(model: GPT2, section: CompileSection) -> int:
+    """Compiles the model in place; returns how many regions became graphs (0: none).
+
+    Scope `block` compiles each block and the head: blocks of one structure share a graph, so that the time to compile
+    does not grow with depth. Scope `model` makes one graph of the forward pass.
+    """
+    scope = section.scope
+    if scope == "auto":
+        scope = "block" if model.wte.weight.device.type == "cpu" else "model"
+    if scope == "off":
+        return 0
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPH_LIMIT)
+    options = {"fullgraph": True, "dynamic": False, "backend": section.backend}
+    if scope == "model":
+        model.compile(**options)
+        return 1
+    for block in model.blocks:
+        block.compile(**options)
+    model.head = torch.compile(model.head, **options)
+    return 1 + len({tuple(_structure(block)) for block in model.blocks})
+
+
+def _structure(module: nn.Module) -> Iterator[tuple]:
+    """What makes two blocks different graphs: classes, shapes, and the plain attributes that forward may read."""
+    for name, part in module.named_modules():
+        plain = {k: v for k, v in vars(part).items() if isinstance(v, (int, float, str, bool, type(None), tuple))}
+        shapes = tuple((k, tuple(p.shape)) for k, p in part.named_parameters(recurse=False))
+        yield name, type(part).__qualname__, shapes, tuple(sorted((k, repr(v)) for k, v in plain.items()))
+
+
+def keep_compiled_code() -> None:
+    """Lets compiled code outlive the process, in the user's cache folder, unless the environment says where."""
+    folder = cache_folder() / f"inductor-{torch.__version__}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+class GraphCounter:
+    """Graphs compiled since it was made; `settle` says that all that were expected are there."""
+
+    def __init__(self):
+        self._start = counters["stats"]["unique_graphs"]
+        self._expected: int | None = None
+        self._misses = counters["inductor"]["fxgraph_cache_miss"]
+
+    @property
+    def graphs(self) -> int:
+        return counters["stats"]["unique_graphs"] - self._start
+
+    @property
+    def recompiles(self) -> int:
+        """Graphs beyond those that the run was expected to need."""
+        return 0 if self._expected is None else max(0, self.graphs - self._expected)
+
+    @property
+    def cached(self) -> bool:
+        """Whether every graph was found in the cache on disk."""
+        return self.graphs > 0 and counters["inductor"]["fxgraph_cache_miss"] == self._misses
+
+    def settle(self, expected: int) -> None:
+        self._expected = expected

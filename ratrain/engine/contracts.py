@@ -1,0 +1,239 @@
+"""What every variant must keep true, as functions that take a small manifest and raise AssertionError.
+
+`contracts()` finds them all; `ratrain verify` and the tests run them on every patch, also on one outside the package.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ratrain.config.schema import CompileSection, Manifest
+from ratrain.engine.compile import GraphCounter, compile_model
+from ratrain.engine.step import Precision, TrainStep
+from ratrain.model.build import build
+from ratrain.model.count import count
+from ratrain.model.generate import decode
+from ratrain.model.gpt2 import GPT2
+from ratrain.recipe.groups import group_parameters
+
+# overrides that make any manifest small: heads as wide as the laptop scale's, contexts beyond every block boundary
+SMALL = ("model.n_layer=2", "model.n_head=2", "model.n_embd=64", "model.block_size=256", "model.dropout=0")
+
+Contract = Callable[[Manifest], None]
+
+
+def contracts() -> dict[str, Contract]:
+    """Every contract by the claim it makes."""
+    return dict(_CONTRACTS)
+
+
+_CONTRACTS: dict[str, Contract] = {}
+
+
+def _contract(check: Contract) -> Contract:
+    _CONTRACTS[check.__name__.replace("_", " ")] = check
+    return check
+
+
+@_contract
+def no_position_sees_a_later_token(manifest: Manifest) -> None:
+    model = build(manifest).double()
+    for training in (True, False):
+        model.train(training)
+        for length in (8, 64, 65, 256):
+            tokens = _tokens(manifest, 1, length)
+            whole = _logits(model, tokens)
+            for at in sorted({1, length // 2, length - 1}):
+                edited = tokens.clone()
+                edited[:, at:] = (edited[:, at:] + 1) % manifest.model.vocab_size
+                changed = (_logits(model, edited)[:, :at] != whole[:, :at]).any(-1).nonzero()
+                assert not len(changed), (
+                    f"{_mode(training)}, {length} tokens: changing those from {at} on changes the output at "
+                    f"{int(changed[0, 1])}"
+                )
+
+
+@_contract
+def no_sequence_sees_another(manifest: Manifest) -> None:
+    model = build(manifest).double()
+    tokens = _tokens(manifest, 2, 65)
+    edited = torch.stack([tokens[0], (tokens[1] + 1) % manifest.model.vocab_size])
+    for training in (True, False):
+        model.train(training)
+        same = torch.equal(_logits(model, tokens)[0], _logits(model, edited)[0])
+        assert same, f"{_mode(training)}: changing one sequence of a batch changes the output of another"
+
+
+@_contract
+def loading_a_checkpoint_restores_the_outputs(manifest: Manifest) -> None:
+    trained, fresh = build(manifest).eval(), build(_reseeded(manifest, 2)).eval()
+    tokens = _tokens(manifest, 2, 65)
+    assert not torch.equal(_logits(trained, tokens), _logits(fresh, tokens)), "the seed does not change the weights"
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(_logits(trained, tokens), _logits(fresh, tokens)), "the outputs differ after loading"
+
+
+@_contract
+def every_parameter_gets_a_gradient(manifest: Manifest) -> None:
+    model = build(manifest).double()
+    _loss(model, manifest).backward()
+    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()]
+    assert not dead, f"no gradient, or one that is not finite, reaches {', '.join(dead)}"
+
+
+@_contract
+def closed_it_is_the_base_model(manifest: Manifest) -> None:
+    model, base = build(manifest), build(manifest.model_copy(update={"patch": {}}))
+    switches = list(_activations(model))
+    assert switches or not manifest.patch, "no module has an activation buffer `s`"
+    for switch in switches:
+        switch.zero_()
+    tokens = _tokens(manifest, 2, 65)
+    torch.testing.assert_close(_logits(model, tokens), _logits(base, tokens), rtol=0, atol=1e-6)
+    for one in (model, base):
+        _loss(one, manifest).backward()
+    own = dict(model.named_parameters())
+    for name, parameter in base.named_parameters():
+        if name in own:
+            torch.testing.assert_close(own[name].grad, parameter.grad, rtol=0, atol=1e-6)
+
+
+@_contract
+def one_graph_each_to_train_and_to_evaluate_wherever_the_activation_stands(manifest: Manifest) -> None:
+    torch._dynamo.reset()
+    model, graphs = build(manifest), GraphCounter()
+    compile_model(model, CompileSection(scope="model", backend="eager"))
+    for activation in (0.0, 0.5, 1.0):
+        for switch in _activations(model):
+            switch.fill_(activation)
+        model.train()
+        _loss(model, manifest).backward()
+        model.eval()
+        with torch.no_grad():
+            _loss(model, manifest)
+    assert graphs.graphs == 2, f"{graphs.graphs} graphs; expected one to train and one to evaluate"
+
+
+@_contract
+def the_same_seed_gives_the_same_losses(manifest: Manifest) -> None:
+    first, second = (_train(manifest, steps=3) for _ in range(2))
+    assert first == second, f"two equal runs lost {first} and {second}"
+
+
+@_contract
+def training_lowers_the_loss(manifest: Manifest) -> None:
+    losses = _train(manifest, steps=25)
+    assert losses[-1] < losses[0] - 0.5, (
+        f"25 steps on one batch lowered the loss from {losses[0]:.3f} to {losses[-1]:.3f}"
+    )
+
+
+@_contract
+def bf16_stays_near_fp32(manifest: Manifest) -> None:
+    exact = _train(manifest, steps=3)
+    for kind in ("bf16", "amp_bf16"):
+        rounded = _train(manifest, steps=3, precision=kind)
+        worst = max(abs(a - b) for a, b in zip(exact, rounded, strict=True))
+        assert worst < 0.05, f"{kind} is {worst:.3f} nats off"
+
+
+@_contract
+def cached_decoding_equals_the_full_forward(manifest: Manifest) -> None:
+    model = build(manifest).double().eval()
+    tokens = _tokens(manifest, 1, 65)
+    torch.testing.assert_close(decode(model, tokens), _logits(model, tokens), rtol=0, atol=1e-10)
+
+
+@_contract
+def its_flops_are_those_that_are_counted(manifest: Manifest) -> None:
+    model = build(manifest)
+    tokens = _tokens(manifest, 1, manifest.model.block_size)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        _logits(model, tokens)
+    head = 2 * (manifest.model.padded_vocab - manifest.model.vocab_size) * manifest.model.n_embd
+    stated = (count(model).forward_flops_per_token - head) * tokens.numel()
+    assert counter.get_total_flops() == stated, f"{counter.get_total_flops():,} FLOPs, but it states {stated:,}"
+
+
+@_contract
+def every_option_does_something(manifest: Manifest) -> None:
+    plain = _fingerprint(build(manifest))
+    for name, patch in manifest.patch.items():
+        for option, value in _alternatives(patch):
+            other = patch.model_copy(update={option: value})
+            try:
+                model = build(manifest.model_copy(update={"patch": {**manifest.patch, name: other}}))
+            except ValueError:
+                continue  # refused: so it is read
+            assert _fingerprint(model) != plain, f"patch.{name}.{option} = {value!r} changes nothing"
+
+
+# -- what they are made of --------------------------------------------------------------------------------------
+
+
+def _tokens(manifest: Manifest, rows: int, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(manifest.model.vocab_size, (rows, length), generator=generator)
+
+
+def _logits(model: GPT2, tokens: Tensor) -> Tensor:
+    torch.manual_seed(0)  # dropout falls alike
+    with torch.no_grad():
+        return model.logits(tokens)
+
+
+def _loss(model: GPT2, manifest: Manifest) -> Tensor:
+    tokens = _tokens(manifest, 2, 66)
+    return model(tokens[:, :-1], tokens[:, 1:])
+
+
+def _mode(training: bool) -> str:
+    return "training" if training else "evaluating"
+
+
+def _reseeded(manifest: Manifest, seed: int) -> Manifest:
+    return manifest.model_copy(update={"seed": manifest.seed.model_copy(update={"init": seed})})
+
+
+def _activations(model: nn.Module) -> Iterator[Tensor]:
+    """The buffers that schedules move: 0 is the base model, 1 the mechanism."""
+    return (buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "s")
+
+
+def _train(manifest: Manifest, *, steps: int, precision: str = "fp32") -> list[float]:
+    """Losses of a few uncompiled steps on one batch."""
+    model = build(manifest)
+    groups = group_parameters(model, manifest.optim.weight_decay)
+    step = TrainStep(model, manifest.optim, groups=groups, precision=Precision(precision, model), micro_batch=2)
+    step.set_lr(1e-2)
+    tokens = _tokens(manifest, 2, 66)
+    return [float(step(tokens[:, :-1], tokens[:, 1:]).loss) for _ in range(steps)]
+
+
+def _alternatives(patch: Any) -> Iterator[tuple[str, Any]]:
+    """Each option with another value than it has: every other choice, the opposite, one more, half."""
+    for name, field in type(patch).model_fields.items():
+        value = getattr(patch, name)
+        if name == "target":
+            continue
+        if typing.get_origin(field.annotation) is Literal:
+            yield from ((name, choice) for choice in typing.get_args(field.annotation) if choice != value)
+        elif isinstance(value, bool):
+            yield name, not value
+        elif isinstance(value, int):
+            yield name, value + 1
+        elif isinstance(value, float):
+            yield name, value / 2
+
+
+def _fingerprint(model: GPT2) -> tuple:
+    """What an option can change: modules, shapes, initial values, outputs."""
+    tokens = torch.arange(64)[None]
+    state = tuple((name, tuple(t.shape), t.double().sum().item()) for name, t in model.state_dict().items())
+    return str(model), state, _logits(model.eval(), tokens).double().sum().item()

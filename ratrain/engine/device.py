@@ -1,0 +1,137 @@
+"""The device a run uses, what it can do at most, and a record of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ratrain
+from ratrain.errors import UnavailableError
+
+# dense bf16 FLOP/s from the vendors' data sheets, by a part of the device's name
+_DATASHEET = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "B200": 2250e12,
+    "W7900": 123e12,
+    "MI300X": 1307e12,
+}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes the first GPU, else the CPU. Raises UnavailableError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UnavailableError(f"--device {name}: no such kind of device; expected cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UnavailableError(f"--device {name}: ratrain trains on cpu and cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(f"--device {name}: torch {torch.__version__} sees no GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnavailableError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s), from cuda:0")
+    return device
+
+
+def set_determinism(choice: str, device: torch.device) -> bool:
+    """Makes equal runs give equal bits where the manifest asks for it; returns whether it does.
+
+    Needed even on a CPU, where a compiled step adds up gradients in the order its threads finish.
+    """
+    on = choice == "on" or (choice == "auto" and device.type == "cpu")
+    if on and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+    # the fill costs a pass over every new tensor, and nothing here reads what it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    return on
+
+
+def peak_flops(device: torch.device, precision: str) -> dict[str, float | None]:
+    """FLOP/s of matrix products: as the data sheet has it (known GPUs, bf16), and as measured here and now."""
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    sheet = next((v for k, v in _DATASHEET.items() if k in name), None) if dtype == torch.bfloat16 else None
+    return {"datasheet": sheet, "measured": _measure(device, dtype)}
+
+
+def _measure(device: torch.device, dtype: torch.dtype) -> float:
+    """Best of a few products: large enough to be bound by arithmetic, and over in a fraction of a second."""
+    size = 8192 if device.type == "cuda" else 768 if dtype == torch.float32 else 256
+    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory used so far, in bytes: allocated on a GPU, resident set of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What decides a result beside the manifest: versions, machine, threads, variables, the state of the source."""
+    prefixes = ("OMP_", "MKL_", "TORCH", "TRITON", "CUDA", "CUBLAS", "NCCL", "KMP_", "SLURM_JOB")
+    return {
+        "ratrain": ratrain.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(prefixes)},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout, with a + where it is edited; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return out.stdout.strip() or None

@@ -1,0 +1,111 @@
+"""A rehearsal: everything a run does, twice over a tiny batch, and what the whole will need."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ratrain.config.resolve import steps_total, tokens_per_step
+from ratrain.config.schema import Budget, Manifest
+from ratrain.engine.checkpoint import listed, load
+from ratrain.engine.compile import keep_compiled_code
+from ratrain.engine.device import pick_device
+from ratrain.engine.engine import Engine
+from ratrain.engine.state import restore, snapshot
+from ratrain.events import Evaluated, Event, Saved, Window
+
+_ROWS = 2  # sequences per step: two micro-steps of one
+_STEPS = 2
+
+
+def rehearse(manifest: Manifest, *, device: str) -> dict[str, Any]:
+    """Builds, compiles, trains two steps, evaluates, saves and restores at the manifest's shapes; returns what it saw.
+
+    Writes nothing that stays, but compiled code in the cache. Raises RatrainError as the run would.
+    """
+    keep_compiled_code()
+    seen: list[Event] = []
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(_tiny(manifest), checkpoints=Path(folder), device=pick_device(device), emit=seen.append)
+        ended = engine.run()
+        newest = listed(Path(folder))[0]
+        restored = Engine(_tiny(manifest), checkpoints=Path(folder), device=engine.device, emit=seen.append)
+        restore(restored, load(newest))
+        _compare(engine, restored)
+    windows = [event for event in seen if isinstance(event, Window)]
+    saved = next(event for event in seen if isinstance(event, Saved))
+    steps = steps_total(manifest)
+    tokens = None if steps is None else steps * tokens_per_step(manifest)
+    rate = windows[-1].tokens_per_second
+    return {
+        "parameters": engine.cost.parameters,
+        "losses": [loss for window in windows for loss in window.losses],
+        "validation_loss": next(event.loss for event in seen if isinstance(event, Evaluated)),
+        "graphs": windows[-1].graphs,
+        "recompiles": windows[-1].recompiles,
+        "compile_seconds": ended.seconds.get("compile", 0.0),
+        "steps": steps,
+        "tokens": tokens,
+        "train_flops": None if tokens is None else tokens * engine.cost.train_flops_per_token,
+        "tokens_per_second": rate,
+        "train_seconds": manifest.train.budget.seconds if tokens is None else tokens / rate,
+        "state_bytes": sum(4 * 4 * p.numel() for p in engine.step.parameters),  # weight, gradient, two moments
+        "peak_memory": windows[-1].peak_memory,
+        "disk_bytes": saved.bytes * (manifest.checkpoint.keep + 1),  # one more while the next is being written
+    }
+
+
+def _tiny(manifest: Manifest) -> Manifest:
+    """The same model and recipe over two rows and two steps, with everything that a run does in between."""
+    sections = {
+        "train": {"budget": Budget(steps=_STEPS), "batch": _ROWS, "micro_batch": 1},
+        "eval": {"every": 1, "windows": _ROWS},
+        "checkpoint": {"every": 1},
+        "log": {"every": 1},
+    }
+    changed = {name: getattr(manifest, name).model_copy(update=keys) for name, keys in sections.items()}
+    return manifest.model_copy(update=changed)
+
+
+def _compare(engine: Engine, restored: Engine) -> None:
+    kept, loaded = snapshot(engine), snapshot(restored)
+    for name, tensor in {**kept.model, **kept.optimizer}.items():
+        other = loaded.model[name] if name in loaded.model else loaded.optimizer[name]
+        assert torch.equal(tensor, other), f"{name} does not survive a checkpoint"
+
+
+def dry_run(manifest: Manifest, *, device: str, as_json: bool) -> str:
+    """`rehearse` as text for a person, or as one JSON document."""
+    seen = rehearse(manifest, device=device)
+    if as_json:
+        return json.dumps(seen, indent=1)
+    losses = ", ".join(f"{loss:.4f}" for loss in seen["losses"])
+    lines = [
+        f"{manifest.id}: built, compiled {seen['graphs']} graphs in {seen['compile_seconds']:.1f} s "
+        f"({seen['recompiles']} recompiles), trained {_STEPS} steps (loss {losses}), evaluated "
+        f"({seen['validation_loss']:.4f}), saved and restored",
+        f"parameters     {seen['parameters']:,}",
+        f"memory         {_size(seen['state_bytes'])} of weights, gradients and moments; this rehearsal of one "
+        f"sequence a pass peaked at {_size(seen['peak_memory'])}, and train.micro_batch is {manifest.train.micro_batch}",
+        f"disk           {_size(seen['disk_bytes'])} of checkpoints",
+    ]
+    if seen["tokens"] is None:
+        lines.append(f"time           {seen['train_seconds']:.0f} s of training, as the budget says")
+    else:
+        lines += [
+            f"budget         {seen['tokens']:,} tokens in {seen['steps']:,} steps, {seen['train_flops']:.3g} FLOPs",
+            f"time           at most about {seen['train_seconds'] / 60:.0f} min of training here: "
+            f"{seen['tokens_per_second']:,.0f} tokens/s in this rehearsal, larger micro-batches run faster",
+        ]
+    return "\n".join([*lines, "nothing was written"])
+
+
+def _size(size: float) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size / 1024:.3g} KiB"

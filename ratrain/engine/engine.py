@@ -1,0 +1,297 @@
+"""The run of one manifest, in reading order. The engine knows no sink: it states events."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ratrain import events
+from ratrain.config.identity import recipe_hash, run_hash
+from ratrain.config.resolve import steps_total, tokens_per_step
+from ratrain.config.schema import Manifest
+from ratrain.engine.checkpoint import load_newest, save
+from ratrain.engine.compile import GraphCounter, compile_model
+from ratrain.engine.device import peak_flops, peak_memory, set_determinism, synchronize
+from ratrain.engine.evaluate import Evaluator
+from ratrain.engine.rng import restore_rng, rng_state
+from ratrain.engine.signals import StopRequest
+from ratrain.engine.state import check_origin, restore, snapshot
+from ratrain.engine.step import Precision, StepResult, TrainStep
+from ratrain.errors import DivergedError, PreemptedError
+from ratrain.model.build import build, seed_of
+from ratrain.model.count import count
+from ratrain.model.generate import generate
+from ratrain.recipe.data import ngram_losses, open_corpus
+from ratrain.recipe.groups import group_parameters
+from ratrain.recipe.sampling import Sampler, validation_windows
+from ratrain.recipe.schedule import Schedule
+
+_SAMPLE_TOKENS = 150
+
+
+class Engine:
+    """Trains `manifest` on `device`, with checkpoints in `checkpoints`; `run` may be called once."""
+
+    def __init__(self, manifest: Manifest, *, checkpoints: Path, device: torch.device, emit: events.Emit):
+        self.manifest, self.device, self.emit = manifest, device, emit
+        self.checkpoints = checkpoints
+        self.deterministic = set_determinism(manifest.train.deterministic, device)
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
+        self.position = 0  # steps done
+        self.spent_seconds = 0.0  # of training alone, over all sessions of the run
+        self.last_loss: float | None = None  # of the last evaluation, and the step it was made at
+        self.evaluated_at = -1
+        self.skips_in_a_row = 0
+
+        self.corpus = open_corpus(
+            manifest.data, vocab_size=manifest.model.vocab_size, block_size=manifest.model.block_size
+        )
+        self.sampler = Sampler(
+            self.corpus.train,
+            seed=manifest.seed.data,
+            batch=manifest.train.batch,
+            block_size=manifest.model.block_size,
+        )
+        windows = validation_windows(self.corpus.val, block_size=manifest.model.block_size, count=manifest.eval.windows)
+        torch.manual_seed(seed_of(manifest.seed.data, "dropout"))
+        self.model = build(manifest, device=device)
+        self.cost = count(self.model)
+        self.groups = group_parameters(self.model, manifest.optim.weight_decay)
+        self.precision = Precision(manifest.train.precision, self.model)
+        self.step = TrainStep(
+            self.model,
+            manifest.optim,
+            groups=self.groups,
+            precision=self.precision,
+            micro_batch=manifest.train.micro_batch,
+        )
+        self.evaluator = Evaluator(self.model, windows, precision=self.precision, batch=manifest.train.micro_batch)
+        self.total_steps = steps_total(manifest)
+        self.schedule = Schedule(manifest.schedule, total_steps=self.total_steps)
+        self.graphs = GraphCounter()
+
+    # -- the run ------------------------------------------------------------------------------------------------
+
+    def run(self) -> events.RunEnded:
+        """Trains to the end of the budget. Raises PreemptedError when asked to stop, DivergedError; both after saving
+        what there is to save."""
+        self._restore()
+        self._announce()
+        with StopRequest() as stop:
+            self._compile()
+            while not self._finished() and not stop.asked:
+                self._window(stop)
+                self._evaluate_if_due()
+                self._save_if_due()
+            if stop.asked and not self._finished():
+                self._save()
+                self.emit(self._ended("preempted"))
+                raise PreemptedError(
+                    f"stopped by {stop.asked} after step {self.position}, which is saved; the same command goes on"
+                )
+            if self.evaluated_at != self.position:
+                self._evaluate()
+            self._save()
+            self._sample()
+        ended = self._ended("done")
+        self.emit(ended)
+        return ended
+
+    def _restore(self) -> None:
+        checkpoint, path, failures = load_newest(self.checkpoints)
+        if checkpoint is None or path is None:
+            return
+        for warning in check_origin(self, checkpoint, path):
+            self.emit(events.Notice(warning, "warning"))
+        restore(self, checkpoint)
+        self.emit(events.Resumed(self.position, str(path), failures))
+
+    def _announce(self) -> None:
+        manifest, seed = self.manifest, self.manifest.seed
+        narrow = manifest.train.precision == "fp32"
+        self.emit(
+            events.RunStarted(
+                id=manifest.id,
+                title=manifest.title,
+                scale=manifest.scale,
+                folder=str(self.checkpoints.parent),
+                recipe_hash=recipe_hash(manifest),
+                run_hash=run_hash(manifest),
+                seed_init=seed.init,
+                seed_data=seed.data,
+                device=str(self.device),
+                precision=manifest.train.precision,
+                parameters=self.cost.parameters,
+                flops_per_token=self.cost.train_flops_per_token,
+                kv_bytes_per_token=self.cost.kv_bytes_per_token(4 if narrow else 2),
+                train_tokens=len(self.corpus.train),
+                val_tokens=len(self.corpus.val),
+                budget=manifest.train.budget.model_dump(exclude_none=True),
+                total_steps=self.total_steps,
+                tokens_per_step=tokens_per_step(manifest),
+                peak_flops=(peak := peak_flops(self.device, manifest.train.precision)),
+                baselines=ngram_losses(self.corpus, self.evaluator.real_windows, manifest.model.vocab_size),
+            )
+        )
+        self.peak = peak
+
+    def _compile(self) -> None:
+        """Compiles every graph the run needs before the clock of the first window starts."""
+        regions = compile_model(self.model, self.manifest.compile)
+        if not regions:
+            return
+        self.emit(events.PhaseStarted("compile", self.manifest.compile.backend))
+        with self._phase("compile"):
+            tensors, plain = rng_state()
+            tokens, targets = self._batch(0)
+            rows = slice(0, self.manifest.train.micro_batch)
+            self.step.backward(tokens[rows], targets[rows])
+            self.step.optimizer.zero_grad(set_to_none=True)
+            self.evaluator.run(self.evaluator.windows[: self.evaluator.batch])
+            restore_rng(tensors, plain)  # dropout in the trial step must not be seen by the run
+        expected = 2 * regions  # a graph to train and one to evaluate
+        self.graphs.settle(expected)
+        self.emit(events.Compiled(self.seconds["compile"], self.graphs.graphs, expected, self.graphs.cached))
+
+    # -- one window ---------------------------------------------------------------------------------------------
+
+    def _window(self, stop: StopRequest) -> None:
+        """Trains to the next step at which something is due; reads the device once, at the end."""
+        start, first, spent = time.perf_counter(), self.position, self.spent_seconds
+        results: list[StepResult] = []
+        while self.position < self._next_stop(first) and not stop.asked:
+            self.step.set_lr(self.schedule.lr(self._spent_after(self.position - first + 1, spent, first)))
+            results.append(self.step(*self._batch(self.position)))
+            self.position += 1
+        if not results:
+            return
+        losses, norms = torch.stack([torch.stack(r) for r in results]).T.tolist()
+        seconds = time.perf_counter() - start
+        self.seconds["train"] += seconds
+        self.spent_seconds += seconds
+        self.emit(self._window_event(losses, norms, seconds))
+        self._count_skips(norms)
+
+    def _next_stop(self, first: int) -> int:
+        """The first step after `first` at which the device is read: a window's end, an evaluation, a checkpoint."""
+        m = self.manifest
+        stops = [(first // every + 1) * every for every in (m.log.every, m.eval.every, m.checkpoint.every) if every]
+        return min([*stops, self.total_steps or stops[0]])
+
+    def _spent_after(self, steps: int, spent: float, first: int) -> float:
+        """Fraction of the budget used once `steps` steps of this window are done.
+
+        A budget in seconds is read once per window; in between it grows by the mean step so far.
+        """
+        if self.total_steps is not None:
+            return (first + steps) / self.total_steps
+        per_step = spent / first if first else 0.0
+        return min(1.0, (spent + steps * per_step) / self.manifest.train.budget.amount)
+
+    def _finished(self) -> bool:
+        if self.total_steps is not None:
+            return self.position >= self.total_steps
+        return self.spent_seconds >= self.manifest.train.budget.amount
+
+    def _batch(self, position: int) -> tuple[Tensor, Tensor]:
+        tokens, targets = self.sampler.batch(position)
+        if self.device.type == "cpu":
+            return tokens, targets
+        return (
+            tokens.pin_memory().to(self.device, non_blocking=True),
+            targets.pin_memory().to(self.device, non_blocking=True),
+        )
+
+    def _window_event(self, losses: list[float], norms: list[float], seconds: float) -> events.Window:
+        tokens = len(losses) * tokens_per_step(self.manifest)
+        rate = tokens / seconds
+        flops = rate * self.cost.train_flops_per_token
+        sheet, measured = self.peak["datasheet"], self.peak["measured"]
+        spent = self._spent_after(0, self.spent_seconds, self.position)
+        return events.Window(
+            step=self.position,
+            tokens=self.position * tokens_per_step(self.manifest),
+            spent=spent,
+            losses=tuple(losses),
+            grad_norms=tuple(norms),
+            skipped=sum(not math.isfinite(norm) for norm in norms),
+            lr=float(self.step.optimizer.param_groups[0]["lr"]),
+            seconds=seconds,
+            tokens_per_second=rate,
+            mfu=flops / measured if measured else None,
+            mfu_datasheet=flops / sheet if sheet else None,
+            peak_memory=peak_memory(self.device),
+            graphs=self.graphs.graphs,
+            recompiles=self.graphs.recompiles,
+            eta=self.spent_seconds / spent * (1 - spent) * self._overhead() if spent else None,
+        )
+
+    def _overhead(self) -> float:
+        """Wall time over training time: evaluations and checkpoints, as they went so far."""
+        busy = self.seconds["train"] + self.seconds["evaluate"] + self.seconds["save"]
+        return busy / self.seconds["train"]
+
+    def _count_skips(self, norms: list[float]) -> None:
+        for norm in norms:
+            self.skips_in_a_row = 0 if math.isfinite(norm) else self.skips_in_a_row + 1
+            if self.skips_in_a_row > self.manifest.train.max_skips:
+                self.emit(self._ended("diverged"))
+                raise DivergedError(
+                    f"the gradient was not finite for {self.skips_in_a_row} steps in a row, up to step {self.position} "
+                    f"(train.max_skips = {self.manifest.train.max_skips}); lower schedule.lr, or lengthen the warm-up"
+                )
+
+    # -- what is due between windows ----------------------------------------------------------------------------
+
+    def _evaluate_if_due(self) -> None:
+        every = self.manifest.eval.every
+        if every and self.position % every == 0:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        self.emit(events.PhaseStarted("evaluate"))
+        before = self.seconds["evaluate"]
+        with self._phase("evaluate"):
+            self.last_loss = self.evaluator()
+        self.evaluated_at = self.position
+        seconds = self.seconds["evaluate"] - before
+        self.emit(events.Evaluated(self.position, self.last_loss, self.evaluator.tokens, seconds))
+
+    def _save_if_due(self) -> None:
+        every = self.manifest.checkpoint.every
+        if every and self.position % every == 0 and not self._finished():
+            self._save()
+
+    def _save(self) -> None:
+        self.emit(events.PhaseStarted("save"))
+        before = self.seconds["save"]
+        with self._phase("save"):
+            path, size = save(self.checkpoints, snapshot(self), keep=self.manifest.checkpoint.keep)
+        self.emit(events.Saved(self.position, str(path), size, self.seconds["save"] - before))
+
+    def _sample(self) -> None:
+        """A stretch of text from the trained model: the check that a person makes first."""
+        self.model.eval()
+        prompt = torch.tensor([self.corpus.tokenizer.eot_token], device=self.device)
+        with self.precision.forward():
+            tokens = list(generate(self.model, prompt, count=_SAMPLE_TOKENS))
+        self.model.train()
+        self.emit(events.Sampled(self.position, self.corpus.tokenizer.decode(tokens)))
+
+    def _ended(self, status: str) -> events.RunEnded:
+        synchronize(self.device)
+        return events.RunEnded(status, self.position, self.last_loss, dict(self.seconds))
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        synchronize(self.device)
+        self.seconds[name] += time.perf_counter() - start

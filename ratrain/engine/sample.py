@@ -1,0 +1,60 @@
+"""Text from a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ratrain.config.read import read_source
+from ratrain.config.resolve import resolve
+from ratrain.config.schema import Manifest
+from ratrain.engine.checkpoint import Checkpoint, load_newest
+from ratrain.engine.device import pick_device
+from ratrain.engine.folder import find_run
+from ratrain.errors import MissingError, UsageError
+from ratrain.model.build import build
+from ratrain.model.generate import generate
+from ratrain.model.gpt2 import GPT2
+from ratrain.recipe.tokenizer import load_tokenizer
+from ratrain.registry import optim_kinds, patch_kinds
+
+
+def sample(
+    run: str, prompt: str, *, root: Path, count: int, temperature: float, top_k: int | None, seed: int, device: str
+) -> Iterator[str]:
+    """Yields the prompt, then pieces of text as they are drawn from the run's newest checkpoint that verifies."""
+    if count < 1 or temperature < 0 or (top_k is not None and top_k < 1):
+        raise UsageError("--tokens must be at least 1, --temperature and --top-k at least 0")
+    manifest, model = load_run(find_run(run, root), device=pick_device(device))
+    tokenizer = load_tokenizer(manifest.data.tokenizer)
+    # a document begins after the end-of-text token, as in training
+    context = [tokenizer.eot_token, *tokenizer.encode_ordinary(prompt)]
+    yield prompt
+    tokens = torch.tensor(context, device=model.wte.weight.device)
+    held = b""  # bytes of a character that is not complete yet
+    for token in generate(model, tokens, count=count, temperature=temperature, top_k=top_k, seed=seed):
+        held += b"\n\n" if token == tokenizer.eot_token else tokenizer.decode_single_token_bytes(token)
+        text = held.decode(errors="ignore")
+        if text.encode() == held or len(held) > 4:
+            yield held.decode(errors="replace")
+            held = b""
+
+
+def load_run(folder: Path, *, device: torch.device) -> tuple[Manifest, GPT2]:
+    """The manifest of a run and its model with the newest weights, in eval mode."""
+    beside = folder / "patches"
+    source = read_source(folder / "resolved.toml")
+    kinds = patch_kinds([beside] if beside.is_dir() else [])
+    manifest = resolve(source, patches=kinds, optimizers=optim_kinds())
+    checkpoint, _, _ = load_newest(folder / "checkpoints")
+    if checkpoint is None:
+        raise MissingError(f"{folder}: has no checkpoint yet")
+    return manifest, with_weights(build(manifest, device=device), checkpoint)
+
+
+def with_weights(model: GPT2, checkpoint: Checkpoint) -> GPT2:
+    """`model` in eval mode with the checkpoint's weights; every tensor must be there and fit."""
+    model.load_state_dict(dict(checkpoint.model))
+    return model.eval()

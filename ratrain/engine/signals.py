@@ -1,0 +1,34 @@
+"""Being asked to stop: the first time finish the step and save, the second time leave at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+from ratrain.errors import Exit
+
+_POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """While it is entered, SIGINT, SIGTERM and SIGUSR1 set `asked`; a second SIGINT ends the process with 130."""
+
+    def __init__(self):
+        self.asked: str | None = None
+        self._old: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            self._old = {number: signal.signal(number, self._handle) for number in _POLITE}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            os._exit(Exit.INTERRUPTED)  # at once: the last checkpoint is complete whatever was going on
+        self.asked = signal.Signals(number).name

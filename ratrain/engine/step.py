@@ -1,0 +1,118 @@
+"""The train step: micro-batches in, mean loss out, parameters updated, nothing read back from the device."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ratrain.model.gpt2 import GPT2
+from ratrain.recipe.groups import Group
+
+
+class StepResult(NamedTuple):
+    """0-d tensors on the device: mean loss, gradient norm before clipping (inf or nan: the step was skipped)."""
+
+    loss: Tensor
+    norm: Tensor
+
+
+class Precision:
+    """What the forward pass computes in.
+
+    fp32: fp32. amp_bf16: fp32 weights under autocast. bf16: bf16 copies of every matrix (and the bias beside it), of
+    which the fp32 masters are what is optimised and saved; gates and norms stay fp32.
+    """
+
+    def __init__(self, kind: str, model: GPT2):
+        self.kind, self.device = kind, model.wte.weight.device.type
+        self.masters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self.copies: dict[str, nn.Parameter] = {}
+        if kind == "bf16":
+            self._split(model)
+
+    def _split(self, model: GPT2) -> None:
+        narrow = [
+            f"{name}.{key}" if name else key
+            for name, module in model.named_modules()
+            if any(p.dim() > 1 for p in module.parameters(recurse=False))
+            for key, _ in module.named_parameters(recurse=False)
+        ]
+        for name in narrow:
+            copy = self.masters[name]
+            self.masters[name] = nn.Parameter(copy.detach().clone())
+            copy.data = copy.data.to(torch.bfloat16)
+            self.copies[name] = copy
+
+    def forward(self) -> AbstractContextManager:
+        """The context that the forward pass runs in."""
+        return torch.autocast(self.device, torch.bfloat16) if self.kind == "amp_bf16" else nullcontext()
+
+    def collect(self) -> None:
+        """Moves the copies' gradients to their masters, adding in fp32 over micro-steps."""
+        for name, copy in self.copies.items():
+            if copy.grad is None:
+                continue
+            master = self.masters[name]
+            grad, copy.grad = copy.grad.float(), None
+            master.grad = grad if master.grad is None else master.grad.add_(grad)
+
+    def publish(self) -> None:
+        """Writes the masters' new values to the copies."""
+        if self.copies:
+            torch._foreach_copy_(
+                [c.data for c in self.copies.values()], [self.masters[n].detach() for n in self.copies]
+            )
+
+
+class TrainStep:
+    """Averages the gradient over micro-batches, clips, updates."""
+
+    def __init__(self, model: GPT2, optim, *, groups: list[Group], precision: Precision, micro_batch: int):
+        self.model, self.precision, self.micro_batch, self.clip = model, precision, micro_batch, optim.clip
+        masters = [
+            Group(g.names, tuple(precision.masters[n] for n in g.names), g.weight_decay) for g in groups if g.names
+        ]
+        self.parameters = [p for g in masters for p in g.parameters]
+        self.optimizer = optim.build(masters)
+
+    def set_lr(self, lr: float) -> None:
+        """Takes effect at the next step: no sync, and no recompile, since it is a tensor."""
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(lr)
+
+    def __call__(self, tokens: Tensor, targets: Tensor) -> StepResult:
+        """One optimizer step on tokens and targets [B, T]."""
+        loss = self.backward(tokens, targets)
+        norm = self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.precision.publish()
+        return StepResult(loss, norm)
+
+    def backward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Gradients of the mean loss, left in the parameters; returns the loss."""
+        micro = list(zip(tokens.split(self.micro_batch), targets.split(self.micro_batch), strict=True))
+        total = torch.zeros((), device=tokens.device)
+        for x, y in micro:
+            with self.precision.forward():
+                loss = self.model(x, y) / len(micro)
+            loss.backward()
+            self.precision.collect()
+            total += loss.detach()
+        return total
+
+    def _clip(self) -> Tensor:
+        """Hands the clipping factor to the fused optimizer, which applies it while it reads the gradients.
+
+        The norm is summed in float64, so that parameters without a gradient cannot change its rounding. A norm that
+        is not finite sets found_inf: the step is skipped on the device, without a sync.
+        """
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        squares = torch.stack(torch._foreach_norm(grads)).double().square()
+        norm = squares.sum().sqrt().float()
+        scale = (norm / self.clip).clamp(min=1) if self.clip else torch.ones_like(norm)
+        self.optimizer.grad_scale, self.optimizer.found_inf = scale, (~norm.isfinite()).float()
+        return norm

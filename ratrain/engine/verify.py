@@ -1,0 +1,33 @@
+"""`ratrain verify`: every contract on one manifest, as a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ratrain.config.schema import Manifest
+from ratrain.engine.contracts import contracts
+from ratrain.errors import ManifestError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One contract's outcome; `fault` says how it is broken."""
+
+    claim: str
+    seconds: float
+    fault: str | None
+
+
+def verify(manifest: Manifest) -> Iterator[Verdict]:
+    """Yields a verdict per contract as it is reached; `manifest` should be resolved with the SMALL overrides."""
+    for claim, check in contracts().items():
+        start, fault = time.perf_counter(), None
+        try:
+            check(manifest)
+        except ManifestError:
+            raise  # it does not even build
+        except Exception as error:  # a contract reports what a mechanism does, whatever it raises
+            fault = f"{type(error).__name__}: {error}" if not isinstance(error, AssertionError) else str(error)
+        yield Verdict(claim, time.perf_counter() - start, fault)

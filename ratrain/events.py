@@ -1,0 +1,134 @@
+"""What the engine states while it runs: frozen facts. Sinks listen; the engine knows none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """A fact. Its name in logs is its class name."""
+
+    def record(self) -> dict[str, Any]:
+        return {"event": type(self).__name__, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    id: str
+    title: str
+    scale: str
+    folder: str
+    recipe_hash: str
+    run_hash: str
+    seed_init: int
+    seed_data: int
+    device: str
+    precision: str
+    parameters: int
+    flops_per_token: float  # forward and backward
+    kv_bytes_per_token: int
+    train_tokens: int  # in the data set
+    val_tokens: int
+    budget: dict[str, float]
+    total_steps: int | None  # None where the budget is in seconds
+    tokens_per_step: int
+    peak_flops: dict[str, float | None]  # "datasheet", "measured"
+    baselines: dict[str, float]  # nats per token: "uniform", "unigram", "bigram"
+
+
+@dataclass(frozen=True)
+class Resumed(Event):
+    step: int
+    checkpoint: str
+    skipped: tuple[str, ...] = ()  # newer checkpoints that did not verify, and why
+
+
+@dataclass(frozen=True)
+class PhaseStarted(Event):
+    """The engine enters a phase that may take long: 'compile', 'evaluate', 'save'."""
+
+    phase: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Compiled(Event):
+    seconds: float
+    graphs: int
+    expected: int  # regions x kinds of pass; more are recompiles
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Window(Event):
+    """The steps between two device syncs; losses and norms are per step, `step` is the last one, counted from 1."""
+
+    step: int
+    tokens: int
+    spent: float  # fraction of the budget
+    losses: tuple[float, ...]
+    grad_norms: tuple[float, ...]
+    skipped: int  # steps in this window whose gradient was not finite
+    lr: float
+    seconds: float  # training alone: compile, evaluation and checkpoints apart
+    tokens_per_second: float
+    mfu: float | None  # of the measured peak
+    mfu_datasheet: float | None
+    peak_memory: int  # bytes: device memory on a GPU, resident set on a CPU
+    graphs: int
+    recompiles: int
+    eta: float | None  # seconds
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    step: int
+    loss: float
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Saved(Event):
+    step: int
+    path: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Machine(Event):
+    """Host and device load, read beside the run."""
+
+    step: int
+    cpu_percent: float
+    memory: int
+    gpu: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Sampled(Event):
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """Something the user should know: `level` is 'info' or 'warning'."""
+
+    message: str
+    level: str = "info"
+
+
+@dataclass(frozen=True)
+class RunEnded(Event):
+    status: str  # done, preempted, diverged, failed
+    step: int
+    loss: float | None
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase
+
+
+Emit = Callable[[Event], None]

@@ -1,0 +1,125 @@
+"""From a manifest to a model: claim sites, replace them, materialise, initialise by seed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ratrain.config.schema import Manifest
+from ratrain.errors import Fault, ManifestError
+from ratrain.model.gpt2 import GPT2
+from ratrain.registry import Patch
+
+
+def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
+    """The patched, initialised model in fp32 on `device`; on "meta" it has shapes only.
+
+    Raises ManifestError with every claim that cannot be met: no such site, a site claimed twice, options that a
+    patch refuses.
+    """
+    with torch.device("meta"):
+        model = GPT2(manifest.model)
+    base_names = {id(module): name for name, module in model.named_modules()}
+    replaced = replace_sites(model, manifest.patch)
+    if torch.device(device).type == "meta":
+        return model
+    # a patch may keep a base module under a longer name: it draws what it would have drawn unpatched
+    names = {module: base_names.get(id(module), name) for name, module in model.named_modules()}
+    model.to_empty(device="cpu")
+    for module, name in names.items():
+        _initialise(module, name, seed=manifest.seed.init)
+    del replaced  # until here the replaced modules must live, or their ids could be given to new ones
+    return model.to(device)
+
+
+def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Module]:
+    """Claims every site of every patch first, then replaces them in `model`; returns what stood there, by site."""
+    claims, faults = claim_sites(model, patches)
+    built: dict[str, nn.Module] = {}
+    for site, name in claims.items():
+        try:
+            with torch.device("meta"):
+                built[site] = patches[name].build(model.get_submodule(site), model.spec)
+        except ValueError as error:
+            faults.append(Fault("", f"patch.{name}", str(error)))
+            # the same options fail alike on every site: one fault is enough
+            claims = {s: n for s, n in claims.items() if n != name}
+    if faults:
+        raise ManifestError(list(dict.fromkeys(faults)))
+    return {site: _swap(model, site, module) for site, module in built.items()}
+
+
+def claim_sites(model: nn.Module, patches: Mapping[str, Patch]) -> tuple[dict[str, str], list[Fault]]:
+    """Which patch (by name) claims which site, and every claim that cannot be met."""
+    claims: dict[str, str] = {}
+    faults: list[Fault] = []
+    sites = [name for name, _ in model.named_modules() if name]
+    for name, patch in patches.items():
+        matched = [site for site in sites if _matches(patch.target, site)]
+        if not matched:
+            faults.append(Fault("", f"patch.{name}.target", f"{patch.target!r} matches no part of the model"))
+        for site in matched:
+            rival = next((s for s in claims if _overlap(s, site)), None)
+            if rival is None:
+                claims[site] = name
+                continue
+            what = f"{site} is claimed by patch.{claims[rival]} already" + (f" (as {rival})" if rival != site else "")
+            faults.append(Fault("", f"patch.{name}", f"{what}; drop one with enabled = false"))
+            break
+    return claims, faults
+
+
+def _matches(pattern: str, site: str) -> bool:
+    """Whether `pattern` names the site; a star stands for one part of a dotted name."""
+    return re.fullmatch(re.escape(pattern).replace(r"\*", "[^.]+"), site) is not None
+
+
+def _overlap(a: str, b: str) -> bool:
+    return a == b or a.startswith(b + ".") or b.startswith(a + ".")
+
+
+def _swap(model: nn.Module, site: str, module: nn.Module) -> nn.Module:
+    parent, _, leaf = site.rpartition(".")
+    owner = model.get_submodule(parent)
+    old = owner.get_submodule(leaf)
+    setattr(owner, leaf, module)
+    return old
+
+
+def _initialise(module: nn.Module, name: str, *, seed: int) -> None:
+    """Fills the module's own tensors from a generator that only the seed and its name decide."""
+    own = dict(_own_tensors(module))
+    if not own:
+        return
+    kind = type(module).__name__
+    if not hasattr(module, "reset_parameters"):
+        raise TypeError(f"{name} ({kind}) has parameters or buffers but no reset_parameters(generator)")
+    fillings = []
+    for poison in (1, 0):  # what is not filled keeps the poison, and the two fillings differ
+        with torch.no_grad():
+            for tensor in own.values():
+                tensor.fill_(float("nan") if tensor.is_floating_point() else poison)
+            cast("Any", module).reset_parameters(torch.Generator().manual_seed(seed_of(seed, name)))
+        fillings.append({key: tensor.clone() for key, tensor in own.items() if not tensor.is_floating_point()})
+        if not fillings[0]:
+            break
+    left = [key for key, tensor in own.items() if tensor.is_floating_point() and tensor.isnan().any()]
+    left += [key for key in fillings[0] if not fillings[0][key].equal(fillings[-1][key])]
+    if left:
+        raise TypeError(f"{name} ({kind}): reset_parameters does not fill {', '.join(left)}")
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed that only `parts` decide: the same on every machine and Python."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

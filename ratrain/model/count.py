@@ -1,0 +1,53 @@
+"""What a model costs: parameters, FLOPs per token, KV-cache bytes per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from ratrain.model.gpt2 import GPT2, Block, Linear
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Exact counts. FLOPs are multiplications and additions of the matrix products over a full context."""
+
+    parameters: int
+    position_parameters: int  # the number that GPT-2 trainers often leave out
+    forward_flops_per_token: int
+    key_elements_per_token: int
+    value_elements_per_token: int
+
+    @property
+    def train_flops_per_token(self) -> int:
+        """The backward pass makes two products for each one of the forward pass."""
+        return 3 * self.forward_flops_per_token
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        return itemsize * (self.key_elements_per_token + self.value_elements_per_token)
+
+
+def count(model: GPT2) -> Cost:
+    """Costs of a built model, also on the meta device.
+
+    A patch's module that multiplies matrices states it in `flops_per_token(spec)`; one that stands in for the
+    attention core states what decoding keeps in `kv_per_token(spec)`.
+    """
+    spec = model.spec
+    kv = [cast("Block", block).attn.core.kv_per_token(spec) for block in model.blocks]
+    return Cost(
+        parameters=sum(p.numel() for p in model.parameters()),
+        position_parameters=sum(p.numel() for p in model.pos.parameters()),
+        forward_flops_per_token=sum(_flops(m, model) for m in model.modules()) + 2 * model.wte.weight.numel(),
+        key_elements_per_token=sum(k for k, _ in kv),
+        value_elements_per_token=sum(v for _, v in kv),
+    )
+
+
+def _flops(module: nn.Module, model: GPT2) -> int:
+    if isinstance(module, Linear):
+        return 2 * module.weight.numel()
+    stated = getattr(module, "flops_per_token", None)
+    return stated(model.spec) if stated else 0

@@ -1,0 +1,241 @@
+"""GPT-2, in the field's usual order, with every part that a mechanism may replace as a named seam.
+
+Shape letters: B batch, T tokens, C channels, H heads, D head_dim, F hidden channels of the MLP, V vocabulary.
+Constructors only declare; `reset_parameters(generator)` fills every parameter and buffer, so that a model is born on
+the meta device and initialised where it will live. A seam nobody claims returns its argument: it stands in no graph.
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ratrain.config.schema import ModelSpec
+from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
+
+_STD = 0.02  # of every weight; projections back into the residual stream are scaled down by sqrt(2 n_layer)
+
+
+class Linear(nn.Module):
+    """x @ weight.T + bias; weights N(0, std^2), bias 0."""
+
+    decayed = ("weight",)
+
+    def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float = _STD):
+        super().__init__()
+        self.std = std
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        nn.init.normal_(self.weight, std=self.std, generator=generator)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class QKV(Linear):
+    """The packed projection to queries, keys and values, heads contiguous inside each third."""
+
+    def __init__(self, n_embd: int, n_head: int, *, bias: bool):
+        super().__init__(n_embd, 3 * n_embd, bias=bias)
+        self.n_head = n_head
+
+    def forward(self, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, C], gate [H, D] or None -> q, k, v, each [B, H, T, D], q scaled by the gate.
+
+        The gate multiplies rows of the weight, not tokens: it costs nothing per token.
+        """
+        weight, bias = self.weight, self.bias
+        if gate is not None:
+            rows = torch.cat([gate.flatten(), gate.new_ones(2 * gate.numel())])  # [3C]
+            weight = (weight * rows[:, None]).to(weight.dtype)  # a fp32 gate must not widen bf16 weights
+            bias = None if bias is None else (bias * rows).to(bias.dtype)
+        q, k, v = F.linear(x, weight, bias).view(*x.shape[:2], 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+
+class Down(Linear):
+    """The MLP's projection back to the stream; a gate [F] scales its columns, once per weight."""
+
+    def forward(self, h: Tensor, gate: Tensor | None) -> Tensor:
+        weight = self.weight if gate is None else (self.weight * gate).to(self.weight.dtype)
+        return F.linear(h, weight, self.bias)
+
+
+class Norm(nn.Module):
+    """Layer norm; statistics, weight and bias in fp32 whatever the stream is kept in."""
+
+    def __init__(self, n_embd: int, *, bias: bool, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(n_embd))
+        self.bias = nn.Parameter(torch.empty(n_embd)) if bias else None
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
+
+
+class Embedding(nn.Module):
+    """A table of rows [n, C]; N(0, 0.02^2)."""
+
+    def __init__(self, n_row: int, n_embd: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_row, n_embd))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        nn.init.normal_(self.weight, std=_STD, generator=generator)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return F.embedding(rows, self.weight)
+
+
+class Position(Embedding):
+    """Learned absolute positions, added to the token rows."""
+
+    def forward(self, h: Tensor, start: int) -> Tensor:  # [B, T, C] -> [B, T, C]
+        return h + self.weight[start : start + h.shape[1]]
+
+
+class NoGate(nn.Module):
+    """An unclaimed gate seam: nothing is scaled."""
+
+    def forward(self) -> Tensor | None:
+        return None
+
+
+class Same(nn.Module):
+    """An unclaimed seam: the first argument, as it is."""
+
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        return x
+
+
+class Core(nn.Module):
+    """Causal attention by SDPA. q [B, H, S, D] are the last S of the T positions of k, v [B, H, T, D]."""
+
+    def __init__(self, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, H, S, D]
+        dropout = self.dropout if self.training else 0.0
+        if q.shape[2] == k.shape[2]:
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen.tril(k.shape[2] - q.shape[2]), dropout_p=dropout)
+
+    def flops_per_token(self, spec: ModelSpec) -> int:
+        """Of the two products over a full context; by the field's convention causality does not halve them."""
+        return 4 * spec.block_size * spec.n_embd
+
+    def kv_per_token(self, spec: ModelSpec) -> tuple[int, int]:
+        """Elements that decoding keeps per token of context, as (keys, values)."""
+        return spec.n_embd, spec.n_embd
+
+
+class Attention(nn.Module):
+    """Causal self-attention; qkv, score, value, core, blend and proj are the seams that patches claim."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.qkv = QKV(spec.n_embd, spec.n_head, bias=spec.bias)
+        self.score = NoGate()
+        self.value = Same()
+        self.core = Core(spec.dropout)
+        self.blend = Same()
+        self.proj = Linear(spec.n_embd, spec.n_embd, bias=spec.bias, std=_STD / (2 * spec.n_layer) ** 0.5)
+        self.dropout = spec.dropout
+
+    def forward(self, x: Tensor, cache=None) -> Tensor:  # [B, T, C] -> [B, T, C]
+        q, k, v = self.qkv(x, self.score())  # each [B, H, T, D]
+        v = self.value(v)
+        y = self.core(q, k, v) if cache is None else self.core(q, *cache.append(k, v))
+        y = self.blend(y, v, x).transpose(1, 2).flatten(2)
+        return F.dropout(self.proj(y), self.dropout, self.training)
+
+
+class Activation(nn.Module):
+    """GELU: exact, or the tanh form that released GPT-2 weights were trained with."""
+
+    def __init__(self, form: str):
+        super().__init__()
+        self.approximate = "tanh" if form == "tanh" else "none"
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.gelu(h, approximate=self.approximate)
+
+
+class MLP(nn.Module):
+    """Two linear layers around a GELU; up, act, mix, gate and down are the seams that patches claim."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.up = Linear(spec.n_embd, spec.n_hidden, bias=spec.bias)
+        self.act = Activation(spec.gelu)
+        self.mix = Same()
+        self.gate = NoGate()
+        self.down = Down(spec.n_hidden, spec.n_embd, bias=spec.bias, std=_STD / (2 * spec.n_layer) ** 0.5)
+        self.dropout = spec.dropout
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, T, C] -> [B, T, C]
+        h = self.mix(self.act(self.up(x)))  # [B, T, F]
+        return F.dropout(self.down(h, self.gate()), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.norm_1 = Norm(spec.n_embd, bias=spec.bias, eps=spec.norm_eps)
+        self.attn = Attention(spec)
+        self.norm_2 = Norm(spec.n_embd, bias=spec.bias, eps=spec.norm_eps)
+        self.mlp = MLP(spec)
+
+    def forward(self, h: Tensor, cache=None) -> Tensor:  # [B, T, C] -> [B, T, C]
+        h = h + self.attn(self.norm_1(h), cache)
+        return h + self.mlp(self.norm_2(h))
+
+
+class GPT2(nn.Module):
+    """The decoder. The token table is also the head: one parameter, one key in checkpoints."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        self.wte = Embedding(spec.padded_vocab, spec.n_embd)
+        self.pos = Position(spec.block_size, spec.n_embd)
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.n_layer))
+        self.norm = Norm(spec.n_embd, bias=spec.bias, eps=spec.norm_eps)
+
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """tokens [B, T] at positions start.. -> [B, T, C]."""
+        return F.dropout(self.pos(self.wte(tokens), start), self.spec.dropout, self.training)
+
+    def head(self, h: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss in nats of [B, T, C] against targets [B, T]; a target of -1 does not count."""
+        return linear_cross_entropy(self.norm(h), self.wte.weight, targets, n_class=self.spec.vocab_size)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of the targets, both [B, T] int64, in nats; 0-d."""
+        h = self.embed(tokens)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h, targets)
+
+    def logits(self, tokens: Tensor, caches=None, start: int = 0) -> Tensor:
+        """[B, T] -> [B, T, vocab_size]: what comes after each token; `caches` holds one KV cache per layer."""
+        h = self.embed(tokens, start)
+        for layer, block in enumerate(self.blocks):
+            h = block(h, None if caches is None else caches[layer])
+        return F.linear(self.norm(h), self.wte.weight[: self.spec.vocab_size])

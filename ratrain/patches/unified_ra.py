@@ -1,0 +1,62 @@
+"""Unified RA: the last `rank` score channels of every head carry their own gate.
+
+A gated relabelling of standard attention: absorbing the gates into the query rows gives the base model back, so the
+function class is GPT-2's, and only the optimisation differs. For true reciprocity see `tied_ra`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from ratrain.config.schema import ModelSpec
+from ratrain.registry import Patch, register
+
+
+@register("unified_ra")
+class UnifiedRA(Patch):
+    """Gates w_std on the first head_dim - rank score channels and w_rec on the last rank, per head or per layer.
+
+    Initial gates: `series` 0.9 and 0.1, as the V-series has them; `neutral` 1 and 1, which is the base model;
+    `geometric` (head_dim - rank) / head_dim and rank / head_dim.
+    """
+
+    target: str = "blocks.*.attn.score"  # a seam: the rest of the attention stays as it is
+    rank: PositiveInt = 4
+    gates: Literal["head", "layer"] = "head"
+    init: Literal["series", "neutral", "geometric"] = "series"
+
+    def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
+        if self.rank >= spec.head_dim:
+            raise ValueError(f"rank must be below head_dim = {spec.head_dim}, got {self.rank}")
+        share = self.rank / spec.head_dim
+        init = {"series": (0.9, 0.1), "neutral": (1.0, 1.0), "geometric": (1 - share, share)}[self.init]
+        return ScoreGate(spec.n_head, spec.head_dim, rank=self.rank, per_head=self.gates == "head", init=init)
+
+
+class ScoreGate(nn.Module):
+    """A gate per score channel: w_std on the first head_dim - rank of every head, w_rec on the rest."""
+
+    is_rec: Tensor
+    s: Tensor  # activation, moved by the schedule
+
+    def __init__(self, n_head: int, head_dim: int, *, rank: int, per_head: bool, init: tuple[float, float]):
+        super().__init__()
+        self.n_head, self.rank, self.init = n_head, rank, init
+        self.w_std = nn.Parameter(torch.empty(n_head if per_head else 1))  # 1-D: never decayed
+        self.w_rec = nn.Parameter(torch.empty(n_head if per_head else 1))
+        self.register_buffer("is_rec", torch.empty(head_dim, dtype=torch.bool), persistent=False)
+        self.register_buffer("s", torch.empty(()))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        nn.init.constant_(self.w_std, self.init[0])
+        nn.init.constant_(self.w_rec, self.init[1])
+        self.is_rec.copy_(torch.arange(self.is_rec.numel()) >= self.is_rec.numel() - self.rank)
+        self.s.fill_(1.0)
+
+    def forward(self) -> Tensor:  # [H, D], scales rows of the query projection, not tokens
+        gate = torch.where(self.is_rec, self.w_rec[:, None], self.w_std[:, None]).expand(self.n_head, -1)
+        return 1 + self.s * (gate - 1)  # s = 0 is the base, exactly

@@ -1,0 +1,1 @@
+"""How a model is trained: data, schedule, activation, optimizers, pruning."""

@@ -1,0 +1,43 @@
+"""What can be made again, kept under $XDG_CACHE_HOME/ratrain. Nothing depends on it being writable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ratrain.errors import CannotCreateError, DiskError
+from ratrain.atomic import write_file
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/ratrain, by default ~/.cache/ratrain; it need not exist."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    # the XDG specification: a relative path is to be ignored
+    return (Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~/.cache"))) / "ratrain"
+
+
+def remembered(kind: str, key: str, compute: Callable[[], dict]) -> dict:
+    """The JSON object cached for `key`, else what `compute` returns, kept where the cache can be written."""
+    file = cache_folder() / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    try:
+        known = json.loads(file.read_bytes())
+        if known["key"] == key:
+            return known["value"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass  # absent or damaged: made again
+    value = compute()
+    keep(file, [json.dumps({"key": key, "value": value}).encode()])
+    return value
+
+
+def keep(file: Path, parts: list[bytes | memoryview]) -> bool:
+    """Write `file` into the cache; False where it cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, parts)
+    except (OSError, CannotCreateError, DiskError):
+        return False
+    return True

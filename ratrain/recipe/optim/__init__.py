@@ -1,0 +1,1 @@
+"""Optimizers, one a file; each is an OptimSection with `build(groups)`."""

@@ -1,0 +1,226 @@
+"""Token files: llm.c `.bin` (a header, then uint16 ids), nanoGPT `.bin` (uint16 ids alone), and our own shards.
+
+Ours are llm.c files beside a `meta.json` that says what made them. Nothing is used before it is validated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ratrain.errors import DataError, MissingError
+from ratrain.atomic import write_file
+
+MAGIC, VERSION = 20240520, 1
+HEADER_BYTES = 1024  # 256 x int32
+MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
+NANOGPT = ("train.bin", "val.bin")  # the only names that may go without a header
+META, FORMAT = "meta.json", "ratrain-shards"
+
+_U16 = np.dtype("<u2")
+_CHUNK = 2**24  # tokens per step of a scan
+_FOREIGN = {
+    20240801: "llm.c's Llama-3 format (uint32 ids); ratrain reads GPT-2 shards of uint16 ids",
+    20240522: "llm.c's multiple-choice evaluation format (HellaSwag); it holds questions, not a token stream",
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One token file, open: its path and its ids, uint16 [tokens]."""
+
+    path: Path
+    tokens: np.ndarray
+
+
+class TokenStream:
+    """Shards in a row, read as one array of tokens."""
+
+    def __init__(self, shards: Sequence[Shard], *, name: str):
+        self.shards, self.name = tuple(shards), name
+        self._ends = np.cumsum([len(shard.tokens) for shard in self.shards])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self.shards else 0
+
+    def read(self, offset: int, count: int) -> np.ndarray:
+        """uint16 [count], the tokens from `offset` on. Raises IndexError beyond the end."""
+        if offset < 0 or count < 0 or offset + count > len(self):
+            raise IndexError(f"{self.name}: tokens {offset} to {offset + count} of {len(self)}")
+        first = int(np.searchsorted(self._ends, offset, side="right"))
+        parts, left = [], count
+        for shard, end in zip(self.shards[first:], self._ends[first:], strict=True):
+            at = offset + count - left - (int(end) - len(shard.tokens))
+            parts.append(shard.tokens[at : at + left])
+            left -= len(parts[-1])
+            if not left:
+                break
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, _U16)])
+
+
+def open_shard(path: Path) -> Shard:
+    """Map a llm.c file, or a headerless one named like nanoGPT's. Raises DataError, MissingError.
+
+    No headerless file can pass for a llm.c one: its first id would be 55432, which neither vocabulary has.
+    """
+    size = _size(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; make it readable") from error
+    offset = _header_bytes(path, np.frombuffer(head[: len(head) // 4 * 4], "<i4"), size)
+    tokens = np.memmap(path, _U16, "r", offset, ((size - offset) // 2,))
+    return Shard(path, tokens.view(np.ndarray))  # slices of a memmap object are slow to make
+
+
+def _size(path: Path) -> int:
+    """Bytes in the regular file `path`."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such file; `ratrain prepare INPUT... --out {path.parent}` makes it") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; make it readable") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise DataError(f"{path}: is {kind}; expected a file of token ids")
+    if not status.st_size:
+        raise DataError(f"{path}: is empty; expected a file of token ids")
+    return status.st_size
+
+
+def _header_bytes(path: Path, header: np.ndarray, size: int) -> int:
+    """Bytes before the first id; `header` is the first int32 words of the file, at most three."""
+    magic = int(header[0]) if len(header) else None
+    if magic == MAGIC:
+        return _llmc_header(path, header, size)
+    if magic is not None and int(header[:1].byteswap()[0]) == MAGIC:
+        raise DataError(f"{path}: is byte-swapped (written on a big-endian machine); write it little-endian")
+    if magic in _FOREIGN:
+        raise DataError(f"{path}: is in {_FOREIGN[magic]}")
+    if path.name not in NANOGPT:
+        found = f"magic {magic}" if magic is not None else f"{size} bytes"
+        raise DataError(
+            f"{path}: is no token file: {found}, expected llm.c's {MAGIC}"
+            f" (headerless ids are read from {' and '.join(NANOGPT)} only)"
+        )
+    if size % 2:
+        raise DataError(f"{path}: {size} bytes is an odd size; uint16 ids take two bytes each")
+    return 0
+
+
+def _llmc_header(path: Path, header: np.ndarray, size: int) -> int:
+    if size < HEADER_BYTES:
+        raise DataError(f"{path}: is too short: {size} bytes, a llm.c header alone takes {HEADER_BYTES}")
+    version, count = int(header[1]), int(header[2])
+    if version != VERSION:
+        raise DataError(f"{path}: llm.c format version {version}; ratrain reads version {VERSION}")
+    right = HEADER_BYTES + 2 * count
+    if count < 0 or size != right:
+        raise DataError(f"{path}: header says {count} tokens = {right} bytes, file has {size} bytes; copy it again")
+    if not count:
+        raise DataError(f"{path}: holds no tokens")
+    return HEADER_BYTES
+
+
+def check_ids(shard: Shard, *, vocab_size: int) -> None:
+    """Raises DataError where an id is not below `vocab_size`: one pass over the file."""
+    for start in range(0, len(shard.tokens), _CHUNK):
+        chunk = shard.tokens[start : start + _CHUNK]
+        if int(chunk.max()) >= vocab_size:
+            at = start + int(np.argmax(chunk >= vocab_size))
+            raise DataError(
+                f"{shard.path}: token {at} is {shard.tokens[at]}, but the ids of a vocabulary of {vocab_size}"
+                f" end at {vocab_size - 1}; was it made with another tokenizer?"
+            )
+
+
+def encode_shard(tokens: np.ndarray) -> list[bytes | memoryview]:
+    """The parts of a llm.c file that holds `tokens`, uint16 [n], n < 2^31."""
+    assert len(tokens) <= MAX_SHARD_TOKENS
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:3] = MAGIC, VERSION, len(tokens)
+    return [header.tobytes(), np.ascontiguousarray(tokens, _U16).view(np.uint8).data]
+
+
+def write_shard(path: Path, tokens: np.ndarray) -> dict[str, Any]:
+    """Write `tokens`, uint16 [n], as a llm.c file; its entry in meta.json: file, tokens, sha256."""
+    parts = encode_shard(tokens)
+    write_file(path, parts)
+    return shard_entry(path.name, parts)
+
+
+def shard_entry(name: str, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """What meta.json says of a shard whose file is made of `parts`."""
+    digest, size = hashlib.sha256(), 0
+    for part in parts:
+        digest.update(part)
+        size += len(part)
+    return {"file": name, "tokens": (size - HEADER_BYTES) // 2, "sha256": digest.hexdigest()}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the whole file, read in pieces. Raises DataError."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def write_meta(folder: Path, *, tokenizer: str, vocab_size: int, splits: dict[str, list[dict]], **more: Any) -> None:
+    """Write meta.json: the last file of a prepared folder, so that its presence means complete."""
+    meta = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size,
+        "eot": vocab_size - 1,
+        "eot_placement": "before each document",
+        "tokens": {split: sum(entry["tokens"] for entry in entries) for split, entries in splits.items()},
+        "splits": splits,
+        **more,
+    }
+    write_file(folder / META, [(json.dumps(meta, indent=1) + "\n").encode()])
+
+
+def read_meta(folder: Path) -> dict[str, Any] | None:
+    """The meta.json of a prepared folder, None where there is none. Raises DataError."""
+    path = folder / META
+    if not path.exists():
+        return None
+    try:
+        meta = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; `ratrain prepare --fresh` makes it anew") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
+        raise DataError(f"{path}: is not a {FORMAT} version {VERSION} description")
+    if not isinstance(meta.get("tokenizer"), str) or not _splits_are_sound(meta.get("splits")):
+        raise DataError(f"{path}: lacks its tokenizer or its shards; `ratrain prepare --fresh` makes it anew")
+    return meta
+
+
+def _splits_are_sound(splits: Any) -> bool:
+    """Claims that `splits` is {split: [{file, tokens, sha256}]} and names no file outside its folder."""
+    try:
+        entries = [entry for split in ("train", "val") for entry in splits[split]]
+        return all(
+            os.path.basename(entry["file"]) == entry["file"] != ""
+            and type(entry["tokens"]) is int
+            and isinstance(entry["sha256"], str)
+            for entry in entries
+        )
+    except (KeyError, TypeError):
+        return False

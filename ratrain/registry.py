@@ -1,0 +1,131 @@
+"""Kinds: what a manifest names and a file defines. A kind is the name of its module; the folder is the catalogue."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from ratrain.config.schema import ModelSpec, Section
+from ratrain.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_ROOT = Path(__file__).parent
+_C = TypeVar("_C", bound=type)
+
+
+class Patch(Section):
+    """Options of a mechanism, and how it replaces each module that `target` matches.
+
+    `target` is a pattern over site names (`blocks.*.attn.score`); a patch claims the smallest seam it needs.
+    """
+
+    kind: ClassVar[str]
+
+    target: str
+
+    @abstractmethod
+    def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
+        """The module that stands in for `old`. Raises ValueError when the options do not fit `spec`.
+
+        Called on the meta device. Keep the modules of `old` that stay in use, so that their weights, and the
+        random draws that fill them, are those of the base model.
+        """
+
+
+def register(kind: str) -> Callable[[_C], _C]:
+    """Mark a class as the one that its module defines; `kind` is the module's name."""
+
+    def mark(cls: _C) -> _C:
+        cls.kind = kind
+        return cls
+
+    return mark
+
+
+class Kinds(Mapping[str, type[Section]]):
+    """The kinds of one family, by file name; a file is imported when its kind is first asked for."""
+
+    def __init__(self, packages: Iterable[str], *, folders: Iterable[Path] = (), group: str | None = None):
+        self._sources: dict[str, str | Path | EntryPoint] = {}
+        self._classes: dict[str, type[Section]] = {}
+        for package in packages:
+            folder = _ROOT.joinpath(*package.split(".")[1:])
+            for file in sorted(folder.glob("*.py")):
+                self._add(file.stem, f"{package}.{file.stem}")
+        for entry in entry_points(group=group) if group else ():
+            self._add(entry.name, entry)
+        for folder in dict.fromkeys(Path(f).resolve() for f in folders):
+            for file in sorted(folder.glob("*.py")):
+                self._add(file.stem, file)
+
+    def _add(self, kind: str, source: str | Path | EntryPoint) -> None:
+        if kind.startswith("_"):
+            return
+        if kind in self._sources:
+            raise UsageError(f"{source}: the kind {kind!r} exists already ({self._sources[kind]}); rename the file")
+        self._sources[kind] = source
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._sources
+
+    def __getitem__(self, kind: str) -> type[Section]:
+        if kind not in self._classes:
+            self._classes[kind] = _load(kind, self._sources[kind])
+        return self._classes[kind]
+
+
+def _load(kind: str, source: str | Path | EntryPoint) -> type[Section]:
+    try:
+        if isinstance(source, EntryPoint):
+            return source.load()
+        module = _import_file(kind, source) if isinstance(source, Path) else importlib.import_module(source)
+    except Exception as error:
+        if isinstance(source, str):
+            raise  # a file of the package: a bug of ours
+        raise UsageError(f"{source}: cannot be imported: {type(error).__name__}: {error}") from error
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Section) and value.__dict__.get("kind") == kind:
+            return value
+    raise UsageError(f"{source}: defines no class marked @register({kind!r})")
+
+
+def _import_file(kind: str, file: Path) -> ModuleType:
+    name = f"ratrain_plugin_{kind}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pydantic look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def patch_kinds(folders: Iterable[Path] = ()) -> Kinds:
+    """Every patch: the package's, the legacy ones, installed plug-ins, and the files of `folders`.
+
+    Raises MissingError when a folder is not there.
+    """
+    folders = list(folders)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise MissingError(f"{folder}: no such folder of patches")
+    return Kinds(("ratrain.patches", "ratrain.legacy"), folders=folders, group="ratrain.patches")
+
+
+def optim_kinds() -> Kinds:
+    """Every optimizer: one file each in `recipe/optim`."""
+    return Kinds(("ratrain.recipe.optim",))

@@ -1,0 +1,79 @@
+"""events.jsonl: every event, one JSON object a line, the only source of reports."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from ratrain.errors import CannotCreateError, DiskError
+from ratrain.events import Event, Resumed
+from ratrain.atomic import write_file
+
+
+def encode(event: Event, *, seconds: float) -> str:
+    """One line of strict JSON; a number that is not finite becomes its name, as JSON has none."""
+    return json.dumps({"schema": 1, "seconds": round(seconds, 3), **_strict(event.record())}, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+class Jsonl:
+    """Appends to `path`. When a run resumes at a step, what an earlier process wrote about later steps is dropped, so
+    that each step stands there once; a last line torn by a crash goes too."""
+
+    def __init__(self, path: Path):
+        self.path, self._start = path, time.monotonic()
+        try:
+            self._file = path.open("a")
+        except OSError as error:
+            raise CannotCreateError(f"{path}: cannot be written: {error.strerror}") from error
+        self._rewind(None)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Resumed):
+            self._rewind(event.step)
+        try:
+            self._file.write(encode(event, seconds=time.monotonic() - self._start) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise DiskError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _rewind(self, step: int | None) -> None:
+        """Keeps whole lines only; of those about steps, the ones up to `step` (None: all)."""
+        lines = self.path.read_text(errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if _stands(line, step)]
+        if kept != lines:
+            self._file.close()
+            write_file(self.path, ["".join(kept).encode()])
+            self._file = self.path.open("a")
+
+
+def _stands(line: str, step: int | None) -> bool:
+    try:
+        at = json.loads(line).get("step") if line.endswith("\n") else 0
+    except (ValueError, AttributeError):
+        return False
+    return line.endswith("\n") and (step is None or at is None or at <= step)
+
+
+class JsonStream:
+    """The same lines on a stream, for `--json`."""
+
+    def __init__(self, stream: TextIO = sys.stdout):
+        self._stream, self._start = stream, time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        print(encode(event, seconds=time.monotonic() - self._start), file=self._stream, flush=True)

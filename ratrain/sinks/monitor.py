@@ -1,0 +1,50 @@
+"""Host and device load beside the run, read once in a while and stated as events."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import psutil
+
+from ratrain.events import Emit, Event, Machine, Window
+
+_EVERY = 5.0  # seconds
+
+
+class Monitor:
+    """States a Machine event with the next window once `_EVERY` seconds have gone; reads GPUs through NVML."""
+
+    def __init__(self, emit: Emit, *, gpu: int = 0):
+        self._emit, self._due, self._index = emit, 0.0, gpu
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the first call only starts the interval
+        self._nvml = _nvml()
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Window) or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + _EVERY
+        gpu = self._gpu() if self._nvml else None
+        self._emit(Machine(event.step, self._process.cpu_percent(), self._process.memory_info().rss, gpu))
+
+    def _gpu(self) -> dict[str, float]:
+        handle = self._nvml.nvmlDeviceGetHandleByIndex(self._index)
+        used = self._nvml.nvmlDeviceGetUtilizationRates(handle)
+        return {
+            "busy_percent": float(used.gpu),
+            "memory": float(self._nvml.nvmlDeviceGetMemoryInfo(handle).used),
+            "watts": self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+            "celsius": float(self._nvml.nvmlDeviceGetTemperature(handle, self._nvml.NVML_TEMPERATURE_GPU)),
+        }
+
+
+def _nvml() -> Any:
+    """The NVML module, started; None where it is not installed or finds no driver."""
+    try:
+        import pynvml  # pyright: ignore[reportMissingImports] - an extra
+
+        pynvml.nvmlInit()
+    except Exception:
+        return None
+    return pynvml

@@ -1,0 +1,171 @@
+"""What a person sees of a run: a live bar on a terminal, one line per window anywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
+
+from ratrain import events
+from ratrain.events import Event
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+
+def describe(event: Event) -> list[str]:
+    """The lines that tell an event; none for events that only feed the bar."""
+    teller = _TELLERS.get(type(event))
+    return teller(event) if teller else []
+
+
+def _started(e: events.RunStarted) -> list[str]:
+    budget = ", ".join(f"{_number(v)} {k}" for k, v in e.budget.items())
+    steps = "" if e.total_steps is None else f" = {e.total_steps:,} steps of {e.tokens_per_step:,} tokens"
+    base = ", ".join(f"{k} {v:.3f}" for k, v in e.baselines.items())
+    return [
+        f"{e.id}  {e.title}" if e.title else e.id,
+        f"{e.scale} scale, seed {e.seed_init}" + (f"-{e.seed_data}" if e.seed_data != e.seed_init else "")
+        + f", {e.precision} on {e.device}; recipe {e.recipe_hash[:8]}",
+        f"{_number(e.parameters)} parameters, {_number(e.flops_per_token)} FLOPs per trained token, "
+        f"{_number(e.kv_bytes_per_token)} bytes of KV cache per token",
+        f"budget {budget}{steps}; data {_number(e.train_tokens)} tokens, {_number(e.val_tokens)} for validation",
+        f"to beat, nats per token: {base}",
+        f"folder {e.folder}",
+    ]  # fmt: skip
+
+
+def _window(e: events.Window) -> list[str]:
+    line = (
+        f"step {e.step:6d}  {100 * e.spent:5.1f} %  loss {_mean(e.losses):.4f}  lr {e.lr:.2e}  "
+        f"norm {_mean(e.grad_norms):.2f}  {_number(e.tokens_per_second)} tok/s"
+    )
+    line += "" if e.mfu is None else f"  MFU {100 * e.mfu:.0f} %"
+    line += "" if e.eta is None else f"  ETA {_duration(e.eta)}"
+    warnings = [f"warning: {e.skipped} step(s) skipped: the gradient was not finite"] if e.skipped else []
+    warnings += [f"warning: {e.recompiles} recompile(s) so far"] if e.recompiles else []
+    return [line, *warnings]
+
+
+def _phase(e: events.PhaseStarted) -> list[str]:
+    if e.phase != "compile":
+        return []
+    return [f"compiling with {e.note} (up to a minute the first time; kept for the next run)"]
+
+
+def _compiled(e: events.Compiled) -> list[str]:
+    how = "from the cache" if e.cached else "and kept for the next run"
+    return [f"compiled {e.graphs} graphs in {e.seconds:.1f} s, {how}"]
+
+
+def _ended(e: events.RunEnded) -> list[str]:
+    seconds = ", ".join(f"{phase} {_duration(s)}" for phase, s in e.seconds.items())
+    loss = "" if e.loss is None else f", validation loss {e.loss:.4f}"
+    return [f"{e.status} at step {e.step}{loss} ({seconds})"]
+
+
+_TELLERS: dict[type, Callable[..., list[str]]] = {
+    events.RunStarted: _started,
+    events.Resumed: lambda e: [*(f"warning: {f}" for f in e.skipped), f"resumed at step {e.step} from {e.checkpoint}"],
+    events.PhaseStarted: _phase,
+    events.Compiled: _compiled,
+    events.Window: _window,
+    events.Evaluated: lambda e: [f"step {e.step:6d}  validation loss {e.loss:.4f}  ({e.seconds:.1f} s)"],
+    events.Saved: lambda e: [f"step {e.step:6d}  saved {e.path} ({_number(e.bytes)}B, {e.seconds:.2f} s)"],
+    events.Sampled: lambda e: ["sample:", *(f"  | {line}" for line in e.text.strip().splitlines())],
+    events.Notice: lambda e: [e.message if e.level == "info" else f"{e.level}: {e.message}"],
+    events.RunEnded: _ended,
+}
+
+
+class Lines:
+    """Every event as lines on a stream: for pipes, and for log.txt."""
+
+    def __init__(self, stream: TextIO, *, stamped: bool = False):
+        self._stream, self._stamped = stream, stamped
+
+    def __call__(self, event: Event) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()) if self._stamped else ""
+        for line in describe(event):
+            print(stamp + line, file=self._stream, flush=True)
+
+
+class Bar:
+    """A live line on a terminal: phase, bar, loss, tokens/s, ETA; evaluations and notices scroll above it."""
+
+    def __init__(self):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._console = Console(highlight=False)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, events.PhaseStarted):
+            self._update(description=event.phase)
+        elif isinstance(event, events.Window):
+            eta = "" if event.eta is None else f"  ETA {_duration(event.eta)}"
+            status = f"step {event.step}  loss {_mean(event.losses):.3f}  {_number(event.tokens_per_second)} tok/s{eta}"
+            self._update(description="train", completed=event.spent, status=status)
+        elif isinstance(event, events.RunEnded):
+            self.close()
+        lines = describe(event)[1:] if isinstance(event, events.Window) else describe(event)
+        for line in lines:
+            self._console.print(line, markup=False, style=self._style(event, line))
+        if isinstance(event, (events.Evaluated, events.Saved, events.Compiled)):
+            self._update(description="train")
+
+    @staticmethod
+    def _style(event: Event, line: str) -> str | None:
+        if line.startswith("warning"):
+            return "yellow"
+        if isinstance(event, events.Evaluated):
+            return "green"
+        return "dim" if isinstance(event, (events.Saved, events.Sampled)) else None
+
+    def _update(self, **fields) -> None:
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=1.0, status="")
+        self._bar.update(self._task, **fields)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def progress(stream: TextIO = sys.stdout) -> Bar | Lines:
+    """A bar where a person is looking at a terminal, lines where the output goes elsewhere."""
+    plain = os.environ.get("TERM") == "dumb" or os.environ.get("CI") == "true"
+    return Bar() if stream.isatty() and not plain else Lines(stream)
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    return sum(values) / len(values)
+
+
+def _number(value: float) -> str:
+    """1234567 -> 1.23M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,75 @@
+"""Hashes tell apart what is trained, and nothing else."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ratrain.config.identity import plain, recipe_hash, run_folder, run_hash
+
+SAME_RECIPE = [
+    "id=other", "title=x", "scale=other", "same_as=x", "origin.step=V1", "seed.init=7", "seed.data=7", "log.every=3",
+    "eval.every=3", "checkpoint.every=3", "checkpoint.keep=5",
+]  # fmt: skip
+OTHER_RECIPE = [
+    "model.n_layer=5", "model.dropout=0.1", "data.source=x", "optim.weight_decay=0", "optim.betas=[0.8, 0.95]",
+    "optim.kind=muon", "schedule.lr=1e-3", "schedule.warmup.steps=3", "train.batch=16", "train.budget.tokens=3000001",
+    "train.precision=bf16", "patch.unified_ra.rank=3", "patch.unified_ra.enabled=false", "patch.kv_prune.keep=1",
+    "patch.late.kind=unified_ra", "train.budget.steps=5000",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("override", SAME_RECIPE)
+def test_names_seeds_and_cadence_are_no_part_of_the_recipe(resolved, override):
+    assert recipe_hash(resolved("v9", override)) == recipe_hash(resolved("v9"))
+
+
+@pytest.mark.parametrize("override", OTHER_RECIPE)
+def test_whatever_is_trained_otherwise_has_another_recipe(resolved, override):
+    assert recipe_hash(resolved("v9", override)) != recipe_hash(resolved("v9"))
+
+
+def test_other_recipes_all_differ(resolved):
+    assert len({recipe_hash(resolved("v9", override)) for override in OTHER_RECIPE}) == len(OTHER_RECIPE)
+
+
+def test_the_recipe_is_a_sha256_and_v0_is_the_base(resolved):
+    assert re.fullmatch("[0-9a-f]{64}", recipe_hash(resolved("v0")))
+    assert recipe_hash(resolved("v0")) == recipe_hash(resolved("gpt2"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("model.mlp_ratio=3", "model.mlp_ratio=3.0"), ("optim.betas=[1, 1]", "optim.betas=[1.0, 1.0]"),
+        ("patch.kv_prune.keep=3", "patch.kv_prune.keep=3.0"), ("model.dropout=0", "model.dropout=-0.0"),
+    ],
+)  # fmt: skip
+def test_a_number_hashes_alike_however_it_is_spelt(resolved, one, other):
+    assert recipe_hash(resolved("v9", one)) == recipe_hash(resolved("v9", other))
+
+
+def test_an_explicit_default_hashes_as_the_default(resolved):
+    defaults = ["model.norm_eps=1e-5", "patch.unified_ra.gates=head", "patch.unified_ra.kind=unified_ra"]
+    assert recipe_hash(resolved("v9", *defaults)) == recipe_hash(resolved("v9"))
+
+
+def test_the_order_of_patches_does_not_matter(resolved):
+    one = resolved("v0", "patch.unified_ra.rank=1", "patch.kv_prune.keep=1")
+    other = resolved("v0", "patch.kv_prune.keep=1", "patch.unified_ra.rank=1")
+    assert recipe_hash(one) == recipe_hash(other)
+    assert plain(one) == plain(other)
+
+
+def test_runs_differ_by_seed(resolved):
+    seeds = ["seed.init=1", "seed.init=2", "seed.data=2"]
+    assert len({run_hash(resolved("v9", seed)) for seed in seeds}) == 3
+    assert run_hash(resolved("v9")) == run_hash(resolved("v9", "seed.init=1", "log.every=3"))
+
+
+def test_a_run_folder_is_named_by_id_scale_recipe_and_seeds(resolved):
+    recipe = recipe_hash(resolved("v9", scale="tiny"))[:8]
+    assert run_folder(resolved("v9", scale="tiny")) == f"v9-tiny-{recipe}/s1"
+    assert run_folder(resolved("v9", "seed.init=3", "seed.data=3", scale="tiny")) == f"v9-tiny-{recipe}/s3"
+    assert run_folder(resolved("v9", "seed.data=3", scale="tiny")) == f"v9-tiny-{recipe}/s1-3"

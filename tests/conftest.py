@@ -1,0 +1,38 @@
+"""What every test shares: a cache apart from the user's, and shipped manifests at the tiny scale."""
+
+from __future__ import annotations
+
+import pytest
+
+from ratrain.config.read import find_manifest, read_source
+from ratrain.config.resolve import resolve
+from ratrain.registry import optim_kinds, patch_kinds
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or fills the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_source():
+    """The merged file of a shipped variant at the tiny scale, uncompiled unless the overrides say otherwise."""
+
+    def tiny_source(name: str = "gpt2", *overrides: str, scale: str = "tiny"):
+        return read_source(find_manifest(name), scale=scale, overrides=["compile.scope=off", *overrides])
+
+    return tiny_source
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_source):
+    """The manifest of `tiny_source`."""
+
+    def tiny(name: str = "gpt2", *overrides: str, scale: str = "tiny"):
+        source = tiny_source(name, *overrides, scale=scale)
+        return resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
+
+    return tiny
