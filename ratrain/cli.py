@@ -26,8 +26,8 @@ examples:
   ratrain list                                      every variant
   ratrain sample @last --prompt 'Enter HAMLET'      text from the newest run
 
-commands: list show diff check verify schema prepare sample (each has --help); the first word is a command if it is one of
-these, else a manifest. The same command again resumes its run.
+commands: list show diff check verify schema prepare sample (each has --help); the first word is a command if it is one
+of these, else a manifest. The same command again resumes its run.
 
 exit codes: 0 done, 1 bug, 2 usage, 65 bad data or checkpoint, 66 input missing, 69 device or compiler unavailable,
 70 gave up after crashes, 71 out of memory, 73 cannot create or locked, 74 I/O or disk full, 75 preempted (resumable),

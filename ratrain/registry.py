@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _ROOT = Path(__file__).parent
+_PLUGIN = "ratrain_plugin_"  # begins the module name of a file outside the package
 _C = TypeVar("_C", bound=type)
 
 
@@ -105,13 +106,20 @@ def _load(kind: str, source: str | Path | EntryPoint) -> type[Section]:
 
 
 def _import_file(kind: str, file: Path) -> ModuleType:
-    name = f"ratrain_plugin_{kind}"
+    name = f"{_PLUGIN}{kind}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pydantic look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def plugin_files(options: Iterable[Section]) -> list[Path]:
+    """The files outside the package that define the kinds of `options`, each once."""
+    modules = [sys.modules[type(option).__module__] for option in options]
+    files = [str(module.__file__) for module in modules if module.__name__.startswith(_PLUGIN)]
+    return [Path(file) for file in dict.fromkeys(files)]
 
 
 def patch_kinds(folders: Iterable[Path] = ()) -> Kinds:

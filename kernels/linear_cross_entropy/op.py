@@ -56,8 +56,9 @@ def _forward(
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
     d_weight = torch.zeros_like(weight, dtype=wide) if wants_grad else weight.new_empty(0)
     with torch.autocast(x.device.type, enabled=False):
-        for rows in torch.arange(len(x)).split(_rows(x, weight)):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        step = _rows(x, weight)
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
             total += _chunk(x, w, targets, part, n_class, ignore, d_x, d_weight, wide)
     count = (targets != ignore).sum()
     return total, count, d_x, d_weight.to(weight.dtype)

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ratrain.errors import CannotCreateError, DataError, DiskError
 from ratrain.atomic import ASIDE, sync_folder
+from ratrain.errors import CannotCreateError, DataError, DiskError
 
 _SUMS = "SHA256SUMS"
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -62,7 +63,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int]
         shutil.rmtree(aside, ignore_errors=True)
         what = f"{final}: the checkpoint of {sum(map(len, parts.values()))} bytes cannot be written: {error.strerror}"
         raise (CannotCreateError if isinstance(error, PermissionError) else DiskError)(what) from error
-    _prune(folder, keep)
+    _prune(folder, keep, newest=checkpoint.step)
     return final, sum(map(len, parts.values()))
 
 
@@ -85,8 +86,11 @@ def _write_folder(folder: Path, parts: Mapping[str, bytes]) -> None:
     sync_folder(folder)
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for old in listed(folder)[keep:]:
+def _prune(folder: Path, keep: int, *, newest: int) -> None:
+    """Leaves `keep` checkpoints up to step `newest`: later ones did not verify, or the run would go on from them."""
+    for left in folder.glob(f".step-*{ASIDE}"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    for old in [path for path in listed(folder) if _step(path) <= newest][keep:]:
         aside = folder / f".{old.name}{ASIDE}"
         with contextlib.suppress(OSError):  # an old checkpoint that stays does no harm
             old.rename(aside)  # half a checkpoint must not be found
@@ -96,7 +100,11 @@ def _prune(folder: Path, keep: int) -> None:
 def listed(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, newest first, not verified."""
     found = [p for p in folder.glob("step-*") if p.name[5:].isdecimal() and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name[5:])
 
 
 def load(path: Path) -> Checkpoint:
@@ -107,6 +115,13 @@ def load(path: Path) -> Checkpoint:
         stated = data[_SUMS].decode(errors="replace")
         bad = [name for name, digest in digests.items() if f"{digest}  {name}\n" not in stated] or [_SUMS]
         raise DataError(f"{path / bad[0]}: the bytes are not those that were written (SHA-256 differs)")
+    try:
+        return _decode(data, path)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is not a checkpoint of ratrain: {error}") from error
+
+
+def _decode(data: Mapping[str, bytes], path: Path) -> Checkpoint:
     state = json.loads(data["state.json"])
     if state["format"] != FORMAT:
         raise DataError(f"{path}: checkpoint format {state['format']}; this ratrain reads format {FORMAT}")

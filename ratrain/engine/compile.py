@@ -58,7 +58,7 @@ class GraphCounter:
     def __init__(self):
         self._start = counters["stats"]["unique_graphs"]
         self._expected: int | None = None
-        self._misses = counters["inductor"]["fxgraph_cache_miss"]
+        self._hits, self._misses = _cache_counts()
 
     @property
     def graphs(self) -> int:
@@ -72,7 +72,13 @@ class GraphCounter:
     @property
     def cached(self) -> bool:
         """Whether every graph was found in the cache on disk."""
-        return self.graphs > 0 and counters["inductor"]["fxgraph_cache_miss"] == self._misses
+        hits, misses = _cache_counts()
+        return hits > self._hits and misses == self._misses  # backends other than inductor keep nothing
 
     def settle(self, expected: int) -> None:
         self._expected = expected
+
+
+def _cache_counts() -> tuple[int, int]:
+    """Graphs found in inductor's cache on disk, and graphs not found there, since the process began."""
+    return counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]

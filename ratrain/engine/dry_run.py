@@ -83,14 +83,15 @@ def dry_run(manifest: Manifest, *, device: str, as_json: bool) -> str:
     seen = rehearse(manifest, device=device)
     if as_json:
         return json.dumps(seen, indent=1)
+    peak = _size(seen["peak_memory"])
     losses = ", ".join(f"{loss:.4f}" for loss in seen["losses"])
     lines = [
         f"{manifest.id}: built, compiled {seen['graphs']} graphs in {seen['compile_seconds']:.1f} s "
         f"({seen['recompiles']} recompiles), trained {_STEPS} steps (loss {losses}), evaluated "
         f"({seen['validation_loss']:.4f}), saved and restored",
         f"parameters     {seen['parameters']:,}",
-        f"memory         {_size(seen['state_bytes'])} of weights, gradients and moments; this rehearsal of one "
-        f"sequence a pass peaked at {_size(seen['peak_memory'])}, and train.micro_batch is {manifest.train.micro_batch}",
+        f"memory         {_size(seen['state_bytes'])} of weights, gradients and moments; peak {peak} here, with",
+        f"               one sequence a pass where train.micro_batch is {manifest.train.micro_batch}",
         f"disk           {_size(seen['disk_bytes'])} of checkpoints",
     ]
     if seen["tokens"] is None:

@@ -280,7 +280,8 @@ class Engine:
         """A stretch of text from the trained model: the check that a person makes first."""
         self.model.eval()
         prompt = torch.tensor([self.corpus.tokenizer.eot_token], device=self.device)
-        with self.precision.forward():
+        # each length of the cache is another shape: a graph for each would take longer than the run
+        with self.precision.forward(), torch.compiler.set_stance("force_eager"):
             tokens = list(generate(self.model, prompt, count=_SAMPLE_TOKENS))
         self.model.train()
         self.emit(events.Sampled(self.position, self.corpus.tokenizer.decode(tokens)))

@@ -9,8 +9,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from ratrain.errors import CannotCreateError, MissingError, UsageError
 from ratrain.atomic import write_file
+from ratrain.errors import CannotCreateError, MissingError, UsageError
 
 
 class RunFolder:
@@ -95,10 +95,12 @@ def find_run(name: str, root: Path) -> Path:
     """
     if (Path(name) / "resolved.toml").is_file():
         return Path(name)
-    runs = [file.parent for file in root.glob("*/s*/resolved.toml") if ".old-" not in file.parent.name]
+    runs = sorted(file.parent for file in root.glob("*/s*/resolved.toml") if ".old-" not in file.parent.name)
     if name == "@last" and runs:
         return max(runs, key=lambda run: (run / "state.json").stat().st_mtime if (run / "state.json").exists() else 0)
     fitting = [run for run in runs if str(run.relative_to(root)).startswith(name)]
+    whole = [run for run in fitting if name in (str(run.relative_to(root)), run.parent.name)]
+    fitting = whole or [run for run in fitting if run.parent.name.startswith(f"{name}-")] or fitting
     if not fitting:
         known = ", ".join(sorted({str(run.relative_to(root)) for run in runs})) or "none"
         raise MissingError(f"{name}: no such run; runs in {root}: {known}")

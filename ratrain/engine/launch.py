@@ -21,6 +21,7 @@ from ratrain.engine.engine import Engine
 from ratrain.engine.folder import RunFolder
 from ratrain.errors import MemoryShortError, MissingError, RatrainError, UnavailableError, UsageError
 from ratrain.events import Emit, Event, RunEnded, Sampled, Window
+from ratrain.registry import plugin_files
 from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.jsonl import Jsonl
 from ratrain.sinks.monitor import Monitor
@@ -45,7 +46,7 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
     device = pick_device(launch.device)
     folder = RunFolder(launch.out / run_folder(manifest))
     with folder.open():
-        if launch.fresh:
+        if launch.fresh and (folder.path / "resolved.toml").exists():
             folder.move_aside()
     with folder.open():
         _check_resume(folder, launch.resume)
@@ -53,6 +54,8 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
             raise AlreadyDone(folder.path, folder.read_state().get("loss"))
         folder.write("manifest.toml", source.files[-1].read_text())
         folder.write("resolved.toml", render(manifest, source))
+        for file in plugin_files(manifest.patch.values()):
+            folder.write(f"patches/{file.name}", file.read_text())  # so that the folder is runnable by itself
         folder.write("env.json", json.dumps(environment(device), indent=1) + "\n")
         folder.write_state(status="running")
         with _sinks(folder, device, sink) as emit, _failures_told(folder, manifest):

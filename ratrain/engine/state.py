@@ -69,8 +69,7 @@ def check_origin(engine: Engine, checkpoint: Checkpoint, path: Path) -> list[str
 
 def _model_tensors(engine: Engine) -> dict[str, Tensor]:
     """What is kept of the model, by name: fp32 masters where there are any, and buffers."""
-    masters = engine.precision.masters
-    return {n: masters[n] if n in masters else tensor for n, tensor in engine.model.state_dict().items()}
+    return {**engine.model.state_dict(), **engine.precision.masters}
 
 
 def _optimized_names(engine: Engine) -> list[str]:

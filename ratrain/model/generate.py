@@ -51,7 +51,7 @@ def generate(
     context, caches, start = prompt.tolist(), [], 0
     for _ in range(count):
         if not caches or start == model.spec.block_size:
-            keep = model.spec.block_size // 2 if caches else model.spec.block_size
+            keep = max(1, model.spec.block_size // 2) if caches else model.spec.block_size
             caches = [KVCache(model.spec.block_size) for _ in model.blocks]
             start, fresh = 0, context[-keep:]
         else:

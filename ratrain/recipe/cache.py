@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ratrain.errors import CannotCreateError, DiskError
 from ratrain.atomic import write_file
+from ratrain.errors import CannotCreateError, DiskError
 
 
 def cache_folder() -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ratrain.errors import CannotCreateError, DataError
 from ratrain.atomic import ASIDE, write_file
+from ratrain.errors import CannotCreateError, DataError
 from ratrain.recipe.shards import HEADER_BYTES, read_meta, write_meta, write_shard
 
 STATE = "state.json"

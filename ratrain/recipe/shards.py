@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ratrain.errors import DataError, MissingError
 from ratrain.atomic import write_file
+from ratrain.errors import DataError, MissingError
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 1024  # 256 x int32

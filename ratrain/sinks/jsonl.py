@@ -9,14 +9,17 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from ratrain.errors import CannotCreateError, DiskError
-from ratrain.events import Event, Resumed
 from ratrain.atomic import write_file
+from ratrain.errors import CannotCreateError, DiskError
+from ratrain.events import Event, Resumed, RunStarted
 
 
 def encode(event: Event, *, seconds: float) -> str:
-    """One line of strict JSON; a number that is not finite becomes its name, as JSON has none."""
-    return json.dumps({"schema": 1, "seconds": round(seconds, 3), **_strict(event.record())}, allow_nan=False)
+    """One line of strict JSON; a number that is not finite becomes its name, as JSON has none.
+
+    `at` is when it was stated, in seconds since the process began to; an event's own `seconds` is how long it took.
+    """
+    return json.dumps({"schema": 1, "at": round(seconds, 3), **_strict(event.record())}, allow_nan=False)
 
 
 def _strict(value: Any) -> Any:
@@ -28,11 +31,12 @@ def _strict(value: Any) -> Any:
 
 
 class Jsonl:
-    """Appends to `path`. When a run resumes at a step, what an earlier process wrote about later steps is dropped, so
-    that each step stands there once; a last line torn by a crash goes too."""
+    """Appends to `path`. What an earlier process wrote about steps after the one that a run resumes at, or about any
+    where it starts over, is dropped, so that each step stands there once; a last line torn by a crash goes too."""
 
     def __init__(self, path: Path):
         self.path, self._start = path, time.monotonic()
+        self._resumed = False
         try:
             self._file = path.open("a")
         except OSError as error:
@@ -42,6 +46,9 @@ class Jsonl:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Resumed):
             self._rewind(event.step)
+            self._resumed = True
+        elif isinstance(event, RunStarted) and not self._resumed:
+            self._rewind(0)
         try:
             self._file.write(encode(event, seconds=time.monotonic() - self._start) + "\n")
             self._file.flush()

@@ -1,0 +1,109 @@
+"""What a step of each variant costs against V0, in rounds so that drift hits all of them alike.
+
+Per round every variant takes one step, in one order and then in the other; CPU time of this process, one thread.
+A second V0 runs along: its spread around 1 is what the machine cannot resolve.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from ratrain.config.find import shipped
+from ratrain.config.read import find_manifest, read_source
+from ratrain.config.resolve import resolve
+from ratrain.engine.compile import compile_model, keep_compiled_code
+from ratrain.engine.device import set_determinism
+from ratrain.engine.step import Precision, TrainStep
+from ratrain.model.build import build
+from ratrain.recipe.data import open_corpus
+from ratrain.recipe.groups import group_parameters
+from ratrain.recipe.sampling import Sampler
+from ratrain.registry import optim_kinds, patch_kinds
+
+ROUNDS = int(os.environ.get("ROUNDS", "60"))
+BASE, TWIN = "unified_ra_v0", "unified_ra_v0 again"
+NAMES = [file.stem for file in shipped() if file.stem not in ("gpt2", BASE)]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of paired ratios, with the interval that holds it with 95 % probability (binomial order statistics)."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, pairs: list[tuple[float, float]]) -> Ratio:
+        ratios = sorted(a / b for a, b in pairs)
+        reach = round(0.98 * math.sqrt(len(ratios)))  # 1.96 standard deviations of a binomial with p = 1/2
+        middle = len(ratios) / 2
+        low, high = ratios[max(0, int(middle - reach))], ratios[min(len(ratios) - 1, int(middle + reach))]
+        return cls(statistics.median(ratios), low, high)
+
+
+def step_of(name: str) -> Callable[[], object]:
+    """A warmed-up train step of the manifest at its default scale; each call takes the next batch."""
+    source = read_source(find_manifest(name))
+    manifest = resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
+    corpus = open_corpus(manifest.data, vocab_size=manifest.model.vocab_size)
+    sampler = Sampler(corpus.train, seed=1, batch=manifest.train.batch, block_size=manifest.model.block_size)
+    model = build(manifest)
+    compile_model(model, manifest.compile)
+    step = TrainStep(
+        model,
+        manifest.optim,
+        groups=group_parameters(model, manifest.optim.weight_decay),
+        precision=Precision(manifest.train.precision, model),
+        micro_batch=manifest.train.micro_batch,
+    )
+    step.set_lr(1e-3)
+    batches = iter(range(1 << 60))
+    for _ in range(3):
+        step(*sampler.batch(next(batches)))
+    return lambda: step(*sampler.batch(next(batches)))
+
+
+def measure(steps: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of each step, by name and round: the mean of the two times it is taken per round."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        once: dict[str, float] = dict.fromkeys(steps, 0.0)
+        for name in (*steps, *reversed(steps)):
+            start = time.process_time()
+            steps[name]()
+            once[name] += (time.process_time() - start) / 2
+        for name, cost in once.items():
+            seconds[name].append(cost)
+    return seconds
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict[str, Callable[[], object]]:
+    torch.set_num_threads(1)
+    set_determinism("auto", torch.device("cpu"))
+    keep_compiled_code()
+    names = {BASE: BASE, TWIN: BASE} | {name: name for name in NAMES}
+    return {label: step_of(name) for label, name in names.items()}
+
+
+@pytest.fixture(scope="module")
+def seconds(steps) -> dict[str, list[float]]:
+    return measure(steps, rounds=ROUNDS)
+
+
+@pytest.mark.parametrize("name", [TWIN, *NAMES])
+def bench_step_against_v0(benchmark, steps, seconds, name):
+    ratio = Ratio.of(list(zip(seconds[name], seconds[BASE], strict=True)))
+    benchmark.extra_info.update(ratio_to_v0=ratio.median, low=ratio.low, high=ratio.high, rounds=ROUNDS)
+    benchmark.pedantic(steps[name], rounds=5)  # for pytest-benchmark's own table: wall time, not paired
+    print(json.dumps({"step": name, "cpu_ms": round(1e3 * statistics.median(seconds[name]), 2), **vars(ratio)}))
