@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
@@ -15,6 +16,12 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The shapes here are too small to share, and test processes side by side would fight for the cores."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

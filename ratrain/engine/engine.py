@@ -48,6 +48,7 @@ class Engine:
         self.spent_seconds = 0.0  # of training alone, over all sessions of the run
         self.last_loss: float | None = None  # of the last evaluation, and the step it was made at
         self.evaluated_at = -1
+        self.saved_at = -1
         self.skips_in_a_row = 0
 
         self.corpus = open_corpus(
@@ -111,6 +112,7 @@ class Engine:
         for warning in check_origin(self, checkpoint, path):
             self.emit(events.Notice(warning, "warning"))
         restore(self, checkpoint)
+        self.saved_at = self.position
         self.emit(events.Resumed(self.position, str(path), failures))
 
     def _announce(self) -> None:
@@ -270,10 +272,13 @@ class Engine:
             self._save()
 
     def _save(self) -> None:
+        if self.saved_at == self.position:
+            return
         self.emit(events.PhaseStarted("save"))
         before = self.seconds["save"]
         with self._phase("save"):
             path, size = save(self.checkpoints, snapshot(self), keep=self.manifest.checkpoint.keep)
+        self.saved_at = self.position
         self.emit(events.Saved(self.position, str(path), size, self.seconds["save"] - before))
 
     def _sample(self) -> None:

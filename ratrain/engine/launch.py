@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.jsonl import Jsonl
 from ratrain.sinks.monitor import Monitor
 from ratrain.sinks.progress import Lines
+
+_HEARTBEAT = 5.0  # seconds between notes of the position in state.json
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,13 @@ class _State:
     """Keeps state.json and the samples folder up to date."""
 
     def __init__(self, folder: RunFolder):
-        self._folder = folder
+        self._folder, self._due = folder, 0.0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Window):
+            if time.monotonic() < self._due:  # each write waits for the disk: not for every window
+                return
+            self._due = time.monotonic() + _HEARTBEAT
             self._folder.write_state(status="running", step=event.step, spent=event.spent)
         elif isinstance(event, RunEnded):
             self._folder.write_state(status=event.status, step=event.step, loss=event.loss)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from ratrain.events import Emit, Event, Notice
 
 
@@ -19,6 +21,8 @@ class Fanout:
         for sink in self._essential:
             sink(event)
         for sink in list(self._optional):
+            if sink not in self._optional:
+                continue  # dropped meanwhile: it failed when it heard of another's failure
             try:
                 sink(event)
             except Exception as error:
@@ -27,7 +31,14 @@ class Fanout:
                 self(Notice(f"{name} failed and is dropped: {type(error).__name__}: {error}", "warning"))
 
     def close(self) -> None:
-        for sink in (*self._optional, *self._essential):
-            close = getattr(sink, "close", None)
-            if close:
-                close()
+        for sink in self._optional:
+            with contextlib.suppress(Exception):  # the others must still be closed
+                _close(sink)
+        for sink in self._essential:
+            _close(sink)
+
+
+def _close(sink: Emit) -> None:
+    close = getattr(sink, "close", None)
+    if close:
+        close()

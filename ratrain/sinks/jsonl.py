@@ -79,8 +79,8 @@ def _stands(line: str, step: int | None) -> bool:
 class JsonStream:
     """The same lines on a stream, for `--json`."""
 
-    def __init__(self, stream: TextIO = sys.stdout):
-        self._stream, self._start = stream, time.monotonic()
+    def __init__(self, stream: TextIO | None = None):  # stdout by default
+        self._stream, self._start = sys.stdout if stream is None else stream, time.monotonic()
 
     def __call__(self, event: Event) -> None:
         print(encode(event, seconds=time.monotonic() - self._start), file=self._stream, flush=True)

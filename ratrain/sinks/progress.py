@@ -52,12 +52,12 @@ def _window(e: events.Window) -> list[str]:
 def _phase(e: events.PhaseStarted) -> list[str]:
     if e.phase != "compile":
         return []
-    return [f"compiling with {e.note} (up to a minute the first time; kept for the next run)"]
+    wait = " (up to a minute the first time, then kept)" if e.note == "inductor" else ""
+    return [f"compiling with {e.note}{wait}"]
 
 
 def _compiled(e: events.Compiled) -> list[str]:
-    how = "from the cache" if e.cached else "and kept for the next run"
-    return [f"compiled {e.graphs} graphs in {e.seconds:.1f} s, {how}"]
+    return [f"compiled {e.graphs} graphs in {e.seconds:.1f} s" + (", from the cache" if e.cached else "")]
 
 
 def _ended(e: events.RunEnded) -> list[str]:
@@ -145,8 +145,9 @@ class Bar:
         self._bar.stop()
 
 
-def progress(stream: TextIO = sys.stdout) -> Bar | Lines:
-    """A bar where a person is looking at a terminal, lines where the output goes elsewhere."""
+def progress(stream: TextIO | None = None) -> Bar | Lines:
+    """A bar where a person is looking at a terminal, lines where the output (stdout by default) goes elsewhere."""
+    stream = sys.stdout if stream is None else stream
     plain = os.environ.get("TERM") == "dumb" or os.environ.get("CI") == "true"
     return Bar() if stream.isatty() and not plain else Lines(stream)
 

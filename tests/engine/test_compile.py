@@ -1,0 +1,87 @@
+"""Graphs are counted, and a run needs no more of them than it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ratrain.engine.compile import GraphCounter, compile_model
+from ratrain.engine.engine import Engine
+from ratrain.events import Compiled, Window
+from ratrain.model.build import build
+
+
+def events_of(manifest, folder):
+    seen = []
+    Engine(manifest, checkpoints=folder / "checkpoints", device=torch.device("cpu"), emit=seen.append).run()
+    return seen
+
+
+@pytest.mark.parametrize("variant", ["v0", "v1"])
+@pytest.mark.parametrize(("scope", "regions"), [("block", 2), ("model", 1)])
+def test_a_run_needs_one_graph_to_train_and_one_to_evaluate_each_region(tiny, tmp_path, variant, scope, regions):
+    # warm-up, decay, evaluations, checkpoints and micro-steps all happen within these 20 steps
+    manifest = tiny(variant, f"compile.scope={scope}", "train.micro_batch=2", "eval.windows=7", "schedule.kind=wsd")
+    seen = events_of(manifest, tmp_path)
+    (compiled,) = (event for event in seen if isinstance(event, Compiled))
+    assert compiled.graphs == compiled.expected == 2 * regions
+    last = [event for event in seen if isinstance(event, Window)][-1]
+    assert (last.step, last.graphs, last.recompiles) == (20, 2 * regions, 0)
+
+
+def test_blocks_of_one_structure_share_a_graph(tiny):
+    counter, model = GraphCounter(), build(tiny("v1", "model.n_layer=5"))
+    assert compile_model(model, tiny("v1", "compile.scope=block").compile) == 2
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    model(tokens, tokens).backward()
+    assert counter.graphs == 2
+
+
+def test_a_graph_beyond_the_expected_ones_counts_as_a_recompile(tiny):
+    counter, model = GraphCounter(), build(tiny())
+    regions = compile_model(model, tiny("gpt2", "compile.scope=model").compile)
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    model(tokens, tokens)
+    counter.settle(regions)
+    assert (counter.graphs, counter.recompiles) == (1, 0)
+    model(tokens[:, :4], tokens[:, :4])  # another shape
+    assert (counter.graphs, counter.recompiles) == (2, 1)
+
+
+def test_compiling_changes_no_name_and_no_loss(tiny):
+    plain, compiled = build(tiny("v1")), build(tiny("v1"))
+    compile_model(compiled, tiny("v1", "compile.scope=block").compile)
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    tokens = torch.arange(16).view(2, 8)
+    assert torch.equal(plain(tokens, tokens), compiled(tokens, tokens))
+
+
+def test_off_compiles_nothing(tiny):
+    counter, model = GraphCounter(), build(tiny())
+    assert compile_model(model, tiny("gpt2", "compile.scope=off").compile) == 0
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    model(tokens, tokens)
+    assert (counter.graphs, counter.recompiles, counter.cached) == (0, 0, False)
+
+
+def test_what_no_cache_served_is_not_called_cached(tiny):
+    counter, model = GraphCounter(), build(tiny())
+    compile_model(model, tiny("gpt2", "compile.scope=model").compile)
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    model(tokens, tokens)
+    assert counter.graphs == 1
+    assert not counter.cached  # the eager backend keeps nothing
+
+
+def test_a_patch_that_breaks_the_graph_fails_at_its_first_step(tiny):
+    class Breaks(torch.nn.Module):
+        def forward(self, x, *context):
+            torch._dynamo.graph_break()
+            return x
+
+    model = build(tiny())
+    model.blocks[1].attn.blend = Breaks()
+    compile_model(model, tiny("gpt2", "compile.scope=model").compile)
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        model(tokens, tokens)

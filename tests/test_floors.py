@@ -1,0 +1,91 @@
+"""The picture of design section 3: an import points down or sideways, never up."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = (
+    ("bench",),
+    ("cli", "__main__"),
+    ("ablation", "report"),
+    ("engine",),
+    ("legacy",),
+    ("recipe",),
+    ("patches",),
+    ("model",),
+    ("sinks",),
+    ("registry",),
+    ("config",),
+    ("atomic",),
+    ("events", "errors"),
+    ("kernels",),
+    ("__init__",),
+)
+HEIGHT = {part: -depth for depth, parts in enumerate(FLOORS) for part in parts}
+FILES = [
+    *(file for file in sorted((ROOT / "ratrain").rglob("*.py")) if not any(p.is_symlink() for p in file.parents)),
+    *(file for folder in ("kernels", "legacy", "bench") for file in sorted((ROOT / folder).rglob("*.py"))),
+]
+
+
+def part_of(file: Path) -> str:
+    """The folder or module of the package that `file` belongs to."""
+    inside = file.relative_to(ROOT)
+    top = inside.parts[1] if inside.parts[0] == "ratrain" else inside.parts[0]
+    return top.removesuffix(".py")
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The parts of ratrain that a file names in imports, those inside functions included; its own are left out."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            module = node.module or ""
+            names = [f"ratrain.{a.name}" for a in node.names] if module == "ratrain" else [module]
+        else:
+            continue
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first == "ratrain":
+                part = rest.partition(".")[0]
+                yield part if part in HEIGHT else "__init__"
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_an_import_never_points_up(file):
+    above = [part for part in imported(file) if HEIGHT[part] > HEIGHT[part_of(file)]]
+    assert not above, f"{name_of(file)} imports {', '.join(above)} from a floor above it"
+
+
+def test_every_part_of_the_package_has_a_floor():
+    assert {part_of(file) for file in FILES} <= set(HEIGHT)
+
+
+def test_the_kernels_need_nothing_of_ratrain():
+    users = [name_of(file) for file in FILES if part_of(file) == "kernels" and list(imported(file))]
+    assert not users
+
+
+def test_legacy_is_found_through_the_registry_and_never_imported_by_name():
+    users = [name_of(file) for file in FILES if part_of(file) != "legacy" and "legacy" in imported(file)]
+    assert not users
+
+
+def test_relative_imports_stay_inside_their_folder():
+    climbing = [
+        name_of(file)
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level > 1
+    ]
+    assert not climbing
