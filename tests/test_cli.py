@@ -286,6 +286,7 @@ def test_a_run_interrupted_from_the_keyboard_goes_on_where_it_stopped(tmp_path):
     sizes = ["--set", "train.budget={steps=40}", "--set", "log.every=2", "--set", "eval.windows=2"]
     command = [*COMMAND, "v9", *QUICK, *sizes]
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout
         for line in child.stdout:
             if json.loads(line).get("step", 0) >= 4:
                 child.send_signal(signal.SIGINT)
@@ -312,6 +313,8 @@ def test_a_run_interrupted_from_the_keyboard_goes_on_where_it_stopped(tmp_path):
 
 def test_a_reader_that_leaves_early_is_no_fault():
     with subprocess.Popen([*COMMAND, "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stderr
         child.stdout.close()
         err = child.stderr.read()
     assert "Traceback" not in err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -108,24 +108,30 @@ def _homes() -> dict[str, list[str]]:
 
 def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
     """Faults of keys that are each fine but do not go together."""
-    budget, warmup, per_step = manifest.train.budget, manifest.schedule.warmup, tokens_per_step(manifest)
-    found: list[tuple[Key, str]] = []
-    total = steps_total(manifest)
+    found = [*_schedule_faults(manifest)]
+    budget, per_step = manifest.train.budget, tokens_per_step(manifest)
     if budget.tokens is not None and budget.tokens < per_step:
         sizes = f"{manifest.train.batch} x {manifest.model.block_size} = {per_step}"
         found.append((("train", "budget", "tokens"), f"must be at least one step of {sizes}, got {budget.tokens}"))
-    if warmup.steps is not None and total is None:
-        message = "the budget is in seconds, so nobody knows how many steps it has; expected { fraction = ... }"
-        found.append((("schedule", "warmup", "steps"), message))
-    elif warmup.steps is not None and total is not None and warmup.steps >= total:
-        found.append(
-            (("schedule", "warmup", "steps"), f"must be below the budget of {total} steps, got {warmup.steps}")
-        )
     size = VOCAB_SIZES.get(manifest.data.tokenizer, manifest.model.vocab_size)
     if manifest.model.vocab_size != size:
         message = f"must be {size}, the size of tokenizer {manifest.data.tokenizer!r}, got {manifest.model.vocab_size}"
         found.append((("model", "vocab_size"), message))
     return [fault_at(source, key, message) for key, message in found]
+
+
+def _schedule_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
+    """What of the schedule does not fit into the budget."""
+    warmup, total, decay = manifest.schedule.warmup, steps_total(manifest), manifest.schedule.decay
+    if warmup.steps is not None and total is None:
+        message = "the budget is in seconds, so nobody knows how many steps it has; expected { fraction = ... }"
+        yield ("schedule", "warmup", "steps"), message
+    elif warmup.steps is not None and total is not None and warmup.steps >= total:
+        yield ("schedule", "warmup", "steps"), f"must be below the budget of {total} steps, got {warmup.steps}"
+    elif manifest.schedule.kind == "wsd":
+        room = 1 - (warmup.fraction or (warmup.steps or 0) / (total or 1))
+        if decay > room:
+            yield ("schedule", "decay"), f"must leave room for the warm-up: at most {room:.3g}, got {decay}"
 
 
 def _in_file_order(faults: Sequence[Fault], source: Source) -> list[Fault]:

@@ -81,8 +81,10 @@ class Engine:
     # -- the run ------------------------------------------------------------------------------------------------
 
     def run(self) -> events.RunEnded:
-        """Trains to the end of the budget. Raises PreemptedError when asked to stop, DivergedError; both after saving
-        what there is to save."""
+        """Trains to the end of the budget.
+
+        Raises PreemptedError when asked to stop, after saving; DivergedError, with the last checkpoint as it was.
+        """
         self._restore()
         self._announce()
         with StopRequest() as stop:

@@ -191,3 +191,12 @@ def test_every_foreign_name_leads_to_a_key_that_exists(kinds):
     known |= {f"optim.{name}" for name in (*kinds["optimizers"]["adamw"].model_fields, "kind")}
     lost = {name: here for name, here in FOREIGN.items() if here not in {*known, "extends"} and here[:2] != "--"}
     assert lost == {}
+
+
+@pytest.mark.parametrize("warmup", ["schedule.warmup={ fraction = 0.3 }", "schedule.warmup={ steps = 6 }"])
+def test_a_decay_that_begins_within_the_warm_up_is_a_fault(faults, resolved, warmup):
+    wsd = ("schedule.kind=wsd", "train.budget={ steps = 20 }", warmup)
+    assert faults(*wsd, "schedule.decay=0.8") == {
+        "schedule.decay": "must leave room for the warm-up: at most 0.7, got 0.8"
+    }
+    assert resolved("v9", *wsd, "schedule.decay=0.7").schedule.decay == 0.7

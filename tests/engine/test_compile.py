@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.exc import Unsupported
 
 from ratrain.engine.compile import GraphCounter, compile_model
 from ratrain.engine.engine import Engine
@@ -46,6 +47,8 @@ def test_a_graph_beyond_the_expected_ones_counts_as_a_recompile(tiny):
     assert (counter.graphs, counter.recompiles) == (1, 0)
     model(tokens[:, :4], tokens[:, :4])  # another shape
     assert (counter.graphs, counter.recompiles) == (2, 1)
+    model(tokens[:, :2], tokens[:, :2])  # and no graph is made for all shapes: it would be slower for each
+    assert (counter.graphs, counter.recompiles) == (3, 2)
 
 
 def test_compiling_changes_no_name_and_no_loss(tiny):
@@ -73,15 +76,18 @@ def test_what_no_cache_served_is_not_called_cached(tiny):
     assert not counter.cached  # the eager backend keeps nothing
 
 
-def test_a_patch_that_breaks_the_graph_fails_at_its_first_step(tiny):
-    class Breaks(torch.nn.Module):
-        def forward(self, x, *context):
-            torch._dynamo.graph_break()
-            return x
+class Breaks(torch.nn.Module):
+    def forward(self, x, *context):
+        torch._dynamo.graph_break()
+        return x
 
+
+@pytest.mark.parametrize("scope", ["block", "model"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_patch_that_breaks_the_graph_fails_at_its_first_step_wherever_it_is(tiny, scope, layer):
     model = build(tiny())
-    model.blocks[1].attn.blend = Breaks()
-    compile_model(model, tiny("gpt2", "compile.scope=model").compile)
+    model.get_submodule(f"blocks.{layer}.attn").register_module("blend", Breaks())
+    compile_model(model, tiny("gpt2", f"compile.scope={scope}").compile)
     tokens = torch.zeros(2, 8, dtype=torch.int64)
-    with pytest.raises(torch._dynamo.exc.Unsupported):
+    with pytest.raises(Unsupported):
         model(tokens, tokens)

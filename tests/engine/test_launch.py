@@ -51,6 +51,12 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
+def newest_weights(folder):
+    found, _, _ = load_newest(folder / "checkpoints")
+    assert found
+    return found.model
+
+
 def trained_steps(folder):
     return [line["step"] for line in lines(folder) if line["event"] == "Window"]
 
@@ -105,12 +111,12 @@ def test_a_finished_run_is_left_alone(launch):
 
 def test_fresh_moves_the_earlier_run_aside_and_gives_the_same_again(launch):
     folder, _ = launch()
-    first = load_newest(folder / "checkpoints")[0]
+    first = newest_weights(folder)
     launch(fresh=True)
     old = folder.with_name("s1.old-1")
     assert sorted(path.name for path in old.iterdir()) == sorted(path.name for path in folder.iterdir())
-    second = load_newest(folder / "checkpoints")[0]
-    assert all(torch.equal(first.model[name], second.model[name]) for name in first.model)
+    second = newest_weights(folder)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_fresh_with_nothing_there_moves_nothing(launch):

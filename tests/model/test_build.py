@@ -189,7 +189,7 @@ class ForgetsMask(nn.Module):
         self.register_buffer("mask", torch.empty(4, dtype=torch.bool))
 
     def reset_parameters(self, generator):
-        self.mask[:3] = True
+        self.get_buffer("mask")[:3] = True
 
 
 class NoReset(nn.Module):

@@ -14,7 +14,12 @@ PROMPT = torch.tensor([3, 1, 4])
 
 @pytest.fixture(scope="module")
 def model(model_of):
-    return model_of(n_embd=32).double().eval()
+    """Its weights are large enough that what it says depends on what it reads."""
+    model = model_of(n_embd=32).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(20 if parameter.dim() > 1 else 1)
+    return model
 
 
 def test_a_token_at_a_time_gives_the_logits_of_the_full_forward_pass(model):
@@ -31,9 +36,13 @@ def test_greedy_text_is_the_argmax_of_the_full_forward_pass(model):
 
 
 def test_a_full_context_starts_again_from_its_second_half(model):
-    text = PROMPT.tolist() + list(generate(model, PROMPT, count=10, temperature=0))
-    fresh = torch.tensor([text[12 - 6 : 12]])
-    assert text[12] == int(model.logits(fresh)[0, -1].argmax())
+    context, begin = PROMPT.tolist(), 0
+    for token in generate(model, PROMPT, count=40, temperature=0):
+        if len(context) - begin > model.spec.block_size:
+            begin = len(context) - model.spec.block_size // 2
+        assert token == int(model.logits(torch.tensor([context[begin:]]))[0, -1].argmax())
+        context.append(token)
+    assert len(set(context)) > 10  # it says more than one thing
 
 
 @pytest.mark.parametrize("prompt", [1, 11, 12, 13, 40])

@@ -71,7 +71,7 @@ def test_logits_loss_and_gradients_are_those_of_gpt2_written_out(model_of, bias,
     ours = model(TOKENS, TARGETS)
     torch.testing.assert_close(ours, loss)
     ours.backward()
-    expected = dict(zip(p, torch.autograd.grad(loss, p.values()), strict=True))
+    expected = dict(zip(p, torch.autograd.grad(loss, list(p.values())), strict=True))
     torch.testing.assert_close({name: t.grad for name, t in model.named_parameters()}, expected)
 
 
@@ -164,4 +164,4 @@ def test_no_two_parameters_start_from_the_same_draw(wide):
 def test_the_model_has_the_shapes_of_its_manifest(tiny):
     model = build(tiny("gpt2", "model.mlp_ratio=1.5", "model.n_layer=1"))
     assert len(model.blocks) == 1
-    assert model.blocks[0].mlp.up.weight.shape == (48, 32)
+    assert model.get_parameter("blocks.0.mlp.up.weight").shape == (48, 32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ratrain.model.build import build
+from ratrain.model.gpt2 import Linear
 from ratrain.recipe.groups import group_parameters
 
 MATRICES = {
@@ -45,6 +46,13 @@ def test_compiling_changes_no_group(tiny):
 
 def test_a_tensor_that_stands_in_two_places_is_decayed_once(tiny):
     model = build(tiny("gpt2", "model.n_layer=2"), device="meta")
-    model.blocks[1].mlp.up.weight = model.blocks[0].mlp.up.weight
+    weight = model.get_parameter("blocks.0.mlp.up.weight")
+    model.get_submodule("blocks.1.mlp.up").register_parameter("weight", weight)
     tensors = [id(p) for group in group_parameters(model, 0.1) for p in group.parameters]
     assert len(tensors) == len(set(tensors)) == len(list(model.parameters()))
+
+
+def test_a_matrix_outside_the_blocks_is_not_decayed(tiny):
+    model = build(tiny(), device="meta")
+    model.register_module("extra", Linear(4, 4, bias=False))
+    assert decay_by_name(model)["extra.weight"] == 0

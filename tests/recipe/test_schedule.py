@@ -15,7 +15,8 @@ KINDS = ["cosine", "linear", "wsd", "constant"]
 
 
 def schedule(kind="cosine", *, warmup=None, total_steps=1000, **keys):
-    section = ScheduleSection(kind=kind, lr=LR, final=FINAL, warmup=warmup or Span(fraction=0.1), **keys)
+    keys |= {"kind": kind, "lr": LR, "final": FINAL, "warmup": warmup or Span(fraction=0.1)}
+    section = ScheduleSection.model_validate(keys)
     return Schedule(section, total_steps=total_steps)
 
 

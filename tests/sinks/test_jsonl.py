@@ -114,7 +114,7 @@ class FullDisk:
 def test_a_full_disk_is_told(tmp_path, window):
     sink = Jsonl(tmp_path / "e.jsonl")
     sink.close()
-    sink._file = FullDisk()
+    vars(sink)["_file"] = FullDisk()
     with pytest.raises(DiskError, match=r"e\.jsonl: cannot be written: No space left"):
         sink(window())
 
