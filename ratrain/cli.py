@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratrain import __version__
-from ratrain.errors import Exit, Fault, ManifestError, RatrainError
+from ratrain.errors import Exit, Fault, ManifestError, MissingError, RatrainError
 
 if TYPE_CHECKING:  # imported where used: --help and list answer without torch, pydantic or rich
     from ratrain.config.read import Source
@@ -26,8 +26,10 @@ examples:
   ratrain list                                      every variant
   ratrain sample @last --prompt 'Enter HAMLET'      text from the newest run
 
-commands: list show diff check verify schema prepare sample (each has --help); the first word is a command if it is one
-of these, else a manifest. The same command again resumes its run.
+commands (the first word is a command if it is one of these, else a manifest; each has --help):
+{commands}
+
+The same command again resumes its run.
 
 exit codes: 0 done, 1 bug, 2 usage, 65 bad data or checkpoint, 66 input missing, 69 device or compiler unavailable,
 70 gave up after crashes, 71 out of memory, 73 cannot create or locked, 74 I/O or disk full, 75 preempted (resumable),
@@ -44,15 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv[1:] if command != "train" or argv[:1] == ["train"] else argv)
     try:
-        return run(args) or Exit.DONE
+        code = run(args) or Exit.DONE
+        sys.stdout.flush()
+        return code
     except RatrainError as error:
         print(f"ratrain: {error}" if not isinstance(error, ManifestError) else error, file=sys.stderr)
         return error.exit
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:  # the reader of our output left: not our fault, and nothing to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return Exit.DONE
+    except OSError as error:
+        _drop_output()
+        print(f"ratrain: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return Exit.IO
+
+
+def _drop_output() -> None:
+    """What is still in stdout's buffer goes nowhere: Python would try to write it at exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -61,7 +74,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ratrain",
         description="Train one variant, described by a manifest.",
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(commands="\n".join(f"  {n:8} {run.__doc__}" for n, (_, run) in _COMMANDS.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ratrain {__version__}")
@@ -79,6 +92,13 @@ def _manifest_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patch files"
     )
+
+
+def _natural(text: str) -> int:
+    """A seed: from 0 up to what a 63-bit generator takes."""
+    if not text.isdecimal() or int(text[:20]) >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1, got {text!r}")
+    return int(text)
 
 
 def _open(name: str, args: argparse.Namespace) -> tuple[Source, Kinds]:
@@ -118,7 +138,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", help="path, file name or id of a manifest")
     _manifest_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
-    parser.add_argument("--seed", type=int, metavar="N", help="sets seed.init and seed.data")
+    parser.add_argument("--seed", type=_natural, metavar="N", help="sets seed.init and seed.data")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--dry-run", action="store_true", help="build, compile, two real steps; say what a run needs")
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto", help="go on from a checkpoint")
@@ -131,13 +151,13 @@ def _train(args: argparse.Namespace) -> int | None:
     manifest, source = _resolve(args.manifest, args)
     from ratrain.engine.launch import AlreadyDone, Launch, train
     from ratrain.sinks.jsonl import JsonStream
-    from ratrain.sinks.progress import progress
+    from ratrain.sinks.progress import Lines, progress
 
     try:
         if args.dry_run:
             from ratrain.engine.dry_run import dry_run
 
-            print(dry_run(manifest, device=args.device, as_json=args.json))
+            print(dry_run(manifest, device=args.device, as_json=args.json, emit=Lines(sys.stderr)))
             return None
         sink = JsonStream() if args.json else progress()
         launch = Launch(out=args.out, device=args.device, resume=args.resume, fresh=args.fresh)
@@ -228,7 +248,7 @@ def _check(args: argparse.Namespace) -> int | None:
 
     checked: list[Checked] = []
     faults: list[Fault] = []
-    for name in args.manifests or map(str, shipped()):
+    for name in dict.fromkeys(args.manifests) or map(str, shipped()):
         try:
             manifest, source = _resolve(name, args)
             try:
@@ -237,6 +257,8 @@ def _check(args: argparse.Namespace) -> int | None:
                 raise _located(error, source) from error
         except ManifestError as error:
             faults += error.faults
+        except MissingError as error:
+            faults.append(Fault("", "", str(error)))
     faults += twins(checked)
     if args.json:
         print(json.dumps([row.record() for row in checked], indent=1))
@@ -306,13 +328,22 @@ def _prepare(args: argparse.Namespace) -> None:
     run(args)
 
 
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up, got {text!r}")
+    return value
+
+
 def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run folder, a prefix of its name, or @last")
     parser.add_argument("--prompt", default="", help="text to continue (by default a new document)")
-    parser.add_argument("--tokens", type=int, default=200, metavar="N", help="tokens to draw (200)")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest (0.8)")
-    parser.add_argument("--top-k", type=int, default=50, metavar="K", help="draw among the K likeliest; 0: all (50)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (0)")
+    parser.add_argument("--tokens", type=_natural, default=200, metavar="N", help="tokens to draw (200)")
+    parser.add_argument("--temperature", type=_temperature, default=0.8, metavar="T", help="0: the likeliest (0.8)")
+    parser.add_argument(
+        "--top-k", type=_natural, default=50, metavar="K", help="draw among the K likeliest; 0: all (50)"
+    )
+    parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the draws (0)")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
 
@@ -330,6 +361,7 @@ def _sample(args: argparse.Namespace) -> None:
         top_k=args.top_k or None,
         seed=args.seed,
         device=args.device,
+        warn=lambda message: print(f"warning: {message}", file=sys.stderr),
     ):
         print(piece, end="", flush=True)
     print()

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from ratrain.config.schema import ModelSpec, Section
-from ratrain.errors import MissingError, UsageError
+from ratrain.errors import DataError, MissingError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,11 +98,11 @@ def _load(kind: str, source: str | Path | EntryPoint) -> type[Section]:
     except Exception as error:
         if isinstance(source, str):
             raise  # a file of the package: a bug of ours
-        raise UsageError(f"{source}: cannot be imported: {type(error).__name__}: {error}") from error
+        raise DataError(f"{source}: cannot be imported: {type(error).__name__}: {error}") from error
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Section) and value.__dict__.get("kind") == kind:
             return value
-    raise UsageError(f"{source}: defines no class marked @register({kind!r})")
+    raise DataError(f"{source}: defines no class marked @register({kind!r})")
 
 
 def _import_file(kind: str, file: Path) -> ModuleType:

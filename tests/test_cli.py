@@ -271,11 +271,34 @@ def test_a_patch_beside_a_manifest_trains_samples_and_travels_with_its_run(ratra
     assert (code, "this run is done" in out) == (0, True)
 
 
+def test_a_run_whose_patch_was_edited_is_refused_until_fresh(ratrain, tmp_path):
+    (tmp_path / "p").mkdir()
+    file = tmp_path / "p" / "my_gate.py"
+    file.write_text(PLUG_IN)
+    command = ("v0", *SHORT, "--patches", "p", "--set", "patch.my_gate.start=0.5")
+    assert ratrain(*command)[0] == 0
+    file.write_text(PLUG_IN + "\n# edited\n")
+    code, _, err = ratrain(*command)
+    assert code == Exit.BAD_MANIFEST
+    assert "my_gate.py: was changed since" in err
+    assert ratrain(*command, "--fresh")[0] == 0
+
+
+def test_a_patch_that_fails_is_told_by_its_line(ratrain, tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "my_gate.py").write_text(PLUG_IN.replace("return self.w\n", "return self.v\n"))
+    code, _, err = ratrain("v0", *SHORT, "--patches", "p", "--set", "patch.my_gate.start=0.5")
+    assert code == Exit.BAD_MANIFEST
+    line = PLUG_IN[: PLUG_IN.index("return self.w\n")].count("\n") + 1
+    assert f"my_gate.py:{line}: " in err
+    assert "ratrain verify" in err
+
+
 def test_a_broken_patch_file_is_named(ratrain, tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "oops.py").write_text("import nothing_of_this_name\n")
     code, _, err = ratrain("v9", *QUICK, "--patches", "p", "--set", "patch.oops.enabled=true")
-    assert code == Exit.USAGE
+    assert code == Exit.BAD_DATA
     assert "oops.py: cannot be imported" in err
 
 

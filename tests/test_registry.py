@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from ratrain import registry
-from ratrain.errors import MissingError, UsageError
+from ratrain.errors import DataError, MissingError, UsageError
 from ratrain.patches.unified_ra import UnifiedRA
 from ratrain.registry import optim_kinds, patch_kinds, plugin_files
 
@@ -52,13 +52,13 @@ def test_a_file_is_not_imported_before_its_kind_is_asked_for(tmp_path):
     folder = write(tmp_path / "patches", "broken", "raise RuntimeError('imported')")
     kinds = patch_kinds([folder])
     assert "broken" in kinds
-    with pytest.raises(UsageError, match=r"broken\.py: cannot be imported: RuntimeError: imported"):
+    with pytest.raises(DataError, match=r"broken\.py: cannot be imported: RuntimeError: imported"):
         kinds["broken"]
 
 
 def test_a_file_that_defines_another_kind_is_refused(tmp_path):
     folder = write(tmp_path / "patches", "mine", PATCH.format(kind="yours"))
-    with pytest.raises(UsageError, match=r"mine\.py: defines no class marked @register\('mine'\)"):
+    with pytest.raises(DataError, match=r"mine\.py: defines no class marked @register\('mine'\)"):
         patch_kinds([folder])["mine"]
 
 

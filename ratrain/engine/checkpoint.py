@@ -55,8 +55,8 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_folder(aside, parts)
-        if final.exists():  # left by a run that could not be verified: it is being made again
-            shutil.rmtree(final)
+        if final.exists():  # it did not verify, and is being made again
+            final.rename(folder / f".{final.name}.old{ASIDE}")
         aside.rename(final)
         sync_folder(folder)
     except OSError as error:
@@ -155,6 +155,17 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, Path | None, tuple[str
         advice = "no checkpoint of this run verifies; --fresh moves the run aside and starts over"
         raise DataError("\n".join([*failures, advice]))
     return None, None, ()
+
+
+def require_same_tensors(expected: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Raises DataError unless the checkpoint holds exactly the tensors that the model has, by name and shape."""
+    have = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
+    need = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    odd = sorted(name for name in have.keys() | need.keys() if have.get(name) != need.get(name))
+    if odd:
+        what = f"{odd[0]}: {have.get(odd[0], 'absent')} saved, {need.get(odd[0], 'absent')} in the model"
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        raise DataError(f"the checkpoint of step {checkpoint.step} is another model's: {what}{more}")
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from ratrain.config.schema import CompileSection
 from ratrain.model.gpt2 import GPT2
@@ -47,9 +48,10 @@ def _structure(module: nn.Module) -> Iterator[tuple]:
 
 
 def keep_compiled_code() -> None:
-    """Lets compiled code outlive the process, in the user's cache folder, unless the environment says where."""
-    folder = cache_folder() / f"inductor-{torch.__version__}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    """Keeps compiled code in the user's cache folder, where a restart leaves it, unless the environment says where."""
+    # torch writes its own default, a temporary folder, into the environment when it is imported
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / f"inductor-{torch.__version__}")
 
 
 class GraphCounter:

@@ -42,6 +42,14 @@ def _contract(check: Contract) -> Contract:
 
 
 @_contract
+def it_runs_forward_and_backward(manifest: Manifest) -> None:
+    _loss(build(manifest), manifest).backward()
+
+
+FIRST = next(iter(_CONTRACTS))  # without it no other can hold
+
+
+@_contract
 def no_position_sees_a_later_token(manifest: Manifest) -> None:
     model = build(manifest).double()
     for training in (True, False):

@@ -38,8 +38,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UnavailableError(f"--device {name}: no such kind of device; expected cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UnavailableError(f"--device {name}: ratrain trains on cpu and cuda")
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise UnavailableError(f"--device {name}: ratrain trains on cpu, cuda and cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UnavailableError(f"--device {name}: torch {torch.__version__} sees no GPU here; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -69,10 +69,17 @@ def peak_flops(device: torch.device, precision: str) -> dict[str, float | None]:
     return {"datasheet": sheet, "measured": _measure(device, dtype)}
 
 
+def gpu_uuid(device: torch.device) -> str | None:
+    """What the driver calls the GPU, whatever CUDA_VISIBLE_DEVICES renumbers; None on a CPU."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
+
+
 def _measure(device: torch.device, dtype: torch.dtype) -> float:
     """Best of a few products: large enough to be bound by arithmetic, and over in a fraction of a second."""
     size = 8192 if device.type == "cuda" else 768 if dtype == torch.float32 else 256
-    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    # random numbers: a GPU runs faster, cooler and less truly on ones
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(8):
         synchronize(device)
@@ -80,6 +87,8 @@ def _measure(device: torch.device, dtype: torch.dtype) -> float:
         torch.mm(a, b)
         synchronize(device)
         best = min(best, time.perf_counter() - start)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # the run's peak is what will be asked for
     return 2 * size**3 / best
 
 

@@ -16,21 +16,26 @@ from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import pick_device
 from ratrain.engine.engine import Engine
 from ratrain.engine.state import restore, snapshot
-from ratrain.events import Evaluated, Event, Saved, Window
+from ratrain.events import Emit, Evaluated, Event, Saved, Window
 
 _ROWS = 2  # sequences per step: two micro-steps of one
 _STEPS = 2
 
 
-def rehearse(manifest: Manifest, *, device: str) -> dict[str, Any]:
+def rehearse(manifest: Manifest, *, device: str, emit: Emit) -> dict[str, Any]:
     """Builds, compiles, trains two steps, evaluates, saves and restores at the manifest's shapes; returns what it saw.
 
     Writes nothing that stays, but compiled code in the cache. Raises RatrainError as the run would.
     """
     keep_compiled_code()
     seen: list[Event] = []
+
+    def listen(event: Event) -> None:
+        seen.append(event)
+        emit(event)
+
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(_tiny(manifest), checkpoints=Path(folder), device=pick_device(device), emit=seen.append)
+        engine = Engine(_tiny(manifest), checkpoints=Path(folder), device=pick_device(device), emit=listen)
         ended = engine.run()
         newest = listed(Path(folder))[0]
         restored = Engine(_tiny(manifest), checkpoints=Path(folder), device=engine.device, emit=seen.append)
@@ -53,7 +58,7 @@ def rehearse(manifest: Manifest, *, device: str) -> dict[str, Any]:
         "train_flops": None if tokens is None else tokens * engine.cost.train_flops_per_token,
         "tokens_per_second": rate,
         "train_seconds": manifest.train.budget.seconds if tokens is None else tokens / rate,
-        "state_bytes": sum(4 * 4 * p.numel() for p in engine.step.parameters),  # weight, gradient, two moments
+        "state_bytes": sum(4 * 4 * p.numel() for p in engine.train_step.parameters),  # weight, gradient, two moments
         "peak_memory": windows[-1].peak_memory,
         "disk_bytes": saved.bytes * (manifest.checkpoint.keep + 1),  # one more while the next is being written
     }
@@ -78,9 +83,9 @@ def _compare(engine: Engine, restored: Engine) -> None:
         assert torch.equal(tensor, other), f"{name} does not survive a checkpoint"
 
 
-def dry_run(manifest: Manifest, *, device: str, as_json: bool) -> str:
-    """`rehearse` as text for a person, or as one JSON document."""
-    seen = rehearse(manifest, device=device)
+def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit) -> str:
+    """`rehearse` as text for a person, or as one JSON document; `emit` hears of each event on the way."""
+    seen = rehearse(manifest, device=device, emit=emit)
     if as_json:
         return json.dumps(seen, indent=1)
     peak = _size(seen["peak_memory"])

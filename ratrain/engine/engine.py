@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Engine:
         self.checkpoints = checkpoints
         self.deterministic = set_determinism(manifest.train.deterministic, device)
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
-        self.position = 0  # steps done
+        self.steps_done = 0  # steps done
         self.spent_seconds = 0.0  # of training alone, over all sessions of the run
         self.last_loss: float | None = None  # of the last evaluation, and the step it was made at
         self.evaluated_at = -1
@@ -66,7 +66,7 @@ class Engine:
         self.cost = count(self.model)
         self.groups = group_parameters(self.model, manifest.optim.weight_decay)
         self.precision = Precision(manifest.train.precision, self.model)
-        self.step = TrainStep(
+        self.train_step = TrainStep(
             self.model,
             manifest.optim,
             groups=self.groups,
@@ -77,6 +77,7 @@ class Engine:
         self.total_steps = steps_total(manifest)
         self.schedule = Schedule(manifest.schedule, total_steps=self.total_steps)
         self.graphs = GraphCounter()
+        self.peak = peak_flops(device, manifest.train.precision)
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -85,9 +86,9 @@ class Engine:
 
         Raises PreemptedError when asked to stop, after saving; DivergedError, with the last checkpoint as it was.
         """
-        self._restore()
-        self._announce()
         with StopRequest() as stop:
+            self._restore()
+            self._announce()
             self._compile()
             while not self._finished() and not stop.asked:
                 self._window(stop)
@@ -97,9 +98,9 @@ class Engine:
                 self._save()
                 self.emit(self._ended("preempted"))
                 raise PreemptedError(
-                    f"stopped by {stop.asked} after step {self.position}, which is saved; the same command goes on"
+                    f"stopped by {stop.asked} after step {self.steps_done}, which is saved; the same command goes on"
                 )
-            if self.evaluated_at != self.position:
+            if self.evaluated_at != self.steps_done:
                 self._evaluate()
             self._save()
             self._sample()
@@ -114,12 +115,12 @@ class Engine:
         for warning in check_origin(self, checkpoint, path):
             self.emit(events.Notice(warning, "warning"))
         restore(self, checkpoint)
-        self.saved_at = self.position
-        self.emit(events.Resumed(self.position, str(path), failures))
+        self.saved_at = self.steps_done
+        self.emit(events.Resumed(self.steps_done, str(path), failures))
 
     def _announce(self) -> None:
         manifest, seed = self.manifest, self.manifest.seed
-        narrow = manifest.train.precision == "fp32"
+        itemsize = 4 if manifest.train.precision == "fp32" else 2
         self.emit(
             events.RunStarted(
                 id=manifest.id,
@@ -134,17 +135,16 @@ class Engine:
                 precision=manifest.train.precision,
                 parameters=self.cost.parameters,
                 flops_per_token=self.cost.train_flops_per_token,
-                kv_bytes_per_token=self.cost.kv_bytes_per_token(4 if narrow else 2),
+                kv_bytes_per_token=self.cost.kv_bytes_per_token(itemsize),
                 train_tokens=len(self.corpus.train),
                 val_tokens=len(self.corpus.val),
                 budget=manifest.train.budget.model_dump(exclude_none=True),
                 total_steps=self.total_steps,
                 tokens_per_step=tokens_per_step(manifest),
-                peak_flops=(peak := peak_flops(self.device, manifest.train.precision)),
+                peak_flops=self.peak,
                 baselines=ngram_losses(self.corpus, self.evaluator.real_windows, manifest.model.vocab_size),
             )
         )
-        self.peak = peak
 
     def _compile(self) -> None:
         """Compiles every graph the run needs before the clock of the first window starts."""
@@ -156,8 +156,8 @@ class Engine:
             tensors, plain = rng_state()
             tokens, targets = self._batch(0)
             rows = slice(0, self.manifest.train.micro_batch)
-            self.step.backward(tokens[rows], targets[rows])
-            self.step.optimizer.zero_grad(set_to_none=True)
+            self.train_step.backward(tokens[rows], targets[rows])
+            self.train_step.optimizer.zero_grad(set_to_none=True)
             self.evaluator.run(self.evaluator.windows[: self.evaluator.batch])
             restore_rng(tensors, plain)  # dropout in the trial step must not be seen by the run
         expected = 2 * regions  # a graph to train and one to evaluate
@@ -168,12 +168,12 @@ class Engine:
 
     def _window(self, stop: StopRequest) -> None:
         """Trains to the next step at which something is due; reads the device once, at the end."""
-        start, first, spent = time.perf_counter(), self.position, self.spent_seconds
+        start, first, spent = time.perf_counter(), self.steps_done, self.spent_seconds
         results: list[StepResult] = []
-        while self.position < self._next_stop(first) and not stop.asked:
-            self.step.set_lr(self.schedule.lr(self._spent_after(self.position - first + 1, spent, first)))
-            results.append(self.step(*self._batch(self.position)))
-            self.position += 1
+        while self.steps_done < self._next_stop(first) and not stop.asked:
+            self.train_step.set_lr(self.schedule.lr(self._spent_after(self.steps_done - first + 1, spent, first)))
+            results.append(self.train_step(*self._batch(self.steps_done)))
+            self.steps_done += 1
         if not results:
             return
         losses, norms = torch.stack([torch.stack(r) for r in results]).T.tolist()
@@ -201,7 +201,7 @@ class Engine:
 
     def _finished(self) -> bool:
         if self.total_steps is not None:
-            return self.position >= self.total_steps
+            return self.steps_done >= self.total_steps
         return self.spent_seconds >= self.manifest.train.budget.amount
 
     def _batch(self, position: int) -> tuple[Tensor, Tensor]:
@@ -218,15 +218,15 @@ class Engine:
         rate = tokens / seconds
         flops = rate * self.cost.train_flops_per_token
         sheet, measured = self.peak["datasheet"], self.peak["measured"]
-        spent = self._spent_after(0, self.spent_seconds, self.position)
+        spent = self._spent_after(0, self.spent_seconds, self.steps_done)
         return events.Window(
-            step=self.position,
-            tokens=self.position * tokens_per_step(self.manifest),
+            step=self.steps_done,
+            tokens=self.steps_done * tokens_per_step(self.manifest),
             spent=spent,
             losses=tuple(losses),
             grad_norms=tuple(norms),
             skipped=sum(not math.isfinite(norm) for norm in norms),
-            lr=float(self.step.optimizer.param_groups[0]["lr"]),
+            lr=float(self.train_step.optimizer.param_groups[0]["lr"]),
             seconds=seconds,
             tokens_per_second=rate,
             mfu=flops / measured if measured else None,
@@ -248,40 +248,38 @@ class Engine:
             if self.skips_in_a_row > self.manifest.train.max_skips:
                 self.emit(self._ended("diverged"))
                 raise DivergedError(
-                    f"the gradient was not finite for {self.skips_in_a_row} steps in a row, up to step {self.position} "
-                    f"(train.max_skips = {self.manifest.train.max_skips}); lower schedule.lr, or lengthen the warm-up"
+                    f"the gradient was not finite for {self.skips_in_a_row} steps in a row, up to "
+                    f"step {self.steps_done} (train.max_skips = {self.manifest.train.max_skips}); "
+                    "lower schedule.lr, or lengthen the warm-up"
                 )
 
     # -- what is due between windows ----------------------------------------------------------------------------
 
     def _evaluate_if_due(self) -> None:
         every = self.manifest.eval.every
-        if every and self.position % every == 0:
+        if every and self.steps_done % every == 0:
             self._evaluate()
 
     def _evaluate(self) -> None:
         self.emit(events.PhaseStarted("evaluate"))
-        before = self.seconds["evaluate"]
-        with self._phase("evaluate"):
+        with self._phase("evaluate") as took:
             self.last_loss = self.evaluator()
-        self.evaluated_at = self.position
-        seconds = self.seconds["evaluate"] - before
-        self.emit(events.Evaluated(self.position, self.last_loss, self.evaluator.tokens, seconds))
+        self.evaluated_at = self.steps_done
+        self.emit(events.Evaluated(self.steps_done, self.last_loss, self.evaluator.tokens, took()))
 
     def _save_if_due(self) -> None:
         every = self.manifest.checkpoint.every
-        if every and self.position % every == 0 and not self._finished():
+        if every and self.steps_done % every == 0 and not self._finished():
             self._save()
 
     def _save(self) -> None:
-        if self.saved_at == self.position:
+        if self.saved_at == self.steps_done:
             return
         self.emit(events.PhaseStarted("save"))
-        before = self.seconds["save"]
-        with self._phase("save"):
+        with self._phase("save") as took:
             path, size = save(self.checkpoints, snapshot(self), keep=self.manifest.checkpoint.keep)
-        self.saved_at = self.position
-        self.emit(events.Saved(self.position, str(path), size, self.seconds["save"] - before))
+        self.saved_at = self.steps_done
+        self.emit(events.Saved(self.steps_done, str(path), size, took()))
 
     def _sample(self) -> None:
         """A stretch of text from the trained model: the check that a person makes first."""
@@ -291,15 +289,16 @@ class Engine:
         with self.precision.forward(), torch.compiler.set_stance("force_eager"):
             tokens = list(generate(self.model, prompt, count=_SAMPLE_TOKENS))
         self.model.train()
-        self.emit(events.Sampled(self.position, self.corpus.tokenizer.decode(tokens)))
+        self.emit(events.Sampled(self.steps_done, self.corpus.tokenizer.decode(tokens)))
 
     def _ended(self, status: str) -> events.RunEnded:
         synchronize(self.device)
-        return events.RunEnded(status, self.position, self.last_loss, dict(self.seconds))
+        return events.RunEnded(status, self.steps_done, self.last_loss, dict(self.seconds))
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
+    def _phase(self, name: str) -> Iterator[Callable[[], float]]:
+        """Adds the time of the block to the phase `name`; the value tells the seconds since it began."""
         start = time.perf_counter()
-        yield
+        yield lambda: time.perf_counter() - start
         synchronize(self.device)
         self.seconds[name] += time.perf_counter() - start

@@ -56,10 +56,10 @@ class RunFolder:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def write(self, name: str, text: str) -> None:
-        """Puts `text` into the file `name`, whole or not at all."""
+    def write(self, name: str, content: str | bytes) -> None:
+        """Puts `content` into the file `name`, whole or not at all."""
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.path / name, [text.encode()])
+        write_file(self.path / name, [content.encode() if isinstance(content, str) else content])
 
     def read_state(self) -> dict[str, Any]:
         """What state.json says; empty where there is none or it cannot be read."""

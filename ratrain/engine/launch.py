@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +19,18 @@ from ratrain.config.render import render
 from ratrain.config.schema import Manifest
 from ratrain.engine.checkpoint import listed
 from ratrain.engine.compile import keep_compiled_code
-from ratrain.engine.device import environment, pick_device
+from ratrain.engine.device import environment, gpu_uuid, pick_device
 from ratrain.engine.engine import Engine
 from ratrain.engine.folder import RunFolder
-from ratrain.errors import MemoryShortError, MissingError, RatrainError, UnavailableError, UsageError
+from ratrain.errors import (
+    Fault,
+    ManifestError,
+    MemoryShortError,
+    MissingError,
+    RatrainError,
+    UnavailableError,
+    UsageError,
+)
 from ratrain.events import Emit, Event, RunEnded, Sampled, Window
 from ratrain.registry import plugin_files
 from ratrain.sinks.fanout import Fanout
@@ -48,23 +58,29 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
     """
     device = pick_device(launch.device)
     folder = RunFolder(launch.out / run_folder(manifest))
-    with folder.open():
-        if launch.fresh and (folder.path / "resolved.toml").exists():
+    if launch.fresh and (folder.path / "resolved.toml").exists():
+        with folder.open():
             folder.move_aside()
+    _check_resume(folder, launch.resume, manifest)
+    keep_compiled_code()
+    emit = Fanout()
+    with _machine_told(manifest):  # data and model first: a run that cannot start leaves no folder
+        engine = Engine(manifest, checkpoints=folder.checkpoints, device=device, emit=emit)
     with folder.open():
-        _check_resume(folder, launch.resume)
-        if folder.read_state().get("status") == "done":
-            raise AlreadyDone(folder.path, folder.read_state().get("loss"))
-        folder.write("manifest.toml", source.files[-1].read_text())
-        folder.write("resolved.toml", render(manifest, source))
-        for file in plugin_files(manifest.patch.values()):
-            folder.write(f"patches/{file.name}", file.read_text())  # so that the folder is runnable by itself
-        folder.write("env.json", json.dumps(environment(device), indent=1) + "\n")
-        folder.write_state(status="running")
-        with _sinks(folder, device, sink) as emit, _failures_told(folder, manifest):
-            keep_compiled_code()
-            Engine(manifest, checkpoints=folder.checkpoints, device=device, emit=emit).run()
+        _describe(folder, manifest, source, device)
+        with _sinks(folder, device, emit, sink), _failures_noted(folder), _machine_told(manifest):
+            engine.run()
     return folder.path
+
+
+def _describe(folder: RunFolder, manifest: Manifest, source: Source, device: torch.device) -> None:
+    """What was asked for and where, so that the folder can be understood and run by itself."""
+    folder.write("manifest.toml", source.files[-1].read_bytes())
+    folder.write("resolved.toml", render(manifest, source))
+    for file in plugin_files(manifest.patch.values()):
+        folder.write(f"patches/{file.name}", file.read_bytes())
+    folder.write("env.json", json.dumps(environment(device), indent=1) + "\n")
+    folder.write_state(status="running")
 
 
 class AlreadyDone(Exception):  # noqa: N818 - not an error: there is nothing left to do
@@ -75,27 +91,34 @@ class AlreadyDone(Exception):  # noqa: N818 - not an error: there is nothing lef
         self.path, self.loss = path, loss
 
 
-def _check_resume(folder: RunFolder, resume: str) -> None:
-    found = listed(folder.checkpoints)
+def _check_resume(folder: RunFolder, resume: str, manifest: Manifest) -> None:
+    """Whether the run may start or go on, before anything is built or written."""
+    found, state = listed(folder.checkpoints), folder.read_state()
     if resume == "must" and not found:
         raise MissingError(f"{folder.checkpoints}: --resume must, but there is no checkpoint")
     if resume == "never" and found:
         raise UsageError(f"{folder.path}: --resume never, but it holds checkpoints; --fresh moves them aside")
+    for file in plugin_files(manifest.patch.values()):
+        kept = folder.path / "patches" / file.name
+        if found and kept.is_file() and kept.read_bytes() != file.read_bytes():
+            message = f"was changed since {folder.path} began with it; --fresh moves that run aside and starts over"
+            raise ManifestError([Fault(str(file), "", message)])
+    if state.get("status") == "done" and found:
+        raise AlreadyDone(folder.path, state.get("loss"))
 
 
 @contextmanager
-def _sinks(folder: RunFolder, device: torch.device, sink: Emit) -> Iterator[Emit]:
-    fanout = Fanout()
-    with (folder.path / "log.txt").open("a") as log:
-        fanout.add(Jsonl(folder.path / "events.jsonl"), essential=True)
-        fanout.add(_State(folder), essential=True)
-        fanout.add(Lines(log, stamped=True))
-        fanout.add(sink)
-        fanout.add(Monitor(fanout, gpu=device.index or 0))
+def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sink: Emit) -> Iterator[None]:
+    with (folder.path / "log.txt").open("a", encoding="utf-8") as log:
+        emit.add(Jsonl(folder.path / "events.jsonl"), essential=True)
+        emit.add(_State(folder), essential=True)
+        emit.add(Lines(log, stamped=True))
+        emit.add(sink)
+        emit.add(Monitor(emit, gpu=gpu_uuid(device)))
         try:
-            yield fanout
+            yield
         finally:
-            fanout.close()
+            emit.close()
 
 
 class _State:
@@ -117,18 +140,41 @@ class _State:
 
 
 @contextmanager
-def _failures_told(folder: RunFolder, manifest: Manifest) -> Iterator[None]:
-    """Turns what a machine can lack into one message, and leaves the reason in state.json."""
+def _failures_noted(folder: RunFolder) -> Iterator[None]:
+    """Leaves the reason of a failure in state.json."""
     try:
         yield
-    except Exception as error:
-        told = error if isinstance(error, RatrainError) else _machine_failure(error, manifest)
+    except BaseException as error:
         known = folder.read_state()
         if known.get("status") == "running":
-            folder.write_state(**{**known, "status": "failed", "reason": str(told or repr(error))})
-        if told is error or told is None:
+            folder.write_state(**{**known, "status": "failed", "reason": str(error) or repr(error)})
+        raise
+
+
+@contextmanager
+def _machine_told(manifest: Manifest) -> Iterator[None]:
+    """Turns what a machine can lack, and what a plug-in can get wrong, into one message."""
+    try:
+        yield
+    except RatrainError:
+        raise
+    except Exception as error:
+        told = _machine_failure(error, manifest) or _plugin_failure(error, manifest)
+        if told is None:
             raise
         raise told from error
+
+
+def _plugin_failure(error: Exception, manifest: Manifest) -> RatrainError | None:
+    """The line of a plug-in that an error comes from; None where no plug-in was at work."""
+    for file in plugin_files(manifest.patch.values()):
+        # torch.compile raises its own error, with the frames of the user's code in its text
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        lines += [int(line) for line in re.findall(rf'File "{re.escape(str(file))}", line (\d+)', str(error))]
+        if lines:
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            return ManifestError([Fault(f"{file}:{lines[-1]}", "", f"{what}; ratrain verify tells more")])
+    return None
 
 
 def _machine_failure(error: Exception, manifest: Manifest) -> RatrainError | None:
@@ -140,8 +186,9 @@ def _machine_failure(error: Exception, manifest: Manifest) -> RatrainError | Non
             f"out of memory at train.micro_batch = {micro}; "
             f"--set train.micro_batch={max(1, micro // 2)} gives the same gradients in less"
         )
-    if "InvalidCxxCompiler" in text or "No working C++ compiler" in text:
+    if any(name in text for name in ("InvalidCxxCompiler", "No working C++ compiler", "CppCompileError")):
         return UnavailableError(
-            "torch.compile found no C++ compiler; install g++ or clang, or run slower with --set compile.backend=eager"
+            "torch.compile needs a C++ compiler with OpenMP (g++, or clang and libomp); "
+            "install one, or run slower with --set compile.backend=eager"
         )
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -10,10 +10,10 @@ import torch
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
-from ratrain.engine.checkpoint import Checkpoint, load_newest
+from ratrain.engine.checkpoint import Checkpoint, load_newest, require_same_tensors
 from ratrain.engine.device import pick_device
 from ratrain.engine.folder import find_run
-from ratrain.errors import MissingError, UsageError
+from ratrain.errors import MissingError
 from ratrain.model.build import build
 from ratrain.model.generate import generate
 from ratrain.model.gpt2 import GPT2
@@ -22,12 +22,19 @@ from ratrain.registry import optim_kinds, patch_kinds
 
 
 def sample(
-    run: str, prompt: str, *, root: Path, count: int, temperature: float, top_k: int | None, seed: int, device: str
+    run: str,
+    prompt: str,
+    *,
+    root: Path,
+    count: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    device: str,
+    warn: Callable[[str], None],
 ) -> Iterator[str]:
     """Yields the prompt, then pieces of text as they are drawn from the run's newest checkpoint that verifies."""
-    if count < 1 or temperature < 0 or (top_k is not None and top_k < 1):
-        raise UsageError("--tokens must be at least 1, --temperature and --top-k at least 0")
-    manifest, model = load_run(find_run(run, root), device=pick_device(device))
+    manifest, model = load_run(find_run(run, root), device=pick_device(device), warn=warn)
     tokenizer = load_tokenizer(manifest.data.tokenizer)
     # a document begins after the end-of-text token, as in training
     context = [tokenizer.eot_token, *tokenizer.encode_ordinary(prompt)]
@@ -42,19 +49,25 @@ def sample(
             held = b""
 
 
-def load_run(folder: Path, *, device: torch.device) -> tuple[Manifest, GPT2]:
-    """The manifest of a run and its model with the newest weights, in eval mode."""
+def load_run(folder: Path, *, device: torch.device, warn: Callable[[str], None]) -> tuple[Manifest, GPT2]:
+    """The manifest of a run and its model with the newest weights that verify, in eval mode.
+
+    `warn` is told of each newer checkpoint that does not.
+    """
     beside = folder / "patches"
     source = read_source(folder / "resolved.toml")
     kinds = patch_kinds([beside] if beside.is_dir() else [])
     manifest = resolve(source, patches=kinds, optimizers=optim_kinds())
-    checkpoint, _, _ = load_newest(folder / "checkpoints")
+    checkpoint, path, failures = load_newest(folder / "checkpoints")
     if checkpoint is None:
         raise MissingError(f"{folder}: has no checkpoint yet")
+    for failure in failures:
+        warn(f"{failure}; going back to {path}")
     return manifest, with_weights(build(manifest, device=device), checkpoint)
 
 
 def with_weights(model: GPT2, checkpoint: Checkpoint) -> GPT2:
-    """`model` in eval mode with the checkpoint's weights; every tensor must be there and fit."""
+    """`model` in eval mode with the checkpoint's weights. Raises DataError unless they are exactly the model's."""
+    require_same_tensors(model.state_dict(), checkpoint)
     model.load_state_dict(dict(checkpoint.model))
     return model.eval()

@@ -30,5 +30,11 @@ class StopRequest:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
+            _say("\x1b[?25h" if os.isatty(2) else "")  # a live bar hides the cursor
             os._exit(Exit.INTERRUPTED)  # at once: the last checkpoint is complete whatever was going on
+        _say("\nstopping after this step, then saving; Ctrl-C again leaves at once\n")
         self.asked = signal.Signals(number).name
+
+
+def _say(text: str) -> None:
+    os.write(2, text.encode())  # print is not safe in a handler: it may interrupt another print

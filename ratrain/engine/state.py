@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ratrain.config.identity import run_hash
-from ratrain.engine.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
+from ratrain.engine.checkpoint import Checkpoint, flatten_optimizer, require_same_tensors, restore_optimizer
 from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.errors import DataError
 
@@ -23,7 +23,7 @@ _POSITION = ("spent_seconds", "skips_in_a_row", "last_loss", "evaluated_at")
 
 def snapshot(engine: Engine) -> Checkpoint:
     """Everything that the rest of the run depends on."""
-    optimizer, plain = flatten_optimizer(engine.step.optimizer, _optimized_names(engine))
+    optimizer, plain = flatten_optimizer(engine.train_step.optimizer, _optimized_names(engine))
     rng, rng_plain = rng_state()
     state = {
         "run_hash": run_hash(engine.manifest),
@@ -33,20 +33,21 @@ def snapshot(engine: Engine) -> Checkpoint:
         "rng": rng_plain,
         **{name: getattr(engine, name) for name in _POSITION},
     }
-    return Checkpoint(engine.position, _model_tensors(engine), optimizer | rng, state)
+    return Checkpoint(engine.steps_done, _model_tensors(engine), optimizer | rng, state)
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     """Puts a checkpoint's weights, optimizer, generators and position back."""
+    require_same_tensors(_model_tensors(engine), checkpoint)
     with torch.no_grad():
         for name, tensor in _model_tensors(engine).items():
             tensor.copy_(checkpoint.model[name])
     engine.precision.publish()
     rng = {name: tensor for name, tensor in checkpoint.optimizer.items() if name.startswith("rng|")}
     moments = {name: tensor for name, tensor in checkpoint.optimizer.items() if name not in rng}
-    restore_optimizer(engine.step.optimizer, _optimized_names(engine), moments, checkpoint.state["optimizer"])
+    restore_optimizer(engine.train_step.optimizer, _optimized_names(engine), moments, checkpoint.state["optimizer"])
     restore_rng(rng, checkpoint.state["rng"])
-    engine.position = checkpoint.step
+    engine.steps_done = checkpoint.step
     for name in _POSITION:
         setattr(engine, name, checkpoint.state[name])
 

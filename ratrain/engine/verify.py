@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ratrain.config.schema import Manifest
-from ratrain.engine.contracts import contracts
+from ratrain.engine.contracts import FIRST, contracts
 from ratrain.errors import ManifestError
+from ratrain.model.build import build
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Verdict:
 
 def verify(manifest: Manifest) -> Iterator[Verdict]:
     """Yields a verdict per contract as it is reached; `manifest` should be resolved with the SMALL overrides."""
+    build(manifest)
     for claim, check in contracts().items():
         start, fault = time.perf_counter(), None
         try:
@@ -31,3 +33,5 @@ def verify(manifest: Manifest) -> Iterator[Verdict]:
         except Exception as error:  # a contract reports what a mechanism does, whatever it raises
             fault = f"{type(error).__name__}: {error}" if not isinstance(error, AssertionError) else str(error)
         yield Verdict(claim, time.perf_counter() - start, fault)
+        if fault is not None and claim == FIRST:
+            return  # it does not even run: the others would say the same

@@ -42,13 +42,18 @@ def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Mod
     claims, faults = claim_sites(model, patches)
     built: dict[str, nn.Module] = {}
     for site, name in claims.items():
+        if any(fault.key == f"patch.{name}" for fault in faults):
+            continue  # the same options fail alike on every site: one fault is enough
         try:
             with torch.device("meta"):
-                built[site] = patches[name].build(model.get_submodule(site), model.spec)
-        except ValueError as error:
+                module = patches[name].build(model.get_submodule(site), model.spec)
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"build returned {module!r}, which is not a module")
+            built[site] = module
+        except ValueError as error:  # the patch refuses its options
             faults.append(Fault("", f"patch.{name}", str(error)))
-            # the same options fail alike on every site: one fault is enough
-            claims = {s: n for s, n in claims.items() if n != name}
+        except Exception as error:
+            faults.append(Fault("", f"patch.{name}", f"build fails on {site}: {type(error).__name__}: {error}"))
     if faults:
         raise ManifestError(list(dict.fromkeys(faults)))
     return {site: _swap(model, site, module) for site, module in built.items()}
@@ -98,7 +103,7 @@ def _initialise(module: nn.Module, name: str, *, seed: int) -> None:
         return
     kind = type(module).__name__
     if not hasattr(module, "reset_parameters"):
-        raise TypeError(f"{name} ({kind}) has parameters or buffers but no reset_parameters(generator)")
+        raise _not_initialised(name, f"{kind} has parameters or buffers but no reset_parameters(generator)")
     fillings = []
     for poison in (1, 0):  # what is not filled keeps the poison, and the two fillings differ
         with torch.no_grad():
@@ -111,7 +116,11 @@ def _initialise(module: nn.Module, name: str, *, seed: int) -> None:
     left = [key for key, tensor in own.items() if tensor.is_floating_point() and tensor.isnan().any()]
     left += [key for key in fillings[0] if not fillings[0][key].equal(fillings[-1][key])]
     if left:
-        raise TypeError(f"{name} ({kind}): reset_parameters does not fill {', '.join(left)}")
+        raise _not_initialised(name, f"reset_parameters of {kind} does not fill {', '.join(left)}")
+
+
+def _not_initialised(site: str, message: str) -> ManifestError:
+    return ManifestError([Fault("", site, message)])
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

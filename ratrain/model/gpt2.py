@@ -158,9 +158,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cache=None) -> Tensor:  # [B, T, C] -> [B, T, C]
         q, k, v = self.qkv(x, self.score())  # each [B, H, T, D]
-        v = self.value(v)
+        v = self.value(v).to(q.dtype)  # here and below: a patch's fp32 gate must not widen a bf16 stream
         y = self.core(q, k, v) if cache is None else self.core(q, *cache.append(k, v))
-        y = self.blend(y, v, x).transpose(1, 2).flatten(2)
+        y = self.blend(y, v, x).to(q.dtype).transpose(1, 2).flatten(2)
         return F.dropout(self.proj(y), self.dropout, self.training)
 
 
@@ -188,7 +188,8 @@ class MLP(nn.Module):
         self.dropout = spec.dropout
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, C] -> [B, T, C]
-        h = self.mix(self.act(self.up(x)))  # [B, T, F]
+        h = self.act(self.up(x))  # [B, T, F]
+        h = self.mix(h).to(h.dtype)
         return F.dropout(self.down(h, self.gate()), self.dropout, self.training)
 
 

@@ -71,9 +71,9 @@ class Jsonl:
 def _stands(line: str, step: int | None) -> bool:
     try:
         at = json.loads(line).get("step") if line.endswith("\n") else 0
-    except (ValueError, AttributeError):
-        return False
-    return line.endswith("\n") and (step is None or at is None or at <= step)
+        return line.endswith("\n") and (step is None or at is None or at <= step)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return False  # not a line that was written here
 
 
 class JsonStream:

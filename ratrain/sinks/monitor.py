@@ -13,13 +13,13 @@ _EVERY = 5.0  # seconds
 
 
 class Monitor:
-    """States a Machine event with the next window once `_EVERY` seconds have gone; reads GPUs through NVML."""
+    """States a Machine event with the next window once `_EVERY` seconds have gone; NVML reads the GPU of this UUID."""
 
-    def __init__(self, emit: Emit, *, gpu: int = 0):
-        self._emit, self._due, self._index = emit, 0.0, gpu
+    def __init__(self, emit: Emit, *, gpu: str | None = None):
+        self._emit, self._due, self._uuid = emit, 0.0, gpu
         self._process = psutil.Process()
         self._process.cpu_percent()  # the first call only starts the interval
-        self._nvml = _nvml()
+        self._nvml: Any = _nvml() if gpu else None
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, Window) or time.monotonic() < self._due:
@@ -29,7 +29,7 @@ class Monitor:
         self._emit(Machine(event.step, self._process.cpu_percent(), self._process.memory_info().rss, gpu))
 
     def _gpu(self) -> dict[str, float]:
-        handle = self._nvml.nvmlDeviceGetHandleByIndex(self._index)
+        handle = self._nvml.nvmlDeviceGetHandleByUUID(self._uuid)
         used = self._nvml.nvmlDeviceGetUtilizationRates(handle)
         return {
             "busy_percent": float(used.gpu),

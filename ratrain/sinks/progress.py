@@ -23,7 +23,10 @@ def describe(event: Event) -> list[str]:
 
 def _started(e: events.RunStarted) -> list[str]:
     budget = ", ".join(f"{_number(v)} {k}" for k, v in e.budget.items())
-    steps = "" if e.total_steps is None else f" = {e.total_steps:,} steps of {e.tokens_per_step:,} tokens"
+    if "steps" in e.budget:
+        budget = f"{e.total_steps:,} steps"
+    steps = "" if e.total_steps is None or "steps" in e.budget else f" = {e.total_steps:,} steps"
+    steps += f" of {e.tokens_per_step:,} tokens" if e.total_steps is not None else ""
     base = ", ".join(f"{k} {v:.3f}" for k, v in e.baselines.items())
     return [
         f"{e.id}  {e.title}" if e.title else e.id,
@@ -32,7 +35,7 @@ def _started(e: events.RunStarted) -> list[str]:
         f"{_number(e.parameters)} parameters, {_number(e.flops_per_token)} FLOPs per trained token, "
         f"{_number(e.kv_bytes_per_token)} bytes of KV cache per token",
         f"budget {budget}{steps}; data {_number(e.train_tokens)} tokens, {_number(e.val_tokens)} for validation",
-        f"to beat, nats per token: {base}",
+        f"for comparison, nats per token: {base}",
         f"folder {e.folder}",
     ]  # fmt: skip
 
@@ -73,7 +76,9 @@ _TELLERS: dict[type, Callable[..., list[str]]] = {
     events.Compiled: _compiled,
     events.Window: _window,
     events.Evaluated: lambda e: [f"step {e.step:6d}  validation loss {e.loss:.4f}  ({e.seconds:.1f} s)"],
-    events.Saved: lambda e: [f"step {e.step:6d}  saved {e.path} ({_number(e.bytes)}B, {e.seconds:.2f} s)"],
+    events.Saved: lambda e: [
+        f"step {e.step:6d}  saved {os.path.basename(e.path)} ({_number(e.bytes)}B, {e.seconds:.2f} s)"
+    ],
     events.Sampled: lambda e: ["sample:", *(f"  | {line}" for line in e.text.strip().splitlines())],
     events.Notice: lambda e: [e.message if e.level == "info" else f"{e.level}: {e.message}"],
     events.RunEnded: _ended,
@@ -111,18 +116,22 @@ class Bar:
             transient=True,
         )
         self._task: TaskID | None = None
+        self._loss = ""  # of the last window, shown beside the validation loss
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, events.PhaseStarted):
-            self._update(description=event.phase)
+            # nothing is known of how long a compile takes: the bar pulses
+            self._update(description=event.phase, total=None if event.phase == "compile" else 1.0)
         elif isinstance(event, events.Window):
             eta = "" if event.eta is None else f"  ETA {_duration(event.eta)}"
             status = f"step {event.step}  loss {_mean(event.losses):.3f}  {_number(event.tokens_per_second)} tok/s{eta}"
-            self._update(description="train", completed=event.spent, status=status)
+            self._loss = f"  training loss {_mean(event.losses):.4f}"
+            self._update(description="train", total=1.0, completed=event.spent, status=status)
         elif isinstance(event, events.RunEnded):
             self.close()
         lines = describe(event)[1:] if isinstance(event, events.Window) else describe(event)
         for line in lines:
+            line += self._loss if isinstance(event, events.Evaluated) else ""
             self._console.print(line, markup=False, style=self._style(event, line))
         if isinstance(event, (events.Evaluated, events.Saved, events.Compiled)):
             self._update(description="train")
@@ -147,7 +156,7 @@ class Bar:
 
 def progress(stream: TextIO | None = None) -> Bar | Lines:
     """A bar where a person is looking at a terminal, lines where the output (stdout by default) goes elsewhere."""
-    stream = sys.stdout if stream is None else stream
+    stream = stream or sys.stdout
     plain = os.environ.get("TERM") == "dumb" or os.environ.get("CI") == "true"
     return Bar() if stream.isatty() and not plain else Lines(stream)
 

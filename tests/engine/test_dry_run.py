@@ -20,7 +20,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 def test_it_foretells_the_whole_run(tiny):
     manifest = tiny("v1", "train.budget.steps=1000")
-    seen = rehearse(manifest, device="cpu")
+    seen = rehearse(manifest, device="cpu", emit=lambda event: None)
     parameters = sum(p.numel() for p in build(manifest, device="meta").parameters())
     assert seen["parameters"] == parameters
     assert (seen["steps"], seen["tokens"]) == (1000, 1000 * 4 * 32)
@@ -32,39 +32,41 @@ def test_it_foretells_the_whole_run(tiny):
 
 
 def test_it_compiles_what_the_run_compiles(tiny):
-    assert rehearse(tiny("v1", "compile.scope=block"), device="cpu")["graphs"] == 4
+    assert rehearse(tiny("v1", "compile.scope=block"), device="cpu", emit=lambda event: None)["graphs"] == 4
 
 
 def test_it_leaves_nothing_behind(tiny, empty_folder):
-    dry_run(tiny("v1"), device="cpu", as_json=False)
+    dry_run(tiny("v1"), device="cpu", as_json=False, emit=lambda event: None)
     assert not list(empty_folder.iterdir())
 
 
 def test_a_warm_up_longer_than_the_rehearsal_is_no_fault(tiny):
-    seen = rehearse(tiny("gpt2", "train.budget.steps=1000", "schedule.warmup={steps=700}"), device="cpu")
+    seen = rehearse(
+        tiny("gpt2", "train.budget.steps=1000", "schedule.warmup={steps=700}"), device="cpu", emit=lambda event: None
+    )
     assert seen["steps"] == 1000
 
 
 def test_a_budget_in_seconds_is_told_as_such(tiny):
-    text = dry_run(tiny("gpt2", "train.budget.seconds=90.0"), device="cpu", as_json=False)
+    text = dry_run(tiny("gpt2", "train.budget.seconds=90.0"), device="cpu", as_json=False, emit=lambda event: None)
     assert "90 s of training, as the budget says" in text
 
 
 def test_it_is_told_in_words_and_in_json(tiny):
-    text = dry_run(tiny("v1"), device="cpu", as_json=False)
+    text = dry_run(tiny("v1"), device="cpu", as_json=False, emit=lambda event: None)
     assert text.startswith("v1: built")
     assert text.endswith("nothing was written")
-    assert json.loads(dry_run(tiny("v1"), device="cpu", as_json=True))["steps"] == 20
+    assert json.loads(dry_run(tiny("v1"), device="cpu", as_json=True, emit=lambda event: None))["steps"] == 20
 
 
 def test_it_fails_as_the_run_would(tiny):
     with pytest.raises(MissingError):
-        rehearse(tiny("v1", "data.source=nowhere"), device="cpu")
+        rehearse(tiny("v1", "data.source=nowhere"), device="cpu", emit=lambda event: None)
 
 
 def test_the_global_generator_is_where_any_run_begins(tiny):
     # a rehearsal is a run: it seeds for itself, so its losses do not depend on what was drawn before
     torch.manual_seed(1)
-    first = rehearse(tiny("v1", "model.dropout=0.5"), device="cpu")["losses"]
+    first = rehearse(tiny("v1", "model.dropout=0.5"), device="cpu", emit=lambda event: None)["losses"]
     torch.manual_seed(2)
-    assert rehearse(tiny("v1", "model.dropout=0.5"), device="cpu")["losses"] == first
+    assert rehearse(tiny("v1", "model.dropout=0.5"), device="cpu", emit=lambda event: None)["losses"] == first

@@ -14,9 +14,10 @@ from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.checkpoint import load_newest
 from ratrain.engine.launch import AlreadyDone, Launch, train
-from ratrain.errors import DataError, MissingError, PreemptedError, UnavailableError, UsageError
+from ratrain.errors import DataError, DiskError, MissingError, PreemptedError, UnavailableError, UsageError
 from ratrain.events import PhaseStarted, Window
 from ratrain.registry import optim_kinds, patch_kinds
+from ratrain.sinks.jsonl import Jsonl
 
 SHORT = ("train.budget.steps=4", "log.every=1", "eval.every=2", "eval.windows=2", "checkpoint.every=2")
 
@@ -178,13 +179,23 @@ def test_a_moved_folder_resumes(launch, tiny_source, tmp_path):
     assert trained_steps(folder) == [1, 2, 3, 4]
 
 
-def test_a_failure_leaves_its_reason_in_the_state(launch, tmp_path):
-    with pytest.raises(MissingError):
+def test_a_run_that_cannot_start_leaves_no_folder(launch, tmp_path):
+    with pytest.raises(MissingError, match="ratrain prepare"):
         launch("data.source=nowhere")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failure_leaves_its_reason_in_the_state(launch, tmp_path, monkeypatch):
+    def full(_jsonl, event):
+        if isinstance(event, Window):
+            raise DiskError("no space left")
+
+    monkeypatch.setattr(Jsonl, "__call__", full)
+    with pytest.raises(DiskError):
+        launch()
     (file,) = tmp_path.glob("runs/*/s1/state.json")
     state = json.loads(file.read_text())
-    assert state["status"] == "failed"
-    assert "ratrain prepare" in state["reason"]
+    assert (state["status"], state["reason"]) == ("failed", "no space left")
 
 
 def test_damaged_checkpoints_end_the_run_with_advice(launch, tmp_path):

@@ -51,8 +51,8 @@ class Nvml:
     NVML_TEMPERATURE_GPU = 0
 
     @staticmethod
-    def nvmlDeviceGetHandleByIndex(index):  # noqa: N802 - their names
-        return index
+    def nvmlDeviceGetHandleByUUID(uuid):  # noqa: N802 - their names
+        return {"GPU-1": 1}[uuid]
 
     @staticmethod
     def nvmlDeviceGetUtilizationRates(index):  # noqa: N802
@@ -71,8 +71,8 @@ class Nvml:
         return 61
 
 
-def test_a_gpu_is_read_by_its_index_in_watts_and_bytes(clock, window, monkeypatch):
+def test_a_gpu_is_read_by_its_uuid_in_watts_and_bytes(clock, window, monkeypatch):
     monkeypatch.setattr(monitor, "_nvml", lambda: Nvml)
     heard = []
-    Monitor(heard.append, gpu=1)(window(1))
+    Monitor(heard.append, gpu="GPU-1")(window(1))
     assert heard[0].gpu == {"busy_percent": 91.0, "memory": float(1 << 30), "watts": 250.0, "celsius": 61.0}

@@ -68,7 +68,7 @@ def test_two_seeds_are_told_where_they_differ(started):
         (events.PhaseStarted("compile", "inductor"), ["compiling with inductor"]),
         (events.Compiled(12.3, 4, 4, True), ["compiled 4 graphs in 12.3 s, from the cache"]),
         (events.Evaluated(5, 7.12344, 256, 0.5), ["validation loss 7.1234"]),
-        (events.Saved(5, "c/step-5", 1_140_000, 0.04), ["saved c/step-5 (1.14MB"]),
+        (events.Saved(5, "c/step-5", 1_140_000, 0.04), ["saved step-5 (1.14MB"]),
         (events.Sampled(5, "To be\nor not\n"), ["sample:", "  | To be", "  | or not"]),
         (events.Notice("all is well"), ["all is well"]),
         (events.Notice("it burns", "warning"), ["warning: it burns"]),

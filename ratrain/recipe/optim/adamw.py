@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -11,12 +12,14 @@ from ratrain.config.schema import OptimSection
 from ratrain.recipe.groups import Group
 from ratrain.registry import register
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 @register("adamw")
 class AdamW(OptimSection):
     """Decoupled weight decay; moments in fp32."""
 
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), strict=False)
     eps: PositiveFloat = 1e-8
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
