@@ -156,9 +156,9 @@ class Bar:
 
 def progress(stream: TextIO | None = None) -> Bar | Lines:
     """A bar where a person is looking at a terminal, lines where the output (stdout by default) goes elsewhere."""
-    stream = stream or sys.stdout
+    out: TextIO = stream or sys.stdout
     plain = os.environ.get("TERM") == "dumb" or os.environ.get("CI") == "true"
-    return Bar() if stream.isatty() and not plain else Lines(stream)
+    return Bar() if out.isatty() and not plain else Lines(out)
 
 
 def _mean(values: tuple[float, ...]) -> float:
