@@ -120,6 +120,14 @@ class Same(nn.Module):
         return x
 
 
+class Value(nn.Module):
+    """An unclaimed value seam: the values as they are. A patch may read and write what travels between layers here."""
+
+    def forward(self, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """v [B, H, T, D] and what the layer below left (None below the first) -> v, and what the next layer gets."""
+        return v, state
+
+
 class Core(nn.Module):
     """Causal attention by SDPA. q [B, H, S, D] are the last S of the T positions of k, v [B, H, T, D]."""
 
@@ -150,18 +158,20 @@ class Attention(nn.Module):
         super().__init__()
         self.qkv = QKV(spec.n_embd, spec.n_head, bias=spec.bias)
         self.score = NoGate()
-        self.value = Same()
+        self.value = Value()
         self.core = Core(spec.dropout)
         self.blend = Same()
         self.proj = Linear(spec.n_embd, spec.n_embd, bias=spec.bias, std=_STD / (2 * spec.n_layer) ** 0.5)
         self.dropout = spec.dropout
 
-    def forward(self, x: Tensor, cache=None) -> Tensor:  # [B, T, C] -> [B, T, C]
+    def forward(self, x: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
+        """x [B, T, C] and the state from the layer below -> y [B, T, C] and the state for the next layer."""
         q, k, v = self.qkv(x, self.score())  # each [B, H, T, D]
-        v = self.value(v).to(q.dtype)  # here and below: a patch's fp32 gate must not widen a bf16 stream
+        v, state = self.value(v, state)
+        v = v.to(q.dtype)  # here and below: a patch's fp32 gate must not widen a bf16 stream
         y = self.core(q, k, v) if cache is None else self.core(q, *cache.append(k, v))
         y = self.blend(y, v, x).to(q.dtype).transpose(1, 2).flatten(2)
-        return F.dropout(self.proj(y), self.dropout, self.training)
+        return F.dropout(self.proj(y), self.dropout, self.training), state
 
 
 class Activation(nn.Module):
@@ -194,7 +204,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; beside the stream it passes on a state, None unless a patch fills it."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -203,9 +213,11 @@ class Block(nn.Module):
         self.norm_2 = Norm(spec.n_embd, bias=spec.bias, eps=spec.norm_eps)
         self.mlp = MLP(spec)
 
-    def forward(self, h: Tensor, cache=None) -> Tensor:  # [B, T, C] -> [B, T, C]
-        h = h + self.attn(self.norm_1(h), cache)
-        return h + self.mlp(self.norm_2(h))
+    def forward(self, h: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
+        """h [B, T, C] and the state from the layer below -> both for the layer above."""
+        y, state = self.attn(self.norm_1(h), state, cache)
+        h = h + y
+        return h + self.mlp(self.norm_2(h)), state
 
 
 class GPT2(nn.Module):
@@ -229,14 +241,14 @@ class GPT2(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of the targets, both [B, T] int64, in nats; 0-d."""
-        h = self.embed(tokens)
+        h, state = self.embed(tokens), None
         for block in self.blocks:
-            h = block(h)
+            h, state = block(h, state)
         return self.head(h, targets)
 
     def logits(self, tokens: Tensor, caches=None, start: int = 0) -> Tensor:
         """[B, T] -> [B, T, vocab_size]: what comes after each token; `caches` holds one KV cache per layer."""
-        h = self.embed(tokens, start)
+        h, state = self.embed(tokens, start), None
         for layer, block in enumerate(self.blocks):
-            h = block(h, None if caches is None else caches[layer])
+            h, state = block(h, state, None if caches is None else caches[layer])
         return F.linear(self.norm(h), self.wte.weight[: self.spec.vocab_size])
