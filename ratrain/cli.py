@@ -143,6 +143,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="build, compile, two real steps; say what a run needs")
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto", help="go on from a checkpoint")
     parser.add_argument("--fresh", action="store_true", help="move an earlier run of the same aside and start over")
+    parser.add_argument("--accept-code-change", action="store_true", help="go on though sources changed; recorded")
     parser.add_argument("--json", action="store_true", help="events as JSON lines on stdout")
 
 
@@ -160,7 +161,7 @@ def _train(args: argparse.Namespace) -> int | None:
             print(dry_run(manifest, device=args.device, as_json=args.json, emit=Lines(sys.stderr)))
             return None
         sink = JsonStream() if args.json else progress()
-        launch = Launch(out=args.out, device=args.device, resume=args.resume, fresh=args.fresh)
+        launch = Launch(args.out, args.device, args.resume, args.fresh, args.accept_code_change)
         folder = train(manifest, source, launch, sink=sink)
     except ManifestError as error:
         raise _located(error, source) from error

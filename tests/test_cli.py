@@ -280,7 +280,7 @@ def test_a_run_whose_patch_was_edited_is_refused_until_fresh(ratrain, tmp_path):
     file.write_text(PLUG_IN + "\n# edited\n")
     code, _, err = ratrain(*command)
     assert code == Exit.BAD_MANIFEST
-    assert "my_gate.py: was changed since" in err
+    assert "patches/my_gate.py: changed since" in err
     assert ratrain(*command, "--fresh")[0] == 0
 
 

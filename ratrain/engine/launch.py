@@ -20,6 +20,7 @@ from ratrain.config.schema import Manifest
 from ratrain.engine.checkpoint import listed
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import environment, gpu_uuid, pick_device
+from ratrain.engine.digest import changed_files, code_digests
 from ratrain.engine.engine import Engine
 from ratrain.engine.folder import RunFolder
 from ratrain.errors import (
@@ -31,7 +32,7 @@ from ratrain.errors import (
     UnavailableError,
     UsageError,
 )
-from ratrain.events import Emit, Event, RunEnded, Sampled, Window
+from ratrain.events import Emit, Event, Notice, RunEnded, Sampled, Window
 from ratrain.registry import plugin_files
 from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.jsonl import Jsonl
@@ -49,6 +50,7 @@ class Launch:
     device: str = "auto"
     resume: str = "auto"  # auto, must, never
     fresh: bool = False
+    accept_code_change: bool = False
 
 
 def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> Path:
@@ -61,7 +63,11 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
     if launch.fresh and (folder.path / "resolved.toml").exists():
         with folder.open():
             folder.move_aside()
-    _check_resume(folder, launch.resume, manifest)
+    changed = _changed_code(folder, manifest)
+    if changed and not launch.accept_code_change:
+        message = f"changed since {folder.path} trained with it; --fresh starts over, --accept-code-change goes on"
+        raise ManifestError([Fault(name, "", message) for name in changed])
+    _check_resume(folder, launch.resume)
     keep_compiled_code()
     emit = Fanout()
     with _machine_told(manifest):  # data and model first: a run that cannot start leaves no folder
@@ -69,6 +75,8 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
     with folder.open():
         _describe(folder, manifest, source, device)
         with _sinks(folder, device, emit, sink), _failures_noted(folder), _machine_told(manifest):
+            if changed:
+                emit(Notice(f"goes on under changed code: {', '.join(changed)}", "warning"))
             engine.run()
     return folder.path
 
@@ -79,6 +87,7 @@ def _describe(folder: RunFolder, manifest: Manifest, source: Source, device: tor
     folder.write("resolved.toml", render(manifest, source))
     for file in plugin_files(manifest.patch.values()):
         folder.write(f"patches/{file.name}", file.read_bytes())
+    folder.write("code.json", json.dumps(code_digests(manifest), indent=1) + "\n")
     folder.write("env.json", json.dumps(environment(device), indent=1) + "\n")
     folder.write_state(status="running")
 
@@ -91,18 +100,22 @@ class AlreadyDone(Exception):  # noqa: N818 - not an error: there is nothing lef
         self.path, self.loss = path, loss
 
 
-def _check_resume(folder: RunFolder, resume: str, manifest: Manifest) -> None:
+def _changed_code(folder: RunFolder, manifest: Manifest) -> list[str]:
+    """Source files that are not what they were when the run last trained; none where it never did."""
+    try:
+        before = json.loads((folder.path / "code.json").read_text())
+    except (OSError, ValueError):
+        return []
+    return changed_files(before, code_digests(manifest)) if listed(folder.checkpoints) else []
+
+
+def _check_resume(folder: RunFolder, resume: str) -> None:
     """Whether the run may start or go on, before anything is built or written."""
     found, state = listed(folder.checkpoints), folder.read_state()
     if resume == "must" and not found:
         raise MissingError(f"{folder.checkpoints}: --resume must, but there is no checkpoint")
     if resume == "never" and found:
         raise UsageError(f"{folder.path}: --resume never, but it holds checkpoints; --fresh moves them aside")
-    for file in plugin_files(manifest.patch.values()):
-        kept = folder.path / "patches" / file.name
-        if found and kept.is_file() and kept.read_bytes() != file.read_bytes():
-            message = f"was changed since {folder.path} began with it; --fresh moves that run aside and starts over"
-            raise ManifestError([Fault(str(file), "", message)])
     if state.get("status") == "done" and found:
         raise AlreadyDone(folder.path, state.get("loss"))
 

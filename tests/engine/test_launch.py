@@ -67,7 +67,16 @@ def test_the_folder_is_named_by_what_is_trained_and_holds_all_there_is_to_know(l
     folder, _ = launch()
     assert folder == tmp_path / "runs" / run_folder(manifest)
     assert {path.name for path in folder.iterdir()} == {
-        *("manifest.toml", "resolved.toml", "state.json", "events.jsonl", "env.json", "log.txt", "run.lock"),
+        *(
+            "manifest.toml",
+            "resolved.toml",
+            "state.json",
+            "events.jsonl",
+            "env.json",
+            "log.txt",
+            "run.lock",
+            "code.json",
+        ),
         *("checkpoints", "samples"),
     }
     state = json.loads((folder / "state.json").read_text())

@@ -1,0 +1,36 @@
+"""Which sources a run depends on: what it trains is its manifest *and* this code."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ratrain.config.schema import Manifest
+from ratrain.registry import plugin_files
+
+_ROOT = Path(__file__).parents[1]
+# the folders and files that decide a number of every run; kinds are added as the manifest names them
+_ALWAYS = ("model/*.py", "recipe/*.py", "kernels/*/*.py", "engine/step.py", "engine/evaluate.py", "engine/engine.py")
+
+
+def code_digests(manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of every source file that the run uses, by its place in the package (or `patches/` for a plug-in)."""
+    files = {str(Path("ratrain", file.relative_to(_ROOT))): file for file in _package_files(manifest)}
+    files |= {f"patches/{file.name}": file for file in plugin_files(manifest.patch.values())}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(files.items())}
+
+
+def changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Files that differ, came or went."""
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def _package_files(manifest: Manifest) -> Iterator[Path]:
+    for pattern in _ALWAYS:
+        yield from _ROOT.glob(pattern)
+    for options in (manifest.optim, *manifest.patch.values()):
+        file = Path(str(sys.modules[type(options).__module__].__file__))
+        if file.is_relative_to(_ROOT):
+            yield file
