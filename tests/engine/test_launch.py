@@ -14,8 +14,16 @@ from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.checkpoint import load_newest
 from ratrain.engine.launch import AlreadyDone, Launch, train
-from ratrain.errors import DataError, DiskError, MissingError, PreemptedError, UnavailableError, UsageError
-from ratrain.events import PhaseStarted, Window
+from ratrain.errors import (
+    DataError,
+    DiskError,
+    ManifestError,
+    MissingError,
+    PreemptedError,
+    UnavailableError,
+    UsageError,
+)
+from ratrain.events import Notice, PhaseStarted, Window
 from ratrain.registry import optim_kinds, patch_kinds
 from ratrain.sinks.jsonl import Jsonl
 
@@ -205,6 +213,19 @@ def test_a_failure_leaves_its_reason_in_the_state(launch, tmp_path, monkeypatch)
     (file,) = tmp_path.glob("runs/*/s1/state.json")
     state = json.loads(file.read_text())
     assert (state["status"], state["reason"]) == ("failed", "no space left")
+
+
+def test_code_that_changed_under_a_run_is_refused_or_recorded(launch, tmp_path):
+    with pytest.raises(PreemptedError):
+        launch(sink=stop_after(3))
+    (file,) = tmp_path.glob("runs/*/s1/code.json")
+    digests = json.loads(file.read_text())
+    file.write_text(json.dumps({**digests, "ratrain/model/gpt2.py": "other"}))
+    with pytest.raises(ManifestError, match=r"ratrain/model/gpt2\.py: changed since"):
+        launch()
+    _, heard = launch(accept_code_change=True)
+    assert [e.message for e in heard if isinstance(e, Notice)] == ["goes on under changed code: ratrain/model/gpt2.py"]
+    assert json.loads(file.read_text()) == digests
 
 
 def test_damaged_checkpoints_end_the_run_with_advice(launch, tmp_path):
