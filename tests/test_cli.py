@@ -61,11 +61,22 @@ def test_list_needs_no_torch_no_pydantic_and_no_rich():
     assert "Unified RA, rank 2" in done.stdout
 
 
-@pytest.mark.parametrize("word", ["", "list", "show", "diff", "check", "schema", "prepare", "sample"])
-def test_every_command_has_help(ratrain, word):
-    code, out, _ = ratrain(*filter(None, [word]), "--help")
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("", "list", "show", "diff", "check", "schema", "prepare", "sample", "tail"),
+        *("runs", "runs rm", "runs tag", "runs untag", "runs note"),
+    ],
+)
+def test_every_command_has_help(ratrain, words):
+    code, out, _ = ratrain(*words.split(), "--help")
     assert code == 0
-    assert out.startswith(f"usage: ratrain {word}".rstrip())
+    assert out.startswith(f"usage: ratrain {words}".rstrip())
+
+
+def test_help_lists_the_commands_of_two_words_too(ratrain):
+    _, out, _ = ratrain("--help")
+    assert "  runs untag  Take tags off a run." in out
 
 
 def test_help_shows_examples_and_exit_codes(ratrain):
@@ -123,6 +134,13 @@ def test_the_schema_is_json(ratrain):
         (["v9", "--resume", "must"], Exit.MISSING, "there is no checkpoint"),
         (["v9", "--dry-run", "--set", "data.source=nowhere"], Exit.MISSING, "`ratrain prepare"),
         (["sample", "@last"], Exit.MISSING, "no such run"),
+        (["tail", "@last"], Exit.MISSING, "no such run"),
+        (["tail", "@last", "-n", "-1"], Exit.USAGE, "expected a whole number"),
+        (["runs", "rm", "v9", "--yes"], Exit.MISSING, "no such run"),
+        (["runs", "rm", "", "--yes"], Exit.USAGE, "got an empty word"),
+        (["runs", "tag", "v9", "good"], Exit.MISSING, "no such run"),
+        (["runs", "tag", "v9"], Exit.USAGE, "TAG"),
+        (["runs", "--sort", "luck"], Exit.USAGE, "--sort"),
         (["show", "v99"], Exit.MISSING, "did you mean 'v9'?"),
         (["broken.toml"], Exit.BAD_MANIFEST, "broken.toml:2"),
         (["cut.toml"], Exit.BAD_MANIFEST, "cut.toml:1"),
@@ -133,7 +151,7 @@ def test_what_cannot_be_done_is_told_with_its_code(ratrain, tmp_path, argv, code
     (tmp_path / "file").touch()
     (tmp_path / "broken.toml").write_text('extends = "gpt2.toml"\nmodle = 1\n')
     (tmp_path / "cut.toml").write_text('id = "x')
-    trains = argv[0] not in ("sample", "show")
+    trains = argv[0] not in ("sample", "show", "tail", "runs")
     quick = [] if not trains else ["--scale", "tiny", *QUICK[2:4]] if "--scale" not in argv else QUICK[2:4]
     got, out, err = ratrain(*argv, *quick)
     assert (got, message in err) == (code, True), err

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("bench",),
     ("cli", "__main__"),
-    ("ablation", "report"),
+    ("ablation", "report", "runs"),
     ("engine",),
     ("legacy",),
     ("recipe",),

@@ -6,15 +6,18 @@ import fcntl
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from ratrain.atomic import write_file
 from ratrain.errors import CannotCreateError, MissingError, UsageError
 
+_LOOK = 0.05  # seconds: far longer than `is_held` has the lock
+
 
 class RunFolder:
-    """`manifest.toml resolved.toml state.json events.jsonl env.json log.txt checkpoints/ samples/ run.lock`.
+    """`manifest.toml resolved.toml state.json events.jsonl env.json log.txt notes.json checkpoints/ samples/ run.lock`.
 
     One process holds it at a time; the lock dies with the process.
     """
@@ -24,7 +27,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self._lock: int | None = None
 
-    def open(self) -> RunFolder:
+    def open(self, *, advice: str = "wait for it, or change the seed") -> RunFolder:
         """Creates the folder and takes its lock. Raises CannotCreateError: not writable, or held by another."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -33,14 +36,9 @@ class RunFolder:
             raise CannotCreateError(
                 f"{self.path}: cannot be created: {error.strerror}; choose another --out"
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._lock, 200, 0).decode(errors="replace").strip() or "another process"
+        if not (_taken(self._lock, fcntl.LOCK_EX) or _taken(self._lock, fcntl.LOCK_EX, wait=_LOOK)):
             self.close()
-            raise CannotCreateError(
-                f"{self.path}: {holder} is training here; wait for it, or change the seed"
-            ) from error
+            raise self.refusal(advice)
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         return self
@@ -49,6 +47,25 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)  # gives the lock back
             self._lock = None
+
+    def is_held(self) -> bool:
+        """Whether a process trains here. A look takes the lock for a moment, beside other looks."""
+        try:
+            lock = os.open(self.path / "run.lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            return not _taken(lock, fcntl.LOCK_SH)
+        finally:
+            os.close(lock)
+
+    def refusal(self, advice: str) -> CannotCreateError:
+        """The error that names the holder."""
+        try:
+            holder = (self.path / "run.lock").read_bytes()[:200].decode(errors="replace").strip()
+        except OSError:
+            holder = ""
+        return CannotCreateError(f"{self.path}: {holder or 'another process'} is training here; {advice}")
 
     def __enter__(self) -> RunFolder:
         return self
@@ -65,7 +82,7 @@ class RunFolder:
         """What state.json says; empty where there is none or it cannot be read."""
         try:
             state = json.loads((self.path / "state.json").read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return state if isinstance(state, dict) else {}
 
@@ -88,14 +105,31 @@ class RunFolder:
         return old
 
 
+def _taken(lock: int, kind: int, *, wait: float = 0.0) -> bool:
+    """Whether the lock of an open file could be had, after `wait` seconds."""
+    time.sleep(wait)
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def run_paths(root: Path) -> list[Path]:
+    """The folders of runs below `root`, by name; those that were moved aside are left out."""
+    return sorted(file.parent for file in root.glob("*/s*/resolved.toml") if ".old-" not in file.parent.name)
+
+
 def find_run(name: str, root: Path) -> Path:
     """The folder of a run given by path, or by a prefix of its name under `root`; `@last` is the newest.
 
     Raises MissingError when there is none, UsageError when several fit.
     """
+    if not name:  # an unset variable in a script, and a prefix of every name
+        raise UsageError("expected a run, got an empty word; @last is the newest")
     if (Path(name) / "resolved.toml").is_file():
         return Path(name)
-    runs = sorted(file.parent for file in root.glob("*/s*/resolved.toml") if ".old-" not in file.parent.name)
+    runs = run_paths(root)
     if name == "@last" and runs:
         return max(runs, key=lambda run: (run / "state.json").stat().st_mtime if (run / "state.json").exists() else 0)
     fitting = [run for run in runs if str(run.relative_to(root)).startswith(name)]

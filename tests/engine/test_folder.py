@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -48,6 +49,27 @@ def test_a_second_holder_in_one_process_is_refused_and_takes_nothing_from_the_fi
         with pytest.raises(CannotCreateError):
             RunFolder(tmp_path).open()
         assert hold_elsewhere(tmp_path).returncode == Exit.CANNOT_CREATE
+
+
+def test_a_look_tells_whether_a_run_is_held_and_keeps_nobody_out(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.is_held()
+    assert not folder.path.exists()
+    with folder.open():
+        assert RunFolder(folder.path).is_held()
+    assert not folder.is_held()
+    with folder.open():
+        pass
+
+
+def test_a_look_in_the_moment_of_opening_is_waited_out(tmp_path, monkeypatch):
+    with RunFolder(tmp_path).open():
+        pass
+    look = os.open(tmp_path / "run.lock", os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    monkeypatch.setattr("ratrain.engine.folder.time.sleep", lambda seconds: seconds and os.close(look))
+    with RunFolder(tmp_path).open():
+        pass
 
 
 def test_a_folder_below_a_file_is_refused_with_advice(tmp_path):
@@ -126,6 +148,11 @@ def test_a_name_that_fits_none_is_refused_with_those_that_there_are(runs):
 def test_an_empty_folder_holds_no_run(tmp_path, name):
     with pytest.raises(MissingError, match="none"):
         find_run(name, tmp_path)
+
+
+def test_an_empty_word_names_no_run_even_where_there_is_only_one(runs):
+    with pytest.raises(UsageError, match="empty word"):
+        find_run("", runs("v9-tiny-aaaaaaaa/s1"))
 
 
 def test_runs_moved_aside_are_not_found(runs):
