@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -324,23 +323,22 @@ def test_an_end_that_the_log_cannot_tell_is_told_beside_it(ratrain, status, reas
 
 
 def test_following_tells_all_that_is_written_and_ends_with_the_run(monkeypatch):
-    monkeypatch.setattr(ratrain_runs, "_POLL", 0.01)
     path = run_left(V9)
     held = RunFolder(path).open()
+    numbers = iter(range(31, 41))
 
-    def train():
+    def train_meanwhile(seconds):
+        """What the run does between two looks: a line, and after the last one it ends."""
+        if seconds != ratrain_runs._POLL:
+            return  # a lock waits too
         with (path / "log.txt").open("a") as log:
-            for n in range(31, 41):
-                print(f"line {n}", file=log, flush=True)
-                time.sleep(0.01)
-        held.close()
+            print(f"line {next(numbers)}", file=log)
+        if numbers.__length_hint__() == 0:
+            held.close()
 
-    trainer = threading.Thread(target=train)
-    heard = tail(path, 1, follow=True)
-    assert next(heard) == "line 30\n"
-    trainer.start()
-    assert "".join(heard).splitlines() == [f"line {n}" for n in range(31, 41)]
-    trainer.join()
+    monkeypatch.setattr(ratrain_runs.time, "sleep", train_meanwhile)
+    heard = "".join(tail(path, 1, follow=True)).splitlines()
+    assert heard == [f"line {n}" for n in range(30, 41)]
 
 
 def test_following_ends_when_the_run_is_moved_aside_and_another_takes_its_place(monkeypatch):
