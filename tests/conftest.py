@@ -1,10 +1,11 @@
-"""What every test shares: a cache apart from the user's, and shipped manifests at the tiny scale."""
+"""What every test shares: a cache apart from the user's, shipped manifests at the tiny scale, the command line."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from ratrain.cli import main
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.registry import optim_kinds, patch_kinds
@@ -43,3 +44,19 @@ def tiny(tiny_source):
         return resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
 
     return tiny
+
+
+@pytest.fixture
+def ratrain(capsys):
+    """Runs a command line in this process: (code, stdout, stderr)."""
+
+    def ratrain(*argv):
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as ended:  # argparse
+            code = ended.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return ratrain

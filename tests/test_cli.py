@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ratrain.cli import main
 from ratrain.errors import Exit
 
 SCRIPT = Path(sys.executable).with_name("ratrain")
@@ -26,22 +25,6 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("ratrain.engine.engine._SAMPLE_TOKENS", 2)
     yield tmp_path
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def ratrain(capsys):
-    """Runs a command line in this process: (code, stdout, stderr)."""
-
-    def ratrain(*argv):
-        try:
-            code = main([str(word) for word in argv])
-        except SystemExit as ended:  # argparse
-            code = ended.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return ratrain
 
 
 def elsewhere(*argv, **options):

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from ratrain import runs as ratrain_runs
-from ratrain.cli import main
 from ratrain.engine.folder import RunFolder
 from ratrain.engine.notes import read_notes, tag
 from ratrain.errors import DataError, Exit
@@ -29,20 +28,6 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("ratrain.engine.engine._SAMPLE_TOKENS", 2)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def ratrain(capsys):
-    """Runs a command line in this process: (code, stdout, stderr)."""
-
-    def ratrain(*argv):
-        try:
-            code = main([str(word) for word in argv])
-        except SystemExit as ended:  # argparse
-            code = ended.code
-        return (code, *capsys.readouterr())
-
-    return ratrain
 
 
 def run_left(name, *, status="done", step=20, loss=4.25, total=20, rates=(100, 300, 200), moved=0.0):
