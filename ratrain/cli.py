@@ -46,12 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser(command)
     add_arguments(parser)
     args = parser.parse_args(rest)
+    args.argv = argv
     try:
         code = run(args) or Exit.DONE
         sys.stdout.flush()
         return code
     except RatrainError as error:
-        print(f"ratrain: {error}" if not isinstance(error, ManifestError) else error, file=sys.stderr)
+        if str(error):  # what is said already comes without a word
+            print(f"ratrain: {error}" if not isinstance(error, ManifestError) else error, file=sys.stderr)
         return error.exit
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
@@ -110,6 +112,13 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or not int(text[:9]):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text[:9])
+
+
 def _open(name: str, args: argparse.Namespace) -> tuple[Source, Kinds]:
     """The merged manifest called `name`, and the kinds it may name: also those of patches/ beside its files."""
     from ratrain.config.read import find_manifest, read_source
@@ -149,6 +158,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--seed", type=_natural, metavar="N", help="sets seed.init and seed.data")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--devices", type=_count, default=None, metavar="N", help="GPUs, or CPU processes, to train on")
     parser.add_argument("--dry-run", action="store_true", help="build, compile, two real steps; say what a run needs")
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto", help="go on from a checkpoint")
     parser.add_argument("--fresh", action="store_true", help="move an earlier run of the same aside and start over")
@@ -159,6 +169,8 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int | None:
     """Train one variant."""
     manifest, source = _resolve(args.manifest, args)
+    if (args.devices or 1) > 1 and not args.dry_run and "WORLD_SIZE" not in os.environ:
+        return _spawn(manifest, args)
     from ratrain.engine.launch import AlreadyDone, Launch, train
     from ratrain.sinks.jsonl import JsonStream
     from ratrain.sinks.progress import Lines, progress
@@ -179,9 +191,18 @@ def _train(args: argparse.Namespace) -> int | None:
             json.dumps({"done": str(done.path), "loss": done.loss}) if args.json else f"{done}; --fresh starts it over"
         )
         return None
-    if not args.json:
+    if not args.json and os.environ.get("RANK", "0") == "0":
         print(f"everything is in {folder}; ratrain sample {folder} draws more text")
     return None
+
+
+def _spawn(manifest: Manifest, args: argparse.Namespace) -> int:
+    from ratrain.config.identity import run_folder
+    from ratrain.engine.folder import RunFolder
+    from ratrain.engine.spawn import spawn
+
+    folder = RunFolder(args.out / run_folder(manifest))
+    return spawn(args.argv, args.devices, device=args.device, folder=folder)
 
 
 # -- look -------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class RunStarted(Event):
     tokens_per_step: int
     peak_flops: dict[str, float | None]  # "datasheet", "measured"
     baselines: dict[str, float]  # nats per token: "uniform", "unigram", "bigram"
+    processes: int = 1  # that train it together
 
 
 @dataclass(frozen=True)

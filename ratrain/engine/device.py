@@ -31,9 +31,14 @@ _DATASHEET = {
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" takes the first GPU, else the CPU. Raises UnavailableError."""
+    """The device called `name`; "auto" takes a GPU, else the CPU. Raises UnavailableError.
+
+    Of several processes that a launcher started, each takes the GPU of its place on the machine.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

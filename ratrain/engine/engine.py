@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ratrain import events
-from ratrain.config.identity import recipe_hash, run_hash
-from ratrain.config.resolve import steps_total, tokens_per_step
+from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
-from ratrain.engine.checkpoint import load_newest, save
+from ratrain.engine import tell
+from ratrain.engine.checkpoint import load, load_newest, save
 from ratrain.engine.compile import GraphCounter, compile_model
-from ratrain.engine.device import peak_flops, peak_memory, set_determinism, synchronize
+from ratrain.engine.device import peak_flops, set_determinism, synchronize
+from ratrain.engine.distributed import World, local_rows
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.engine.signals import StopRequest
@@ -28,7 +29,7 @@ from ratrain.errors import DivergedError, PreemptedError
 from ratrain.model.build import build, seed_of
 from ratrain.model.count import count
 from ratrain.model.generate import generate
-from ratrain.recipe.data import ngram_losses, open_corpus
+from ratrain.recipe.data import open_corpus
 from ratrain.recipe.groups import group_parameters
 from ratrain.recipe.sampling import Sampler, validation_windows
 from ratrain.recipe.schedule import Schedule
@@ -37,10 +38,22 @@ _SAMPLE_TOKENS = 150
 
 
 class Engine:
-    """Trains `manifest` on `device`, with checkpoints in `checkpoints`; `run` may be called once."""
+    """Trains `manifest` on `device`, with checkpoints in `checkpoints`; `run` may be called once.
 
-    def __init__(self, manifest: Manifest, *, checkpoints: Path, device: torch.device, emit: events.Emit):
-        self.manifest, self.device, self.emit = manifest, device, emit
+    Each process of `world` has one, and all go the same way; the first alone writes, samples and states events.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        checkpoints: Path,
+        device: torch.device,
+        emit: events.Emit,
+        world: World = World(),  # noqa: B008 - frozen
+    ):
+        self.manifest, self.device, self.world = manifest, device, world
+        self.emit: events.Emit = emit if world.leads else lambda event: None
         self.checkpoints = checkpoints
         self.deterministic = set_determinism(manifest.train.deterministic, device)
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
@@ -59,9 +72,11 @@ class Engine:
             seed=manifest.seed.data,
             batch=manifest.train.batch,
             block_size=manifest.model.block_size,
+            rank=world.rank,
+            world=world.size,
         )
         windows = validation_windows(self.corpus.val, block_size=manifest.model.block_size, count=manifest.eval.windows)
-        torch.manual_seed(seed_of(manifest.seed.data, "dropout"))
+        torch.manual_seed(seed_of(manifest.seed.data, "dropout", world.rank))
         self.model = build(manifest, device=device)
         self.cost = count(self.model)
         self.groups = group_parameters(self.model, manifest.optim.weight_decay)
@@ -71,9 +86,12 @@ class Engine:
             manifest.optim,
             groups=self.groups,
             precision=self.precision,
-            micro_batch=manifest.train.micro_batch,
+            micro_batch=local_rows(world, batch=manifest.train.batch, micro_batch=manifest.train.micro_batch),
+            world=world,
         )
-        self.evaluator = Evaluator(self.model, windows, precision=self.precision, batch=manifest.train.micro_batch)
+        self.evaluator = Evaluator(
+            self.model, windows, precision=self.precision, batch=self.train_step.micro_batch, world=world
+        )
         self.total_steps = steps_total(manifest)
         self.schedule = Schedule(manifest.schedule, total_steps=self.total_steps)
         self.graphs = GraphCounter()
@@ -86,19 +104,21 @@ class Engine:
 
         Raises PreemptedError when asked to stop, after saving; DivergedError, with the last checkpoint as it was.
         """
-        with StopRequest() as stop:
+        with StopRequest(aloud=self.world.leads) as stop:
             self._restore()
-            self._announce()
+            if self.world.leads:
+                self.emit(tell.started(self))
             self._compile()
-            while not self._finished() and not stop.asked:
+            asked = None
+            while not self._finished() and not (asked := self._asked(stop)):
                 self._window(stop)
                 self._evaluate_if_due()
                 self._save_if_due()
-            if stop.asked and not self._finished():
+            if not self._finished():
                 self._save()
                 self.emit(self._ended("preempted"))
                 raise PreemptedError(
-                    f"stopped by {stop.asked} after step {self.steps_done}, which is saved; the same command goes on"
+                    f"stopped by {asked} after step {self.steps_done}, which is saved; the same command goes on"
                 )
             if self.evaluated_at != self.steps_done:
                 self._evaluate()
@@ -108,61 +128,44 @@ class Engine:
         self.emit(ended)
         return ended
 
+    def _asked(self, stop: StopRequest) -> str | None:
+        """The signal that asks to stop, whichever process it reached: all must leave after the same step."""
+        return next(filter(None, self.world.gather(stop.asked)), None)
+
     def _restore(self) -> None:
-        checkpoint, path, failures = load_newest(self.checkpoints)
-        if checkpoint is None or path is None:
+        found = self.world.lead(lambda: load_newest(self.checkpoints))
+        checkpoint, path, failures = found or (None, None, ())
+        path = self.world.share(path)
+        if path is None:
             return
+        checkpoint = checkpoint or load(path)
         for warning in check_origin(self, checkpoint, path):
             self.emit(events.Notice(warning, "warning"))
         restore(self, checkpoint)
         self.saved_at = self.steps_done
         self.emit(events.Resumed(self.steps_done, str(path), failures))
 
-    def _announce(self) -> None:
-        manifest, seed = self.manifest, self.manifest.seed
-        itemsize = 4 if manifest.train.precision == "fp32" else 2
-        self.emit(
-            events.RunStarted(
-                id=manifest.id,
-                title=manifest.title,
-                scale=manifest.scale,
-                folder=str(self.checkpoints.parent),
-                recipe_hash=recipe_hash(manifest),
-                run_hash=run_hash(manifest),
-                seed_init=seed.init,
-                seed_data=seed.data,
-                device=str(self.device),
-                precision=manifest.train.precision,
-                parameters=self.cost.parameters,
-                flops_per_token=self.cost.train_flops_per_token,
-                kv_bytes_per_token=self.cost.kv_bytes_per_token(itemsize),
-                train_tokens=len(self.corpus.train),
-                val_tokens=len(self.corpus.val),
-                budget=manifest.train.budget.model_dump(exclude_none=True),
-                total_steps=self.total_steps,
-                tokens_per_step=tokens_per_step(manifest),
-                peak_flops=self.peak,
-                baselines=ngram_losses(self.corpus, self.evaluator.real_windows, manifest.model.vocab_size),
-            )
-        )
-
     def _compile(self) -> None:
         """Compiles every graph the run needs before the clock of the first window starts."""
         regions = compile_model(self.model, self.manifest.compile)
-        if not regions:
+        self.train_step.share_gradients()
+        if not regions and self.world.size == 1:
             return
-        self.emit(events.PhaseStarted("compile", self.manifest.compile.backend))
+        if regions:
+            self.emit(events.PhaseStarted("compile", self.manifest.compile.backend))
         with self._phase("compile"):
             tensors, plain = rng_state()
             tokens, targets = self._batch(0)
-            rows = slice(0, self.manifest.train.micro_batch)
+            # one micro-step: between processes this also settles the buckets that gradients are averaged in
+            rows = slice(0, self.train_step.micro_batch)
             self.train_step.backward(tokens[rows], targets[rows])
             self.train_step.optimizer.zero_grad(set_to_none=True)
-            self.evaluator.run(self.evaluator.windows[: self.evaluator.batch])
+            self.evaluator.rehearse()
             restore_rng(tensors, plain)  # dropout in the trial step must not be seen by the run
         expected = 2 * regions  # a graph to train and one to evaluate
         self.graphs.settle(expected)
-        self.emit(events.Compiled(self.seconds["compile"], self.graphs.graphs, expected, self.graphs.cached))
+        if regions:
+            self.emit(events.Compiled(self.seconds["compile"], self.graphs.graphs, expected, self.graphs.cached))
 
     # -- one window ---------------------------------------------------------------------------------------------
 
@@ -170,17 +173,19 @@ class Engine:
         """Trains to the next step at which something is due; reads the device once, at the end."""
         start, first, spent = time.perf_counter(), self.steps_done, self.spent_seconds
         results: list[StepResult] = []
-        while self.steps_done < self._next_stop(first) and not stop.asked:
-            self.train_step.set_lr(self.schedule.lr(self._spent_after(self.steps_done - first + 1, spent, first)))
+        while self.steps_done < self._next_stop(first) and not (stop.asked and self.world.size == 1):
+            self.train_step.set_lr(self.schedule.lr(self.spent_after(self.steps_done - first + 1, spent, first)))
             results.append(self.train_step(*self._batch(self.steps_done)))
             self.steps_done += 1
         if not results:
             return
-        losses, norms = torch.stack([torch.stack(r) for r in results]).T.tolist()
-        seconds = time.perf_counter() - start
+        own, norms = torch.stack([torch.stack(r) for r in results]).T.tolist()
+        told = self.world.gather((own, time.perf_counter() - start))
+        losses = [sum(parts) / len(parts) for parts in zip(*(own for own, _ in told), strict=True)]
+        seconds = told[0][1]  # one clock for all, or a budget in seconds would end at different steps
         self.seconds["train"] += seconds
         self.spent_seconds += seconds
-        self.emit(self._window_event(losses, norms, seconds))
+        self.emit(tell.window(self, losses, norms, seconds))
         self._count_skips(norms)
 
     def _next_stop(self, first: int) -> int:
@@ -189,7 +194,7 @@ class Engine:
         stops = [(first // every + 1) * every for every in (m.log.every, m.eval.every, m.checkpoint.every) if every]
         return min([*stops, self.total_steps or stops[0]])
 
-    def _spent_after(self, steps: int, spent: float, first: int) -> float:
+    def spent_after(self, steps: int, spent: float, first: int) -> float:
         """Fraction of the budget used once `steps` steps of this window are done.
 
         A budget in seconds is read once per window; in between it grows by the mean step so far.
@@ -212,35 +217,6 @@ class Engine:
             tokens.pin_memory().to(self.device, non_blocking=True),
             targets.pin_memory().to(self.device, non_blocking=True),
         )
-
-    def _window_event(self, losses: list[float], norms: list[float], seconds: float) -> events.Window:
-        tokens = len(losses) * tokens_per_step(self.manifest)
-        rate = tokens / seconds
-        flops = rate * self.cost.train_flops_per_token
-        sheet, measured = self.peak["datasheet"], self.peak["measured"]
-        spent = self._spent_after(0, self.spent_seconds, self.steps_done)
-        return events.Window(
-            step=self.steps_done,
-            tokens=self.steps_done * tokens_per_step(self.manifest),
-            spent=spent,
-            losses=tuple(losses),
-            grad_norms=tuple(norms),
-            skipped=sum(not math.isfinite(norm) for norm in norms),
-            lr=float(self.train_step.optimizer.param_groups[0]["lr"]),
-            seconds=seconds,
-            tokens_per_second=rate,
-            mfu=flops / measured if measured else None,
-            mfu_datasheet=flops / sheet if sheet else None,
-            peak_memory=peak_memory(self.device),
-            graphs=self.graphs.graphs,
-            recompiles=self.graphs.recompiles,
-            eta=self.spent_seconds / spent * (1 - spent) * self._overhead() if spent else None,
-        )
-
-    def _overhead(self) -> float:
-        """Wall time over training time: evaluations and checkpoints, as they went so far."""
-        busy = self.seconds["train"] + self.seconds["evaluate"] + self.seconds["save"]
-        return busy / self.seconds["train"]
 
     def _count_skips(self, norms: list[float]) -> None:
         for norm in norms:
@@ -277,12 +253,17 @@ class Engine:
             return
         self.emit(events.PhaseStarted("save"))
         with self._phase("save") as took:
-            path, size = save(self.checkpoints, snapshot(self), keep=self.manifest.checkpoint.keep)
+            state = snapshot(self)
+            written = save(self.checkpoints, state, keep=self.manifest.checkpoint.keep) if self.world.leads else None
         self.saved_at = self.steps_done
-        self.emit(events.Saved(self.steps_done, str(path), size, took()))
+        if written:
+            path, size = written
+            self.emit(events.Saved(self.steps_done, str(path), size, took()))
 
     def _sample(self) -> None:
         """A stretch of text from the trained model: the check that a person makes first."""
+        if not self.world.leads:
+            return
         self.model.eval()
         prompt = torch.tensor([self.corpus.tokenizer.eot_token], device=self.device)
         # each length of the cache is another shape: a graph for each would take longer than the run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ratrain.engine.distributed import World
 from ratrain.engine.step import Precision
 from ratrain.model.gpt2 import GPT2
 
@@ -12,8 +13,16 @@ from ratrain.model.gpt2 import GPT2
 class Evaluator:
     """Mean loss over `windows` [n, T + 1], in batches of one shape so that one graph serves."""
 
-    def __init__(self, model: GPT2, windows: Tensor, *, precision: Precision, batch: int):
-        self.model, self.precision = model, precision
+    def __init__(
+        self,
+        model: GPT2,
+        windows: Tensor,
+        *,
+        precision: Precision,
+        batch: int,
+        world: World = World(),  # noqa: B008 - frozen
+    ):
+        self.model, self.precision, self.world = model, precision, world
         self.batch = min(batch, len(windows))
         short = -len(windows) % self.batch
         self.windows = torch.cat([windows, windows[:1].expand(short, -1)])
@@ -29,20 +38,30 @@ class Evaluator:
         return self.real_windows[:, 1:].numel()
 
     def __call__(self) -> float:
-        """Nats per token; leaves the model in training mode."""
-        return self.run(self.windows)
+        """Nats per token, each process taking its share of the batches; leaves the model in training mode."""
+        own = self._total(range(self.world.rank, self._batches, self.world.size))
+        return float(self.world.sum(own) / self.counted)
+
+    def rehearse(self) -> None:
+        """The first batch alone, on every process: what is to be compiled is compiled then."""
+        self._total(range(1))
+
+    @property
+    def _batches(self) -> int:
+        return len(self.windows) // self.batch
 
     @torch.no_grad()
-    def run(self, windows: Tensor) -> float:
+    def _total(self, batches: range) -> Tensor:
+        """Loss of these batches, each row of them weighing 1: float64, on the device."""
         self.model.eval()
         device = self.model.wte.weight.device
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for index, rows in enumerate(windows.split(self.batch)):
-            rows = rows.to(device)
+        for index in batches:
+            rows = self.windows[index * self.batch : (index + 1) * self.batch].to(device)
             targets = rows[:, 1:].clone()
             counted = min(self.batch, self.counted - index * self.batch)
             targets[counted:] = -1  # rows that only fill the last batch
             with self.precision.forward():
                 total += self.model(rows[:, :-1], targets).double() * counted
         self.model.train()
-        return float(total / min(self.counted, len(windows)))
+        return total

@@ -21,13 +21,17 @@ from ratrain.engine.checkpoint import listed
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import environment, gpu_uuid, pick_device
 from ratrain.engine.digest import changed_files, code_digests
+from ratrain.engine.distributed import FollowedError, join
 from ratrain.engine.engine import Engine
 from ratrain.engine.folder import RunFolder
 from ratrain.errors import (
+    DivergedError,
+    Exit,
     Fault,
     ManifestError,
     MemoryShortError,
     MissingError,
+    PreemptedError,
     RatrainError,
     UnavailableError,
     UsageError,
@@ -59,7 +63,26 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
     `sink` is what the user sees. A finished run is left as it is. Raises RatrainError with the exit code to give.
     """
     device = pick_device(launch.device)
-    folder = RunFolder(launch.out / run_folder(manifest))
+    keep_compiled_code()
+    folder, emit = RunFolder(launch.out / run_folder(manifest)), Fanout()
+    with join(device) as world:
+        changed = world.lead(lambda: _may_start(folder, manifest, launch))
+        with world.leader_first(), _machine_told(manifest):  # a run that cannot start leaves no folder
+            engine = Engine(manifest, checkpoints=folder.checkpoints, device=device, emit=emit, world=world)
+        if not world.leads:
+            _follow(engine, manifest)
+            return folder.path
+        with folder.open():
+            _describe(folder, manifest, source, device)
+            with _sinks(folder, device, emit, sink), _failures_noted(folder), _machine_told(manifest):
+                if changed:
+                    emit(Notice(f"goes on under changed code: {', '.join(changed)}", "warning"))
+                engine.run()
+    return folder.path
+
+
+def _may_start(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
+    """Looks at what is in the folder already; returns the source files that have changed under it."""
     if launch.fresh and (folder.path / "resolved.toml").exists():
         with folder.open():
             folder.move_aside()
@@ -68,17 +91,16 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
         message = f"changed since {folder.path} trained with it; --fresh starts over, --accept-code-change goes on"
         raise ManifestError([Fault(name, "", message) for name in changed])
     _check_resume(folder, launch.resume)
-    keep_compiled_code()
-    emit = Fanout()
-    with _machine_told(manifest):  # data and model first: a run that cannot start leaves no folder
-        engine = Engine(manifest, checkpoints=folder.checkpoints, device=device, emit=emit)
-    with folder.open():
-        _describe(folder, manifest, source, device)
-        with _sinks(folder, device, emit, sink), _failures_noted(folder), _machine_told(manifest):
-            if changed:
-                emit(Notice(f"goes on under changed code: {', '.join(changed)}", "warning"))
+    return changed
+
+
+def _follow(engine: Engine, manifest: Manifest) -> None:
+    """Trains beside the first process, which does all the speaking."""
+    try:
+        with _machine_told(manifest):
             engine.run()
-    return folder.path
+    except (PreemptedError, DivergedError) as error:
+        raise FollowedError(error.exit) from error
 
 
 def _describe(folder: RunFolder, manifest: Manifest, source: Source, device: torch.device) -> None:
@@ -94,6 +116,8 @@ def _describe(folder: RunFolder, manifest: Manifest, source: Source, device: tor
 
 class AlreadyDone(Exception):  # noqa: N818 - not an error: there is nothing left to do
     """The run in `path` had reached the end of its budget with validation loss `loss`."""
+
+    exit = Exit.DONE
 
     def __init__(self, path: Path, loss: float | None):
         super().__init__(f"{path}: this run is done" + ("" if loss is None else f" (validation loss {loss:.4f})"))
@@ -160,7 +184,8 @@ def _failures_noted(folder: RunFolder) -> Iterator[None]:
     except BaseException as error:
         known = folder.read_state()
         if known.get("status") == "running":
-            folder.write_state(**{**known, "status": "failed", "reason": str(error) or repr(error)})
+            code = int(getattr(error, "exit", Exit.BUG))
+            folder.write_state(**{**known, "status": "failed", "exit": code, "reason": str(error) or repr(error)})
         raise
 
 

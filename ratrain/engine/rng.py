@@ -13,9 +13,9 @@ from torch import Tensor
 
 def rng_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state of torch's, each GPU's, NumPy's and Python's generators."""
-    tensors = {"rng|cpu": torch.get_rng_state()}
+    tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors |= {f"rng|cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     version, words, gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
     numpy["state"]["key"] = numpy["state"]["key"].tolist()
@@ -24,10 +24,10 @@ def rng_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def restore_rng(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """Puts back what `rng_state` took; generators of devices that are gone are left out."""
-    torch.set_rng_state(tensors["rng|cpu"])
+    torch.set_rng_state(tensors["cpu"])
     for i in range(torch.cuda.device_count()):
-        if f"rng|cuda{i}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"rng|cuda{i}"], i)
+        if f"cuda{i}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda{i}"], i)
     version, words, gauss = plain["python"]
     random.setstate((version, tuple(words), gauss))
     numpy = plain["numpy"]

@@ -13,10 +13,14 @@ _POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """While it is entered, SIGINT, SIGTERM and SIGUSR1 set `asked`; a second SIGINT ends the process with 130."""
+    """While it is entered, SIGINT, SIGTERM and SIGUSR1 set `asked`; a second SIGINT ends the process with 130.
 
-    def __init__(self):
+    One of several processes speaks: `aloud`.
+    """
+
+    def __init__(self, *, aloud: bool = True):
         self.asked: str | None = None
+        self._aloud = aloud
         self._old: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -32,7 +36,8 @@ class StopRequest:
         if self.asked and number == signal.SIGINT:
             _say("\x1b[?25h" if os.isatty(2) else "")  # a live bar hides the cursor
             os._exit(Exit.INTERRUPTED)  # at once: the last checkpoint is complete whatever was going on
-        _say("\nstopping after this step, then saving; Ctrl-C again leaves at once\n")
+        if self._aloud:
+            _say("\nstopping after this step, then saving; Ctrl-C again leaves at once\n")
         self.asked = signal.Signals(number).name
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ratrain.config.identity import run_hash
 from ratrain.engine.checkpoint import Checkpoint, flatten_optimizer, require_same_tensors, restore_optimizer
 from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.errors import DataError
+from ratrain.model.build import seed_of
 
 if TYPE_CHECKING:
     from ratrain.engine.engine import Engine
@@ -24,7 +25,7 @@ _POSITION = ("spent_seconds", "skips_in_a_row", "last_loss", "evaluated_at")
 def snapshot(engine: Engine) -> Checkpoint:
     """Everything that the rest of the run depends on."""
     optimizer, plain = flatten_optimizer(engine.train_step.optimizer, _optimized_names(engine))
-    rng, rng_plain = rng_state()
+    rng, rng_plain = gather_rng(engine)
     state = {
         "run_hash": run_hash(engine.manifest),
         "data": engine.corpus.fingerprint,
@@ -43,13 +44,29 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
         for name, tensor in _model_tensors(engine).items():
             tensor.copy_(checkpoint.model[name])
     engine.precision.publish()
-    rng = {name: tensor for name, tensor in checkpoint.optimizer.items() if name.startswith("rng|")}
-    moments = {name: tensor for name, tensor in checkpoint.optimizer.items() if name not in rng}
+    moments = {name: tensor for name, tensor in checkpoint.optimizer.items() if not name.startswith("rng|")}
     restore_optimizer(engine.train_step.optimizer, _optimized_names(engine), moments, checkpoint.state["optimizer"])
-    restore_rng(rng, checkpoint.state["rng"])
+    _restore_own_rng(engine, checkpoint)
     engine.steps_done = checkpoint.step
     for name in _POSITION:
         setattr(engine, name, checkpoint.state[name])
+
+
+def gather_rng(engine: Engine) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The generators of every process, its tensors as `rng|<rank>|<device>`."""
+    told = engine.world.gather(rng_state())
+    tensors = {f"rng|{rank}|{name}": tensor for rank, (own, _) in enumerate(told) for name, tensor in own.items()}
+    return tensors, [plain for _, plain in told]
+
+
+def _restore_own_rng(engine: Engine, checkpoint: Checkpoint) -> None:
+    rank, saved = engine.world.rank, checkpoint.state["rng"]
+    if rank >= len(saved):  # more processes than saved: this one begins a sequence of its own
+        torch.manual_seed(seed_of(engine.manifest.seed.data, "dropout", rank, checkpoint.step))
+        return
+    mark = f"rng|{rank}|"
+    own = {name.removeprefix(mark): t for name, t in checkpoint.optimizer.items() if name.startswith(mark)}
+    restore_rng(own, saved[rank])
 
 
 def check_origin(engine: Engine, checkpoint: Checkpoint, path: Path) -> list[str]:
@@ -81,4 +98,5 @@ def _optimized_names(engine: Engine) -> list[str]:
 def _machine(engine: Engine) -> dict[str, object]:
     """What must be equal for equal bits."""
     kind = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu"
-    return {"device": kind, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    threads = torch.get_num_threads()
+    return {"device": kind, "processes": engine.world.size, "torch": torch.__version__, "threads": threads}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ratrain.engine.distributed import World
 from ratrain.model.gpt2 import GPT2
 from ratrain.recipe.groups import Group
 
@@ -68,15 +69,31 @@ class Precision:
 
 
 class TrainStep:
-    """Averages the gradient over micro-batches, clips, updates."""
+    """Averages the gradient over micro-batches and over the processes of `world`, clips, updates."""
 
-    def __init__(self, model: GPT2, optim, *, groups: list[Group], precision: Precision, micro_batch: int):
-        self.model, self.precision, self.micro_batch, self.clip = model, precision, micro_batch, optim.clip
+    def __init__(
+        self,
+        model: GPT2,
+        optim,
+        *,
+        groups: list[Group],
+        precision: Precision,
+        micro_batch: int,
+        world: World = World(),  # noqa: B008 - frozen
+    ):
+        self.model: nn.Module = model
+        self.precision, self.micro_batch, self.clip, self.world = precision, micro_batch, optim.clip, world
         masters = [
             Group(g.names, tuple(precision.masters[n] for n in g.names), g.weight_decay) for g in groups if g.names
         ]
         self.parameters = [p for g in masters for p in g.parameters]
         self.optimizer = optim.build(masters)
+
+    def share_gradients(self) -> None:
+        """From now on gradients are averaged over the processes; called once the model is compiled."""
+        # bf16 copies are emptied into fp32 masters at each micro-step: it is these that are averaged then
+        if not self.precision.copies:
+            self.model = self.world.parallel(self.model)
 
     def set_lr(self, lr: float) -> None:
         """Takes effect at the next step: no sync, and no recompile, since it is a tensor."""
@@ -96,12 +113,16 @@ class TrainStep:
         """Gradients of the mean loss, left in the parameters; returns the loss."""
         micro = list(zip(tokens.split(self.micro_batch), targets.split(self.micro_batch), strict=True))
         total = torch.zeros((), device=tokens.device)
-        for x, y in micro:
-            with self.precision.forward():
-                loss = self.model(x, y) / len(micro)
-            loss.backward()
+        for index, (x, y) in enumerate(micro, start=1):
+            local = self.world.keep_local(self.model) if index < len(micro) else nullcontext()
+            with local:  # gradients travel once, with the last micro-step
+                with self.precision.forward():
+                    loss = self.model(x, y) / len(micro)
+                loss.backward()
             self.precision.collect()
             total += loss.detach()
+        if self.precision.copies:
+            self.world.average([p.grad for p in self.parameters if p.grad is not None])
         return total
 
     def _clip(self) -> Tensor:

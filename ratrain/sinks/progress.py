@@ -31,7 +31,8 @@ def _started(e: events.RunStarted) -> list[str]:
     return [
         f"{e.id}  {e.title}" if e.title else e.id,
         f"{e.scale} scale, seed {e.seed_init}" + (f"-{e.seed_data}" if e.seed_data != e.seed_init else "")
-        + f", {e.precision} on {e.device}; recipe {e.recipe_hash[:8]}",
+        + f", {e.precision} on {e.device}" + (f" x {e.processes}" if e.processes > 1 else "")
+        + f"; recipe {e.recipe_hash[:8]}",
         f"{_number(e.parameters)} parameters, {_number(e.flops_per_token)} FLOPs per trained token, "
         f"{_number(e.kv_bytes_per_token)} bytes of KV cache per token",
         f"budget {budget}{steps}; data {_number(e.train_tokens)} tokens, {_number(e.val_tokens)} for validation",

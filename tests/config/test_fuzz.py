@@ -89,7 +89,7 @@ def test_hostile_files_are_refused_within_a_tenth_of_a_second(kinds, tmp_path):
         path.write_text(text)
         best = float("inf")
         for _ in range(3):  # the machine is shared: the quickest of three is the cost
-            start = time.perf_counter()
+            start = time.process_time()
             assert isinstance(outcome(path, kinds), ManifestError)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         assert best < 0.1, text[:20]

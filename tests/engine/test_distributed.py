@@ -1,0 +1,156 @@
+"""Several processes train what one trains: same losses, one set of weights, one writer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from ratrain.config.identity import run_folder
+from ratrain.engine.distributed import World, local_rows
+from ratrain.engine.engine import Engine
+from ratrain.errors import ManifestError
+
+KEYS = (
+    *("compile.scope=off", "train.budget.steps=30", "train.batch=8", "train.micro_batch=2", "log.every=5"),
+    *("eval.every=10", "eval.windows=7", "checkpoint.every=10"),
+)
+SETS = [word for key in KEYS for word in ("--set", key)]
+
+
+@pytest.fixture(scope="module")
+def gang(own_cache):
+    """Runs tasks (processes, out, overrides, stop) one after the other; returns what gang.py prints of each."""
+
+    def gang(*tasks):
+        def argv(out, overrides):
+            return ["v9", "--scale", "tiny", "--device", "cpu", *SETS, *overrides, "--out", str(out)]
+
+        words = [[count, argv(out, overrides), stop] for count, out, overrides, stop in tasks]
+        program = Path(__file__).with_name("gang.py")
+        done = subprocess.run(
+            [sys.executable, str(program), json.dumps(words)], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return gang
+
+
+@pytest.fixture(scope="module")
+def runs(gang, tmp_path_factory):
+    """The folder of the run on 1, 2 and 4 processes, one that was stopped on 2 and went on, and what became of each."""
+    out = tmp_path_factory.mktemp("runs")
+    again, fewer = out / "2 again", out / "2 to 1"
+    told = gang(
+        *((count, out / str(count), (), None) for count in (1, 2, 4)),
+        *((2, again, (), [1, 13]), (2, again, (), None), (2, fewer, (), [0, 13]), (1, fewer, (), None)),
+    )
+    folders = {path.name: next(path.glob("*/s1")) for path in out.iterdir()}
+    return folders, dict(zip(("1", "2", "4", "stop", "2 again", "stop 0", "2 to 1"), told, strict=True))
+
+
+def losses(folder, event="Window"):
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [loss for e in lines if e["event"] == event for loss in e.get("losses", [e.get("loss")])]
+
+
+@pytest.mark.parametrize("name", ["2", "4", "2 again", "2 to 1"])
+def test_the_number_of_processes_does_not_change_what_is_trained(runs, name):
+    folders, told = runs
+    assert set(told[name]["codes"]) == {0}
+    alone, shared = losses(folders["1"]), losses(folders[name])
+    assert len(alone) == len(shared) == 30
+    torch.testing.assert_close(torch.tensor(shared), torch.tensor(alone), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(losses(folders[name], "Evaluated")),
+        torch.tensor(losses(folders["1"], "Evaluated")),
+        rtol=1e-5,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize("name", ["2", "4", "2 again"])
+def test_all_processes_end_with_the_same_weights(runs, name):
+    assert len(set(runs[1][name]["weights"])) == 1
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(runs):
+    told = runs[1]
+    assert told["stop"]["codes"] == told["stop 0"]["codes"] == [75, 75]
+    assert len(set(told["stop"]["weights"])) == 1
+
+
+def test_a_run_that_was_stopped_ends_with_the_bits_of_the_unbroken_one(runs):
+    assert runs[1]["2 again"]["weights"] == runs[1]["2"]["weights"]
+    assert losses(runs[0]["2 again"]) == losses(runs[0]["2"])
+
+
+def test_one_process_writes(runs):
+    (event,) = [json.loads(line) for line in (runs[0]["4"] / "events.jsonl").read_text().splitlines()][:1]
+    assert (event["event"], event["processes"]) == ("RunStarted", 4)
+
+
+def test_bf16_masters_are_averaged_over_all_micro_steps(gang, tmp_path):
+    keys = ("--set", "train.precision=bf16", "--set", "train.budget.steps=4")
+    told = gang(*((count, tmp_path / str(count), keys, None) for count in (1, 2)))
+    assert len(set(told[1]["weights"])) == 1
+    one, two = (losses(next(tmp_path.glob(f"{count}/*/s1"))) for count in (1, 2))
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-3, atol=0)
+
+
+def test_what_is_wrong_is_said_once_and_all_leave_with_its_code(gang, tmp_path):
+    told = gang((2, tmp_path, ("--set", "data.source=nowhere"), None))
+    assert told[0]["codes"] == [66, 66]
+    assert not list(tmp_path.rglob("s1"))
+
+
+def test_rows_that_do_not_divide_are_refused():
+    assert local_rows(World(0, 4), batch=8, micro_batch=8) == 2
+    assert local_rows(World(0, 2), batch=8, micro_batch=2) == 2
+    with pytest.raises(ManifestError, match="3 does not divide the 4 sequences"):
+        local_rows(World(0, 2), batch=8, micro_batch=3)
+
+
+def test_a_batch_that_does_not_divide_names_its_key(tiny, tmp_path):
+    with pytest.raises(ManifestError, match=r"train\.batch: 4 sequences do not divide among 3 processes"):
+        Engine(tiny("v1"), checkpoints=tmp_path, device=torch.device("cpu"), emit=print, world=World(0, 3))
+
+
+def test_gradients_travel_with_the_last_micro_step_only(tiny, tmp_path):
+    entered = []
+
+    class Counting(World):
+        def keep_local(self, model):
+            entered.append(model)
+            return nullcontext()
+
+    manifest = tiny("v1", "train.batch=8", "train.micro_batch=2")
+    engine = Engine(manifest, checkpoints=tmp_path, device=torch.device("cpu"), emit=print, world=Counting())
+    engine.train_step(*engine.sampler.batch(0))
+    assert len(entered) == 3
+
+
+def test_devices_start_that_many_processes(tmp_path, tiny):
+    command = [*("v9", "--scale", "tiny", *SETS, "--set", "train.budget.steps=5", "--device", "cpu", "--devices", "2")]
+    done = subprocess.run(
+        [sys.executable, "-m", "ratrain", *command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "cpu x 2" in done.stdout
+    assert done.stdout.count("done at step 5") == 1
+    folder = tmp_path / run_folder(tiny("v9", *KEYS, "train.budget.steps=5"))
+    assert json.loads((folder / "state.json").read_text())["status"] == "done"
+
+
+def test_devices_that_are_not_there_are_refused(ratrain, tmp_path):
+    code, _, err = ratrain("v9", "--scale", "tiny", "--devices", "9999", "--device", "cuda", "--out", tmp_path)
+    assert (code, list(tmp_path.iterdir())) == (69, [])
+    assert "--devices 9999: this machine has" in err
+    code, _, err = ratrain("v9", "--devices", "2", "--device", "cuda:1", "--out", tmp_path)
+    assert (code, "each process takes its own" in err) == (2, True)
