@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := main
-.PHONY: main install test lint check golden bench clean help
+.PHONY: main install test faults lint check golden bench clean help
 
 main: install ## set up, then train V9 and draw a sample (the default)
 	$(BIN)/ratrain manifests/unified_ra_v9.toml
@@ -20,6 +20,9 @@ $(READY): pyproject.toml constraints.txt
 
 test: install ## run the tests
 	$(BIN)/python -m pytest -n 2 tests
+
+faults: install ## kill runs at 1000 points, flip 5000 bits, mutate 20 000 manifests: half an hour
+	FAULTS=long $(BIN)/python -m pytest -s tests/faults tests/config/test_fuzz.py
 
 lint: install ## check style and types, changing nothing
 	$(BIN)/ruff check .

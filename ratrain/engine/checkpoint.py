@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ratrain.atomic import ASIDE, sync_folder
+from ratrain.atomic import ASIDE, sync_folder, write_synced
 from ratrain.errors import CannotCreateError, DataError, DiskError
 
 _SUMS = "SHA256SUMS"
@@ -44,27 +44,33 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int]
 
     Raises CannotCreateError or DiskError; what was there before is untouched then.
     """
-    parts = {
-        "model.safetensors": safetensors.torch.save(_plain(checkpoint.model)),
-        "optimizer.safetensors": safetensors.torch.save(_plain(checkpoint.optimizer)),
-        "state.json": json.dumps({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}).encode(),
-    }
-    parts[_SUMS] = _sums({name: hashlib.sha256(data).hexdigest() for name, data in parts.items()})
     final = folder / f"step-{checkpoint.step:08d}"
     aside = folder / f".{final.name}{ASIDE}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_folder(aside, parts)
+        size = _write_folder(aside, checkpoint)
         if final.exists():  # it did not verify, and is being made again
-            final.rename(folder / f".{final.name}.old{ASIDE}")
-        aside.rename(final)
+            os.rename(final, folder / f".{final.name}.old{ASIDE}")
+        os.rename(aside, final)
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        what = f"{final}: the checkpoint of {sum(map(len, parts.values()))} bytes cannot be written: {error.strerror}"
+        need, free = stored_bytes(checkpoint.model, checkpoint.optimizer), free_bytes(folder)
+        what = f"{final}: the checkpoint of {need:,} bytes cannot be written: {error.strerror} ({free:,} bytes free)"
         raise (CannotCreateError if isinstance(error, PermissionError) else DiskError)(what) from error
     _prune(folder, keep, newest=checkpoint.step)
-    return final, sum(map(len, parts.values()))
+    return final, size
+
+
+def stored_bytes(*groups: Mapping[str, Tensor]) -> int:
+    """Bytes of the tensors in a checkpoint, which are nearly all of it."""
+    return sum(tensor.nbytes for group in groups for tensor in group.values())
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written below `folder`, whether it is there yet or not."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -75,15 +81,23 @@ def _sums(digests: Mapping[str, str]) -> bytes:
     return "".join(f"{digests[name]}  {name}\n" for name in _FILES).encode()
 
 
-def _write_folder(folder: Path, parts: Mapping[str, bytes]) -> None:
+def _write_folder(folder: Path, checkpoint: Checkpoint) -> int:
+    """Writes the files of a checkpoint, one in memory at a time; returns their bytes."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for name, data in parts.items():
-        with (folder / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    os.mkdir(folder)
+    digests, size = {}, 0
+    for name, encode in {
+        "model.safetensors": lambda: safetensors.torch.save(_plain(checkpoint.model)),
+        "optimizer.safetensors": lambda: safetensors.torch.save(_plain(checkpoint.optimizer)),
+        "state.json": lambda: json.dumps({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}).encode(),
+        _SUMS: lambda: _sums(digests),
+    }.items():
+        data = encode()
+        digests[name] = hashlib.sha256(data).hexdigest()
+        size += len(data)
+        write_synced(folder / name, [data])
     sync_folder(folder)
+    return size
 
 
 def _prune(folder: Path, keep: int, *, newest: int) -> None:
@@ -93,7 +107,7 @@ def _prune(folder: Path, keep: int, *, newest: int) -> None:
     for old in [path for path in listed(folder) if _step(path) <= newest][keep:]:
         aside = folder / f".{old.name}{ASIDE}"
         with contextlib.suppress(OSError):  # an old checkpoint that stays does no harm
-            old.rename(aside)  # half a checkpoint must not be found
+            os.rename(old, aside)  # half a checkpoint must not be found
             shutil.rmtree(aside)
 
 

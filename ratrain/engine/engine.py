@@ -25,7 +25,7 @@ from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.engine.signals import StopRequest
 from ratrain.engine.state import check_origin, restore, snapshot
 from ratrain.engine.step import Precision, StepResult, TrainStep
-from ratrain.errors import DivergedError, PreemptedError
+from ratrain.errors import CannotCreateError, DiskError, DivergedError, PreemptedError
 from ratrain.model.build import build, seed_of
 from ratrain.model.count import count
 from ratrain.model.generate import generate
@@ -72,6 +72,7 @@ class Engine:
             seed=manifest.seed.data,
             batch=manifest.train.batch,
             block_size=manifest.model.block_size,
+            vocab_size=manifest.model.vocab_size,
             rank=world.rank,
             world=world.size,
         )
@@ -246,19 +247,25 @@ class Engine:
     def _save_if_due(self) -> None:
         every = self.manifest.checkpoint.every
         if every and self.steps_done % every == 0 and not self._finished():
-            self._save()
+            self._save(may_fail=True)
 
-    def _save(self) -> None:
-        if self.saved_at == self.steps_done:
+    def _save(self, *, may_fail: bool = False) -> None:
+        """Writes a checkpoint; one that `may_fail` for want of disk is told, and tried again when the next is due."""
+        if self.world.share(self.saved_at == self.steps_done):
             return
         self.emit(events.PhaseStarted("save"))
         with self._phase("save") as took:
             state = snapshot(self)
-            written = save(self.checkpoints, state, keep=self.manifest.checkpoint.keep) if self.world.leads else None
-        self.saved_at = self.steps_done
-        if written:
-            path, size = written
-            self.emit(events.Saved(self.steps_done, str(path), size, took()))
+            if self.world.leads:
+                try:
+                    path, size = save(self.checkpoints, state, keep=self.manifest.checkpoint.keep)
+                except (DiskError, CannotCreateError) as error:
+                    if not may_fail:
+                        raise
+                    self.emit(events.Notice(f"{error}; the run goes on from memory", "warning"))
+                else:
+                    self.saved_at = self.steps_done
+                    self.emit(events.Saved(self.steps_done, str(path), size, took()))
 
     def _sample(self) -> None:
         """A stretch of text from the trained model: the check that a person makes first."""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ratrain.atomic import write_file
+from ratrain.atomic import remove_leftovers, write_file
 from ratrain.errors import CannotCreateError, MissingError, UsageError
 
 _LOOK = 0.05  # seconds: far longer than `is_held` has the lock
@@ -39,6 +39,7 @@ class RunFolder:
         if not (_taken(self._lock, fcntl.LOCK_EX) or _taken(self._lock, fcntl.LOCK_EX, wait=_LOOK)):
             self.close()
             raise self.refusal(advice)
+        remove_leftovers(self.path)
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         return self

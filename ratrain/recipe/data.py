@@ -1,4 +1,4 @@
-"""The tokens of a run: the embedded corpus or a folder of shards, validated and mapped before step 0."""
+"""The tokens of a run: the embedded corpus or a folder of shards, validated before step 0."""
 
 from __future__ import annotations
 
@@ -99,12 +99,13 @@ _RANKS = {"gpt2": "gpt2_vocab.bpe", "shakespeare2k": "shakespeare2k.tiktoken"}  
 
 def _make_embedded(folder: Path, tokenizer: tiktoken.Encoding) -> Corpus:
     works = dict(zip(_SPLITS, corpora.split_works(corpora.read("shakespeare.txt").decode()), strict=True))
-    shards = {split: Shard(folder / f"{split}_000000.bin", _encode(works[split], tokenizer)) for split in _SPLITS}
-    splits = {split: [shard_entry(s.path.name, encode_shard(s.tokens))] for split, s in shards.items()}
+    tokens = {split: _encode(works[split], tokenizer) for split in _SPLITS}
+    shards = {split: Shard(folder / f"{split}_000000.bin", ids) for split, ids in tokens.items()}
+    splits = {split: [shard_entry(shards[split].path.name, encode_shard(ids))] for split, ids in tokens.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for shard in shards.values():
-            write_shard(shard.path, shard.tokens)
+        for split, ids in tokens.items():
+            write_shard(shards[split].path, ids)
         write_meta(folder, tokenizer=tokenizer.name, vocab_size=tokenizer.n_vocab, splits=splits)
     except (OSError, CannotCreateError, DiskError):
         pass  # no cache: the tokens stay in memory
@@ -218,7 +219,8 @@ def _raw_fingerprint(streams: Sequence[TokenStream], tokenizer: str) -> str:
     for stream in streams:
         for shard in stream.shards:
             digest.update(json.dumps([shard.path.name, len(shard.tokens)]).encode())
-            digest.update(shard.tokens[: _ENDS // 2].tobytes() + shard.tokens[-_ENDS // 2 :].tobytes())
+            ends = max(0, len(shard.tokens) - _ENDS // 2)
+            digest.update(shard.tokens[: _ENDS // 2].tobytes() + shard.tokens[ends:].tobytes())
     return digest.hexdigest()
 
 

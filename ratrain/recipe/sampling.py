@@ -25,20 +25,39 @@ def sample_rows(tokens_total: int, *, seed: int, step: int, batch: int, block_si
 class Sampler:
     """The rows of rank `rank` of `world` in every step: r * B / N up to (r + 1) * B / N of the global batch."""
 
-    def __init__(self, tokens: TokenStream, *, seed: int, batch: int, block_size: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        tokens: TokenStream,
+        *,
+        seed: int,
+        batch: int,
+        block_size: int,
+        vocab_size: int = 1 << 16,
+        rank: int = 0,
+        world: int = 1,
+    ):
         assert 0 <= rank < world
         if batch % world:
             raise ManifestError([Fault("", "train.batch", f"{batch} sequences do not divide among {world} processes")])
         require_window(tokens, block_size)
         self.tokens, self.seed, self.batch_size, self.block_size = tokens, seed, batch, block_size
+        self.vocab_size = vocab_size
         self.rows = slice(rank * batch // world, (rank + 1) * batch // world)
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of `step`, int64 [B / N, T] each; the targets are the inputs moved by one."""
+        """Inputs and targets of `step`, int64 [B / N, T] each; the targets are the inputs moved by one.
+
+        Raises DataError where the files are no longer what was validated.
+        """
         offsets = sample_rows(
             len(self.tokens), seed=self.seed, step=step, batch=self.batch_size, block_size=self.block_size
         )
         windows = _windows(self.tokens, offsets[self.rows], self.block_size)
+        if int(windows.max()) >= self.vocab_size:  # on a GPU the lookup would end the process
+            raise DataError(
+                f"{self.tokens.name}: step {step} reads id {int(windows.max())} of a vocabulary of {self.vocab_size}: "
+                "a file was overwritten while in use"
+            )
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 

@@ -5,10 +5,12 @@ Ours are llm.c files beside a `meta.json` that says what made them. Nothing is u
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import stat
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +35,61 @@ _FOREIGN = {
 }
 
 
+class FileTokens:
+    """`count` ids in a file from the byte `offset` on; a slice reads them, uint16 [n].
+
+    Read and not mapped: a file that is cut under a running job is then a message, where a mapping ends the process
+    with SIGBUS.
+    """
+
+    def __init__(self, path: Path, offset: int, count: int):
+        self._path, self._offset, self._count = path, offset, count
+        self._descriptor = _descriptor(path)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(self._count)
+        at, left, pieces = self._offset + 2 * start, 2 * max(0, stop - start), []
+        while left:
+            pieces.append(self._piece(at, left))
+            at, left = at + len(pieces[-1]), left - len(pieces[-1])
+        return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), _U16)
+
+    def _piece(self, at: int, size: int) -> bytes:
+        """Up to `size` bytes from `at` on: one call gives less for gigabytes."""
+        try:
+            piece = os.pread(self._descriptor, size, at)
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be read: {error.strerror}") from error
+        if not piece:
+            right = self._offset + 2 * self._count
+            raise DataError(f"{self._path}: was cut while in use: it had {right} bytes, now {at} at most; put it back")
+        return piece
+
+
+def _descriptor(path: Path) -> int:
+    """The file, open for reading. A thousand shards are more than a process may have open unless it asks."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 @dataclass(frozen=True)
 class Shard:
-    """One token file, open: its path and its ids, uint16 [tokens]."""
+    """One token file, open: its path and its ids, [tokens], in memory or in the file."""
 
     path: Path
-    tokens: np.ndarray
+    tokens: np.ndarray | FileTokens
 
 
 class TokenStream:
@@ -67,19 +118,18 @@ class TokenStream:
 
 
 def open_shard(path: Path) -> Shard:
-    """Map a llm.c file, or a headerless one named like nanoGPT's. Raises DataError, MissingError.
+    """Open a llm.c file, or a headerless one named like nanoGPT's. Raises DataError, MissingError.
 
     No headerless file can pass for a llm.c one: its first id would be 55432, which neither vocabulary has.
     """
     size = _size(path)
     try:
-        with path.open("rb") as file:
+        with open(_descriptor(path), "rb") as file:
             head = file.read(12)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; make it readable") from error
     offset = _header_bytes(path, np.frombuffer(head[: len(head) // 4 * 4], "<i4"), size)
-    tokens = np.memmap(path, _U16, "r", offset, ((size - offset) // 2,))
-    return Shard(path, tokens.view(np.ndarray))  # slices of a memmap object are slow to make
+    return Shard(path, FileTokens(path, offset, (size - offset) // 2))
 
 
 def _size(path: Path) -> int:
@@ -137,9 +187,9 @@ def check_ids(shard: Shard, *, vocab_size: int) -> None:
     for start in range(0, len(shard.tokens), _CHUNK):
         chunk = shard.tokens[start : start + _CHUNK]
         if int(chunk.max()) >= vocab_size:
-            at = start + int(np.argmax(chunk >= vocab_size))
+            at = int(np.argmax(chunk >= vocab_size))
             raise DataError(
-                f"{shard.path}: token {at} is {shard.tokens[at]}, but the ids of a vocabulary of {vocab_size}"
+                f"{shard.path}: token {start + at} is {chunk[at]}, but the ids of a vocabulary of {vocab_size}"
                 f" end at {vocab_size - 1}; was it made with another tokenizer?"
             )
 

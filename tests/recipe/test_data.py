@@ -294,6 +294,13 @@ def test_a_stream_of_one_window_is_always_that_window():
     assert inputs.tolist() == [list(range(8))] * 3
 
 
+def test_ids_that_were_overwritten_after_they_were_checked_are_told():
+    sampler = Sampler(stream(range(20)), seed=1, batch=4, block_size=8, vocab_size=10)
+    with pytest.raises(DataError, match="of a vocabulary of 10: a file was overwritten while in use"):
+        for step in range(20):
+            sampler.batch(step)
+
+
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ManifestError, match=r"train\.batch: 10 sequences do not divide among 4 processes"):
         Sampler(stream(range(99)), seed=1, batch=10, block_size=8, rank=0, world=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import struct
 from pathlib import Path
 
@@ -30,19 +31,19 @@ def llmc(tokens, *, magic=20240520, version=1, count=None, order="<") -> bytes:
 def test_a_llmc_file_is_read_as_its_tokens(tmp_path):
     path = tmp_path / "fineweb_train_000001.bin"
     path.write_bytes(llmc([1, 2, 50256]))
-    assert open_shard(path).tokens.tolist() == [1, 2, 50256]
+    assert open_shard(path).tokens[:].tolist() == [1, 2, 50256]
 
 
 def test_a_nanogpt_file_is_read_from_its_first_byte(tmp_path):
     path = tmp_path / "train.bin"
     np.arange(1000, dtype="<u2").tofile(path)
-    assert open_shard(path).tokens.tolist() == list(range(1000))
+    assert open_shard(path).tokens[:].tolist() == list(range(1000))
 
 
 def test_a_nanogpt_file_of_one_token_is_read(tmp_path):
     path = tmp_path / "val.bin"
     path.write_bytes(b"\x07\x00")
-    assert open_shard(path).tokens.tolist() == [7]
+    assert open_shard(path).tokens[:].tolist() == [7]
 
 
 def test_what_is_written_is_llmc_and_described_by_its_hash(tmp_path):
@@ -51,6 +52,36 @@ def test_what_is_written_is_llmc_and_described_by_its_hash(tmp_path):
     assert path.read_bytes() == llmc([3, 1, 2])
     assert entry == {"file": "x.bin", "tokens": 3, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_a_file_that_is_cut_under_its_reader_is_told(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(llmc(range(5000)))
+    tokens = open_shard(path).tokens
+    os.truncate(path, 1024 + 2 * 1000)
+    assert tokens[900:1000].tolist() == list(range(900, 1000))
+    with pytest.raises(DataError, match=r"a\.bin: was cut while in use: it had 11024 bytes"):
+        tokens[990:1010]
+
+
+def test_a_file_that_is_deleted_under_its_reader_stays_readable(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(llmc(range(10)))
+    tokens = open_shard(path).tokens
+    path.unlink()
+    assert tokens[:].tolist() == list(range(10))
+
+
+def test_more_shards_than_a_process_may_have_open_are_opened(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    path = tmp_path / "a.bin"
+    path.write_bytes(llmc([1, 2, 3]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        tokens = [open_shard(path).tokens for _ in range(150)]
+        assert tokens[-1][1:].tolist() == [2, 3]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 BAD = {

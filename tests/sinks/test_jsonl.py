@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import io
 import json
 import math
+import os
 
 import pytest
 
@@ -106,15 +106,10 @@ def test_a_file_that_cannot_be_made_is_told(tmp_path):
         Jsonl(tmp_path / "missing" / "e.jsonl")
 
 
-class FullDisk:
-    def write(self, text):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
 def test_a_full_disk_is_told(tmp_path, window):
     sink = Jsonl(tmp_path / "e.jsonl")
     sink.close()
-    vars(sink)["_file"] = FullDisk()
+    vars(sink)["_file"] = os.open("/dev/full", os.O_WRONLY)
     with pytest.raises(DiskError, match=r"e\.jsonl: cannot be written: No space left"):
         sink(window())
 

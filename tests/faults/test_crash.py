@@ -1,0 +1,34 @@
+"""Killed anywhere, a run ends with the bits of the unbroken one. FAULTS=long: the counts of docs/reliability.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+LONG = os.environ.get("FAULTS") == "long"
+
+
+def crashes(*words):
+    """What crash.py finds; nothing must be wrong."""
+    program = Path(__file__).with_name("crash.py")
+    done = subprocess.run([sys.executable, str(program), *map(str, words)], capture_output=True, text=True)
+    assert done.stdout.startswith(" "), done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(done.stdout)
+    assert found["wrong"] == []
+    return found
+
+
+def test_killed_at_points_all_over_a_run_it_ends_as_if_it_had_not_been():
+    found = crashes(*("--points", 1000, "--steps", 32) if LONG else ("--points", 60, "--steps", 10))
+    assert found["runs"] == (1000 if LONG else 60)
+    assert sum("checkpoint" in label for label in found["killed_at"]) >= 5  # in many phases of the writer
+
+
+def test_the_same_compiled_on_two_threads():
+    points = 20 if LONG else 4
+    found = crashes("--points", points, "--steps", 8, "--compiled", "--threads", 2, "--jobs", 1)
+    assert (found["runs"], found["compiled"], found["threads"]) == (points, True, 2)
