@@ -163,6 +163,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto", help="go on from a checkpoint")
     parser.add_argument("--fresh", action="store_true", help="move an earlier run of the same aside and start over")
     parser.add_argument("--accept-code-change", action="store_true", help="go on though sources changed; recorded")
+    parser.add_argument("--branch", metavar="RUN@STEP", help="begin at a checkpoint of another run")
     parser.add_argument("--json", action="store_true", help="events as JSON lines on stdout")
 
 
@@ -171,6 +172,7 @@ def _train(args: argparse.Namespace) -> int | None:
     manifest, source = _resolve(args.manifest, args)
     if (args.devices or 1) > 1 and not args.dry_run and "WORLD_SIZE" not in os.environ:
         return _spawn(manifest, args)
+    from ratrain.engine.branch import find_branch
     from ratrain.engine.launch import AlreadyDone, Launch, train
     from ratrain.sinks.jsonl import JsonStream
     from ratrain.sinks.progress import Lines, progress
@@ -182,7 +184,8 @@ def _train(args: argparse.Namespace) -> int | None:
             print(dry_run(manifest, device=args.device, as_json=args.json, emit=Lines(sys.stderr)))
             return None
         sink = JsonStream() if args.json else progress()
-        launch = Launch(args.out, args.device, args.resume, args.fresh, args.accept_code_change)
+        branch = find_branch(args.branch, args.out) if args.branch else None
+        launch = Launch(args.out, args.device, args.resume, args.fresh, args.accept_code_change, branch)
         folder = train(manifest, source, launch, sink=sink)
     except ManifestError as error:
         raise _located(error, source) from error
@@ -197,12 +200,12 @@ def _train(args: argparse.Namespace) -> int | None:
 
 
 def _spawn(manifest: Manifest, args: argparse.Namespace) -> int:
-    from ratrain.config.identity import run_folder
-    from ratrain.engine.folder import RunFolder
+    from ratrain.engine.branch import find_branch
+    from ratrain.engine.launch import Launch
     from ratrain.engine.spawn import spawn
 
-    folder = RunFolder(args.out / run_folder(manifest))
-    return spawn(args.argv, args.devices, device=args.device, folder=folder)
+    launch = Launch(args.out, branch=find_branch(args.branch, args.out) if args.branch else None)
+    return spawn(args.argv, args.devices, device=args.device, folder=launch.folder(manifest))
 
 
 # -- look -------------------------------------------------------------------------------------------------------

@@ -56,6 +56,12 @@ class UnavailableError(RatrainError):
     exit = Exit.UNAVAILABLE
 
 
+class GaveUpError(RatrainError):
+    """The run crashed several times at the same place."""
+
+    exit = Exit.GAVE_UP
+
+
 class MemoryShortError(RatrainError):
     """The device has not enough memory for what the manifest asks."""
 

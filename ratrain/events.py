@@ -48,6 +48,15 @@ class Resumed(Event):
 
 
 @dataclass(frozen=True)
+class Branched(Event):
+    """The run begins at a step of another."""
+
+    step: int
+    run: str
+    run_hash: str
+
+
+@dataclass(frozen=True)
 class PhaseStarted(Event):
     """The engine enters a phase that may take long: 'compile', 'evaluate', 'save'."""
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ratrain.config.schema import Manifest
 
 # names, seeds, and what watches a run without changing it
 _NOT_TRAINED = ("id", "title", "scale", "same_as", "origin", "seed", "log", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that another begins with, and at which step."""
+
+    run_hash: str
+    step: int
 
 
 def plain(manifest: Manifest) -> dict[str, Any]:
@@ -25,16 +34,21 @@ def recipe_hash(manifest: Manifest) -> str:
     return _sha256(_recipe(manifest))
 
 
-def run_hash(manifest: Manifest) -> str:
-    """SHA-256 of what is trained and from which seeds; names one run."""
-    return _sha256({**_recipe(manifest), "seed": plain(manifest)["seed"]})
+def run_hash(manifest: Manifest, parent: Parent | None = None) -> str:
+    """SHA-256 of what is trained, from which seeds and, of a branch, from which step of which run; names one run."""
+    identity = {**_recipe(manifest), "seed": plain(manifest)["seed"]}
+    return _sha256(identity if parent is None else {**identity, "parent": asdict(parent)})
 
 
-def run_folder(manifest: Manifest) -> str:
-    """`<id>-<scale>-<recipe8>/s<seed>`, or `s<init>-<data>` where the two seeds differ; no time, no absolute path."""
+def run_folder(manifest: Manifest, parent: Parent | None = None) -> str:
+    """`<id>-<scale>-<recipe8>/s<seed>`, or `s<init>-<data>` where the two seeds differ; no time, no absolute path.
+
+    A branch adds `-from-<run8>-<step>`.
+    """
     seed = manifest.seed
     seeds = f"s{seed.init}" if seed.init == seed.data else f"s{seed.init}-{seed.data}"
-    return f"{manifest.id}-{manifest.scale}-{recipe_hash(manifest)[:8]}/{seeds}"
+    start = "" if parent is None else f"-from-{parent.run_hash[:8]}-{parent.step}"
+    return f"{manifest.id}-{manifest.scale}-{recipe_hash(manifest)[:8]}/{seeds}{start}"
 
 
 def _with_kind(options: Any) -> dict[str, Any]:
@@ -44,6 +58,10 @@ def _with_kind(options: Any) -> dict[str, Any]:
 def _recipe(manifest: Manifest) -> dict[str, Any]:
     recipe = {name: value for name, value in plain(manifest).items() if name not in _NOT_TRAINED}
     recipe["eval"] = {name: value for name, value in recipe["eval"].items() if name != "every"}
+    schedule = manifest.schedule
+    if schedule.kind == "constant" and schedule.warmup.unit == "steps":
+        # no step depends on how many there are: a longer budget is the same run, longer
+        recipe["train"] = {name: value for name, value in recipe["train"].items() if name != "budget"}
     return recipe
 
 

@@ -67,6 +67,17 @@ def stored_bytes(*groups: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes for group in groups for tensor in group.values())
 
 
+def check_room(folder: Path, each: int, *, keep: int) -> None:
+    """Raises DiskError where the disk cannot take `keep` checkpoints of `each` bytes, and one that is being written."""
+    there = sum(file.stat().st_size for path in listed(folder) for file in path.iterdir())
+    need, free = (keep + 1) * each - there, free_bytes(folder)
+    if need > free:
+        raise DiskError(
+            f"{folder}: {keep + 1} checkpoints of {each:,} bytes need {need:,} bytes more, {free:,} are free; "
+            "make room, or choose another --out"
+        )
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that may still be written below `folder`, whether it is there yet or not."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

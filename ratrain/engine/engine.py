@@ -16,14 +16,15 @@ from ratrain import events
 from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
 from ratrain.engine import tell
-from ratrain.engine.checkpoint import load, load_newest, save
+from ratrain.engine.branch import Branch
+from ratrain.engine.checkpoint import load, load_newest, save, stored_bytes
 from ratrain.engine.compile import GraphCounter, compile_model
 from ratrain.engine.device import peak_flops, set_determinism, synchronize
 from ratrain.engine.distributed import World, local_rows
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.engine.signals import StopRequest
-from ratrain.engine.state import check_origin, restore, snapshot
+from ratrain.engine.state import check_branch, check_origin, restore, snapshot
 from ratrain.engine.step import Precision, StepResult, TrainStep
 from ratrain.errors import CannotCreateError, DiskError, DivergedError, PreemptedError
 from ratrain.model.build import build, seed_of
@@ -51,10 +52,12 @@ class Engine:
         device: torch.device,
         emit: events.Emit,
         world: World = World(),  # noqa: B008 - frozen
+        branch: Branch | None = None,
     ):
         self.manifest, self.device, self.world = manifest, device, world
         self.emit: events.Emit = emit if world.leads else lambda event: None
-        self.checkpoints = checkpoints
+        self.checkpoints, self.branch = checkpoints, branch
+        self.parent = branch.parent if branch else None
         self.deterministic = set_determinism(manifest.train.deterministic, device)
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
         self.steps_done = 0  # steps done
@@ -98,6 +101,12 @@ class Engine:
         self.graphs = GraphCounter()
         self.peak = peak_flops(device, manifest.train.precision)
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About what one checkpoint takes: fp32 weights and buffers, and two moments of each weight."""
+        kept = {**self.model.state_dict(), **self.precision.masters}
+        return stored_bytes(kept) + 2 * sum(parameter.nbytes for parameter in self.train_step.parameters)
+
     # -- the run ------------------------------------------------------------------------------------------------
 
     def run(self) -> events.RunEnded:
@@ -138,6 +147,7 @@ class Engine:
         checkpoint, path, failures = found or (None, None, ())
         path = self.world.share(path)
         if path is None:
+            self._begin_branch()
             return
         checkpoint = checkpoint or load(path)
         for warning in check_origin(self, checkpoint, path):
@@ -145,6 +155,14 @@ class Engine:
         restore(self, checkpoint)
         self.saved_at = self.steps_done
         self.emit(events.Resumed(self.steps_done, str(path), failures))
+
+    def _begin_branch(self) -> None:
+        if self.branch is None:
+            return
+        checkpoint = load(self.branch.checkpoint)
+        check_branch(self, checkpoint)
+        restore(self, checkpoint)
+        self.emit(events.Branched(self.steps_done, self.branch.run, self.branch.parent.run_hash))
 
     def _compile(self) -> None:
         """Compiles every graph the run needs before the clock of the first window starts."""

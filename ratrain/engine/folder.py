@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ratrain.atomic import remove_leftovers, write_file
-from ratrain.errors import CannotCreateError, MissingError, UsageError
+from ratrain.errors import CannotCreateError, GaveUpError, MissingError, UsageError
 
+_ATTEMPTS = 3  # that may end without a new checkpoint
 _LOOK = 0.05  # seconds: far longer than `is_held` has the lock
 
 
@@ -26,6 +27,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._lock: int | None = None
+        self._attempt: dict[str, int] = {}  # how often in a row the run was begun at which checkpoint
 
     def open(self, *, advice: str = "wait for it, or change the seed") -> RunFolder:
         """Creates the folder and takes its lock. Raises CannotCreateError: not writable, or held by another."""
@@ -88,9 +90,34 @@ class RunFolder:
         return state if isinstance(state, dict) else {}
 
     def write_state(self, **state: Any) -> None:
-        self.write(
-            "state.json", json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **state}, indent=1) + "\n"
+        about = {"pid": os.getpid(), "host": socket.gethostname(), **self._attempt}
+        self.write("state.json", json.dumps({**about, **state}, indent=1) + "\n")
+
+    def check_attempts(self) -> None:
+        """Raises GaveUpError where the run died or failed again and again without a new checkpoint.
+
+        A scheduler that restarts what fails then ends; a person who asks again is heard.
+        """
+        if self.is_held():
+            return
+        self.count_attempt()
+        count, state = self._attempt["attempt"] - 1, self.read_state()
+        if count < _ATTEMPTS:
+            return
+        self._attempt = {}
+        self.write_state(**{k: v for k, v in state.items() if k != "attempt"})
+        reason = state.get("reason", "without a word")
+        raise GaveUpError(
+            f"{self.path}: ended {count} times in a row with no checkpoint after step {state.get('from_step')}: "
+            f"{reason}; log.txt tells more, and the same command tries once more"
         )
+
+    def count_attempt(self) -> None:
+        """Notes that the run is begun once more, for what `write_state` writes from now on."""
+        state, newest = self.read_state(), [int(path.name[5:]) for path in self.checkpoints.glob("step-*[0-9]")]
+        at = max(newest, default=0)
+        again = state.get("status") in ("running", "failed") and state.get("from_step") == at
+        self._attempt = {"attempt": int(state.get("attempt", 0)) + 1 if again else 1, "from_step": at}
 
     def move_aside(self) -> Path | None:
         """Renames a folder that is there to the first free `<name>.old-N`; returns where it went."""

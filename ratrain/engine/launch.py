@@ -16,8 +16,10 @@ import torch
 from ratrain.config.identity import run_folder
 from ratrain.config.read import Source
 from ratrain.config.render import render
+from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
-from ratrain.engine.checkpoint import listed
+from ratrain.engine.branch import Branch
+from ratrain.engine.checkpoint import check_room, listed
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import environment, gpu_uuid, pick_device
 from ratrain.engine.digest import changed_files, code_digests
@@ -55,6 +57,11 @@ class Launch:
     resume: str = "auto"  # auto, must, never
     fresh: bool = False
     accept_code_change: bool = False
+    branch: Branch | None = None
+
+    def folder(self, manifest: Manifest) -> RunFolder:
+        """Where a run of the manifest has its place."""
+        return RunFolder(self.out / run_folder(manifest, self.branch.parent if self.branch else None))
 
 
 def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> Path:
@@ -64,16 +71,19 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
     """
     device = pick_device(launch.device)
     keep_compiled_code()
-    folder, emit = RunFolder(launch.out / run_folder(manifest)), Fanout()
+    folder, emit = launch.folder(manifest), Fanout()
     with join(device) as world:
         changed = world.lead(lambda: _may_start(folder, manifest, launch))
         with world.leader_first(), _machine_told(manifest):  # a run that cannot start leaves no folder
-            engine = Engine(manifest, checkpoints=folder.checkpoints, device=device, emit=emit, world=world)
+            engine = Engine(
+                manifest, checkpoints=folder.checkpoints, device=device, emit=emit, world=world, branch=launch.branch
+            )
+            check_room(folder.checkpoints, engine.checkpoint_bytes, keep=manifest.checkpoint.keep)
         if not world.leads:
             _follow(engine, manifest)
             return folder.path
         with folder.open():
-            _describe(folder, manifest, source, device)
+            _describe(folder, manifest, source, device, branch=launch.branch)
             with _sinks(folder, device, emit, sink), _failures_noted(folder), _machine_told(manifest):
                 if changed:
                     emit(Notice(f"goes on under changed code: {', '.join(changed)}", "warning"))
@@ -90,7 +100,8 @@ def _may_start(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[st
     if changed and not launch.accept_code_change:
         message = f"changed since {folder.path} trained with it; --fresh starts over, --accept-code-change goes on"
         raise ManifestError([Fault(name, "", message) for name in changed])
-    _check_resume(folder, launch.resume)
+    _check_resume(folder, manifest, launch.resume)
+    folder.check_attempts()
     return changed
 
 
@@ -103,7 +114,9 @@ def _follow(engine: Engine, manifest: Manifest) -> None:
         raise FollowedError(error.exit) from error
 
 
-def _describe(folder: RunFolder, manifest: Manifest, source: Source, device: torch.device) -> None:
+def _describe(
+    folder: RunFolder, manifest: Manifest, source: Source, device: torch.device, *, branch: Branch | None
+) -> None:
     """What was asked for and where, so that the folder can be understood and run by itself."""
     folder.write("manifest.toml", source.files[-1].read_bytes())
     folder.write("resolved.toml", render(manifest, source))
@@ -111,6 +124,9 @@ def _describe(folder: RunFolder, manifest: Manifest, source: Source, device: tor
         folder.write(f"patches/{file.name}", file.read_bytes())
     folder.write("code.json", json.dumps(code_digests(manifest), indent=1) + "\n")
     folder.write("env.json", json.dumps(environment(device), indent=1) + "\n")
+    if branch:
+        folder.write("parent.json", json.dumps(branch.record(), indent=1) + "\n")
+    folder.count_attempt()
     folder.write_state(status="running")
 
 
@@ -133,14 +149,15 @@ def _changed_code(folder: RunFolder, manifest: Manifest) -> list[str]:
     return changed_files(before, code_digests(manifest)) if listed(folder.checkpoints) else []
 
 
-def _check_resume(folder: RunFolder, resume: str) -> None:
+def _check_resume(folder: RunFolder, manifest: Manifest, resume: str) -> None:
     """Whether the run may start or go on, before anything is built or written."""
     found, state = listed(folder.checkpoints), folder.read_state()
     if resume == "must" and not found:
         raise MissingError(f"{folder.checkpoints}: --resume must, but there is no checkpoint")
     if resume == "never" and found:
         raise UsageError(f"{folder.path}: --resume never, but it holds checkpoints; --fresh moves them aside")
-    if state.get("status") == "done" and found:
+    # a constant schedule may be given a longer budget
+    if state.get("status") == "done" and found and state.get("step", 0) >= (steps_total(manifest) or 0):
         raise AlreadyDone(folder.path, state.get("loss"))
 
 

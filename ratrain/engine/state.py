@@ -12,7 +12,7 @@ from torch import Tensor
 from ratrain.config.identity import run_hash
 from ratrain.engine.checkpoint import Checkpoint, flatten_optimizer, require_same_tensors, restore_optimizer
 from ratrain.engine.rng import restore_rng, rng_state
-from ratrain.errors import DataError
+from ratrain.errors import DataError, Fault, ManifestError
 from ratrain.model.build import seed_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def snapshot(engine: Engine) -> Checkpoint:
     optimizer, plain = flatten_optimizer(engine.train_step.optimizer, _optimized_names(engine))
     rng, rng_plain = gather_rng(engine)
     state = {
-        "run_hash": run_hash(engine.manifest),
+        "run_hash": run_hash(engine.manifest, engine.parent),
+        "optim": type(engine.manifest.optim).kind,
         "data": engine.corpus.fingerprint,
         "machine": _machine(engine),
         "optimizer": plain,
@@ -75,7 +76,7 @@ def check_origin(engine: Engine, checkpoint: Checkpoint, path: Path) -> list[str
     Raises DataError when it is another run's, or when the data have changed.
     """
     state = checkpoint.state
-    if state["run_hash"] != run_hash(engine.manifest):
+    if state["run_hash"] != run_hash(engine.manifest, engine.parent):
         raise DataError(f"{path}: was written by another manifest (run hash {state['run_hash'][:8]})")
     if state["data"] != engine.corpus.fingerprint:
         raise DataError(f"{path}: was trained on other data than {engine.manifest.data.source} now holds")
@@ -83,6 +84,17 @@ def check_origin(engine: Engine, checkpoint: Checkpoint, path: Path) -> list[str
         return []
     was, now = (", ".join(f"{k} {v}" for k, v in m.items()) for m in (state["machine"], _machine(engine)))
     return [f"saved under {was}; resumed under {now}: equivalent, but not to the bit"]
+
+
+def check_branch(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Raises ManifestError where the engine cannot begin with a checkpoint of another run; its model may not differ."""
+    kind, total = type(engine.manifest.optim).kind, engine.total_steps
+    if checkpoint.state["optim"] != kind:
+        message = f"the run that this begins with was trained by {checkpoint.state['optim']}, not by {kind}"
+        raise ManifestError([Fault("", "optim.kind", message)])
+    if total is not None and total <= checkpoint.step:
+        message = f"ends at step {total}, but the run begins at step {checkpoint.step} of another"
+        raise ManifestError([Fault("", "train.budget", message)])
 
 
 def _model_tensors(engine: Engine) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ def started(engine: Engine) -> events.RunStarted:
         scale=manifest.scale,
         folder=str(engine.checkpoints.parent),
         recipe_hash=recipe_hash(manifest),
-        run_hash=run_hash(manifest),
+        run_hash=run_hash(manifest, engine.parent),
         seed_init=seed.init,
         seed_data=seed.data,
         device=str(engine.device),

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from ratrain.atomic import write_all, write_file
 from ratrain.errors import CannotCreateError, DiskError
-from ratrain.events import Event, PhaseStarted, Resumed, RunStarted
+from ratrain.events import Branched, Event, PhaseStarted, Resumed, RunStarted
 
 
 def encode(event: Event, *, seconds: float) -> str:
@@ -49,8 +49,8 @@ class Jsonl:
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Resumed):
-            self._rewind(event.step)
+        if isinstance(event, (Branched, Resumed)):
+            self._rewind(event.step if isinstance(event, Resumed) else 0)
             self._resumed = True
         elif isinstance(event, RunStarted) and not self._resumed:
             self._rewind(0)

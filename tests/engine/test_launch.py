@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,11 +13,13 @@ import torch
 from ratrain.config.identity import recipe_hash, run_folder, run_hash
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
+from ratrain.engine import checkpoint
 from ratrain.engine.checkpoint import load_newest
 from ratrain.engine.launch import AlreadyDone, Launch, train
 from ratrain.errors import (
     DataError,
     DiskError,
+    GaveUpError,
     ManifestError,
     MissingError,
     PreemptedError,
@@ -226,6 +229,67 @@ def test_code_that_changed_under_a_run_is_refused_or_recorded(launch, tmp_path):
     _, heard = launch(accept_code_change=True)
     assert [e.message for e in heard if isinstance(e, Notice)] == ["goes on under changed code: ratrain/model/gpt2.py"]
     assert json.loads(file.read_text()) == digests
+
+
+def test_a_run_that_dies_again_and_again_at_one_place_is_given_up_once(launch):
+    def kill(event):
+        if isinstance(event, Window) and event.step == 3:
+            raise Killed
+
+    for _ in range(4):  # once on the way to step 2, three times after it
+        with pytest.raises(Killed):
+            launch(sink=kill)
+    with pytest.raises(GaveUpError, match=r"ended 3 times in a row with no checkpoint after step 2"):
+        launch(sink=kill)
+    folder, _ = launch()  # who asks again is heard
+    assert trained_steps(folder) == [1, 2, 3, 4]
+
+
+def test_a_new_checkpoint_starts_the_count_again(launch):
+    def kill(event):
+        if isinstance(event, Window) and event.step % 2 and chances.pop():
+            raise Killed
+
+    chances = [False, True, True, False, True, True]  # from the end: two deaths after step 0, then two after 2
+    for _ in range(4):
+        with pytest.raises(Killed):
+            launch(sink=kill)
+    folder, _ = launch()
+    assert trained_steps(folder) == [1, 2, 3, 4]
+
+
+def test_a_disk_without_room_is_told_before_the_first_step(launch, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 1_000_000)
+    with pytest.raises(DiskError, match=r"3 checkpoints of [\d,]+ bytes need [\d,]+ bytes more, 1,000,000 are free"):
+        launch()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_that_finds_no_room_is_told_and_the_next_is_tried(launch, monkeypatch):
+    real, calls = os.rename, []
+
+    def rename(source, target):
+        calls.append(target)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    folder, heard = launch()
+    assert [e.level for e in heard if isinstance(e, Notice)] == ["warning"]
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000004"]
+    assert trained_steps(folder) == [1, 2, 3, 4]
+
+
+def test_a_last_checkpoint_that_finds_no_room_is_a_failure(launch, monkeypatch, tmp_path):
+    def rename(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(DiskError, match="No space left on device"):
+        launch()
+    (file,) = tmp_path.glob("runs/*/s1/state.json")
+    assert json.loads(file.read_text()).items() >= {"status": "failed", "exit": 74}.items()
 
 
 def test_damaged_checkpoints_end_the_run_with_advice(launch, tmp_path):

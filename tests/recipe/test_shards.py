@@ -6,7 +6,6 @@ import hashlib
 import os
 import resource
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,7 +137,7 @@ def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
     def denied(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)  # root reads anything, so permissions alone prove nothing
+    monkeypatch.setattr(os, "open", denied)  # root reads anything, so permissions alone prove nothing
     with pytest.raises(DataError, match="Permission denied; make it readable"):
         open_shard(path)
 
