@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from ratrain.config.identity import plain, recipe_hash, run_folder, run_hash
+from ratrain.config.identity import Parent, _recipe, plain, recipe_hash, run_folder, run_hash
 
 SAME_RECIPE = [
     "id=other", "title=x", "scale=other", "same_as=x", "origin.step=V1", "seed.init=7", "seed.data=7", "log.every=3",
@@ -32,6 +33,40 @@ def test_whatever_is_trained_otherwise_has_another_recipe(resolved, override):
 
 def test_other_recipes_all_differ(resolved):
     assert len({recipe_hash(resolved("v9", override)) for override in OTHER_RECIPE}) == len(OTHER_RECIPE)
+
+
+def test_the_table_of_safe_keys_is_what_the_recipe_leaves_out(resolved):
+    page = Path(__file__).parents[2] / "docs" / "reliability.md"
+    table = re.findall(r"^\| `([a-z_.]+)` \|", page.read_text(), re.MULTILINE)
+    manifest = resolved("v9")
+    whole, kept = plain(manifest), _recipe(manifest)
+    left_out = {name for name in type(manifest).model_fields if name not in kept and name != "seed"}
+    for name in kept.keys() & {key for key, value in whole.items() if isinstance(value, dict)}:
+        left_out |= {f"{name}.{key}" for key in whole[name] if key not in kept[name]}
+    assert set(table) == left_out
+
+
+BUDGETS = ["train.budget.steps=100", "train.budget.steps=200"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "same"),
+    [
+        (("schedule.kind=constant", "schedule.warmup={ steps = 3 }"), True),
+        (("schedule.kind=constant", "schedule.warmup={ fraction = 0.1 }"), False),
+        (("schedule.kind=wsd", "schedule.warmup={ steps = 3 }"), False),
+        ((), False),
+    ],
+)
+def test_the_budget_is_trained_only_where_a_step_depends_on_it(resolved, schedule, same):
+    one, other = (recipe_hash(resolved("v9", *schedule, budget)) for budget in BUDGETS)
+    assert (one == other) is same
+
+
+def test_a_branch_is_another_run_in_another_folder(resolved):
+    manifest, parents = resolved("v9"), [None, Parent("a" * 64, 10), Parent("a" * 64, 20), Parent("b" * 64, 10)]
+    assert len({run_hash(manifest, parent) for parent in parents}) == 4
+    assert run_folder(manifest, parents[1]) == f"{run_folder(manifest)}-from-aaaaaaaa-10"
 
 
 def test_the_recipe_is_a_sha256_and_v0_is_the_base(resolved):
