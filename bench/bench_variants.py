@@ -7,15 +7,13 @@ upper end of a variant's interval is within the bound plus that.
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
+from paired import Ratio, measure
 
 from ratrain.config.find import shipped
 from ratrain.config.read import find_manifest, read_source
@@ -33,27 +31,6 @@ ROUNDS = int(os.environ.get("ROUNDS", "60"))
 BOUND = 1.02  # of V0, for variants that only gate scores
 BASE, TWIN = "unified_ra_v0", "unified_ra_v0 again"
 NAMES = [file.stem for file in shipped() if file.stem not in ("gpt2", BASE)]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Median of paired ratios, with the interval that holds it with 95 % probability (binomial order statistics)."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, pairs: list[tuple[float, float]]) -> Ratio:
-        ratios = sorted(a / b for a, b in pairs)
-        reach = round(0.98 * math.sqrt(len(ratios)))  # 1.96 standard deviations of a binomial with p = 1/2
-        middle = len(ratios) / 2
-        low, high = ratios[max(0, int(middle - reach))], ratios[min(len(ratios) - 1, int(middle + reach))]
-        return cls(statistics.median(ratios), low, high)
-
-    def holds(self, bound: float, twin: Ratio) -> bool:
-        """Whether the ratio is within `bound`, by as much as the machine can tell."""
-        return self.high <= bound + (twin.high - twin.low) / 2
 
 
 def step_of(name: str) -> Callable[[], object]:
@@ -78,20 +55,6 @@ def step_of(name: str) -> Callable[[], object]:
     return lambda: step(*sampler.batch(next(batches)))
 
 
-def measure(steps: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each step, by name and round: the mean of the two times it is taken per round."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        once: dict[str, float] = dict.fromkeys(steps, 0.0)
-        for name in (*steps, *reversed(steps)):
-            start = time.process_time()
-            steps[name]()
-            once[name] += (time.process_time() - start) / 2
-        for name, cost in once.items():
-            seconds[name].append(cost)
-    return seconds
-
-
 @pytest.fixture(scope="module")
 def steps() -> dict[str, Callable[[], object]]:
     torch.set_num_threads(1)
@@ -108,10 +71,10 @@ def seconds(steps) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("name", [TWIN, *NAMES])
 def bench_step_against_v0(benchmark, steps, seconds, name):
-    ratio = Ratio.of(list(zip(seconds[name], seconds[BASE], strict=True)))
+    ratio = Ratio.of(seconds[name], seconds[BASE])
     benchmark.extra_info.update(ratio_to_v0=ratio.median, low=ratio.low, high=ratio.high, rounds=ROUNDS)
     benchmark.pedantic(steps[name], rounds=5)  # for pytest-benchmark's own table: wall time, not paired
-    twin = Ratio.of(list(zip(seconds[TWIN], seconds[BASE], strict=True)))
+    twin = Ratio.of(seconds[TWIN], seconds[BASE])
     verdict = f"within {BOUND}" if ratio.holds(BOUND, twin) else f"NOT within {BOUND}"
     cost = 1e3 * statistics.median(seconds[name])
-    print(f"{name:22} {cost:7.1f} ms  {ratio.median:.4f} x V0  [{ratio.low:.4f}, {ratio.high:.4f}]  {verdict}")
+    print(f"{name:22} {cost:7.1f} ms  {ratio} x V0  {verdict}")

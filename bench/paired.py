@@ -1,0 +1,55 @@
+"""Costs of steps against each other on a machine that drifts: rounds that take them all, ratios within a round."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of paired ratios, with the interval that holds it with 95 % probability (binomial order statistics)."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, costs: list[float], base: list[float]) -> Ratio:
+        ratios = sorted(a / b for a, b in zip(costs, base, strict=True))
+        reach = round(0.98 * math.sqrt(len(ratios)))  # 1.96 standard deviations of a binomial with p = 1/2
+        middle = len(ratios) / 2
+        low, high = ratios[max(0, int(middle - reach))], ratios[min(len(ratios) - 1, int(middle + reach))]
+        return cls(statistics.median(ratios), low, high)
+
+    def __str__(self) -> str:
+        return f"{self.median:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+    def holds(self, bound: float, twin: Ratio) -> bool:
+        """Whether the ratio is at most `bound`, by as much as the machine can tell."""
+        return self.high <= bound + twin.half_width
+
+    def reaches(self, bound: float, twin: Ratio) -> bool:
+        """Whether the ratio is at least `bound`, by as much as the machine can tell."""
+        return self.low >= bound - twin.half_width
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+def measure(steps: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of each step, by name and round: the mean of the two times it is taken per round."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        once: dict[str, float] = dict.fromkeys(steps, 0.0)
+        for name in (*steps, *reversed(steps)):
+            start = time.process_time()
+            steps[name]()
+            once[name] += (time.process_time() - start) / 2
+        for name, cost in once.items():
+            seconds[name].append(cost)
+    return seconds
