@@ -142,8 +142,8 @@ def load(path: Path) -> Checkpoint:
         raise DataError(f"{path / bad[0]}: the bytes are not those that were written (SHA-256 differs)")
     try:
         return _decode(data, path)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is not a checkpoint of ratrain: {error}") from error
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: is not a checkpoint of ratrain: {type(error).__name__}: {error}") from error
 
 
 def _decode(data: Mapping[str, bytes], path: Path) -> Checkpoint:

@@ -12,7 +12,10 @@ from ratrain.registry import plugin_files
 
 _ROOT = Path(__file__).parents[1]
 # the folders and files that decide a number of every run; kinds are added as the manifest names them
-_ALWAYS = ("model/*.py", "recipe/*.py", "kernels/*/*.py", "engine/step.py", "engine/evaluate.py", "engine/engine.py")
+_ALWAYS = (
+    *("model/*.py", "recipe/*.py", "kernels/*/*.py"),
+    *(f"engine/{name}.py" for name in ("engine", "step", "evaluate", "state", "distributed")),
+)
 
 
 def code_digests(manifest: Manifest) -> dict[str, str]:

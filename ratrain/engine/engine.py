@@ -17,14 +17,14 @@ from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
 from ratrain.engine import tell
 from ratrain.engine.branch import Branch
-from ratrain.engine.checkpoint import load, load_newest, save, stored_bytes
+from ratrain.engine.checkpoint import save, stored_bytes
 from ratrain.engine.compile import GraphCounter, compile_model
 from ratrain.engine.device import peak_flops, set_determinism, synchronize
 from ratrain.engine.distributed import World, local_rows
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.engine.signals import StopRequest
-from ratrain.engine.state import check_branch, check_origin, restore, snapshot
+from ratrain.engine.state import resume, snapshot
 from ratrain.engine.step import Precision, StepResult, TrainStep
 from ratrain.errors import CannotCreateError, DiskError, DivergedError, PreemptedError
 from ratrain.model.build import build, seed_of
@@ -115,7 +115,7 @@ class Engine:
         Raises PreemptedError when asked to stop, after saving; DivergedError, with the last checkpoint as it was.
         """
         with StopRequest(aloud=self.world.leads) as stop:
-            self._restore()
+            resume(self)
             if self.world.leads:
                 self.emit(tell.started(self))
             self._compile()
@@ -141,28 +141,6 @@ class Engine:
     def _asked(self, stop: StopRequest) -> str | None:
         """The signal that asks to stop, whichever process it reached: all must leave after the same step."""
         return next(filter(None, self.world.gather(stop.asked)), None)
-
-    def _restore(self) -> None:
-        found = self.world.lead(lambda: load_newest(self.checkpoints))
-        checkpoint, path, failures = found or (None, None, ())
-        path = self.world.share(path)
-        if path is None:
-            self._begin_branch()
-            return
-        checkpoint = checkpoint or load(path)
-        for warning in check_origin(self, checkpoint, path):
-            self.emit(events.Notice(warning, "warning"))
-        restore(self, checkpoint)
-        self.saved_at = self.steps_done
-        self.emit(events.Resumed(self.steps_done, str(path), failures))
-
-    def _begin_branch(self) -> None:
-        if self.branch is None:
-            return
-        checkpoint = load(self.branch.checkpoint)
-        check_branch(self, checkpoint)
-        restore(self, checkpoint)
-        self.emit(events.Branched(self.steps_done, self.branch.run, self.branch.parent.run_hash))
 
     def _compile(self) -> None:
         """Compiles every graph the run needs before the clock of the first window starts."""

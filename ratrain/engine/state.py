@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from ratrain.config.identity import run_hash
-from ratrain.engine.checkpoint import Checkpoint, flatten_optimizer, require_same_tensors, restore_optimizer
+from ratrain.engine.checkpoint import (
+    Checkpoint,
+    flatten_optimizer,
+    load,
+    load_newest,
+    require_same_tensors,
+    restore_optimizer,
+)
 from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.errors import DataError, Fault, ManifestError
+from ratrain.events import Branched, Notice, Resumed
 from ratrain.model.build import seed_of
 
 if TYPE_CHECKING:
@@ -25,7 +33,7 @@ _POSITION = ("spent_seconds", "skips_in_a_row", "last_loss", "evaluated_at")
 def snapshot(engine: Engine) -> Checkpoint:
     """Everything that the rest of the run depends on."""
     optimizer, plain = flatten_optimizer(engine.train_step.optimizer, _optimized_names(engine))
-    rng, rng_plain = gather_rng(engine)
+    rng, rng_plain = _gather_rng(engine)
     state = {
         "run_hash": run_hash(engine.manifest, engine.parent),
         "optim": type(engine.manifest.optim).kind,
@@ -36,6 +44,28 @@ def snapshot(engine: Engine) -> Checkpoint:
         **{name: getattr(engine, name) for name in _POSITION},
     }
     return Checkpoint(engine.steps_done, _model_tensors(engine), optimizer | rng, state)
+
+
+def resume(engine: Engine) -> None:
+    """Puts the engine where its run stopped, or at the checkpoint of another that it begins with, and says so.
+
+    The first process looks for the newest checkpoint that verifies; the others read the one that it found.
+    """
+    found = engine.world.lead(lambda: load_newest(engine.checkpoints))
+    checkpoint, path, failures = found or (None, None, ())
+    path = engine.world.share(path)
+    if path is not None:
+        checkpoint = checkpoint or load(path)
+        for warning in _check_origin(engine, checkpoint, path):
+            engine.emit(Notice(warning, "warning"))
+        restore(engine, checkpoint)
+        engine.saved_at = engine.steps_done
+        engine.emit(Resumed(engine.steps_done, str(path), failures))
+    elif engine.branch is not None:
+        checkpoint = load(engine.branch.checkpoint)
+        _check_branch(engine, checkpoint)
+        restore(engine, checkpoint)
+        engine.emit(Branched(engine.steps_done, engine.branch.run, engine.branch.parent.run_hash))
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
@@ -53,7 +83,7 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
         setattr(engine, name, checkpoint.state[name])
 
 
-def gather_rng(engine: Engine) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def _gather_rng(engine: Engine) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """The generators of every process, its tensors as `rng|<rank>|<device>`."""
     told = engine.world.gather(rng_state())
     tensors = {f"rng|{rank}|{name}": tensor for rank, (own, _) in enumerate(told) for name, tensor in own.items()}
@@ -70,7 +100,7 @@ def _restore_own_rng(engine: Engine, checkpoint: Checkpoint) -> None:
     restore_rng(own, saved[rank])
 
 
-def check_origin(engine: Engine, checkpoint: Checkpoint, path: Path) -> list[str]:
+def _check_origin(engine: Engine, checkpoint: Checkpoint, path: Path) -> list[str]:
     """Warnings about a checkpoint that this engine may go on from.
 
     Raises DataError when it is another run's, or when the data have changed.
@@ -86,7 +116,7 @@ def check_origin(engine: Engine, checkpoint: Checkpoint, path: Path) -> list[str
     return [f"saved under {was}; resumed under {now}: equivalent, but not to the bit"]
 
 
-def check_branch(engine: Engine, checkpoint: Checkpoint) -> None:
+def _check_branch(engine: Engine, checkpoint: Checkpoint) -> None:
     """Raises ManifestError where the engine cannot begin with a checkpoint of another run; its model may not differ."""
     kind, total = type(engine.manifest.optim).kind, engine.total_steps
     if checkpoint.state["optim"] != kind:

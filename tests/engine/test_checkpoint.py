@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import pickle
 import random
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from ratrain.engine import checkpoint as checkpoints
-from ratrain.engine.checkpoint import Checkpoint, listed, load, load_newest, save
+from ratrain.engine.checkpoint import Checkpoint, listed, load, load_newest, require_same_tensors, save
 from ratrain.errors import CannotCreateError, DataError, DiskError
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS")
@@ -132,6 +135,52 @@ def test_a_pickle_is_refused_and_never_run_even_under_a_right_sum(saved, tmp_pat
     assert not (tmp_path / "sprung").exists()
     pickle.loads(trap)
     assert (tmp_path / "sprung").exists()  # the trap works
+
+
+def one_tensor(name, entry, data=b"\0\0\0\0"):
+    """A safetensors file with this entry in its header."""
+    header = json.dumps({name: entry}).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+HOSTILE = {
+    "a header longer than the file": struct.pack("<Q", 1 << 62) + b"{}",
+    "a header of a gigabyte": struct.pack("<Q", 1 << 30) + b"{" + b" " * 100,
+    "offsets beyond the file": one_tensor("w", {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}),
+    "offsets that overlap": one_tensor("w", {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}),
+    "a shape that overflows": one_tensor("w", {"dtype": "F32", "shape": [1 << 62, 8], "data_offsets": [0, 4]}),
+    "an unknown type": one_tensor("w", {"dtype": "OBJECT", "shape": [1], "data_offsets": [0, 4]}),
+    "a header that is no object": struct.pack("<Q", 2) + b"[]",
+}
+
+
+def resummed(saved, name, data):
+    """Puts `data` in a checkpoint's file, under a sum that is right."""
+    (saved / name).write_bytes(data)
+    digests = {n: hashlib.sha256((saved / n).read_bytes()).hexdigest() for n in FILES[:3]}
+    (saved / "SHA256SUMS").write_bytes(checkpoints._sums(digests))
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_file_is_refused_even_under_a_right_sum(saved, what):
+    resummed(saved, "model.safetensors", HOSTILE[what])
+    with pytest.raises(DataError, match="is not a checkpoint of ratrain"):
+        load(saved)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{}", "[]", "null", '{"format": 1}', "nan" * 9, '{"format": 1e999}'])
+def test_a_hostile_state_is_refused_even_under_a_right_sum(saved, text):
+    resummed(saved, "state.json", text.encode())
+    with pytest.raises(DataError):
+        load(saved)
+
+
+def test_a_name_that_climbs_out_of_the_folder_names_a_tensor_and_no_file(saved, tmp_path):
+    resummed(saved, "model.safetensors", safetensors.torch.save({"../../escaped": torch.ones(2)}))
+    loaded = load(saved)
+    with pytest.raises(DataError, match="another model's"):
+        require_same_tensors(made().model, loaded)
+    assert not list(tmp_path.parent.glob("escaped*"))
 
 
 def test_another_format_is_refused_by_number(tmp_path, monkeypatch):
