@@ -6,7 +6,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.jsonl import Jsonl
 from ratrain.sinks.monitor import Monitor
 from ratrain.sinks.progress import Lines
+from ratrain.sinks.tracker import require, trackers
 
 _HEARTBEAT = 5.0  # seconds between notes of the position in state.json
 
@@ -59,6 +60,7 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
     `sink` is what the user sees. A finished run is left as it is. Raises RatrainError with the exit code to give.
     """
     device = pick_device(launch.device)
+    require(manifest.log.trackers)
     folder = RunFolder(launch.out / run_folder(manifest))
     if launch.fresh and (folder.path / "resolved.toml").exists():
         with folder.open():
@@ -74,7 +76,8 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
         engine = Engine(manifest, checkpoints=folder.checkpoints, device=device, emit=emit)
     with folder.open():
         _describe(folder, manifest, source, device)
-        with _sinks(folder, device, emit, sink), _failures_noted(folder), _machine_told(manifest):
+        sinks = (sink, *trackers(manifest.log, emit))
+        with _sinks(folder, device, emit, sinks), _failures_noted(folder), _machine_told(manifest):
             if changed:
                 emit(Notice(f"goes on under changed code: {', '.join(changed)}", "warning"))
             engine.run()
@@ -121,12 +124,13 @@ def _check_resume(folder: RunFolder, resume: str) -> None:
 
 
 @contextmanager
-def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sink: Emit) -> Iterator[None]:
+def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sinks: Sequence[Emit]) -> Iterator[None]:
     with (folder.path / "log.txt").open("a", encoding="utf-8") as log:
         emit.add(Jsonl(folder.path / "events.jsonl"), essential=True)
         emit.add(_State(folder), essential=True)
         emit.add(Lines(log, stamped=True))
-        emit.add(sink)
+        for sink in sinks:
+            emit.add(sink)
         emit.add(Monitor(emit, gpu=gpu_uuid(device)))
         try:
             yield
