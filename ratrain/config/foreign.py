@@ -21,6 +21,8 @@ FOREIGN = {
     "device_batch_size": "train.micro_batch",
     "dtype": "train.precision",
     "embd_pdrop": "model.dropout",
+    "enable_tensorboard": "log.trackers",
+    "enable_wandb": "log.trackers",
     "epsilon": "optim.eps",
     "eval_every": "eval.every",
     "eval_interval": "eval.every",
@@ -67,6 +69,7 @@ FOREIGN = {
     "output_dir": "--out",
     "padded_vocab_size": "model.vocab_size",
     "per_device_train_batch_size": "train.micro_batch",
+    "report_to": "log.trackers",
     "resid_pdrop": "model.dropout",
     "resume_from_checkpoint": "--resume",
     "save_every": "checkpoint.every",
@@ -85,4 +88,5 @@ FOREIGN = {
     "warmup_iters": "schedule.warmup.steps",
     "warmup_ratio": "schedule.warmup.fraction",
     "warmup_steps": "schedule.warmup.steps",
+    "wandb_log": "log.trackers",
 }

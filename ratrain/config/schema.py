@@ -145,6 +145,10 @@ class CompileSection(Section):
 
 class LogSection(Section):
     every: PositiveInt = Field(default=10, description="steps in a window: the device is read once per window")
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        default=(), description="where the run is drawn as well; needs ratrain[trackers]"
+    )
+    study: str = Field(default="", max_length=128, description="group of runs in wandb; empty: the seeds of a recipe")
 
 
 class Manifest(Section):

@@ -17,6 +17,7 @@ from ratrain.engine.device import pick_device
 from ratrain.engine.engine import Engine
 from ratrain.engine.state import restore, snapshot
 from ratrain.events import Emit, Evaluated, Event, Saved, Window
+from ratrain.sinks.tracker import require
 
 _ROWS = 2  # sequences per step: two micro-steps of one
 _STEPS = 2
@@ -27,6 +28,7 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit) -> dict[str, Any]:
 
     Writes nothing that stays, but compiled code in the cache. Raises RatrainError as the run would.
     """
+    require(manifest.log.trackers)
     keep_compiled_code()
     seen: list[Event] = []
 

@@ -6,7 +6,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.jsonl import Jsonl
 from ratrain.sinks.monitor import Monitor
 from ratrain.sinks.progress import Lines
+from ratrain.sinks.tracker import require, trackers
 
 _HEARTBEAT = 5.0  # seconds between notes of the position in state.json
 
@@ -84,7 +85,8 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
             return folder.path
         with folder.open():
             _describe(folder, manifest, source, device, branch=launch.branch)
-            with _sinks(folder, device, emit, sink), _failures_noted(folder), _machine_told(manifest):
+            sinks = (sink, *trackers(manifest.log, emit))
+            with _sinks(folder, device, emit, sinks), _failures_noted(folder), _machine_told(manifest):
                 if changed:
                     emit(Notice(f"goes on under changed code: {', '.join(changed)}", "warning"))
                 engine.run()
@@ -93,6 +95,7 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
 
 def _may_start(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
     """Looks at what is in the folder already; returns the source files that have changed under it."""
+    require(manifest.log.trackers)
     if launch.fresh and (folder.path / "resolved.toml").exists():
         with folder.open():
             folder.move_aside()
@@ -162,12 +165,13 @@ def _check_resume(folder: RunFolder, manifest: Manifest, resume: str) -> None:
 
 
 @contextmanager
-def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sink: Emit) -> Iterator[None]:
+def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sinks: Sequence[Emit]) -> Iterator[None]:
     with (folder.path / "log.txt").open("a", encoding="utf-8") as log:
         emit.add(Jsonl(folder.path / "events.jsonl"), essential=True)
         emit.add(_State(folder), essential=True)
         emit.add(Lines(log, stamped=True))
-        emit.add(sink)
+        for sink in sinks:
+            emit.add(sink)
         emit.add(Monitor(emit, gpu=gpu_uuid(device)))
         try:
             yield

@@ -27,15 +27,24 @@ class Fanout:
                 sink(event)
             except Exception as error:
                 self._optional.remove(sink)
-                name = type(sink).__name__
-                self(Notice(f"{name} failed and is dropped: {type(error).__name__}: {error}", "warning"))
+                self._report(sink, error)
 
     def close(self) -> None:
-        for sink in self._optional:
-            with contextlib.suppress(Exception):  # the others must still be closed
-                _close(sink)
-        for sink in self._essential:
-            _close(sink)
+        """Closes every sink, the last added first: those before it still hear what goes wrong."""
+        with contextlib.ExitStack() as files:
+            for sink in self._essential:
+                files.callback(_close, sink)
+            while self._optional:
+                sink = self._optional.pop()
+                try:
+                    _close(sink)
+                except Exception as error:
+                    self._report(sink, error)
+
+    def _report(self, sink: Emit, error: Exception) -> None:
+        name = getattr(sink, "name", type(sink).__name__)
+        what = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+        self(Notice(f"{name} failed and is dropped: {what}", "warning"))
 
 
 def _close(sink: Emit) -> None:

@@ -11,7 +11,7 @@ from ratrain.config.identity import Parent, _recipe, plain, recipe_hash, run_fol
 
 SAME_RECIPE = [
     "id=other", "title=x", "scale=other", "same_as=x", "origin.step=V1", "seed.init=7", "seed.data=7", "log.every=3",
-    "eval.every=3", "checkpoint.every=3", "checkpoint.keep=5",
+    "log.trackers=['wandb']", "log.study=pilot", "eval.every=3", "checkpoint.every=3", "checkpoint.keep=5",
 ]  # fmt: skip
 OTHER_RECIPE = [
     "model.n_layer=5", "model.dropout=0.1", "data.source=x", "optim.weight_decay=0", "optim.betas=[0.8, 0.95]",

@@ -104,3 +104,27 @@ def test_one_that_fails_to_close_keeps_no_other_open():
         fanout.add(sink)
     fanout.close()
     assert all(sink.closed for sink in sinks)
+
+
+class Named(Broken):
+    """Has a name to be reported under."""
+
+    name = "elsewhere"
+
+
+def test_a_sink_is_reported_by_its_own_name_in_one_line():
+    heard, fanout = [], Fanout()
+    for sink in (heard.append, Named(RuntimeError("no route\nto host"))):
+        fanout.add(sink)
+    fanout(EVENT)
+    assert heard == [EVENT, Notice("elsewhere failed and is dropped: RuntimeError: no route", "warning")]
+
+
+def test_what_goes_wrong_at_the_end_is_heard_by_those_added_before():
+    heard, files, fanout, last = [], [], Fanout(), Closing()
+    fanout.add(files.append, essential=True)
+    for sink in (heard.append, Closing(RuntimeError("stuck")), last):
+        fanout.add(sink)
+    fanout.close()
+    assert heard == files == [Notice("Closing failed and is dropped: RuntimeError: stuck", "warning")]
+    assert last.closed

@@ -1,0 +1,258 @@
+"""Trackers: TensorBoard and Weights & Biases, each in its own thread. A run waits for neither and outlives both."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import queue
+import secrets
+import textwrap
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tomli
+
+from ratrain.atomic import write_file
+from ratrain.config.schema import LogSection
+from ratrain.errors import UnavailableError
+from ratrain.events import Emit, Evaluated, Event, Machine, Notice, Resumed, RunEnded, RunStarted, Sampled, Window
+
+_QUEUE = 1000  # events that may wait for a tracker: at a window each, an hour of training or more
+_PATIENCE = 10.0  # seconds that the end of a run waits for a tracker
+_HEARD = (RunStarted, Resumed, Window, Evaluated, Machine, Sampled, RunEnded)
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+_OF_WINDOW = (
+    "train/tokens", "train/lr", "train/skipped", "speed/tokens_per_second", "speed/mfu", "speed/mfu_datasheet",
+    "machine/peak_memory", "compile/graphs", "compile/recompiles",
+)  # fmt: skip
+
+
+def require(names: Sequence[str]) -> None:
+    """Imports what the trackers `names` need, here and not in their threads. Raises UnavailableError."""
+    for name in names:
+        try:
+            importlib.import_module(_MODULES[name])
+        except Exception as error:  # one that is there but does not fit the rest fails in ways of its own
+            advice = f"log.trackers: \"{name}\" needs the package {name}; pip install 'ratrain[trackers]'"
+            raise UnavailableError(f"{advice} ({type(error).__name__}: {error})") from error
+
+
+def trackers(log: LogSection, emit: Emit) -> list[Queued]:
+    """A sink for each of `log.trackers`."""
+    made = {"tensorboard": TensorBoard, "wandb": lambda: WandB(log.study)}
+    return [Queued(made[name](), emit) for name in dict.fromkeys(log.trackers)]
+
+
+def points(event: Event) -> Iterator[tuple[int, dict[str, float]]]:
+    """What of an event can be drawn: the named values of each step that it tells of."""
+    if isinstance(event, Window):
+        fields = ((name, getattr(event, name.partition("/")[2])) for name in _OF_WINDOW)
+        known = {name: value for name, value in fields if value is not None}
+        for left, loss, norm in zip(reversed(range(len(event.losses))), event.losses, event.grad_norms, strict=True):
+            yield event.step - left, {"train/loss": loss, "train/grad_norm": norm, **({} if left else known)}
+    elif isinstance(event, Evaluated):
+        yield event.step, {"val/loss": event.loss}
+    elif isinstance(event, Machine):
+        gpu = {f"machine/gpu_{name}": value for name, value in (event.gpu or {}).items()}
+        yield event.step, {"machine/cpu_percent": event.cpu_percent, "machine/memory": event.memory, **gpu}
+
+
+class Tracker:
+    """Draws a run elsewhere. All but its constructor is called in a thread that may fail or hang."""
+
+    name: str
+    place = ""  # where to look at the run, once that is known
+
+    def __call__(self, event: Event) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Finishes what was begun."""
+
+    def abandon(self) -> None:
+        """Lets go of all that would outlive the run: the tracker failed, or is not done in time. May not raise."""
+
+
+class Queued:
+    """A sink that passes events on to a tracker in another thread, and never waits for it but at the end.
+
+    An event that finds the queue full is dropped and counted. What the tracker raises is raised again from the next
+    event or from `close`, in the thread that states events: the fan-out reports it and drops the tracker.
+    """
+
+    def __init__(self, tracker: Tracker, emit: Emit, *, size: int = _QUEUE, patience: float = _PATIENCE):
+        self.name, self._tracker, self._emit = tracker.name, tracker, emit
+        self._size, self._patience = size, patience
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: there will be no more
+        self._dropped, self._place = 0, ""
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name=f"ratrain-{self.name}", daemon=True)
+        self._thread.start()
+
+    def __call__(self, event: Event) -> None:
+        self._tell()
+        if not isinstance(event, _HEARD):
+            return
+        if self._events.qsize() < self._size or isinstance(event, RunEnded):
+            self._events.put(event)
+            return
+        self._dropped += 1
+        if self._dropped == 1:
+            self._warn("is slow and misses events; events.jsonl has them all")
+
+    def close(self) -> None:
+        """Waits a bounded time for what is queued. Raises what the tracker raised, TimeoutError if it is not done."""
+        self._events.put(None)
+        late = True  # also where a second Ctrl-C ends the wait
+        try:
+            self._thread.join(self._patience)
+            late = self._thread.is_alive()
+        finally:
+            if late:
+                leaving = threading.Thread(target=self._tracker.abandon, daemon=True)
+                leaving.start()
+                leaving.join(min(1.0, self._patience))
+        if self._dropped:
+            self._warn(f"missed {self._dropped} events; events.jsonl has them all")
+        if late:
+            raise TimeoutError(f"not done {self._patience:g} s after the run; events.jsonl has what is missing there")
+        self._tell()
+
+    def _work(self) -> None:
+        try:
+            while (event := self._events.get()) is not None:
+                self._tracker(event)
+            self._tracker.close()
+        except BaseException as error:  # also an exit that a library asks for: here it ends this thread, nothing else
+            self._tracker.abandon()
+            self._error = error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+    def _tell(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._place != self._tracker.place:
+            self._place = self._tracker.place
+            self._emit(Notice(f"{self.name}: {self._place}"))
+
+    def _warn(self, message: str) -> None:
+        self._emit(Notice(f"{self.name} {message}", "warning"))
+
+
+class TensorBoard(Tracker):
+    """Event files in `<run>/tensorboard`; resuming purges the points of later steps, so that each stands there once."""
+
+    name = "tensorboard"
+
+    def __init__(self):
+        self._writer: Any = None
+        self._step = 0  # that the run begins or goes on at
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Resumed):
+            self._step = event.step
+        elif isinstance(event, RunStarted):
+            self._open(event)
+        elif isinstance(event, Sampled):
+            self._write("sample", event.text, event.step)
+        for step, values in points(event):
+            self._add(values, step)
+        if self._writer:
+            self._writer.flush()  # a process that is killed then leaves here all that its checkpoints know of
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+    def _open(self, started: RunStarted) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = Path(started.folder)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=self._step + 1)
+        self._write("manifest", (folder / "resolved.toml").read_text(), self._step)
+        self._write("run", json.dumps(asdict(started), indent=1), self._step)
+
+    def _add(self, values: dict[str, float], step: int) -> None:
+        """One record for all: an add_scalar each is three times the work, and holds up the interpreter meanwhile."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+        drawn = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._writer.file_writer.add_summary(Summary(value=drawn), step)
+
+    def _write(self, name: str, text: str, step: int) -> None:
+        self._writer.add_text(name, textwrap.indent(text, "    "), step)  # Markdown's way to leave text alone
+
+
+class WandB(Tracker):
+    """A run of project ratrain (or WANDB_PROJECT), grouped by study or recipe; WANDB_MODE=offline is wandb's own.
+
+    What wandb has received cannot be taken back, so points are drawn over a `step` of ours: after a kill, those
+    between the checkpoint and the kill are sent again and lie upon the first.
+    """
+
+    name = "wandb"
+
+    def __init__(self, study: str):
+        self._wandb: Any = importlib.import_module("wandb")
+        self._study = study
+        self._run: Any = None
+        self._exit_code = 1  # unless the run is done
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._open(event)
+        elif isinstance(event, Sampled):
+            self._run.log({"step": event.step, "sample": event.text})
+        elif isinstance(event, RunEnded):
+            self._exit_code = int(event.status != "done")
+            if event.status == "preempted":
+                self._run.mark_preempting()
+        for step, values in points(event):
+            self._run.log({"step": step, **values})
+
+    def close(self) -> None:
+        if self._run:
+            self._run.finish(exit_code=self._exit_code)
+
+    def abandon(self) -> None:
+        with contextlib.suppress(BaseException):
+            for child in psutil.Process().children():
+                if child.name() == "wandb-core":  # outlives this process, its output too, while a server is away
+                    child.kill()
+            self._wandb.teardown()  # else Python calls it at exit, and shows what it raises for want of the child
+
+    def _open(self, started: RunStarted) -> None:
+        folder = Path(started.folder)
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # without a network, it holds up the exit of Python
+        settings = self._wandb.Settings(
+            silent=True, console="off", finish_timeout=0.8 * _PATIENCE, finish_timeout_raises=True
+        )
+        self._wandb.setup(settings)  # silent before init: it would ask at the terminal who you are
+        self._run = self._wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "ratrain"),
+            group=self._study or folder.parent.name,
+            name=f"{started.id}/{folder.name}",
+            id=_wandb_id(folder, started.run_hash),
+            resume="allow",
+            dir=str(folder),
+            config={**asdict(started), **tomli.loads((folder / "resolved.toml").read_text())},
+            reinit="create_new",
+            settings=settings,
+        )
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+        self.place = f"offline; wandb sync {folder}/wandb/offline-run-*" if self._run.offline else self._run.url or ""
+
+
+def _wandb_id(folder: Path, run_hash: str) -> str:
+    """The run hash, and what tells this folder from one that --fresh moved aside or that another machine holds."""
+    file = folder / "wandb" / "id"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        write_file(file, [f"{run_hash[:16]}-{secrets.token_hex(3)}".encode()])
+    return file.read_text()
