@@ -181,7 +181,9 @@ def _train(args: argparse.Namespace) -> int | None:
         if args.dry_run:
             from ratrain.engine.dry_run import dry_run
 
-            print(dry_run(manifest, device=args.device, as_json=args.json, emit=Lines(sys.stderr)))
+            place = Launch(args.out).folder(manifest).checkpoints
+            said = Lines(sys.stderr)
+            print(dry_run(manifest, device=args.device, as_json=args.json, emit=said, checkpoints=place))
             return None
         sink = JsonStream() if args.json else progress()
         branch = find_branch(args.branch, args.out) if args.branch else None

@@ -11,7 +11,7 @@ import torch
 
 from ratrain.config.resolve import steps_total, tokens_per_step
 from ratrain.config.schema import Budget, Manifest
-from ratrain.engine.checkpoint import listed, load
+from ratrain.engine.checkpoint import check_room, listed, load
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import pick_device
 from ratrain.engine.engine import Engine
@@ -23,10 +23,11 @@ _ROWS = 2  # sequences per step: two micro-steps of one
 _STEPS = 2
 
 
-def rehearse(manifest: Manifest, *, device: str, emit: Emit) -> dict[str, Any]:
+def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path = Path("runs")) -> dict[str, Any]:
     """Builds, compiles, trains two steps, evaluates, saves and restores at the manifest's shapes; returns what it saw.
 
-    Writes nothing that stays, but compiled code in the cache. Raises RatrainError as the run would.
+    Writes nothing that stays, but compiled code in the cache. Raises RatrainError as the run would, also where the
+    disk that holds `checkpoints` has no room for them.
     """
     require(manifest.log.trackers)
     keep_compiled_code()
@@ -38,6 +39,7 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(_tiny(manifest), checkpoints=Path(folder), device=pick_device(device), emit=listen)
+        check_room(checkpoints, engine.checkpoint_bytes, keep=manifest.checkpoint.keep)
         ended = engine.run()
         newest = listed(Path(folder))[0]
         restored = Engine(_tiny(manifest), checkpoints=Path(folder), device=engine.device, emit=seen.append)
@@ -85,9 +87,9 @@ def _compare(engine: Engine, restored: Engine) -> None:
         assert torch.equal(tensor, other), f"{name} does not survive a checkpoint"
 
 
-def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit) -> str:
+def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit, checkpoints: Path = Path("runs")) -> str:
     """`rehearse` as text for a person, or as one JSON document; `emit` hears of each event on the way."""
-    seen = rehearse(manifest, device=device, emit=emit)
+    seen = rehearse(manifest, device=device, emit=emit, checkpoints=checkpoints)
     if as_json:
         return json.dumps(seen, indent=1)
     peak = _size(seen["peak_memory"])

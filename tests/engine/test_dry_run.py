@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
+from ratrain.engine import checkpoint
 from ratrain.engine.dry_run import dry_run, rehearse
-from ratrain.errors import MissingError
+from ratrain.errors import DiskError, MissingError
 from ratrain.model.build import build
 
 
@@ -29,6 +30,12 @@ def test_it_foretells_the_whole_run(tiny):
     assert seen["disk_bytes"] >= 3 * 3 * 4 * parameters  # two kept and one in the making, of weights and two moments
     assert len(seen["losses"]) == 2
     assert seen["recompiles"] == 0
+
+
+def test_a_disk_without_room_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 1_000_000)
+    with pytest.raises(DiskError, match="make room, or choose another --out"):
+        rehearse(tiny("v1"), device="cpu", emit=lambda event: None)
 
 
 def test_it_compiles_what_the_run_compiles(tiny):
