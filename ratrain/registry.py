@@ -33,6 +33,10 @@ class Patch(Section):
 
     target: str
 
+    def builders(self) -> Mapping[str, Callable[[nn.Module, ModelSpec], nn.Module]]:
+        """What builds the modules for the sites that each pattern matches; a patch that needs two seams names both."""
+        return {self.target: self.build}
+
     @abstractmethod
     def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
         """The module that stands in for `old`. Raises ValueError when the options do not fit `spec`.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from ratrain.config.schema import Manifest
+from ratrain.config.schema import Manifest, ModelSpec
 from ratrain.errors import Fault, ManifestError
 from ratrain.model.gpt2 import GPT2
 from ratrain.registry import Patch
@@ -46,7 +46,7 @@ def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Mod
             continue  # the same options fail alike on every site: one fault is enough
         try:
             with torch.device("meta"):
-                module = patches[name].build(model.get_submodule(site), model.spec)
+                module = _builder(patches[name], site)(model.get_submodule(site), model.spec)
             if not isinstance(module, nn.Module):
                 raise TypeError(f"build returned {module!r}, which is not a module")
             built[site] = module
@@ -65,10 +65,11 @@ def claim_sites(model: nn.Module, patches: Mapping[str, Patch]) -> tuple[dict[st
     faults: list[Fault] = []
     sites = [name for name, _ in model.named_modules() if name]
     for name, patch in patches.items():
-        matched = [site for site in sites if _matches(patch.target, site)]
-        if not matched:
-            faults.append(Fault("", f"patch.{name}.target", f"{patch.target!r} matches no part of the model"))
-        for site in matched:
+        patterns = list(patch.builders())
+        for pattern in patterns:
+            if not any(_matches(pattern, site) for site in sites):
+                faults.append(Fault("", f"patch.{name}.target", f"{pattern!r} matches no part of the model"))
+        for site in (site for site in sites if any(_matches(pattern, site) for pattern in patterns)):
             rival = next((s for s in claims if _overlap(s, site)), None)
             if rival is None:
                 claims[site] = name
@@ -77,6 +78,10 @@ def claim_sites(model: nn.Module, patches: Mapping[str, Patch]) -> tuple[dict[st
             faults.append(Fault("", f"patch.{name}", f"{what}; drop one with enabled = false"))
             break
     return claims, faults
+
+
+def _builder(patch: Patch, site: str) -> Callable[[nn.Module, ModelSpec], nn.Module]:
+    return next(build for pattern, build in patch.builders().items() if _matches(pattern, site))
 
 
 def _matches(pattern: str, site: str) -> bool:

@@ -11,22 +11,19 @@ from ratrain.model.gpt2 import GPT2
 
 
 class KVCache:
-    """Keys and values of one layer, [B, H, T, D] each, in storage for `length` tokens."""
+    """What one layer's attention core keeps of each token (keys and values), in storage for `length` tokens."""
 
     def __init__(self, length: int):
         self.length, self.size = length, 0
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
+        self.held: list[Tensor] = []  # each [B, H, length, channels]
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds [B, H, S, D]; returns all keys and values so far, as views."""
-        if self.k is None or self.v is None:
-            self.k = k.new_empty(*k.shape[:2], self.length, k.shape[3])
-            self.v = v.new_empty(*v.shape[:2], self.length, v.shape[3])
-        start, self.size = self.size, self.size + k.shape[2]
-        self.k[:, :, start : self.size] = k
-        self.v[:, :, start : self.size] = v
-        return self.k[:, :, : self.size], self.v[:, :, : self.size]
+    def append(self, *fresh: Tensor) -> tuple[Tensor, ...]:
+        """Adds tensors [B, H, S, channels], the same ones at every call; returns each for all tokens so far, as views."""
+        self.held = self.held or [t.new_empty(*t.shape[:2], self.length, t.shape[3]) for t in fresh]
+        start, self.size = self.size, self.size + fresh[0].shape[2]
+        for held, new in zip(self.held, fresh, strict=True):
+            held[:, :, start : self.size] = new
+        return tuple(held[:, :, : self.size] for held in self.held)
 
 
 @torch.inference_mode()

@@ -129,18 +129,26 @@ class Value(nn.Module):
 
 
 class Core(nn.Module):
-    """Causal attention by SDPA. q [B, H, S, D] are the last S of the T positions of k, v [B, H, T, D]."""
+    """Causal attention by SDPA, scores scaled by `scale` (None: by one over the root of q's channels)."""
 
-    def __init__(self, dropout: float):
+    def __init__(self, dropout: float, *, scale: float | None = None):
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.scale = dropout, scale
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, H, S, D]
-        dropout = self.dropout if self.training else 0.0
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, cache=None) -> Tensor:
+        """q, k, v [B, H, S, D] of the newest S tokens -> y like q; what older tokens left is in the cache.
+
+        A patch that attends to more than k and v puts that into the cache as well, and says so in `kv_per_token`.
+        """
+        return self.attend(q, *((k, v) if cache is None else cache.append(k, v)))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, H, S, D] are the last S of the T positions of k, v [B, H, T, D] -> [B, H, S, D]."""
+        options = {"dropout_p": self.dropout if self.training else 0.0, "scale": self.scale}
         if q.shape[2] == k.shape[2]:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen.tril(k.shape[2] - q.shape[2]), dropout_p=dropout)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen.tril(k.shape[2] - q.shape[2]), **options)
 
     def flops_per_token(self, spec: ModelSpec) -> int:
         """Of the two products over a full context; by the field's convention causality does not halve them."""
@@ -169,8 +177,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x, self.score())  # each [B, H, T, D]
         v, state = self.value(v, state)
         v = v.to(q.dtype)  # here and below: a patch's fp32 gate must not widen a bf16 stream
-        y = self.core(q, k, v) if cache is None else self.core(q, *cache.append(k, v))
-        y = self.blend(y, v, x).to(q.dtype).transpose(1, 2).flatten(2)
+        y = self.blend(self.core(q, k, v, cache), v, x).to(q.dtype).transpose(1, 2).flatten(2)
         return F.dropout(self.proj(y), self.dropout, self.training), state
 
 
@@ -199,7 +206,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, C] -> [B, T, C]
         h = self.act(self.up(x))  # [B, T, F]
-        h = self.mix(h).to(h.dtype)
+        h = self.mix(h, x).to(h.dtype)
         return F.dropout(self.down(h, self.gate()), self.dropout, self.training)
 
 

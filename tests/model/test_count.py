@@ -44,7 +44,7 @@ def test_kv_bytes_are_those_that_a_cache_holds(model_of, shape):
     length = model.spec.block_size
     caches = [KVCache(length) for _ in model.blocks]
     model.logits(torch.zeros(1, length, dtype=torch.int64), caches)
-    held = sum(t.untyped_storage().nbytes() for cache in caches for t in (cache.k, cache.v) if t is not None)
+    held = sum(t.untyped_storage().nbytes() for cache in caches for t in cache.held)
     assert count(model).kv_bytes_per_token(4) * length == held
     assert count(model).kv_bytes_per_token(2) * length == held / 2
 

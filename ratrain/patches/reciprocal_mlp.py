@@ -1,0 +1,133 @@
+"""Reciprocal MLP: the last `width` hidden channels carry their own output gate, and may be mixed and gated by token.
+
+    y = W_d [w_std h_std ; w_rec g_t M h_rec],  h = GELU(W_u x),  g_t = sigmoid(u . x_t + c)
+
+M (`mixer`) and g (`gate`) are options; without them, and with M alone, all of it can be absorbed into W_d: GPT-2's
+function class. A gate per token is outside it. No attention enters, so nothing is reciprocal but the name.
+Source: the reference's `ReciprocalMLP` (steps V3 to V6), which drew its own weights, dropped the biases, and documented g
+per token but had one scalar per layer. Here the weights are the base's, the gates scale columns of W_d once per weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from ratrain.config.schema import ModelSpec
+from ratrain.model.gpt2 import Linear
+from ratrain.registry import Patch, register
+
+_GATE = 0.1  # first value of the gate g, in the reference and here
+
+
+@register("reciprocal_mlp")
+class ReciprocalMLP(Patch):
+    """Gates w_std and w_rec on the hidden channels of the MLP, the last `width` of which (or that fraction) are w_rec's.
+
+    `mixer`: a matrix on those channels after the activation, square (true) or through so many channels. `gate`: one
+    more gate on them, a scalar per layer or a sigmoid per token. Initial w_std and w_rec: `series` 0.9 and 0.1;
+    `neutral` 1 and 1, the base model; `geometric` the two groups' shares of the channels.
+    """
+
+    target: str = "blocks.*.mlp"  # whose seams `gate` and, where needed, `mix` are claimed
+    width: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = 64
+    mixer: bool | PositiveInt = False
+    gate: Literal["none", "layer", "token"] = "none"
+    init: Literal["series", "neutral", "geometric"] = "series"
+
+    def builders(self) -> Mapping[str, Callable[[nn.Module, ModelSpec], nn.Module]]:
+        builders = {f"{self.target}.gate": self.build}
+        if self.mixer or self.gate == "token":
+            builders[f"{self.target}.mix"] = self._build_mix
+        return builders
+
+    def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
+        share = self._n_rec(spec) / spec.n_hidden
+        init = {"series": (0.9, 0.1), "neutral": (1.0, 1.0), "geometric": (1 - share, share)}[self.init]
+        return ChannelGate(spec.n_hidden, self._n_rec(spec), init=init, second=self.gate == "layer")
+
+    def _build_mix(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
+        n_rec = self._n_rec(spec)
+        inner = n_rec if self.mixer is True else int(self.mixer)
+        return Mix(spec, n_rec, inner=inner, by_token=self.gate == "token")
+
+    def _n_rec(self, spec: ModelSpec) -> int:
+        n_rec = self.width if isinstance(self.width, int) else round(self.width * spec.n_hidden)
+        if not 0 < n_rec < spec.n_hidden:
+            raise ValueError(f"width must leave both groups of the {spec.n_hidden} hidden channels some, got {self.width}")
+        return n_rec
+
+
+class ChannelGate(nn.Module):
+    """A gate [F] per hidden channel: w_std, and on the last n_rec of them w_rec (times g, where there is a second)."""
+
+    s: Tensor  # activation, moved by the schedule
+
+    def __init__(self, n_hidden: int, n_rec: int, *, init: tuple[float, float], second: bool):
+        super().__init__()
+        self.n_std, self.n_rec, self.init = n_hidden - n_rec, n_rec, init
+        self.w_std = nn.Parameter(torch.empty(1))  # 1-D: never decayed
+        self.w_rec = nn.Parameter(torch.empty(1))
+        self.g = nn.Parameter(torch.empty(1)) if second else None
+        self.register_buffer("s", torch.empty(()))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        nn.init.constant_(self.w_std, self.init[0])
+        nn.init.constant_(self.w_rec, self.init[1])
+        if self.g is not None:
+            nn.init.constant_(self.g, _GATE)
+        self.s.fill_(1.0)
+
+    def forward(self) -> Tensor:  # [F], scales columns of the down projection, not tokens
+        rec = self.w_rec if self.g is None else self.w_rec * self.g
+        gate = torch.cat([self.w_std.expand(self.n_std), rec.expand(self.n_rec)])
+        return 1 + self.s * (gate - 1)  # s = 0 is the base, exactly
+
+
+class Mix(nn.Module):
+    """h [B, T, F] with the last n_rec channels mixed and gated by the token that they belong to."""
+
+    s: Tensor  # activation, moved by the schedule
+
+    def __init__(self, spec: ModelSpec, n_rec: int, *, inner: int, by_token: bool):
+        super().__init__()
+        self.n_rec = n_rec
+        self.mixer = nn.Sequential(*_mixer(n_rec, inner)) if inner else None
+        self.token = TokenGate(spec.n_embd) if by_token else None
+        self.register_buffer("s", torch.empty(()))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        self.s.fill_(1.0)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        std, rec = h.split([h.shape[-1] - self.n_rec, self.n_rec], dim=-1)
+        new = rec if self.mixer is None else self.mixer(rec)
+        new = new if self.token is None else new * self.token(x)
+        return torch.cat([std, (rec + self.s * (new - rec)).to(h.dtype)], dim=-1)  # s = 0 is the base, exactly
+
+
+def _mixer(n_rec: int, inner: int) -> list[Linear]:
+    """One matrix, or two through `inner` channels; Xavier's spread, as in the reference."""
+    sizes = [n_rec, n_rec] if inner == n_rec else [n_rec, inner, n_rec]
+    return [Linear(a, b, bias=False, std=(2 / (a + b)) ** 0.5) for a, b in zip(sizes, sizes[1:], strict=False)]
+
+
+class TokenGate(nn.Module):
+    """x [B, T, C] -> sigmoid(u . x + c) [B, T, 1]; starts at the same value for every token."""
+
+    def __init__(self, n_embd: int):
+        super().__init__()
+        self.u = nn.Parameter(torch.empty(n_embd))  # 1-D: never decayed
+        self.c = nn.Parameter(torch.empty(1))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        nn.init.zeros_(self.u)
+        nn.init.constant_(self.c, math.log(_GATE / (1 - _GATE)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x * self.u).sum(-1, keepdim=True) + self.c).sigmoid()

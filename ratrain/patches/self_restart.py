@@ -1,0 +1,53 @@
+"""Self-restart: every head keeps a part a of its own value beside what it attends to.
+
+    y_i <- (1 - a) y_i + a v_i
+
+that is, attention probabilities (1 - a) P + a I: a self-loop after the softmax, which no GPT-2 head has. As in the
+reference (`UnifiedRAttention`, steps V2, V8 and V10) a is per head, between 0 and 0.5, starts at 0.05, and dropout on the
+probabilities does not touch the loop. There a was a clipped parameter, stuck for good once it left the range; here it is
+a = sigmoid(w) / 2, which cannot leave it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ratrain.config.schema import ModelSpec
+from ratrain.registry import Patch, register
+
+_MOST = 0.5  # of the output that may come from a position's own value
+
+
+@register("self_restart")
+class SelfRestart(Patch):
+    """A learned share, per head, of each position's own value in what its head puts out; `init` is its first value."""
+
+    target: str = "blocks.*.attn.blend"
+    init: float = Field(default=0.05, gt=0, lt=_MOST)
+
+    def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
+        return Restart(spec.n_head, init=self.init)
+
+
+class Restart(nn.Module):
+    """y and v [B, H, T, D] -> (1 - s a) y + s a v, with a = sigmoid(w) / 2 per head."""
+
+    s: Tensor  # activation, moved by the schedule
+
+    def __init__(self, n_head: int, *, init: float):
+        super().__init__()
+        self.init = init
+        self.w = nn.Parameter(torch.empty(n_head))  # 1-D: never decayed
+        self.register_buffer("s", torch.empty(()))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        nn.init.constant_(self.w, math.log(self.init / (_MOST - self.init)))
+        self.s.fill_(1.0)
+
+    def forward(self, y: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        share = self.s * _MOST * self.w.sigmoid()  # [H]
+        return y + share[:, None, None] * (v - y)  # s = 0 is the base, exactly
