@@ -57,6 +57,15 @@ class Branched(Event):
 
 
 @dataclass(frozen=True)
+class Activated(Event):
+    """A mechanism leaves the base model: its s is above 0 from the step after this one on."""
+
+    step: int
+    patch: str
+    s: float
+
+
+@dataclass(frozen=True)
 class PhaseStarted(Event):
     """The engine enters a phase that may take long: 'compile', 'evaluate', 'save'."""
 

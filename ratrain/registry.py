@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from ratrain.config.schema import ModelSpec, Section
+from ratrain.config.schema import ActivationSection, ModelSpec, Section
 from ratrain.errors import DataError, MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Patch(Section):
     kind: ClassVar[str]
 
     target: str
+    activation: ActivationSection | None = None  # in place of the manifest's own
 
     def builders(self) -> Mapping[str, Callable[[nn.Module, ModelSpec], nn.Module]]:
         """What builds the modules for the sites that each pattern matches; a patch that needs two seams names both."""

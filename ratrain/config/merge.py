@@ -12,7 +12,10 @@ from ratrain.config.lines import dotted
 from ratrain.config.parse import Layer
 
 # tables in which exactly one key is set, as patterns: a later layer replaces them whole
-ONE_OF = ("train.budget", "schedule.warmup")
+ONE_OF = (
+    *("train.budget", "schedule.warmup"),
+    *(f"{at}activation.{span}" for at in ("", "patch.*.") for span in ("after", "over", "deadline")),
+)
 ANY_OPTIMIZER = ("weight_decay", "clip")  # keys that every kind of optimizer has
 
 
@@ -53,10 +56,12 @@ class Merge:
             self.origins[dotted(key)] = Origin(layer.label, layer.lines.get(key))
 
     def _drop_other_kind(self, below: dict[str, Any], said: Mapping[str, Any], key: tuple[str, ...]) -> None:
-        """A new kind of optimizer or patch has keys of its own: those inherited from the old kind go."""
-        if not below or "kind" not in said or not (key == ("optim",) or key[:-1] == ("patch",)):
+        """A new kind of optimizer, patch or activation has keys of its own: those inherited from the old kind go."""
+        has_kinds = key == ("optim",) or key[:-1] == ("patch",) or _is_activation(key)
+        if not below or "kind" not in said or not has_kinds:
             return
         kept, default = (ANY_OPTIMIZER, "adamw") if key == ("optim",) else ((), key[-1])
+        default = "at_once" if _is_activation(key) else default
         if below.get("kind", default) != said["kind"]:
             for name in [name for name in below if name not in kept]:
                 self._forget(below, (*key, name))
@@ -92,6 +97,10 @@ class Merge:
                     self._forget(options, ("patch", name, "enabled"))
                 else:
                     self._forget(patches, ("patch", name))
+
+
+def _is_activation(key: tuple[str, ...]) -> bool:
+    return key == ("activation",) or (len(key) == 3 and key[0] == "patch" and key[2] == "activation")
 
 
 def _is_one_of(key: tuple[str, ...]) -> bool:

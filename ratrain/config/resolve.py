@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ratrain.config.faults import Key, fault_at, faults_of, key_homes, shown
 from ratrain.config.find import did_you_mean
 from ratrain.config.read import Source
-from ratrain.config.schema import Manifest, OptimSection
+from ratrain.config.schema import ActivationSection, Manifest, OptimSection
 from ratrain.errors import Fault, ManifestError
 
 DEFAULT_OPTIM = "adamw"
@@ -32,10 +32,12 @@ def resolve(source: Source, *, patches: Mapping[str, type], optimizers: Mapping[
     optim = _optim(source, optimizers, faults)
     built = _patches(source, patches, faults)
     if manifest is not None:
+        sound = {name: patch for name, patch in built.items() if patch is not None}
+        manifest = manifest.model_copy(update={"optim": optim, "patch": sound})
         faults += _cross_checks(manifest, source)
     if faults or manifest is None:
         raise ManifestError(_in_file_order(faults, source))
-    return manifest.model_copy(update={"optim": optim, "patch": built})
+    return manifest
 
 
 def tokens_per_step(manifest: Manifest) -> int:
@@ -108,7 +110,7 @@ def _homes() -> dict[str, list[str]]:
 
 def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
     """Faults of keys that are each fine but do not go together."""
-    found = [*_schedule_faults(manifest)]
+    found = [*_schedule_faults(manifest), *_activation_faults(manifest)]
     budget, per_step = manifest.train.budget, tokens_per_step(manifest)
     if budget.tokens is not None and budget.tokens < per_step:
         sizes = f"{manifest.train.batch} x {manifest.model.block_size} = {per_step}"
@@ -132,6 +134,34 @@ def _schedule_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
         room = 1 - (warmup.fraction or (warmup.steps or 0) / (total or 1))
         if decay > room:
             yield ("schedule", "decay"), f"must leave room for the warm-up: at most {room:.3g}, got {decay}"
+
+
+def _activation_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
+    """What of an activation would come after the end of the budget, and one that switches nothing."""
+    total = steps_total(manifest)
+    own = {name: patch.activation for name, patch in manifest.patch.items() if patch.activation is not None}
+    if manifest.activation.kind != "at_once" and len(own) == len(manifest.patch):
+        yield ("activation", "kind"), "there is no patch that it would switch on"
+    sections = [(("activation",), manifest.activation), *((("patch", n, "activation"), s) for n, s in own.items())]
+    for at, section in sections:
+        for key, what, end in _ends(section, total):
+            if total is not None and end >= total + (what == "fully open"):
+                yield (*at, key), f"it would be {what} at step {end:.0f}, but the budget has {total} steps"
+
+
+def _ends(section: ActivationSection, total: int | None) -> Iterator[tuple[str, str, float]]:
+    """(key, what happens, step) of what an activation does last."""
+    after, over, deadline = (
+        span.steps if span.steps is not None else (span.fraction or 0.0) * (total or 0)
+        for span in (section.after, section.over, section.deadline)
+    )
+    if section.kind in ("after", "ramp"):
+        yield "after", "open", after
+    if section.kind == "ramp":
+        yield "over", "fully open", after + over
+    if section.kind == "variance":
+        yield "deadline", "open", deadline
+        yield "over", "fully open", deadline + over
 
 
 def _in_file_order(faults: Sequence[Fault], source: Source) -> list[Fault]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_serializer,
+    model_validator,
+)
 
 VOCAB_MULTIPLE = 128  # rows of the token table: matrix tiles on every device divide it
 
@@ -106,6 +115,44 @@ class ScheduleSection(Section):
     decay: float = Field(default=0.2, gt=0, le=1, description="wsd: fraction of the budget that decays")
 
 
+_READS = {  # what each kind of activation reads
+    "at_once": (),
+    "after": ("after",),
+    "ramp": ("after", "over"),
+    "variance": ("after", "over", "rule", "window", "every", "threshold", "deadline"),
+}
+
+
+class ActivationSection(Section):
+    """When a mechanism is switched on: its s goes from 0, the base model, to 1."""
+
+    kind: Literal["at_once", "after", "ramp", "variance"] = "at_once"
+    after: Span = Field(default=Span(steps=0), description="when it opens; variance: not before")
+    over: Span = Field(default=Span(steps=0), description="ramp, variance: how long s takes from 0 to 1")
+    rule: Literal["detrended", "raw"] = Field(
+        default="detrended", description="raw: the variance of the losses themselves, which measures descent as well"
+    )
+    window: PositiveInt = Field(default=100, ge=3, description="variance: training losses that are looked at")
+    every: PositiveInt = Field(default=50, description="variance: steps between looks")
+    threshold: PositiveFloat = Field(default=0.02, description="variance: opens below this, in nats squared")
+    deadline: Span = Field(default=Span(fraction=0.5), description="variance: opens then at the latest")
+
+    @model_validator(mode="after")
+    def _reads(self):
+        unread = sorted(self.model_fields_set - {"kind", *_READS[self.kind]})
+        if unread:
+            raise ValueError(f"kind = {self.kind!r} does not read {', '.join(unread)}")
+        if self.kind == "after" and "after" not in self.model_fields_set:
+            raise ValueError("kind = 'after' needs after = { steps = ... } or { fraction = ... }")
+        if self.kind == "ramp" and "over" not in self.model_fields_set:
+            raise ValueError("kind = 'ramp' needs over = { steps = ... } or { fraction = ... }")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _read_keys(self, dump):
+        return {key: value for key, value in dump(self).items() if key in ("kind", *_READS[self.kind])}
+
+
 class TrainSection(Section):
     budget: Budget
     batch: PositiveInt = Field(description="sequences per step, over all devices and micro-steps")
@@ -169,4 +216,5 @@ class Manifest(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     compile: CompileSection = CompileSection()
     log: LogSection = LogSection()
+    activation: ActivationSection = ActivationSection()
     patch: Mapping[str, Any] = Field(default={}, description="a Patch by name; the kind is the name unless it says so")

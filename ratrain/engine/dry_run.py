@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ratrain.config.resolve import steps_total, tokens_per_step
-from ratrain.config.schema import Budget, Manifest
+from ratrain.config.schema import ActivationSection, Budget, Manifest, Span
 from ratrain.engine.checkpoint import check_room, listed, load
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import pick_device
@@ -69,7 +69,10 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path =
 
 
 def _tiny(manifest: Manifest) -> Manifest:
-    """The same model and recipe over two rows and two steps, with everything that a run does in between."""
+    """The same model and recipe over two rows and two steps, with everything that a run does in between.
+
+    The first step is taken with every mechanism switched off, the second with all of them on.
+    """
     sections = {
         "train": {"budget": Budget(steps=_STEPS), "batch": _ROWS, "micro_batch": 1},
         "eval": {"every": 1, "windows": _ROWS},
@@ -77,6 +80,8 @@ def _tiny(manifest: Manifest) -> Manifest:
         "log": {"every": 1},
     }
     changed = {name: getattr(manifest, name).model_copy(update=keys) for name, keys in sections.items()}
+    changed["activation"] = ActivationSection(kind="after", after=Span(steps=1))
+    changed["patch"] = {name: patch.model_copy(update={"activation": None}) for name, patch in manifest.patch.items()}
     return manifest.model_copy(update=changed)
 
 

@@ -26,6 +26,7 @@ from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.engine.signals import StopRequest
 from ratrain.engine.state import resume, snapshot
 from ratrain.engine.step import Precision, StepResult, TrainStep
+from ratrain.engine.switchboard import Switchboard
 from ratrain.errors import CannotCreateError, DiskError, DivergedError, PreemptedError
 from ratrain.model.build import build, seed_of
 from ratrain.model.count import count
@@ -98,6 +99,7 @@ class Engine:
         )
         self.total_steps = steps_total(manifest)
         self.schedule = Schedule(manifest.schedule, total_steps=self.total_steps)
+        self.switchboard = Switchboard(manifest, self.model, total_steps=self.total_steps)
         self.graphs = GraphCounter()
         self.peak = peak_flops(device, manifest.train.precision)
 
@@ -119,6 +121,7 @@ class Engine:
             if self.world.leads:
                 self.emit(tell.started(self))
             self._compile()
+            self._switch()
             asked = None
             while not self._finished() and not (asked := self._asked(stop)):
                 self._window(stop)
@@ -172,6 +175,7 @@ class Engine:
         results: list[StepResult] = []
         while self.steps_done < self._next_stop(first) and not (stop.asked and self.world.size == 1):
             self.train_step.set_lr(self.schedule.lr(self.spent_after(self.steps_done - first + 1, spent, first)))
+            self._switch(self.spent_after(self.steps_done - first, spent, first))
             results.append(self.train_step(*self._batch(self.steps_done)))
             self.steps_done += 1
         if not results:
@@ -184,12 +188,21 @@ class Engine:
         self.spent_seconds += seconds
         self.emit(tell.window(self, losses, norms, seconds))
         self._count_skips(norms)
+        self.switchboard.look(losses, self.steps_done, self.spent_after(0, self.spent_seconds, self.steps_done))
+        self._switch()
 
     def _next_stop(self, first: int) -> int:
         """The first step after `first` at which the device is read: a window's end, an evaluation, a checkpoint."""
         m = self.manifest
         stops = [(first // every + 1) * every for every in (m.log.every, m.eval.every, m.checkpoint.every) if every]
+        stops += self.switchboard.next_looks(first)
         return min([*stops, self.total_steps or stops[0]])
+
+    def _switch(self, spent: float | None = None) -> None:
+        """Sets what is switched on in the next step."""
+        spent = self.spent_after(0, self.spent_seconds, self.steps_done) if spent is None else spent
+        for name, s in self.switchboard.set(self.steps_done, spent):
+            self.emit(events.Activated(self.steps_done, name, s))
 
     def spent_after(self, steps: int, spent: float, first: int) -> float:
         """Fraction of the budget used once `steps` steps of this window are done.

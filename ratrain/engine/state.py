@@ -40,6 +40,7 @@ def snapshot(engine: Engine) -> Checkpoint:
         "data": engine.corpus.fingerprint,
         "machine": _machine(engine),
         "optimizer": plain,
+        "activation": engine.switchboard.state_dict(),
         "rng": rng_plain,
         **{name: getattr(engine, name) for name in _POSITION},
     }
@@ -78,6 +79,7 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     moments = {name: tensor for name, tensor in checkpoint.optimizer.items() if not name.startswith("rng|")}
     restore_optimizer(engine.train_step.optimizer, _optimized_names(engine), moments, checkpoint.state["optimizer"])
     _restore_own_rng(engine, checkpoint)
+    engine.switchboard.load_state_dict(checkpoint.state["activation"])
     engine.steps_done = checkpoint.step
     for name in _POSITION:
         setattr(engine, name, checkpoint.state[name])

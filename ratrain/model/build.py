@@ -56,7 +56,17 @@ def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Mod
             faults.append(Fault("", f"patch.{name}", f"build fails on {site}: {type(error).__name__}: {error}"))
     if faults:
         raise ManifestError(list(dict.fromkeys(faults)))
+    model.claimed = {site: claims[site] for site in built}
     return {site: _swap(model, site, module) for site, module in built.items()}
+
+
+def switches(model: GPT2) -> dict[str, list[torch.Tensor]]:
+    """The activations `s`, 0-d, of each patch of a built model, by its name in the manifest."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for site, name in model.claimed.items():
+        own = model.get_submodule(site).named_buffers()
+        found.setdefault(name, []).extend(buffer for path, buffer in own if path.rpartition(".")[2] == "s")
+    return found
 
 
 def claim_sites(model: nn.Module, patches: Mapping[str, Patch]) -> tuple[dict[str, str], list[Fault]]:

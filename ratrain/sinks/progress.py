@@ -73,6 +73,7 @@ def _ended(e: events.RunEnded) -> list[str]:
 _TELLERS: dict[type, Callable[..., list[str]]] = {
     events.RunStarted: _started,
     events.Resumed: lambda e: [*(f"warning: {f}" for f in e.skipped), f"resumed at step {e.step} from {e.checkpoint}"],
+    events.Activated: lambda e: [f"step {e.step:6d}  {e.patch} is switched on" + (f", s {e.s:.3g}" if e.s < 1 else "")],
     events.Branched: lambda e: [f"begins at step {e.step} of {e.run}"],
     events.PhaseStarted: _phase,
     events.Compiled: _compiled,

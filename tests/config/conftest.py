@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
-from ratrain.config.schema import OptimSection, Section
+from ratrain.config.schema import ActivationSection, OptimSection, Section
 
 
 class FakeAdamW(OptimSection):
@@ -32,6 +32,7 @@ class FakeGate(Section):
     target: str = "blocks.*.attn.score"
     rank: PositiveInt = 4
     gates: Literal["head", "layer"] = "head"
+    activation: ActivationSection | None = None
 
 
 class FakePrune(Section):
@@ -40,6 +41,7 @@ class FakePrune(Section):
     keep: float | int = 0.5
     label: str | None = None
     layers: tuple[int, ...] = ()
+    activation: ActivationSection | None = None
 
 
 KINDS = {

@@ -122,7 +122,7 @@ def test_the_schema_knows_every_key_and_requires_none(kinds):
     kinds_of = [table["properties"]["kind"]["const"] for table in schema["properties"]["optim"]["anyOf"]]
     assert kinds_of == ["adamw", "muon"]
     patch = schema["properties"]["patch"]["additionalProperties"]["anyOf"][0]["properties"]
-    assert {"kind", "enabled", "target", "rank", "gates"} == set(patch)
+    assert {"kind", "enabled", "target", "activation", "rank", "gates"} == set(patch)
     assert '"required"' not in json.dumps(schema)
 
 

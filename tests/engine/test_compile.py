@@ -21,13 +21,13 @@ def events_of(manifest, folder):
 @pytest.mark.parametrize("variant", ["v0", "v1"])
 @pytest.mark.parametrize(("scope", "regions"), [("block", 2), ("model", 1)])
 def test_a_run_needs_one_graph_to_train_and_one_to_evaluate_each_region(tiny, tmp_path, variant, scope, regions):
-    # warm-up, decay, evaluations, checkpoints and micro-steps all happen within these 20 steps
+    # warm-up, decay, evaluations, checkpoints and micro-steps all happen within these 100 steps
     manifest = tiny(variant, f"compile.scope={scope}", "train.micro_batch=2", "eval.windows=7", "schedule.kind=wsd")
     seen = events_of(manifest, tmp_path)
     (compiled,) = (event for event in seen if isinstance(event, Compiled))
     assert compiled.graphs == compiled.expected == 2 * regions
     last = [event for event in seen if isinstance(event, Window)][-1]
-    assert (last.step, last.graphs, last.recompiles) == (20, 2 * regions, 0)
+    assert (last.step, last.graphs, last.recompiles) == (100, 2 * regions, 0)
 
 
 def test_blocks_of_one_structure_share_a_graph(tiny):

@@ -63,7 +63,7 @@ def test_it_is_told_in_words_and_in_json(tiny):
     text = dry_run(tiny("v1"), device="cpu", as_json=False, emit=lambda event: None)
     assert text.startswith("v1: built")
     assert text.endswith("nothing was written")
-    assert json.loads(dry_run(tiny("v1"), device="cpu", as_json=True, emit=lambda event: None))["steps"] == 20
+    assert json.loads(dry_run(tiny("v1"), device="cpu", as_json=True, emit=lambda event: None))["steps"] == 100
 
 
 def test_it_fails_as_the_run_would(tiny):

@@ -23,7 +23,7 @@ def crashes(*words):
 
 
 def test_killed_at_points_all_over_a_run_it_ends_as_if_it_had_not_been():
-    found = crashes(*("--points", 1000, "--steps", 32) if LONG else ("--points", 60, "--steps", 10))
+    found = crashes(*("--points", 1000, "--steps", 40) if LONG else ("--points", 60, "--steps", 10))
     assert found["runs"] == (1000 if LONG else 60)
     assert sum("checkpoint" in label for label in found["killed_at"]) >= 5  # in many phases of the writer
 

@@ -1,0 +1,54 @@
+"""Moves the activations of a model: each patch by its own schedule, or by the manifest's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ratrain.config.schema import Manifest
+from ratrain.model.build import switches
+from ratrain.model.gpt2 import GPT2
+from ratrain.recipe.activation import Activation
+
+
+class Switchboard:
+    """The buffers `s` of every patch, and what moves them. Nothing is read from the device, and nothing recompiles."""
+
+    def __init__(self, manifest: Manifest, model: GPT2, *, total_steps: int | None):
+        self._buffers = {name: buffers for name, buffers in switches(model).items() if buffers}
+        self._activations = {
+            name: Activation(manifest.patch[name].activation or manifest.activation, total_steps=total_steps)
+            for name in self._buffers
+        }
+        self._now: dict[str, float] = {}  # what the buffers hold, where this has set them
+
+    def set(self, step: int, spent: float) -> Iterator[tuple[str, float]]:
+        """Puts s for the step after `step` into the buffers; yields each patch that leaves 0 thereby, and its s."""
+        for name, activation in self._activations.items():
+            s, before = activation.s(step, spent), self._now.get(name)
+            if s == before:
+                continue
+            for buffer in self._buffers[name]:
+                buffer.fill_(s)
+            self._now[name] = s
+            if s and before == 0:
+                yield name, s
+
+    def look(self, losses: Sequence[float], step: int, spent: float) -> None:
+        """Hears the losses of a window that ends at `step`: the same on every process, and so is what follows."""
+        for activation in self._activations.values():
+            activation.look(losses, step, spent)
+
+    def next_looks(self, step: int) -> list[int]:
+        """Steps after `step` at which a window must end, so that what is decided does not depend on its length."""
+        looks = (activation.next_look(step) for activation in self._activations.values())
+        return [look for look in looks if look is not None]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: activation.state_dict() for name, activation in self._activations.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state`; a patch that it does not know begins anew (a branch may add one)."""
+        for name, activation in self._activations.items():
+            if name in state:
+                activation.load_state_dict(state[name])
