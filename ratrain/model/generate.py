@@ -18,7 +18,7 @@ class KVCache:
         self.held: list[Tensor] = []  # each [B, H, length, channels]
 
     def append(self, *fresh: Tensor) -> tuple[Tensor, ...]:
-        """Adds tensors [B, H, S, channels], the same ones at every call; returns each for all tokens so far, as views."""
+        """Adds tensors [B, H, S, channels], the same at every call; returns each for all tokens so far, as views."""
         self.held = self.held or [t.new_empty(*t.shape[:2], self.length, t.shape[3]) for t in fresh]
         start, self.size = self.size, self.size + fresh[0].shape[2]
         for held, new in zip(self.held, fresh, strict=True):

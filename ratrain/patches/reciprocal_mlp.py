@@ -4,12 +4,13 @@
 
 M (`mixer`) and g (`gate`) are options; without them, and with M alone, all of it can be absorbed into W_d: GPT-2's
 function class. A gate per token is outside it. No attention enters, so nothing is reciprocal but the name.
-Source: the reference's `ReciprocalMLP` (steps V3 to V6), which drew its own weights, dropped the biases, and documented g
+Source: the reference's `ReciprocalMLP` (steps V3 to V6), which drew its own weights, dropped the biases, documented g
 per token but had one scalar per layer. Here the weights are the base's, the gates scale columns of W_d once per weight.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
@@ -27,7 +28,7 @@ _GATE = 0.1  # first value of the gate g, in the reference and here
 
 @register("reciprocal_mlp")
 class ReciprocalMLP(Patch):
-    """Gates w_std and w_rec on the hidden channels of the MLP, the last `width` of which (or that fraction) are w_rec's.
+    """Gates w_std and w_rec on the hidden channels of the MLP; the last `width` (or that fraction) are w_rec's.
 
     `mixer`: a matrix on those channels after the activation, square (true) or through so many channels. `gate`: one
     more gate on them, a scalar per layer or a sigmoid per token. Initial w_std and w_rec: `series` 0.9 and 0.1;
@@ -59,7 +60,9 @@ class ReciprocalMLP(Patch):
     def _n_rec(self, spec: ModelSpec) -> int:
         n_rec = self.width if isinstance(self.width, int) else round(self.width * spec.n_hidden)
         if not 0 < n_rec < spec.n_hidden:
-            raise ValueError(f"width must leave both groups of the {spec.n_hidden} hidden channels some, got {self.width}")
+            raise ValueError(
+                f"width must leave both groups of the {spec.n_hidden} hidden channels some, got {self.width}"
+            )
         return n_rec
 
 
@@ -114,7 +117,7 @@ class Mix(nn.Module):
 def _mixer(n_rec: int, inner: int) -> list[Linear]:
     """One matrix, or two through `inner` channels; Xavier's spread, as in the reference."""
     sizes = [n_rec, n_rec] if inner == n_rec else [n_rec, inner, n_rec]
-    return [Linear(a, b, bias=False, std=(2 / (a + b)) ** 0.5) for a, b in zip(sizes, sizes[1:], strict=False)]
+    return [Linear(a, b, bias=False, std=(2 / (a + b)) ** 0.5) for a, b in itertools.pairwise(sizes)]
 
 
 class TokenGate(nn.Module):

@@ -3,9 +3,9 @@
     y_i <- (1 - a) y_i + a v_i
 
 that is, attention probabilities (1 - a) P + a I: a self-loop after the softmax, which no GPT-2 head has. As in the
-reference (`UnifiedRAttention`, steps V2, V8 and V10) a is per head, between 0 and 0.5, starts at 0.05, and dropout on the
-probabilities does not touch the loop. There a was a clipped parameter, stuck for good once it left the range; here it is
-a = sigmoid(w) / 2, which cannot leave it.
+reference (`UnifiedRAttention`, steps V2, V8 and V10) a is per head, between 0 and 0.5, starts at 0.05, and dropout on
+the probabilities does not touch the loop. There a was a clipped parameter, stuck for good once it left the range; here
+it is a = sigmoid(w) / 2, which cannot leave it.
 """
 
 from __future__ import annotations

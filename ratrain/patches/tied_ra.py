@@ -2,16 +2,16 @@
 
     score_ij = (w_s q_i . k_j + w_r k_i . q_j) / sqrt(D),  j <= i
 
-With A = W_q^T W_k a head scores by w_s A + w_r A^T, whose rank is up to 2D: outside GPT-2's function class. One attention
-call does it: queries [w_s q, w_r k] against keys [k, q], twice as wide, and values padded to that width, since SDPA with
-unequal widths falls to an unfused path. So the core costs twice the base's FLOPs, and decoding keeps q beside k and v.
+With A = W_q^T W_k a head scores by w_s A + w_r A^T, whose rank is up to 2D: outside GPT-2's function class. One
+attention call does it: queries [w_s q, w_r k] against keys [k, q], twice as wide, and values padded to that width,
+since SDPA with unequal widths falls to an unfused path. So the core costs twice the base's FLOPs, and decoding keeps q beside k and v.
 
 `rank = R` keeps the base's width, and so its attention call and cache. The last R channels of the scores become
 
     w_r (U^T k_i) . (U^T q_j),  U [D, R] learned per head, N(0, 1/D)
 
-for 4 C R FLOPs per token. The score's rank is then at most D, as of any head of GPT-2: the same function class, tied only
-while U looks at channels that score in the other direction too.
+for 4 C R FLOPs per token. The score's rank is then at most D, as of any head of GPT-2: the same function class, tied
+only while U looks at channels that score in the other direction too.
 Source: section "genuine reciprocal scores" of the reference's prototypes (`ra_sdpa_folded`, `ra_same_flop`), whose fold
 was drawn anew at every call; the gates scale one side, not by their roots both, so that they may have any sign.
 """
