@@ -55,11 +55,20 @@ def _forward(
     total = torch.zeros((), dtype=wide, device=x.device)
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
     d_weight = torch.zeros_like(weight, dtype=wide) if wants_grad else weight.new_empty(0)
+    step = _rows(x, weight)
+    # one for all chunks: on a CPU, memory fresh from the system costs more than a pass over it
+    buffer = torch.empty(min(step, len(x)), len(w), dtype=wide, device=x.device)
     with torch.autocast(x.device.type, enabled=False):
-        step = _rows(x, weight)
         for start in range(0, len(x), step):
             part = slice(start, start + step)
-            total += _chunk(x, w, targets, part, n_class, ignore, d_x, d_weight, wide)
+            rows, counted = x[part].to(dtype), (targets[part] != ignore)[:, None]  # [n, C], [n, 1]
+            index = targets[part, None].where(counted, 0)
+            losses, probs = _softmax(rows, w, index, n_class, buffer[: len(rows)])
+            total += losses.where(counted, 0).sum()
+            if wants_grad:
+                d_logits = probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide)).to(dtype)
+                d_x[part] = (d_logits @ w) * counted
+                _add_product(d_weight, d_logits.T, rows * counted)
     count = (targets != ignore).sum()
     return total, count, d_x, d_weight.to(weight.dtype)
 
@@ -69,27 +78,25 @@ def _rows(x: Tensor, weight: Tensor) -> int:
     return max(_MIN_ROWS, budget // (4 * weight.shape[0]))
 
 
-def _chunk(
-    x: Tensor, w: Tensor, targets: Tensor, part: slice, n_class: int, ignore: int, d_x: Tensor, d_w: Tensor, wide
-) -> Tensor:
-    """Loss summed over the rows of `part`; fills their d_x and adds to d_w unless these are empty."""
-    rows, target = x[part].to(w.dtype), targets[part]
-    counted = target != ignore  # [n]
-    index = target.where(counted, 0)[:, None]
-    logits = (rows @ w.T).to(wide)  # [n, V]
+def _softmax(rows: Tensor, w: Tensor, index: Tensor, n_class: int, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses [n, 1] of rows [n, C] against index [n, 1], and the probabilities, in `out` [n, V].
+
+    Each pass over [n, V] shows in the time of a step: this makes two, beside the product and a softmax in place.
+    """
+    logits = torch.mm(rows, w.T, out=out) if w.dtype == out.dtype else out.copy_(rows @ w.T)
     logits[:, n_class:] = float("-inf")
-    picked = logits.gather(1, index)[:, 0]
-    norm = logits.logsumexp(-1)  # [n]
-    if d_w.numel():
-        probs = logits.sub_(norm[:, None]).exp_()
-        probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide))
-        d_logits = probs.mul_(counted[:, None]).to(w.dtype)
-        d_x[part] = d_logits @ w
-        if w.dtype == wide:
-            d_w.addmm_(d_logits.T, rows)  # in place: no second array of the weight's size per chunk
-        else:
-            d_w.add_(d_logits.T @ rows)
-    return (norm - picked).where(counted, 0).sum()
+    picked, largest = logits.gather(1, index), logits.amax(-1, keepdim=True)
+    probs = torch.softmax(logits, -1, out=out)  # in place: an element is read for the last time before it is written
+    norm = largest - probs.amax(-1, keepdim=True).log()  # logsumexp: the largest probability is exp(largest - norm)
+    return norm - picked, probs
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds a @ b; where dtypes allow it, without a second array of the total's size."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)
 
 
 @_forward.register_fake

@@ -4,7 +4,8 @@
 
 With A = W_q^T W_k a head scores by w_s A + w_r A^T, whose rank is up to 2D: outside GPT-2's function class. One
 attention call does it: queries [w_s q, w_r k] against keys [k, q], twice as wide, and values padded to that width,
-since SDPA with unequal widths falls to an unfused path. So the core costs twice the base's FLOPs, and decoding keeps q beside k and v.
+since SDPA with unequal widths falls to an unfused path. So the core costs twice the base's FLOPs, and decoding keeps
+q beside k and v.
 
 `rank = R` keeps the base's width, and so its attention call and cache. The last R channels of the scores become
 

@@ -76,6 +76,17 @@ def test_no_counted_row_costs_nothing_and_moves_nothing(n):
     assert not d_weight.any()
 
 
+def test_a_target_whose_probability_underflows_still_has_its_loss_and_gradient():
+    x, weight, _ = drawn(torch.float32, n=5)
+    logits = (100 * x) @ weight[:N_CLASS].T
+    least = logits.argmin(-1)
+    ours, theirs = linear_cross_entropy(100 * x, weight, least, n_class=N_CLASS), F.cross_entropy(logits, least)
+    assert theirs > 200  # e^-104 is below what fp32 can hold
+    torch.testing.assert_close(ours, theirs)
+    expected = torch.autograd.grad(theirs, (x, weight))
+    torch.testing.assert_close(torch.autograd.grad(ours, (x, weight)), expected)
+
+
 class Stated(torch.autograd.Function):
     """The reference's forward, with the backward that it states."""
 
@@ -94,15 +105,16 @@ def test_the_backward_that_the_reference_states_is_that_of_its_forward():
     assert torch.autograd.gradcheck(Stated.apply, (x, weight, targets))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("rows", [64, 1000])
-def test_the_op_is_its_reference(monkeypatch, rows):
+def test_the_op_is_its_reference(monkeypatch, rows, dtype):
     chunked(monkeypatch, rows)
-    x, weight, targets = drawn()
+    x, weight, targets = drawn(dtype)
     total, count, d_x, d_weight = op._forward(x, weight, targets, N_CLASS, -1, x.dtype, True)
     expected, counted = reference.forward(x, weight, targets, N_CLASS, -1)
     torch.testing.assert_close(total, expected)
     assert count == counted
-    one = torch.ones((), dtype=torch.float64)
+    one = torch.ones((), dtype=dtype)
     torch.testing.assert_close((d_x, d_weight), reference.backward(one, x, weight, targets, N_CLASS, -1))
 
 
