@@ -247,7 +247,7 @@ def test_without_a_terminal_nothing_is_deleted_unless_yes_is_said(ratrain, monke
 @pytest.mark.parametrize(("answer", "left"), [("y", False), ("", True), ("n", True)])
 def test_a_person_is_asked(ratrain, monkeypatch, answer, left):
     path = run_left(V9)
-    monkeypatch.setattr("ratrain.cli.sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("ratrain.cli.runs.sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
     monkeypatch.setattr("builtins.input", lambda question: answer)
     code, out, _ = ratrain("runs", "rm", "v9", "@last")
     assert (code, path.exists()) == (0, left)

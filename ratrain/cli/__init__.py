@@ -1,0 +1,85 @@
+"""The command line: `ratrain MANIFEST` trains; the other commands look, check and prepare."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ratrain import __version__
+from ratrain.cli import look, runs, text, train
+from ratrain.errors import Exit, ManifestError, RatrainError
+
+COMMANDS = train.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS
+
+_EPILOG = """\
+examples:
+  ratrain v9                                        train a variant by its id (or file, or path)
+  ratrain v9 --scale tiny --set schedule.lr=1e-3    smaller, with one key changed
+  ratrain manifests/unified_ra_v9.toml --dry-run    build, compile, two steps, and what the run will need
+  ratrain list                                      every variant
+  ratrain sample @last --prompt 'Enter HAMLET'      text from the newest run
+
+commands (the first word is a command if it is one of these, else a manifest; each has --help):
+{commands}
+
+The same command again resumes its run.
+
+exit codes: 0 done, 1 bug, 2 usage, 65 bad data or checkpoint, 66 input missing, 69 device or compiler unavailable,
+70 gave up after crashes, 71 out of memory, 73 cannot create or locked, 74 I/O or disk full, 75 preempted (resumable),
+76 diverged, 78 bad manifest, 130 interrupted twice
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code. Every RatrainError becomes one message on stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command, rest = _command(argv)
+    parser = _parser(command)
+    COMMANDS[command].add_arguments(parser)
+    args = parser.parse_args(rest)
+    args.argv = argv
+    try:
+        code = COMMANDS[command].run(args) or Exit.DONE
+        sys.stdout.flush()
+        return code
+    except RatrainError as error:
+        if str(error):  # what is said already comes without a word
+            print(f"ratrain: {error}" if not isinstance(error, ManifestError) else error, file=sys.stderr)
+        return error.exit
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:  # the reader of our output left: not our fault, and nothing to say
+        _drop_output()
+        return Exit.DONE
+    except OSError as error:
+        _drop_output()
+        print(f"ratrain: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return Exit.IO
+
+
+def _command(argv: list[str]) -> tuple[str, list[str]]:
+    """The command that `argv` begins with, of two words or of one ("train" where with none), and what follows."""
+    for count in (2, 1):
+        if (name := " ".join(argv[:count])) in COMMANDS:
+            return name, argv[count:]
+    return "train", argv
+
+
+def _drop_output() -> None:
+    """What is still in stdout's buffer goes nowhere: Python would try to write it at exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    if command != "train":
+        return argparse.ArgumentParser(prog=f"ratrain {command}", description=COMMANDS[command].run.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="ratrain",
+        description="Train one variant, described by a manifest.",
+        epilog=_EPILOG.format(commands="\n".join(f"  {name:11} {it.run.__doc__}" for name, it in COMMANDS.items())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ratrain {__version__}")
+    return parser

@@ -1,0 +1,78 @@
+"""What commands share: the options of a manifest, its resolution, the parsing of numbers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ratrain.errors import Fault, ManifestError
+
+if TYPE_CHECKING:  # imported where used: --help and list answer without torch, pydantic or rich
+    from ratrain.config.read import Source
+    from ratrain.config.schema import Manifest
+    from ratrain.registry import Kinds
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the first word of a command line names: its options, and what runs. The docstring of `run` is its help."""
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int | None]
+
+
+def manifest_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scale", metavar="S", help="overlay of sizes: tiny, study, laptop (default), gpt2_124m, ...")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="K=V", help="change one key, e.g. schedule.lr=3e-4"
+    )
+    parser.add_argument(
+        "--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patch files"
+    )
+
+
+def natural(text: str) -> int:
+    """A seed: from 0 up to what a 63-bit generator takes."""
+    if not text.isdecimal() or int(text[:20]) >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1, got {text!r}")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or not int(text[:9]):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text[:9])
+
+
+def open_manifest(name: str, args: argparse.Namespace) -> tuple[Source, Kinds]:
+    """The merged manifest called `name`, and the kinds it may name: also those of patches/ beside its files."""
+    from ratrain.config.read import find_manifest, read_source
+    from ratrain.registry import patch_kinds
+
+    seed = getattr(args, "seed", None)
+    seeds = [] if seed is None else [f"seed.init={seed}", f"seed.data={seed}"]
+    source = read_source(find_manifest(name), scale=args.scale, overrides=[*seeds, *args.set])
+    beside = (file.parent / "patches" for file in source.files)
+    return source, patch_kinds([*(folder for folder in beside if folder.is_dir()), *args.patches])
+
+
+def resolve_manifest(name: str, args: argparse.Namespace) -> tuple[Manifest, Source]:
+    from ratrain.config.resolve import resolve
+    from ratrain.registry import optim_kinds
+
+    source, kinds = open_manifest(name, args)
+    return resolve(source, patches=kinds, optimizers=optim_kinds()), source
+
+
+def located(error: ManifestError, source: Source) -> ManifestError:
+    """Faults found while building name a key only: this adds the file and line that wrote it."""
+
+    def where(fault: Fault) -> Fault:
+        origin = source.origins.get(fault.key) or source.origins.get(fault.key.rpartition(".")[0])
+        return fault if fault.where or origin is None else Fault(str(origin), fault.key, fault.message)
+
+    return ManifestError([where(fault) for fault in error.faults])

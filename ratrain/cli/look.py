@@ -1,0 +1,155 @@
+"""Commands that look at manifests and check them: list, show, diff, check, verify, schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ratrain.cli.arguments import Command, located, manifest_arguments, resolve_manifest
+from ratrain.errors import Exit, Fault, ManifestError, MissingError
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _list(args: argparse.Namespace) -> None:
+    """List every shipped variant and scale."""
+    from ratrain.config.catalogue import catalogue
+    from ratrain.config.find import scales
+
+    entries = catalogue()
+    if args.json:
+        print(json.dumps([vars(entry) for entry in entries], indent=1))
+        return
+    width = max(len(entry.id) for entry in entries)
+    for entry in entries:
+        mechanisms = ", ".join(kind if kind == name else f"{name} ({kind})" for name, kind in entry.patches) or "-"
+        twin = f"  (same as {entry.same_as})" if entry.same_as else ""
+        print(f"{entry.id:{width}}  {entry.title}{twin}  [{mechanisms}]  {entry.file}")
+        if entry.fault:
+            print(f"{'':{width}}  broken: {entry.fault}")
+    print(f"\nscales: {', '.join(scales())}")
+    print("unified_ra is a gated relabelling of standard attention: the same function class as GPT-2.")
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", help="path, file name or id of a manifest")
+    manifest_arguments(parser)
+
+
+def _show(args: argparse.Namespace) -> None:
+    """Show a manifest with every key resolved, and where each value comes from."""
+    manifest, source = resolve_manifest(args.manifest, args)
+    from ratrain.config.identity import recipe_hash
+    from ratrain.config.render import render
+
+    print(render(manifest, source), end="")
+    print(f"\n# recipe {recipe_hash(manifest)[:8]}")
+    for key, text in manifest.origin.items():
+        print(f"# the reference, {key}: {text}")
+
+
+def _diff_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", help="a manifest")
+    parser.add_argument("b", help="another manifest")
+    manifest_arguments(parser)
+
+
+def _diff(args: argparse.Namespace) -> None:
+    """Show the keys in which two manifests differ, resolved."""
+    from ratrain.config.render import diff
+
+    rows = diff(resolve_manifest(args.a, args)[0], resolve_manifest(args.b, args)[0])
+    for key, a, b in rows:
+        print(f"{key}: {a!r} -> {b!r}")
+    if not rows:
+        print(f"{args.a} and {args.b} resolve to the same")
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifests", nargs="*", help="manifests to check (all that are shipped)")
+    manifest_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _check(args: argparse.Namespace) -> int | None:
+    """Build manifests on the meta device: parameters, FLOPs, KV bytes, replaced sites, twins."""
+    from ratrain.config.find import shipped
+    from ratrain.engine.check import Checked, check, table, twins
+
+    checked: list[Checked] = []
+    faults: list[Fault] = []
+    for name in dict.fromkeys(args.manifests) or map(str, shipped()):
+        try:
+            manifest, source = resolve_manifest(name, args)
+            try:
+                checked.append(check(manifest))
+            except ManifestError as error:
+                raise located(error, source) from error
+        except ManifestError as error:
+            faults += error.faults
+        except MissingError as error:
+            faults.append(Fault("", "", str(error)))
+    faults += twins(checked)
+    if args.json:
+        print(json.dumps([row.record() for row in checked], indent=1))
+    elif checked:
+        print(table(checked))
+    if faults:
+        raise ManifestError(faults)
+    return None
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", help="a manifest, your own patch's for instance")
+    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change one key")
+    parser.add_argument(
+        "--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patch files"
+    )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Run every contract on one manifest, made small: causality, checkpoints, gradients, graphs, decoding, ..."""
+    from ratrain.engine.contracts import SMALL
+    from ratrain.engine.verify import verify
+
+    args.scale, args.set = "tiny", [*SMALL, *args.set]
+    manifest, source = resolve_manifest(args.manifest, args)
+    broken = 0
+    try:
+        for verdict in verify(manifest):
+            print(
+                f"{'holds ' if verdict.fault is None else 'BROKEN'}  {verdict.seconds:5.1f} s  {verdict.claim}",
+                flush=True,
+            )
+            if verdict.fault is not None:
+                broken += 1
+                print("\n".join(f"        {line}" for line in verdict.fault.splitlines()))
+    except ManifestError as error:
+        raise located(error, source) from error
+    print(f"{manifest.id}: " + (f"{broken} contracts are broken" if broken else "every contract holds"))
+    return Exit.BAD_MANIFEST if broken else Exit.DONE
+
+
+def _schema_arguments(_parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _schema(_args: argparse.Namespace) -> None:
+    """Print the JSON schema of manifests, for editors that complete and check TOML."""
+    from ratrain.config.render import json_schema
+    from ratrain.registry import optim_kinds, patch_kinds
+
+    print(json.dumps(json_schema(patch_kinds(), optim_kinds()), indent=1))
+
+
+COMMANDS: dict[str, Command] = {
+    "list": Command(_list_arguments, _list),
+    "show": Command(_show_arguments, _show),
+    "diff": Command(_diff_arguments, _diff),
+    "check": Command(_check_arguments, _check),
+    "verify": Command(_verify_arguments, _verify),
+    "schema": Command(_schema_arguments, _schema),
+}

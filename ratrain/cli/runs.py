@@ -1,0 +1,143 @@
+"""Commands about runs that exist: list, delete, tag, note, follow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from ratrain.cli.arguments import Command, natural
+from ratrain.errors import UsageError
+
+
+def _run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    parser.add_argument(
+        "run", nargs="+" if several else None, help="a run folder, an id, a prefix of its name, or @last"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+
+
+def _runs_arguments(parser: argparse.ArgumentParser) -> None:
+    from ratrain.runs import ORDERS
+
+    parser.add_argument("glob", nargs="?", metavar="GLOB", help="an id or a pattern of names, e.g. 'v9-*/s1' (all)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+    parser.add_argument("--sort", choices=ORDERS, default=ORDERS[0], help=f"what comes first ({ORDERS[0]}: the newest)")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _runs(args: argparse.Namespace) -> None:
+    """List runs: how far they are, their loss and speed, tags and note."""
+    from ratrain.runs import list_runs, table
+
+    runs = list_runs(args.out, args.glob, sort=args.sort)
+    if args.json:
+        print(json.dumps([run.record() for run in runs], indent=1))
+    elif runs:
+        print(table(runs, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    else:
+        print(f"no runs in {args.out}" + (f" fit {args.glob}" if args.glob else ""))
+
+
+def _rm_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser, several=True)
+    parser.add_argument("--yes", action="store_true", help="without asking")
+
+
+def _rm(args: argparse.Namespace) -> None:
+    """Delete runs, after asking."""
+    from ratrain.engine.folder import find_run
+    from ratrain.runs import check_removable, remove, size
+
+    found = {run.resolve(): run for run in (find_run(name, args.out) for name in args.run)}
+    for run in found.values():  # all or none
+        check_removable(run)
+    if not args.yes:
+        for run in found.values():
+            print(f"{run}  {size(run) / 1e6:.1f} MB")
+        if not _agreed(f"delete {'this run' if len(found) == 1 else f'these {len(found)} runs'}? [y/N] "):
+            print("nothing was deleted")
+            return
+    for run in found.values():
+        remove(run)
+        print(f"deleted {run}")
+
+
+def _agreed(question: str) -> bool:
+    """Whether a person at the terminal says yes. Raises UsageError where there is no terminal."""
+    if sys.stdin is None or not sys.stdin.isatty():  # None: it was closed
+        raise UsageError("there is no terminal to ask on; --yes deletes without asking")
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _tag_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("tags", nargs="+", metavar="TAG", help="a word")
+
+
+def _tag(args: argparse.Namespace) -> None:
+    """Add tags to a run."""
+    from ratrain.engine.folder import find_run
+    from ratrain.engine.notes import tag
+
+    run = find_run(args.run, args.out)
+    print(f"{run}: {', '.join(tag(run, args.tags).tags)}")
+
+
+def _untag(args: argparse.Namespace) -> None:
+    """Take tags off a run."""
+    from ratrain.engine.folder import find_run
+    from ratrain.engine.notes import untag
+
+    run = find_run(args.run, args.out)
+    print(f"{run}: {', '.join(untag(run, args.tags).tags) or 'no tags'}")
+
+
+def _note_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("text", nargs="+", metavar="TEXT", help="in place of its note; '' takes the note off")
+
+
+def _note(args: argparse.Namespace) -> None:
+    """Write the note of a run."""
+    from ratrain.engine.folder import find_run
+    from ratrain.engine.notes import note
+
+    run = find_run(args.run, args.out)
+    print(f"{run}: {note(run, ' '.join(args.text)).note or 'no note'}")
+
+
+def _tail_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("-n", type=natural, default=10, dest="lines", metavar="N", help="lines to begin with (10)")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends, or Ctrl-C")
+
+
+def _tail(args: argparse.Namespace) -> None:
+    """Show the end of a run's log, and follow it."""
+    from ratrain.engine.folder import find_run
+    from ratrain.runs import failure, tail
+
+    run = find_run(args.run, args.out)
+    try:
+        for line in tail(run, args.lines, follow=args.follow):
+            print(line, end="", flush=True)
+    except KeyboardInterrupt:  # the way to leave: the run is another process, and goes on
+        return
+    if (reason := failure(run)) is not None:
+        print(f"ratrain: {reason}", file=sys.stderr)
+
+
+COMMANDS: dict[str, Command] = {
+    "runs": Command(_runs_arguments, _runs),
+    "runs rm": Command(_rm_arguments, _rm),
+    "runs tag": Command(_tag_arguments, _tag),
+    "runs untag": Command(_tag_arguments, _untag),
+    "runs note": Command(_note_arguments, _note),
+    "tail": Command(_tail_arguments, _tail),
+}

@@ -1,0 +1,67 @@
+"""Commands about text: prepare makes tokens of it, sample draws it from a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ratrain.cli.arguments import Command, natural
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    from ratrain.recipe.prepare import add_arguments
+
+    add_arguments(parser)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """Turn local text into token shards that a manifest's data.source can name."""
+    from ratrain.recipe.prepare import run
+
+    run(args)
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up, got {text!r}")
+    return value
+
+
+def _sample_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run folder, a prefix of its name, or @last")
+    parser.add_argument("--prompt", default="", help="text to continue (by default a new document)")
+    parser.add_argument("--tokens", type=natural, default=200, metavar="N", help="tokens to draw (200)")
+    parser.add_argument("--temperature", type=_temperature, default=0.8, metavar="T", help="0: the likeliest (0.8)")
+    parser.add_argument(
+        "--top-k", type=natural, default=50, metavar="K", help="draw among the K likeliest; 0: all (50)"
+    )
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the draws (0)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+
+
+def _sample(args: argparse.Namespace) -> None:
+    """Draw text from the newest checkpoint of a run."""
+    from ratrain.engine.sample import sample
+
+    for piece in sample(
+        args.run,
+        args.prompt,
+        root=args.out,
+        count=args.tokens,
+        temperature=args.temperature,
+        top_k=args.top_k or None,
+        seed=args.seed,
+        device=args.device,
+        warn=lambda message: print(f"warning: {message}", file=sys.stderr),
+    ):
+        print(piece, end="", flush=True)
+    print()
+
+
+COMMANDS: dict[str, Command] = {
+    "prepare": Command(_prepare_arguments, _prepare),
+    "sample": Command(_sample_arguments, _sample),
+}

@@ -1,0 +1,79 @@
+"""`ratrain MANIFEST`: train one variant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ratrain.cli.arguments import Command, count, located, manifest_arguments, natural, resolve_manifest
+from ratrain.errors import ManifestError
+
+if TYPE_CHECKING:
+    from ratrain.config.schema import Manifest
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", help="path, file name or id of a manifest")
+    manifest_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
+    parser.add_argument("--seed", type=natural, metavar="N", help="sets seed.init and seed.data")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--devices", type=count, default=None, metavar="N", help="GPUs, or CPU processes, to train on")
+    parser.add_argument("--dry-run", action="store_true", help="build, compile, two real steps; say what a run needs")
+    parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto", help="go on from a checkpoint")
+    parser.add_argument("--fresh", action="store_true", help="move an earlier run of the same aside and start over")
+    parser.add_argument("--accept-code-change", action="store_true", help="go on though sources changed; recorded")
+    parser.add_argument("--branch", metavar="RUN@STEP", help="begin at a checkpoint of another run")
+    parser.add_argument("--json", action="store_true", help="events as JSON lines on stdout")
+
+
+def _train(args: argparse.Namespace) -> int | None:
+    """Train one variant."""
+    manifest, source = resolve_manifest(args.manifest, args)
+    if (args.devices or 1) > 1 and not args.dry_run and "WORLD_SIZE" not in os.environ:
+        return _spawn(manifest, args)
+    from ratrain.engine.branch import find_branch
+    from ratrain.engine.launch import AlreadyDone, Launch, train
+    from ratrain.sinks.jsonl import JsonStream
+    from ratrain.sinks.progress import Lines, progress
+
+    try:
+        if args.dry_run:
+            from ratrain.engine.dry_run import dry_run
+
+            place = Launch(args.out).folder(manifest).checkpoints
+            said = Lines(sys.stderr)
+            print(dry_run(manifest, device=args.device, as_json=args.json, emit=said, checkpoints=place))
+            return None
+        sink = JsonStream() if args.json else progress()
+        branch = find_branch(args.branch, args.out) if args.branch else None
+        launch = Launch(args.out, args.device, args.resume, args.fresh, args.accept_code_change, branch)
+        folder = train(manifest, source, launch, sink=sink)
+    except ManifestError as error:
+        raise located(error, source) from error
+    except AlreadyDone as done:
+        print(
+            json.dumps({"done": str(done.path), "loss": done.loss}) if args.json else f"{done}; --fresh starts it over"
+        )
+        return None
+    if not args.json and os.environ.get("RANK", "0") == "0":
+        print(f"everything is in {folder}; ratrain sample {folder} draws more text")
+    return None
+
+
+def _spawn(manifest: Manifest, args: argparse.Namespace) -> int:
+    from ratrain.engine.branch import find_branch
+    from ratrain.engine.launch import Launch
+    from ratrain.engine.spawn import spawn
+
+    launch = Launch(args.out, branch=find_branch(args.branch, args.out) if args.branch else None)
+    return spawn(args.argv, args.devices, device=args.device, folder=launch.folder(manifest))
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(_train_arguments, _train),
+}
