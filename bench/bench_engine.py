@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from paired import Ratio, measure
+from history import record
+from paired import Ratio, measure, rows_of
 
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
@@ -25,7 +26,7 @@ from ratrain.sinks.jsonl import Jsonl
 from ratrain.sinks.monitor import Monitor
 from ratrain.sinks.progress import Lines
 
-ROUNDS = int(os.environ.get("ROUNDS", "60"))
+ROUNDS = int(os.environ.get("ROUNDS", "60"))  # of 60 steps each
 BOUND = 1.02
 WINDOW = 10  # log.every of the default scale
 
@@ -58,6 +59,7 @@ def bench_engine_over_bare_steps(benchmark, arms):
     for arm in arms.values():
         arm()
     seconds = measure(arms, rounds=ROUNDS)
+    record("engine", rows_of(seconds, base="bare"))
     twin, ratio = (Ratio.of(seconds[name], seconds["bare"]) for name in ("bare again", "engine"))
     benchmark.extra_info.update(ratio=ratio.median, low=ratio.low, high=ratio.high, rounds=ROUNDS)
     benchmark.pedantic(arms["engine"], rounds=3)

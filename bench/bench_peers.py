@@ -26,7 +26,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from paired import Ratio, measure
+from history import record
+from paired import Ratio, measure, rows_of
 from torch import Tensor, nn
 
 from ratrain.config.read import find_manifest, read_source
@@ -166,7 +167,9 @@ def steps() -> dict[str, Callable[[], object]]:
 
 @pytest.fixture(scope="module")
 def seconds(steps) -> dict[str, list[float]]:
-    return measure(steps, rounds=ROUNDS)
+    seconds = measure(steps, rounds=ROUNDS)
+    record("peers", rows_of(seconds, base=OURS))
+    return seconds
 
 
 @pytest.mark.parametrize("name", [OURS, TWIN, OURS_EAGER, *PEERS])

@@ -53,3 +53,15 @@ def measure(steps: dict[str, Callable[[], object]], *, rounds: int) -> dict[str,
         for name, cost in once.items():
             seconds[name].append(cost)
     return seconds
+
+
+def rows_of(seconds: dict[str, list[float]], *, base: str) -> dict[str, dict[str, float]]:
+    """What is kept of a measurement, by name: milliseconds, ratio to `base` with its interval, rounds."""
+    return {
+        name: {
+            "ms": round(1e3 * statistics.median(costs), 3),
+            **{key: round(value, 4) for key, value in vars(Ratio.of(costs, seconds[base])).items()},
+            "rounds": len(costs),
+        }
+        for name, costs in seconds.items()
+    }

@@ -1,0 +1,48 @@
+"""Results that are kept: a line of bench/history/<machine>.jsonl for each suite that ran with RECORD=1."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_FOLDER = Path(__file__).parent / "history"
+
+
+def record(suite: str, rows: dict[str, Any]) -> None:
+    """Appends what `suite` measured, with where and on what; does nothing unless RECORD is set."""
+    if not os.environ.get("RECORD"):
+        return
+    line = {
+        "suite": suite,
+        "date": date.today().isoformat(),
+        "commit": _git("describe", "--always", "--dirty"),
+        "machine": machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+    }
+    _FOLDER.mkdir(exist_ok=True)
+    with (_FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', machine().lower()).strip('-')}.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def machine() -> str:
+    """The GPU, else the CPU with its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=_FOLDER.parent, check=False)
+    return done.stdout.strip()
