@@ -111,6 +111,15 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True)
+class Probed(Event):
+    """What the patches offer to be looked at after a step: by patch and probe, a row per layer (empty where the patch
+    is not), holding a value per head or one."""
+
+    step: int
+    values: dict[str, dict[str, list[list[float]]]]
+
+
+@dataclass(frozen=True)
 class Saved(Event):
     step: int
     path: str

@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ratrain.cli.arguments import Command, natural
@@ -133,11 +134,43 @@ def _tail(args: argparse.Namespace) -> None:
         print(f"ratrain: {reason}", file=sys.stderr)
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser, several=True)
+
+
+def _report(args: argparse.Namespace) -> None:
+    """Tell what runs reached and how their gates went, as tables, figures and a page."""
+    from ratrain.atomic import write_file
+    from ratrain.engine.folder import find_run
+    from ratrain.report.gates import gate_rows
+    from ratrain.report.log import read_run
+    from ratrain.report.page import facts, figures_of, page
+
+    for log in [read_run(find_run(name, args.out)) for name in args.run]:
+        _print_table(facts(log))
+        if log.probes:
+            print()
+            _print_table(gate_rows(log))
+        figures = figures_of(log)
+        (log.path / "figures").mkdir(exist_ok=True)
+        for name, image in figures.items():
+            write_file(log.path / "figures" / f"{name}.png", [image])
+        write_file(log.path / "report.html", [page(log, figures).encode()])
+        print(f"\n{log.path / 'report.html'}")
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 COMMANDS: dict[str, Command] = {
     "runs": Command(_runs_arguments, _runs),
     "runs rm": Command(_rm_arguments, _rm),
     "runs tag": Command(_tag_arguments, _tag),
     "runs untag": Command(_tag_arguments, _untag),
     "runs note": Command(_note_arguments, _note),
+    "report": Command(_report_arguments, _report),
     "tail": Command(_tail_arguments, _tail),
 }

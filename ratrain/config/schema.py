@@ -192,6 +192,7 @@ class CompileSection(Section):
 
 class LogSection(Section):
     every: PositiveInt = Field(default=10, description="steps in a window: the device is read once per window")
+    probes: bool = Field(default=True, description="gates of the patches with every window, shares with evaluations")
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         default=(), description="where the run is drawn as well; needs ratrain[trackers]"
     )

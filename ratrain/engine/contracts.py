@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ratrain.config.schema import CompileSection, Manifest
 from ratrain.engine.compile import GraphCounter, compile_model
+from ratrain.engine.probes import Probes
 from ratrain.engine.step import Precision, TrainStep
 from ratrain.errors import ManifestError
 from ratrain.model.build import build
@@ -169,6 +171,22 @@ def its_flops_are_those_that_are_counted(manifest: Manifest) -> None:
     head = 2 * (manifest.model.padded_vocab - manifest.model.vocab_size) * manifest.model.n_embd
     stated = (count(model).forward_flops_per_token - head) * tokens.numel()
     assert counter.get_total_flops() == stated, f"{counter.get_total_flops():,} FLOPs, but it states {stated:,}"
+
+
+@_contract
+def what_it_offers_to_be_looked_at_is_finite(manifest: Manifest) -> None:
+    model = build(manifest)
+    groups = group_parameters(model, manifest.optim.weight_decay)
+    precision = Precision("fp32", model)
+    step = TrainStep(model, manifest.optim, groups=groups, precision=precision, micro_batch=2)
+    step.set_lr(1e-3)
+    probes, tokens = Probes(model, step, on=True), _tokens(manifest, 2, 66)
+    _, read = probes.read(torch.stack(step(tokens[:, :-1], tokens[:, 1:]))[None])
+    for values in (read, probes.observe(tokens, precision)):
+        for patch, probe, rows in ((p, name, rows) for p, named in values.items() for name, rows in named.items()):
+            for row in filter(None, rows):
+                assert len(row) in (1, manifest.model.n_head), f"{patch}: {probe} has {len(row)} values in a layer"
+                assert all(map(math.isfinite, row)), f"{patch}: {probe} is {row}"
 
 
 @_contract

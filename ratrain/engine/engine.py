@@ -22,6 +22,7 @@ from ratrain.engine.compile import GraphCounter, compile_model
 from ratrain.engine.device import peak_flops, set_determinism, synchronize
 from ratrain.engine.distributed import World, local_rows
 from ratrain.engine.evaluate import Evaluator
+from ratrain.engine.probes import Probes, Values
 from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.engine.signals import StopRequest
 from ratrain.engine.state import resume, snapshot
@@ -100,6 +101,7 @@ class Engine:
         self.total_steps = steps_total(manifest)
         self.schedule = Schedule(manifest.schedule, total_steps=self.total_steps)
         self.switchboard = Switchboard(manifest, self.model, total_steps=self.total_steps)
+        self.probes = Probes(self.model, self.train_step, on=manifest.log.probes)
         self.graphs = GraphCounter()
         self.peak = peak_flops(device, manifest.train.precision)
 
@@ -180,13 +182,14 @@ class Engine:
             self.steps_done += 1
         if not results:
             return
-        own, norms = torch.stack([torch.stack(r) for r in results]).T.tolist()
+        (own, norms), probed = self.probes.read(torch.stack([torch.stack(r) for r in results]).T)
         told = self.world.gather((own, time.perf_counter() - start))
         losses = [sum(parts) / len(parts) for parts in zip(*(own for own, _ in told), strict=True)]
         seconds = told[0][1]  # one clock for all, or a budget in seconds would end at different steps
         self.seconds["train"] += seconds
         self.spent_seconds += seconds
         self.emit(tell.window(self, losses, norms, seconds))
+        self._tell_probes(probed)
         self._count_skips(norms)
         self.switchboard.look(losses, self.steps_done, self.spent_after(0, self.spent_seconds, self.steps_done))
         self._switch()
@@ -250,8 +253,14 @@ class Engine:
         self.emit(events.PhaseStarted("evaluate"))
         with self._phase("evaluate") as took:
             self.last_loss = self.evaluator()
+            shares = self.probes.observe(self.evaluator.real_windows, self.precision) if self.world.leads else {}
         self.evaluated_at = self.steps_done
         self.emit(events.Evaluated(self.steps_done, self.last_loss, self.evaluator.tokens, took()))
+        self._tell_probes(shares)
+
+    def _tell_probes(self, values: Values) -> None:
+        if values:
+            self.emit(events.Probed(self.steps_done, values))
 
     def _save_if_due(self) -> None:
         every = self.manifest.checkpoint.every

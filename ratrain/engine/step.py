@@ -87,6 +87,8 @@ class TrainStep:
             Group(g.names, tuple(precision.masters[n] for n in g.names), g.weight_decay) for g in groups if g.names
         ]
         self.parameters = [p for g in masters for p in g.parameters]
+        self.watched: list[nn.Parameter] = []  # small ones, whose gradients are kept until the next step
+        self.watched_gradients: list[Tensor | None] = []  # clipped, as the optimizer leaves them
         self.optimizer = optim.build(masters)
 
     def share_gradients(self) -> None:
@@ -105,6 +107,7 @@ class TrainStep:
         loss = self.backward(tokens, targets)
         norm = self._clip()
         self.optimizer.step()
+        self.watched_gradients = [parameter.grad for parameter in self.watched]
         self.optimizer.zero_grad(set_to_none=True)
         self.precision.publish()
         return StepResult(loss, norm)

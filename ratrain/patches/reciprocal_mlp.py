@@ -87,9 +87,22 @@ class ChannelGate(nn.Module):
         self.s.fill_(1.0)
 
     def forward(self) -> Tensor:  # [F], scales columns of the down projection, not tokens
-        rec = self.w_rec if self.g is None else self.w_rec * self.g
-        gate = torch.cat([self.w_std.expand(self.n_std), rec.expand(self.n_rec)])
+        gate = torch.cat([self.w_std.expand(self.n_std), self._rec().expand(self.n_rec)])
         return 1 + self.s * (gate - 1)  # s = 0 is the base, exactly
+
+    def _rec(self) -> Tensor:
+        return self.w_rec if self.g is None else self.w_rec * self.g
+
+    def probes(self) -> dict[str, Tensor]:
+        raw = {"w_std": self.w_std, "w_rec": self.w_rec} | ({} if self.g is None else {"g": self.g})
+        return raw | {
+            "effective w_std": 1 + self.s * (self.w_std - 1),
+            "effective w_rec": 1 + self.s * (self._rec() - 1),
+        }
+
+    def reciprocal_hidden(self, h: Tensor) -> Tensor:
+        """h [B, T, F] with the channels that w_std gates at 0."""
+        return torch.cat([torch.zeros_like(h[..., : self.n_std]), h[..., self.n_std :]], dim=-1)
 
 
 class Mix(nn.Module):

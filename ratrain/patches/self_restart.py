@@ -49,5 +49,11 @@ class Restart(nn.Module):
         self.s.fill_(1.0)
 
     def forward(self, y: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        share = self.s * _MOST * self.w.sigmoid()  # [H]
+        share = self.s * self.alpha()
         return y + share[:, None, None] * (v - y)  # s = 0 is the base, exactly
+
+    def alpha(self) -> Tensor:  # [H]
+        return _MOST * self.w.sigmoid()
+
+    def probes(self) -> dict[str, Tensor]:
+        return {"alpha": self.alpha(), "effective alpha": self.s * self.alpha()}

@@ -63,7 +63,7 @@ class TiedCore(Core):
 
     def __init__(self, spec: ModelSpec, *, init: tuple[float, float]):
         super().__init__(spec.dropout, scale=spec.head_dim**-0.5)
-        self.init = init
+        self.init, self.n_std = init, spec.head_dim
         self.w_s = nn.Parameter(torch.empty(spec.n_head))  # 1-D: never decayed
         self.w_r = nn.Parameter(torch.empty(spec.n_head))
         self.register_buffer("s", torch.empty(()))
@@ -82,6 +82,17 @@ class TiedCore(Core):
         std, rec = 1 + self.s * (self.w_s - 1), self.s * self.w_r  # [H]
         wide_q = torch.cat([std[:, None, None] * q, rec[:, None, None] * k], dim=-1)
         return wide_q, torch.cat([k, q], dim=-1)  # [B, H, S, 2D]
+
+    def probes(self) -> dict[str, Tensor]:
+        return {"w_s": self.w_s, "w_r": self.w_r} | {
+            "effective w_s": 1 + self.s * (self.w_s - 1),
+            "effective w_r": self.s * self.w_r,
+        }
+
+    def reciprocal_scores(self, q: Tensor, k: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Whose products are all scores, and the reciprocal ones: those of the channels after the first ones."""
+        all_q, all_k = self.fold(q, k)
+        return (all_q, all_k), (all_q[..., self.n_std :], all_k[..., self.n_std :])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         wide_v = F.pad(v, (0, q.shape[-1] - v.shape[-1]))
@@ -104,6 +115,9 @@ class FoldedCore(TiedCore):
         super().__init__(spec, init=init)
         self.n_std = spec.head_dim - rank
         self.u = Fold(spec, rank)
+
+    def probes(self) -> dict[str, Tensor]:
+        return super().probes() | {"effective w_r": 1 + self.s * (self.w_r - 1)}
 
     def fold(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         std, rec = 1 + self.s * (self.w_s - 1), self.w_r  # [H]

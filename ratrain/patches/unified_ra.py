@@ -60,3 +60,13 @@ class ScoreGate(nn.Module):
     def forward(self) -> Tensor:  # [H, D], scales rows of the query projection, not tokens
         gate = torch.where(self.is_rec, self.w_rec[:, None], self.w_std[:, None]).expand(self.n_head, -1)
         return 1 + self.s * (gate - 1)  # s = 0 is the base, exactly
+
+    def probes(self) -> dict[str, Tensor]:
+        return {"w_std": self.w_std, "w_rec": self.w_rec} | {
+            "effective w_std": 1 + self.s * (self.w_std - 1),
+            "effective w_rec": 1 + self.s * (self.w_rec - 1),
+        }
+
+    def reciprocal_scores(self, q: Tensor, k: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Whose products are all scores, and those of the last `rank` channels; q comes with its gates."""
+        return (q, k), (q[..., -self.rank :], k[..., -self.rank :])

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -21,11 +22,23 @@ import tomli
 from ratrain.atomic import write_file
 from ratrain.config.schema import LogSection
 from ratrain.errors import UnavailableError
-from ratrain.events import Emit, Evaluated, Event, Machine, Notice, Resumed, RunEnded, RunStarted, Sampled, Window
+from ratrain.events import (
+    Emit,
+    Evaluated,
+    Event,
+    Machine,
+    Notice,
+    Probed,
+    Resumed,
+    RunEnded,
+    RunStarted,
+    Sampled,
+    Window,
+)
 
 _QUEUE = 1000  # events that may wait for a tracker: at a window each, an hour of training or more
 _PATIENCE = 10.0  # seconds that the end of a run waits for a tracker
-_HEARD = (RunStarted, Resumed, Window, Evaluated, Machine, Sampled, RunEnded)
+_HEARD = (RunStarted, Resumed, Window, Evaluated, Probed, Machine, Sampled, RunEnded)
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 _OF_WINDOW = (
     "train/tokens", "train/lr", "train/skipped", "speed/tokens_per_second", "speed/mfu", "speed/mfu_datasheet",
@@ -58,6 +71,9 @@ def points(event: Event) -> Iterator[tuple[int, dict[str, float]]]:
             yield event.step - left, {"train/loss": loss, "train/grad_norm": norm, **({} if left else known)}
     elif isinstance(event, Evaluated):
         yield event.step, {"val/loss": event.loss}
+    elif isinstance(event, Probed):
+        named = ((f"{patch}/{probe}", rows) for patch, probes in event.values.items() for probe, rows in probes.items())
+        yield event.step, {name: fmean(value for row in rows for value in row) for name, rows in named}
     elif isinstance(event, Machine):
         gpu = {f"machine/gpu_{name}": value for name, value in (event.gpu or {}).items()}
         yield event.step, {"machine/cpu_percent": event.cpu_percent, "machine/memory": event.memory, **gpu}

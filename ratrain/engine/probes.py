@@ -1,0 +1,132 @@
+"""What patches offer to be looked at, per layer and head: gates, their gradients, what the reciprocal channels score.
+
+A patch's module states `probes()`: tensors made of its parameters, one value or one per head, which are read with each
+window. What depends on activations is observed in a pass of its own, with each evaluation: a module that names its part
+of the scores (`reciprocal_scores`) or of the hidden channels (`reciprocal_hidden`) has that part's variance measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ratrain.engine.step import Precision, TrainStep
+from ratrain.model.gpt2 import GPT2
+
+Values = dict[str, dict[str, list[list[float]]]]  # by patch and probe: a row per layer, with a value per head or one
+_Key = tuple[str, str, int]  # patch, probe, layer
+_ROWS = 2  # sequences of an observation
+
+
+class Probes:
+    """Reads the probes of a built model; `on` False finds nothing to read."""
+
+    def __init__(self, model: GPT2, step: TrainStep, *, on: bool):
+        self.model, self.step = model, step
+        self._n_layer = len(model.blocks)
+        self._sites = list(_sites(model)) if on else []
+        gates = {
+            (patch, key, layer): f"{site}.{key}"
+            for patch, layer, site, module in self._sites
+            for key, parameter in module.named_parameters()
+            if parameter.dim() == 1
+        }
+        self._gates = {key: step.precision.masters[name] for key, name in gates.items()}
+        step.watched = list(self._gates.values())
+
+    def read(self, table: Tensor) -> tuple[list[list[float]], Values]:
+        """`table`, 2-D, as lists, and what every probe says after the last step: in one transfer from the device."""
+        found = self._found()
+        flat = torch.cat([table.flatten(), *(tensor.detach().float().flatten() for tensor in found.values())]).tolist()
+        numbers = iter(flat)
+        rows = [[next(numbers) for _ in row] for row in table]
+        return rows, self._rows({key: [next(numbers) for _ in range(t.numel())] for key, t in found.items()})
+
+    def observe(self, windows: Tensor, precision: Precision) -> Values:
+        """Shares of variance in an uncompiled pass over the first of `windows` [n, T + 1]; empty if none is offered."""
+        watchers = [_Watcher(patch, layer, self.model, module) for patch, layer, _, module in self._sites]
+        watchers = [watcher for watcher in watchers if watcher.place is not None]
+        if not watchers:
+            return {}
+        self.model.eval()
+        with ExitStack() as stack:
+            for watcher in watchers:
+                handle = watcher.place.register_forward_pre_hook(watcher)
+                stack.callback(handle.remove)
+            # the hooks must not become part of the compiled graphs, nor cost a new one
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(precision.forward())
+            self.model.logits(windows[:_ROWS, :-1].to(self.model.wte.weight.device))
+        self.model.train()
+        return self._rows({w.key: w.share.tolist() for w in watchers if w.share is not None})
+
+    def _found(self) -> dict[_Key, Tensor]:
+        found: dict[_Key, Tensor] = {}
+        for patch, layer, _, module in self._sites:
+            for probe, tensor in getattr(module, "probes", dict)().items():
+                found[patch, probe, layer] = tensor
+        for (patch, name, layer), gradient in zip(self._gates, self.step.watched_gradients, strict=False):
+            if gradient is not None:  # one value per head where there is one, else the norm
+                per_head = gradient.numel() in (1, self.model.spec.n_head)
+                found[patch, f"gradient of {name}", layer] = gradient.abs() if per_head else gradient.norm()
+        return found
+
+    def _rows(self, values: dict[_Key, list[float]]) -> Values:
+        rows: Values = {}
+        for (patch, probe, layer), numbers in values.items():
+            layers = rows.setdefault(patch, {}).setdefault(probe, [[] for _ in range(self._n_layer)])
+            layers[layer] = [float(f"{number:.6g}") for number in numbers]
+        return rows
+
+
+def _sites(model: GPT2) -> Iterator[tuple[str, int, str, nn.Module]]:
+    """(patch, layer, site, module) of everything that a patch put into a block."""
+    for site, patch in model.claimed.items():
+        found = re.match(r"blocks\.(\d+)(\.|$)", site)
+        if found:
+            yield patch, int(found[1]), site, model.get_submodule(site)
+
+
+class _Watcher:
+    """A hook on the part of a layer where what `module` names can be measured; `place` is None where it names nothing.
+
+    The share is a ratio of variances: the parts may go together or against each other, so that it can exceed 1.
+    """
+
+    def __init__(self, patch: str, layer: int, model: GPT2, module: Any):
+        self.module, self.share = module, None
+        block: Any = model.blocks[layer]
+        self.place: nn.Module | None = None
+        self.key: _Key = (patch, "", layer)
+        if hasattr(module, "reciprocal_scores"):
+            self.place, self.key = block.attn.core, (patch, "share of score variance", layer)
+        elif hasattr(module, "reciprocal_hidden"):
+            self.place, self.key = block.mlp.down, (patch, "share of MLP output variance", layer)
+
+    def __call__(self, place: Any, inputs: tuple[Any, ...]) -> None:
+        if hasattr(self.module, "reciprocal_scores"):
+            whole, part = self.module.reciprocal_scores(inputs[0], inputs[1])
+            self.share = _score_variance(*part) / _score_variance(*whole)
+        else:
+            hidden, gate = inputs
+            part = place.forward(self.module.reciprocal_hidden(hidden), gate)
+            self.share = (_variance(part) / _variance(place.forward(hidden, gate)))[None]
+
+
+def _score_variance(q: Tensor, k: Tensor) -> Tensor:
+    """Variance [H] of q_i . k_j over j <= i, around each query's mean, which the softmax does not see."""
+    scores = q.float() @ k.float().mT  # [B, H, T, T]
+    seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    mean = (scores * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
+    return ((scores - mean) * seen).square().sum((0, 2, 3))
+
+
+def _variance(y: Tensor) -> Tensor:
+    """Over tokens, summed over channels: 0-d."""
+    return y.float().flatten(0, 1).var(0).sum()

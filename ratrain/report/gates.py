@@ -1,0 +1,40 @@
+"""Gate analysis: what the patches' probes say at the end of a run, and how they came there."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ratrain.report.log import RunLog, Series
+
+
+def shown(log: RunLog) -> dict[str, dict[str, Series]]:
+    """The probes worth a line: an effective gate that never differs from the raw one says nothing of its own."""
+    return {
+        patch: {
+            probe: series
+            for probe, series in probes.items()
+            if not _same(series, probes.get(probe.removeprefix("effective "))) or not probe.startswith("effective ")
+        }
+        for patch, probes in log.probes.items()
+    }
+
+
+def _same(series: Series, raw: Series | None) -> bool:
+    return raw is not None and np.allclose(series.values, raw.values, rtol=1e-4, equal_nan=True)  # but for rounding
+
+
+def gate_rows(log: RunLog) -> list[tuple[str, ...]]:
+    """A head line, then a line per probe: mean over layers and heads at the first and the last reading, then of the
+    last one its spread (population standard deviation), least, greatest, and the mean of each layer."""
+    rows = [("patch", "probe", "first", "last", "spread", "min", "max", "by layer")]
+    for patch, probes in shown(log).items():
+        for probe, series in probes.items():
+            first, last = series.values[0], series.values[-1]
+            layers = [_short(np.nanmean(row)) if np.isfinite(row).any() else "-" for row in last]
+            numbers = (np.nanmean(first), np.nanmean(last), np.nanstd(last), np.nanmin(last), np.nanmax(last))
+            rows.append((patch, probe, *map(_short, numbers), " ".join(layers)))
+    return rows
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"
