@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ratrain.report.log import RunLog, Series
@@ -30,11 +32,12 @@ def gate_rows(log: RunLog) -> list[tuple[str, ...]]:
     for patch, probes in shown(log).items():
         for probe, series in probes.items():
             first, last = series.values[0], series.values[-1]
-            layers = [_short(np.nanmean(row)) if np.isfinite(row).any() else "-" for row in last]
-            numbers = (np.nanmean(first), np.nanmean(last), np.nanstd(last), np.nanmin(last), np.nanmax(last))
-            rows.append((patch, probe, *map(_short, numbers), " ".join(layers)))
+            numbers = (_of(first), _of(last), _of(last, np.std), _of(last, np.min), _of(last, np.max))
+            rows.append((patch, probe, *numbers, " ".join(map(_of, last))))
     return rows
 
 
-def _short(value: float) -> str:
-    return f"{value:.3g}"
+def _of(values: np.ndarray, summary: Callable[[np.ndarray], float] = np.mean) -> str:
+    """The summary of those of `values` that are there, - where none is."""
+    there = values[~np.isnan(values)]
+    return f"{summary(there):.3g}" if len(there) else "-"

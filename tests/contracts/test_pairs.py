@@ -1,0 +1,63 @@
+"""Every pair of patches: it composes, causally and closed to the base model, or is refused with both names."""
+
+import itertools
+
+import pytest
+import torch
+
+from ratrain.config.read import find_manifest, read_source
+from ratrain.config.resolve import resolve
+from ratrain.engine.contracts import SMALL, contracts
+from ratrain.errors import ManifestError
+from ratrain.model.build import build, claim_sites
+from ratrain.model.gpt2 import GPT2
+from ratrain.registry import optim_kinds, patch_kinds
+
+LENGTH = 24
+TOGETHER = ("unified_ra", "reciprocal_mlp", "output_gate")
+
+
+def with_patches(*kinds):
+    asked = (f"patch.{kind}.enabled=true" for kind in kinds)
+    source = read_source(find_manifest("gpt2"), scale="tiny", overrides=[*SMALL, *asked])
+    return resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
+
+
+def sites_of(kind):
+    manifest = with_patches(kind)
+    with torch.device("meta"):
+        return set(claim_sites(GPT2(manifest.model), manifest.patch)[0])
+
+
+def meet(a, b):
+    return any(f"{s}.".startswith(f"{t}.") or f"{t}.".startswith(f"{s}.") for s in sites_of(a) for t in sites_of(b))
+
+
+@pytest.mark.parametrize("pair", itertools.combinations(patch_kinds(), 2), ids=" ".join)
+def test_pair(pair):
+    manifest = with_patches(*pair)
+    if meet(*pair):
+        with pytest.raises(ManifestError) as refused:
+            build(manifest)
+        assert all(f"patch.{kind}" in str(refused.value) for kind in pair)
+        return
+    model = build(manifest).double()
+    assert set(model.claimed.values()) == set(pair)
+    tokens = torch.randint(manifest.model.vocab_size, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+    whole = model.logits(tokens)
+    edited = tokens.clone()
+    edited[:, LENGTH // 2 :] += 1
+    assert torch.equal(model.logits(edited)[:, : LENGTH // 2], whole[:, : LENGTH // 2])
+    model(tokens[:, :-1], tokens[:, 1:]).backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead
+    for name, buffer in model.named_buffers():
+        if name.rpartition(".")[2] == "s":
+            buffer.zero_()
+    base = build(manifest.model_copy(update={"patch": {}})).double()
+    torch.testing.assert_close(model.logits(tokens), base.logits(tokens), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("claim", contracts())
+def test_three_together(claim):
+    contracts()[claim](with_patches(*TOGETHER))

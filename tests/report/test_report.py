@@ -1,0 +1,111 @@
+"""The report of a run says what its events say, and nothing that is not there."""
+
+import html
+import json
+import re
+import statistics
+
+import pytest
+
+from ratrain.report.gates import gate_rows
+from ratrain.report.log import read_run
+
+KEYS = ("--set", "train.budget.steps=20", "--set", "activation.kind=after", "--set", "activation.after={steps=5}")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from ratrain.cli import main
+
+    out = tmp_path_factory.mktemp("runs")
+    assert main(["v6", "--scale", "tiny", "--out", str(out), "--json", *KEYS]) == 0
+    return next(out.glob("*/s1"))
+
+
+@pytest.fixture
+def told(run):
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """The run again, with other events."""
+    (tmp_path / "resolved.toml").write_text("")
+
+    def copy(*lines):
+        (tmp_path / "events.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        return tmp_path
+
+    return copy
+
+
+def test_the_page_and_the_figures_are_written(ratrain, run):
+    code, out, _ = ratrain("report", run)
+    assert code == 0
+    assert str(run / "report.html") in out
+    names = {file.name for file in (run / "figures").iterdir()}
+    assert names == {"loss.png", "gates-unified_ra.png", "gates-reciprocal_mlp.png"}
+    assert all((run / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_the_page_needs_no_network_and_no_script(ratrain, run):
+    ratrain("report", run)
+    page = (run / "report.html").read_text()
+    assert set(re.findall(r'(?:src|href)="([a-z]+:[^,]*)', page)) == {"data:image/png;base64", "data:"}
+    assert "<script" not in page and "url(" not in page and "@import" not in page
+    assert page.count("<img") == 3
+
+
+def test_the_loss_is_that_of_the_last_evaluation(ratrain, run, told):
+    loss = [event for event in told if event["event"] == "Evaluated"][-1]["loss"]
+    assert f"{loss:.4f} nats per token" in ratrain("report", run)[1]
+    assert f"{loss:.4f} nats per token" in html.unescape((run / "report.html").read_text())
+
+
+def test_gates_are_summed_up_as_the_events_tell_them(run, told):
+    probed = [e["values"]["unified_ra"]["w_std"] for e in told if e["event"] == "Probed" and "w_std" in str(e)]
+    first, last = ([value for row in rows for value in row] for rows in (probed[0], probed[-1]))
+    line = next(row for row in gate_rows(read_run(run)) if row[:2] == ("unified_ra", "w_std"))
+    layers = " ".join(f"{statistics.fmean(row):.3g}" for row in probed[-1])
+    numbers = (statistics.fmean(first), statistics.fmean(last), statistics.pstdev(last), min(last), max(last))
+    assert line[2:] == (*(f"{number:.3g}" for number in numbers), layers)
+
+
+def test_every_step_has_its_loss(run, told):
+    steps, losses = read_run(run).losses()
+    assert steps == list(range(1, 21))
+    assert losses == [loss for event in told if event["event"] == "Window" for loss in event["losses"]]
+
+
+def test_a_layer_without_the_patch_and_a_number_that_is_none_are_shown_as_such(copy, told):
+    started = json.dumps(next(e for e in told if e["event"] == "RunStarted"))
+    probe = {"event": "Probed", "step": 5, "values": {"p": {"w": [[], ["nan"]], "u": [[], [1.0, 2.0]]}}}
+    rows = gate_rows(read_run(copy(started, json.dumps(probe))))
+    assert rows[1][1] == "w" and rows[1][-1] == "- -"
+    assert rows[2][2:] == ("1.5", "1.5", "0.5", "1", "2", "- 1.5")
+
+
+def test_a_run_that_has_hardly_begun_has_a_page(ratrain, copy, told):
+    started = json.dumps(next(e for e in told if e["event"] == "RunStarted"))
+    folder = copy(started, '{"event": "Windo')
+    code, out, _ = ratrain("report", folder)
+    assert code == 0 and "unfinished" in out
+    assert (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "exit_code", "message"),
+    [
+        ((), 65, "tells of no run"),
+        (("{}", "[1]", "nonsense"), 65, "tells of no run"),
+        (('{"event": "RunStarted"}', '{"event": "Evaluated"}'), 65, "holds an event that ratrain did not write"),
+    ],
+)
+def test_events_that_are_none_are_one_message(ratrain, copy, lines, exit_code, message):
+    code, _, err = ratrain("report", copy(*lines))
+    assert code == exit_code
+    assert message in err and err.count("\n") == 1
+
+
+def test_a_folder_that_is_no_run_is_told(ratrain, tmp_path):
+    assert ratrain("report", tmp_path / "nothing", "--out", tmp_path)[0] == 66
