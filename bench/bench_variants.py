@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from history import record
 from paired import Ratio, measure, rows_of
 
-from ratrain.config.find import shipped
+from ratrain.config.catalogue import catalogue
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.compile import compile_model, keep_compiled_code
@@ -36,7 +37,7 @@ WIDER = {  # for those that compute more; None where the cost is part of what is
     **dict.fromkeys(("unified_ra_v10", "output_gate", "double_attention"), None),
 }
 BASE, TWIN = "unified_ra_v0", "unified_ra_v0 again"
-NAMES = [file.stem for file in shipped() if file.stem not in ("gpt2", BASE)]
+NAMES = [Path(entry.file).stem for entry in catalogue() if entry.same_as is None and entry.id != "gpt2"]
 
 
 def step_of(name: str) -> Callable[[], object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -76,7 +77,7 @@ class ModelSpec(Section):
     def _divides(self):
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}")
-        if self.mlp_ratio * self.n_embd % 1:
+        if not math.isclose(self.mlp_ratio * self.n_embd, self.n_hidden, rel_tol=1e-9):
             raise ValueError(f"mlp_ratio x n_embd = {self.mlp_ratio * self.n_embd} is not a whole number")
         return self
 
@@ -86,7 +87,7 @@ class ModelSpec(Section):
 
     @property
     def n_hidden(self) -> int:
-        return int(self.mlp_ratio * self.n_embd)
+        return round(self.mlp_ratio * self.n_embd)
 
     @property
     def padded_vocab(self) -> int:
@@ -168,9 +169,28 @@ class TrainSection(Section):
         return self
 
 
+_OTHER = 1 << 62  # tells a twin's seed from any that people choose
+
+
 class SeedSection(Section):
+    """What is drawn at random. `twin` makes an A/A arm: the same variant and seeds, but for one thing."""
+
     init: NonNegativeInt = 1
     data: NonNegativeInt = 1
+    twin: Literal["none", "ulp", "init", "order"] = Field(
+        default="none",
+        description="A/A arm: one initial weight a unit in the last place higher, other initial weights, another order",
+    )
+
+    @property
+    def weights(self) -> int:
+        """Decides the initial weights."""
+        return self.init ^ _OTHER if self.twin == "init" else self.init
+
+    @property
+    def order(self) -> int:
+        """Decides the batches, and where dropout falls."""
+        return self.data ^ _OTHER if self.twin == "order" else self.data
 
 
 class EvalSection(Section):

@@ -74,7 +74,7 @@ class Engine:
         )
         self.sampler = Sampler(
             self.corpus.train,
-            seed=manifest.seed.data,
+            seed=manifest.seed.order,
             batch=manifest.train.batch,
             block_size=manifest.model.block_size,
             vocab_size=manifest.model.vocab_size,
@@ -82,7 +82,7 @@ class Engine:
             world=world.size,
         )
         windows = validation_windows(self.corpus.val, block_size=manifest.model.block_size, count=manifest.eval.windows)
-        torch.manual_seed(seed_of(manifest.seed.data, "dropout", world.rank))
+        torch.manual_seed(seed_of(manifest.seed.order, "dropout", world.rank))
         self.model = build(manifest, device=device)
         self.cost = count(self.model)
         self.groups = group_parameters(self.model, manifest.optim.weight_decay)
