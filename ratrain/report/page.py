@@ -17,6 +17,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid #8884; white-space: nowrap; }
+table.facts td { white-space: normal; vertical-align: top; }
 pre { overflow-x: auto; padding: .8rem; background: #8881; border-radius: 4px; }
 .quiet { color: #808080; }
 """
@@ -81,7 +82,7 @@ def figures_of(log: RunLog) -> dict[str, bytes]:
 def _table(rows: list[tuple[str, ...]] | list[tuple[str, str]], head: tuple[str, ...] = ()) -> str:
     cells = ["".join(f"<th>{escape(cell)}</th>" for cell in head)] if head else []
     cells += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+    return f"<table{'' if head else ' class=facts'}>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def _image(png: bytes, words: str) -> str:
