@@ -6,6 +6,8 @@ import base64
 import math
 from html import escape
 
+import tomli
+
 from ratrain.report.figures import gate_figures, loss_figure
 from ratrain.report.gates import gate_rows
 from ratrain.report.log import RunLog
@@ -45,7 +47,18 @@ def facts(log: RunLog) -> list[tuple[str, str]]:
         recompiles, skipped = windows[-1]["recompiles"], sum(window["skipped"] for window in windows)
         if recompiles or skipped:
             rows.append(("warning", f"{recompiles} recompiles, {skipped} steps skipped"))
+    rows += [(f"the reference: {name}", text) for name, text in _origin(log)]
     return rows
+
+
+def _origin(log: RunLog) -> list[tuple[str, str]]:
+    """What the manifest says that the reference ran in its place."""
+    try:
+        manifest = tomli.loads((log.path / "resolved.toml").read_text())
+    except (OSError, ValueError):
+        return []
+    origin = manifest.get("origin")
+    return [(name, str(text)) for name, text in origin.items()] if isinstance(origin, dict) else []
 
 
 def page(log: RunLog, figures: dict[str, bytes]) -> str:
