@@ -142,14 +142,13 @@ def _widen_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", help="the variant whose cost is to be met")
     manifest_arguments(parser)
     parser.add_argument("--by", choices=("parameters", "flops"), default="parameters", help="what to meet (parameters)")
-    parser.add_argument("--base", default="gpt2", metavar="M", help="the manifest to widen (gpt2)")
 
 
 def _widen(args: argparse.Namespace) -> None:
-    """Print a manifest of plain GPT-2, widened to the parameters or FLOPs of a variant: its control."""
+    """Print a manifest of the plain base, widened to the parameters or FLOPs of a variant: its control."""
     from ratrain.model.widen import text, widen
 
-    (variant, source), (base, _) = resolve_manifest(args.manifest, args), resolve_manifest(args.base, args)
+    (variant, source), (base, _) = resolve_manifest(args.manifest, args), resolve_manifest(args.base or "gpt2", args)
     try:
         print(text(widen(variant, base, by=args.by)), end="")
     except ManifestError as error:
@@ -158,6 +157,7 @@ def _widen(args: argparse.Namespace) -> None:
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", help="a manifest, your own patch's for instance")
+    parser.add_argument("--base", metavar="B", help="what it stands on: gpt2 (default), modern")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change one key")
     parser.add_argument(
         "--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patch files"
