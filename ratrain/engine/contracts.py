@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ratrain.config.schema import CompileSection, Manifest
+from ratrain.config.schema import ActivationSection, CompileSection, Manifest, Section
 from ratrain.engine.compile import GraphCounter, compile_model
 from ratrain.engine.probes import Probes
 from ratrain.engine.step import Precision, TrainStep
@@ -194,10 +195,10 @@ def every_option_does_something(manifest: Manifest) -> None:
     plain = _fingerprint(build(manifest))
     for name, patch in manifest.patch.items():
         for option, value in _alternatives(patch):
-            other = patch.model_copy(update={option: value})
             try:
+                other = type(patch).model_validate({**dict(patch), option: value})
                 model = build(manifest.model_copy(update={"patch": {**manifest.patch, name: other}}))
-            except ManifestError:
+            except (ValidationError, ManifestError):
                 continue  # refused: so it is read
             assert _fingerprint(model) != plain, f"patch.{name}.{option} = {value!r} changes nothing"
 
@@ -245,23 +246,31 @@ def _train(manifest: Manifest, *, steps: int, lr: float = 1e-2, precision: str =
 
 
 def _alternatives(patch: Any) -> Iterator[tuple[str, Any]]:
-    """Each option with another value than it has: every other choice, the opposite, one more, half."""
+    """Each option with another value than it has: every other choice, the opposite, a good deal more, half."""
     for name, field in type(patch).model_fields.items():
         value = getattr(patch, name)
         if name == "target":
             continue
         if typing.get_origin(field.annotation) is Literal:
             yield from ((name, choice) for choice in typing.get_args(field.annotation) if choice != value)
+        elif isinstance(value, Section) and not isinstance(value, ActivationSection):
+            yield from ((name, value.model_copy(update={key: other})) for key, other in _alternatives(value))
         elif isinstance(value, bool):
             yield name, not value
         elif isinstance(value, int):
-            yield name, value + 1
+            yield name, 2 * value + 9  # far enough to matter
         elif isinstance(value, float):
             yield name, value / 2
 
 
 def _fingerprint(model: GPT2) -> tuple:
-    """What an option can change: modules, shapes, initial values, outputs."""
-    tokens = torch.arange(64)[None]
+    """What an option can change: modules, shapes, initial values, outputs, gradients."""
+    tokens = torch.randint(64, (1, 256), generator=torch.Generator().manual_seed(0))
     state = tuple((name, tuple(t.shape), t.double().sum().item()) for name, t in model.state_dict().items())
-    return str(model), state, _logits(model.eval(), tokens).double().sum().item()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # as they start, attention is uniform and gates are alike
+            parameter.normal_(std=0.3, generator=generator)
+    model(tokens[:, :-1], tokens[:, 1:]).backward()
+    gradients = sum(p.grad.double().abs().sum().item() for p in model.parameters() if p.grad is not None)
+    return str(model), state, _logits(model.eval(), tokens).double().sum().item(), gradients

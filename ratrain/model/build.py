@@ -59,6 +59,7 @@ def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Mod
     if faults:
         raise ManifestError(list(dict.fromkeys(faults)))
     model.claimed = {site: claims[site] for site in built}
+    model.priced = [part for module in built.values() for part in module.modules() if hasattr(part, "penalty")]
     return {site: _swap(model, site, module) for site, module in built.items()}
 
 

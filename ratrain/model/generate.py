@@ -10,29 +10,10 @@ from torch import Tensor
 from ratrain.model.gpt2 import GPT2
 
 
-class KVCache:
-    """What one layer's attention core keeps of each token (keys and values), in storage for `length` tokens.
-
-    `size` is the number of tokens so far, and so the position of the next one.
-    """
-
-    def __init__(self, length: int):
-        self.length, self.size = length, 0
-        self.held: list[Tensor] = []  # each [B, H, length, channels]
-
-    def append(self, *fresh: Tensor) -> tuple[Tensor, ...]:
-        """Adds tensors [B, H, S, channels], the same at every call; returns each for all tokens so far, as views."""
-        self.held = self.held or [t.new_empty(*t.shape[:2], self.length, t.shape[3]) for t in fresh]
-        start, self.size = self.size, self.size + fresh[0].shape[2]
-        for held, new in zip(self.held, fresh, strict=True):
-            held[:, :, start : self.size] = new
-        return tuple(held[:, :, : self.size] for held in self.held)
-
-
 @torch.inference_mode()
 def decode(model: GPT2, tokens: Tensor) -> Tensor:
     """Logits [B, T, V] of tokens [B, T] computed one token at a time: what generation sees."""
-    caches = [KVCache(model.spec.block_size) for _ in model.blocks]
+    caches = model.new_caches()
     return torch.cat([model.logits(tokens[:, t : t + 1], caches, start=t) for t in range(tokens.shape[1])], dim=1)
 
 
@@ -52,7 +33,7 @@ def generate(
     for _ in range(count):
         if not caches or start == model.spec.block_size:
             keep = max(1, model.spec.block_size // 2) if caches else model.spec.block_size
-            caches = [KVCache(model.spec.block_size) for _ in model.blocks]
+            caches = model.new_caches()
             start, fresh = 0, context[-keep:]
         else:
             fresh = context[-1:]

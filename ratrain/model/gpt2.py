@@ -9,12 +9,15 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
+from ratrain.model.cache import KVCache
 from ratrain.model.norm import norm_of
 from ratrain.model.rotary import Rotary
 
@@ -157,6 +160,10 @@ class Core(nn.Module):
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen.tril(k.shape[2] - q.shape[2]), **options)
 
+    def new_cache(self, length: int) -> Any:
+        """An empty cache for `length` tokens: what `forward` is given to decode with, and `size`, the tokens so far."""
+        return KVCache(length)
+
     def flops_per_token(self, spec: ModelSpec) -> int:
         """Of the two products over a full context; by the field's convention causality does not halve them."""
         return 4 * spec.block_size * spec.n_embd
@@ -248,6 +255,7 @@ class GPT2(nn.Module):
         super().__init__()
         self.spec = spec
         self.claimed: dict[str, str] = {}  # patch by site, filled in when it is built
+        self.priced: list[Any] = []  # modules of patches that state a `penalty()`, likewise
         self.wte = Embedding(spec.padded_vocab, spec.n_embd)
         self.pos = Position(spec.block_size, spec.n_embd) if spec.pos == "learned" else Same()
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.n_layer))
@@ -272,7 +280,17 @@ class GPT2(nn.Module):
         h, state = self.embed(tokens), None
         for block in self.blocks:
             h, state = block(h, state)
-        return self.head(h, targets)
+        return self._priced(self.head(h, targets))
+
+    def _priced(self, loss: Tensor) -> Tensor:
+        """The loss, with the gradient of what the patches' own penalties add to it: what is told stays comparable."""
+        for penalty in (priced.penalty() for priced in self.priced) if self.training else ():
+            loss = loss + (penalty - penalty.detach())
+        return loss
+
+    def new_caches(self) -> list[Any]:
+        """An empty KV cache for each layer."""
+        return [block.attn.core.new_cache(self.spec.block_size) for block in self.blocks]
 
     def logits(self, tokens: Tensor, caches=None, start: int = 0) -> Tensor:
         """[B, T] -> [B, T, vocab_size]: what comes after each token; `caches` holds one KV cache per layer."""

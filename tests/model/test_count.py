@@ -7,8 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ratrain.model.cache import KVCache
 from ratrain.model.count import count
-from ratrain.model.generate import KVCache
 from ratrain.patches.unified_ra import UnifiedRA
 
 # vocabularies that need no padding: the counted forward pass multiplies no padding rows

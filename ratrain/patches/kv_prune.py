@@ -1,0 +1,364 @@
+"""Causal KV pruning: what attention has hardly looked at leaves the cache, for good.
+
+Queries come in blocks. Those of a block see what was kept before it and the block's own keys up to themselves. At the
+end of a block, at token e, the K_e most important of the kept and the block's own stay: K_e = ceil(keep e) for a
+fraction, min(e, keep) for a count; the rest is evicted and never comes back. Importance of a key is the attention mass
+that it received from all queries so far over the number of queries that could see it (exposure; H2O without it).
+Whatever their mass, the newest key comes first, then the sinks, then the most recent keys: as large a part of `recency`
+as K_e is of the full budget, so that a short context is not all recency. Nothing in this looks ahead: the whole forward
+pass, and decoding with a cache from which the evicted are gone, give the same.
+
+`v_only`: all keys stay and only values leave, so that probabilities are the base's and the mass of what has left is
+dropped, given to the kept (renormalise), or spent on the mean of the values that have left (residual). `kv`: both
+leave, and the softmax is over the kept.
+
+Scores of a block [B, H, block, e] are written out: training saves neither time nor memory, decoding does.
+`learned`: the fraction is a parameter per head; a soft rank, straight through, gives it a gradient, and a target or a
+price on it enters the loss's gradient (not the loss that is told).
+Sources: H2O (Zhang et al. 2023, arXiv:2306.14048: heavy hitters, evicted permanently), StreamingLLM (Xiao et al. 2023,
+arXiv:2309.17453: sinks and a window), TOVA (Oren et al. 2024, arXiv:2401.06104). The reference chose one set per
+sequence from all its queries, without a causal mask: every position saw the future.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from ratrain.config.schema import ModelSpec, Section
+from ratrain.model.cache import KVCache
+from ratrain.model.gpt2 import Core
+from ratrain.registry import Patch, register
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Part = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Learned(Section):
+    """The kept fraction as a parameter per head, and what keeps it from 1: one of `target` and `price`."""
+
+    target: Share | None = Field(default=None, description="the mean over heads is drawn to it")
+    price: PositiveFloat | None = Field(default=None, description="in nats per token, for the whole cache")
+    softness: PositiveFloat = Field(default=0.05, description="width of the soft rank, over the tokens so far")
+
+    @model_validator(mode="after")
+    def _one_of_two(self):
+        if (self.target is None) == (self.price is None):
+            raise ValueError("needs one of target and price: nothing else keeps the fraction from 1")
+        return self
+
+
+@register("kv_prune")
+class KVPrune(Patch):
+    """Keeps `keep` of the cache: a fraction of the tokens so far, or a count. Fractions of `recency`, `sinks` and
+    `block` are of the longest context.
+
+    `rule`: what is important. `mass`, or a baseline of the same budget: `random`, drawn once per head and position;
+    `window`, the newest. `keep_by_layer` has other fractions by number of the layer. With `learned`, `keep` is where
+    the fraction of each head starts.
+    """
+
+    target: str = "blocks.*.attn.core"
+    mode: Literal["v_only", "kv"] = "v_only"
+    missing: Literal["drop", "renormalise", "residual"] = "renormalise"
+    keep: PositiveInt | Share = 0.382
+    keep_by_layer: Mapping[str, PositiveInt | Share] = Field(
+        default={}, description='{ "0" = 1.0 } keeps layer 0 whole'
+    )
+    recency: NonNegativeInt | Part = 0.0625
+    sinks: NonNegativeInt | Part = 0
+    block: PositiveInt | Part = 0.125
+    rule: Literal["mass", "random", "window"] = "mass"
+    exposure: bool = True
+    learned: Learned | None = None
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.learned and (self.mode == "kv" or isinstance(self.keep, int) or self.keep == 1):
+            raise ValueError("learned needs mode = 'v_only' (an evicted key has no gradient) and keep below 1 to start")
+        if self.mode == "kv" and self.missing != "renormalise":
+            raise ValueError("mode = 'kv' has no missing mass: the softmax is over what is kept; drop missing")
+        return self
+
+    def builders(self) -> Mapping[str, Callable[[nn.Module, ModelSpec], nn.Module]]:
+        special = {
+            self.target.replace("*", layer, 1): partial(self._build, keep=keep)
+            for layer, keep in self.keep_by_layer.items()
+        }
+        return {**special, self.target: self.build}  # the first that matches a site builds there
+
+    def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
+        return self._build(old, spec, keep=self.keep)
+
+    def _build(self, old: nn.Module, spec: ModelSpec, *, keep: int | float) -> nn.Module:
+        length = spec.block_size
+        budget = Budget(keep, recency=_count(self.recency, length), sinks=_count(self.sinks, length))
+        if budget.recency + budget.sinks > budget.at(length):
+            raise ValueError(
+                f"recency and sinks are {budget.recency} and {budget.sinks} of {length} tokens, but only "
+                f"{budget.at(length)} are kept"
+            )
+        core = LearnedCore if self.learned else PrunedCore
+        return core(spec, self, budget, block=max(1, _count(self.block, length)))
+
+
+def _count(share: int | float, length: int) -> int:
+    return share if isinstance(share, int) else round(share * length)
+
+
+class Budget:
+    """How many tokens are kept, and which come first."""
+
+    def __init__(self, keep: int | float, *, recency: int, sinks: int):
+        self.keep, self.recency, self.sinks = keep, recency, sinks
+
+    def at(self, tokens: int) -> int:
+        """Kept after so many tokens."""
+        if isinstance(self.keep, int):
+            return min(tokens, self.keep)
+        return min(tokens, max(1, math.ceil(self.keep * tokens - 1e-9)))
+
+    def recent_at(self, tokens: int, length: int) -> int:
+        """Of the newest after so many tokens of `length`, how many come first."""
+        return math.ceil(self.recency * self.at(tokens) / self.at(length))
+
+
+class PrunedCore(Core):
+    """Attention in blocks of queries, with what was kept before each."""
+
+    s: Tensor  # activation, moved by the schedule
+    noise: Tensor
+
+    def __init__(self, spec: ModelSpec, options: KVPrune, budget: Budget, *, block: int):
+        super().__init__(spec.dropout, scale=spec.head_dim**-0.5)
+        self.options, self.budget, self.block = options, budget, block
+        self.length, self.n_layer, self.n_head = spec.block_size, spec.n_layer, spec.n_head
+        self.register_buffer("s", torch.empty(()))
+        if options.rule == "random":
+            self.register_buffer("noise", torch.empty(spec.n_head, spec.block_size))
+
+    def extra_repr(self) -> str:
+        return f"{self.options.mode}, keep={self.budget.keep}, block={self.block}"
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        self.s.fill_(1.0)
+        if self.options.rule == "random":
+            nn.init.uniform_(self.noise, generator=generator)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, cache=None) -> Tensor:  # each [B, H, S, D]
+        if cache is None:
+            return self._whole(q, k, v)
+        if isinstance(cache, KVCache):  # switched off, or half-way: nothing can leave yet
+            return self._whole(*cache.append(q, k, v))[:, :, -q.shape[2] :]
+        pieces = []
+        while q.shape[2]:
+            fresh = min(q.shape[2], self.block - cache.size % self.block)
+            now, (q, k, v) = [t[:, :, :fresh] for t in (q, k, v)], [t[:, :, fresh:] for t in (q, k, v)]
+            pieces.append(cache.attend(*now))
+        return torch.cat(pieces, dim=2)
+
+    def new_cache(self, length: int):
+        """A cache from which the evicted are gone, where this is switched on for good."""
+        return PrunedCache(self, length) if self.s == 1 else KVCache(length)
+
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All queries from the first token on."""
+        pieces, mass, weight = [], None, None
+        for start in range(0, q.shape[2], self.block):
+            rows, seen = slice(start, start + self.block), min(start + self.block, q.shape[2])
+            probs = self.probabilities(q[:, :, rows], k[:, :, :seen], weight)
+            pieces.append(self.spend(probs, v[:, :, :seen], weight))
+            if seen < q.shape[2]:
+                received = probs.detach().sum(2)  # [B, H, seen]
+                mass = received if mass is None else received + F.pad(mass, (0, received.shape[2] - mass.shape[2]))
+                weight = self._kept(mass, weight, seen)
+        return torch.cat(pieces, dim=2)
+
+    def probabilities(self, q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:
+        """q [B, H, S, D] of the newest tokens, k [B, H, n, D] -> [B, H, S, n].
+
+        `weight` [B, H, m] is 1 for each of the first m that is kept; none there: all are the block's own.
+        """
+        scores = q @ k.mT * self.scale
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # as fused attention computes them
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+        scores = scores.masked_fill(~seen, float("-inf"))
+        if weight is not None and self.options.mode == "kv":
+            open_ = (1 - self.s * (1 - weight.detach())).log()
+            scores = scores + F.pad(open_, (0, scores.shape[-1] - weight.shape[-1]))[:, :, None]
+        return scores.softmax(-1)
+
+    def spend(self, probs: Tensor, v: Tensor, weight: Tensor | None) -> Tensor:
+        """Probabilities [B, H, S, n] on values [B, H, n, D], those of evicted values by the rule for missing mass."""
+        if weight is None or self.options.mode == "kv":
+            return F.dropout(probs, self.dropout, self.training).to(v.dtype) @ v
+        held = F.pad(1 - self.s * (1 - weight), (0, probs.shape[-1] - weight.shape[-1]), value=1.0)[:, :, None]
+        mean = None
+        if self.options.missing == "residual":
+            gone = 1 - weight  # [B, H, m]
+            lost = (v[:, :, : weight.shape[-1]].to(probs.dtype) * gone[..., None]).sum(2)
+            mean = lost / gone.sum(2, keepdim=True).clamp(min=1)
+        return self.finish(probs * held, v, mean)
+
+    def finish(self, kept: Tensor, v: Tensor, mean: Tensor | None) -> Tensor:
+        """What is left of the probabilities, on the values that are left; `mean` [B, H, D] of those that are gone."""
+        total = kept.sum(-1, keepdim=True)
+        if self.options.missing == "renormalise":
+            kept = kept / total
+        y = F.dropout(kept, self.dropout, self.training).to(v.dtype) @ v
+        return y if mean is None else y + ((1 - total) * mean[:, :, None]).to(v.dtype)
+
+    def _kept(self, mass: Tensor, weight: Tensor | None, seen: int) -> Tensor:
+        """Who stays once `seen` tokens are there [B, H, seen]: 1 or 0, with a gradient to a ratio that is learned."""
+        there = torch.ones_like(mass)
+        if weight is not None:
+            there[:, :, : weight.shape[2]] = weight.detach()
+        places = torch.arange(seen, device=mass.device)
+        return self.choose(self.priority(mass, places, seen).masked_fill(there == 0, float("-inf")), there)
+
+    def choose(self, order: Tensor, there: Tensor) -> Tensor:
+        """Who stays [B, H, n] of those that are `there`, best first by `order`."""
+        best = order.topk(self.budget.at(order.shape[-1]), dim=-1).indices
+        return torch.zeros_like(order).scatter_(-1, best, 1.0)
+
+    def counts(self, seen: int) -> Tensor:
+        """How many tokens each head keeps [H], not yet rounded up."""
+        return torch.full_like(self.s, self.budget.at(seen)).expand(self.n_head)
+
+    @torch.no_grad()
+    def priority(self, mass: Tensor, places: Tensor, seen: int) -> Tensor:
+        """Order [B, H, n] in which keys stay, highest first: mass received [B, H, n], their positions [n] or alike."""
+        if self.options.rule == "mass":
+            order = mass / (seen - places) if self.options.exposure else mass
+        elif self.options.rule == "window":
+            order = (places / self.length).expand_as(mass)
+        else:
+            order = self.noise[None].expand(len(mass), -1, -1).gather(2, places.expand_as(mass))
+        ahead = 2.0 * self.length  # of any mass, which is at most a sum over as many queries as there are tokens
+        order = torch.where(places >= seen - self.budget.recent_at(seen, self.length), ahead + places, order)
+        order = torch.where(places < self.budget.sinks, 4 * ahead - places, order)
+        return torch.where(places == seen - 1, 5 * ahead, order)
+
+    def flops_per_token(self, spec: ModelSpec) -> int:
+        """Of both products over a full context: every block against all that came before it."""
+        ends = [min(start + self.block, spec.block_size) for start in range(0, spec.block_size, self.block)]
+        pairs = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
+        return 4 * spec.n_embd * pairs // spec.block_size
+
+    def kv_per_token(self, spec: ModelSpec) -> tuple[int, int]:
+        """At the end of a full context: what was kept before the last block, and that block."""
+        last = (spec.block_size - 1) // self.block * self.block
+        held = self.budget.at(last) + spec.block_size - last if last else spec.block_size
+        few = round(held / spec.block_size * spec.n_embd)
+        return (few if self.options.mode == "kv" else spec.n_embd), few
+
+
+class LearnedCore(PrunedCore):
+    """The kept fraction of each head is a parameter: sigmoid(ratio)."""
+
+    def __init__(self, spec: ModelSpec, options: KVPrune, budget: Budget, *, block: int):
+        super().__init__(spec, options, budget, block=block)
+        assert options.learned
+        self.learned = options.learned
+        self.ratio = nn.Parameter(torch.empty(spec.n_head))  # 1-D: never decayed
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        super().reset_parameters(generator)
+        nn.init.constant_(self.ratio, math.log(self.budget.keep / (1 - self.budget.keep)))
+
+    def counts(self, seen: int) -> Tensor:
+        least = max(1, self.budget.recency + self.budget.sinks)
+        return (self.ratio.sigmoid() * seen).clamp(min=min(least, seen), max=seen)
+
+    def choose(self, order: Tensor, there: Tensor) -> Tensor:
+        rank, count = order.argsort(dim=-1, descending=True).argsort(dim=-1), self.counts(order.shape[-1])[:, None]
+        hard = (rank < count.detach().ceil()) * there
+        soft = ((count - rank - 0.5) / (self.learned.softness * order.shape[-1])).sigmoid() * there
+        return hard + soft - soft.detach()  # the value of hard, the gradient of soft
+
+    def penalty(self) -> Tensor:
+        """What is minimised beside the loss, in nats per token; the layers of a model share it out."""
+        mean = self.ratio.sigmoid().mean()
+        if self.learned.price is not None:
+            return self.s * self.learned.price * mean / self.n_layer
+        return self.s * (mean - self.learned.target).square() / self.n_layer
+
+    def probes(self) -> dict[str, Tensor]:
+        return {"kept fraction": self.ratio.sigmoid()}
+
+
+class PrunedCache:
+    """Keys and values [B, H, held, D] of what is kept, then of the block under way; v_only keeps every key.
+
+    Heads that have learned to keep fewer than others hold as many, of which `weight` [B, H, held] counts theirs.
+    """
+
+    keys: Tensor
+    values: Tensor
+    places: Tensor  # [B, H, held], positions of the values
+    mass: Tensor
+    weight: Tensor
+    lost: Tensor  # [B, H, D], sum of the values that have left
+
+    def __init__(self, core: PrunedCore, length: int):
+        self.core, self.length, self.size = core, length, 0
+        self.v_only = core.options.mode == "v_only"
+
+    @property
+    def nbytes(self) -> tuple[int, int]:
+        """Of the keys and of the values that are held."""
+        return (self.keys.nbytes, self.values.nbytes) if self.size else (0, 0)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Adds tokens of one block, [B, H, S, D] each, attends for them and, at the block's end, evicts."""
+        self._append(k, v)
+        probs = self.core.probabilities(q, self.keys, None)
+        if self.v_only:
+            probs = probs.gather(3, self.places[:, :, None].expand(-1, -1, q.shape[2], -1))
+        self.mass = self.mass + probs.sum(2)
+        n_lost = self.size - self.weight.sum(2, keepdim=True)  # [B, H, 1]
+        if not self.v_only or self.size <= self.core.block:
+            y = probs.to(v.dtype) @ self.values
+        else:
+            mean = self.lost / n_lost.clamp(min=1) if self.core.options.missing == "residual" else None
+            y = self.core.finish(probs * self.weight[:, :, None], self.values, mean)
+        if self.size % self.core.block == 0:
+            self._evict()
+        return y
+
+    def _append(self, k: Tensor, v: Tensor) -> None:
+        places = torch.arange(self.size, self.size + k.shape[2], device=k.device).expand(k.shape[:3])
+        none = torch.zeros(k.shape[:3], dtype=torch.promote_types(k.dtype, torch.float32), device=k.device)
+        if not self.size:
+            self.keys, self.values, self.places, self.mass, self.weight = k, v, places, none, none + 1
+            self.lost = torch.zeros_like(v[:, :, 0], dtype=none.dtype)
+        else:
+            self.keys, self.values = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
+            self.places = torch.cat([self.places, places], dim=2)
+            self.mass, self.weight = torch.cat([self.mass, none], dim=2), torch.cat([self.weight, none + 1], dim=2)
+        self.size += k.shape[2]
+
+    def _evict(self) -> None:
+        order = self.core.priority(self.mass, self.places, self.size).masked_fill(self.weight == 0, float("-inf"))
+        counts = self.core.counts(self.size).ceil()  # [H]
+        best = order.topk(int(counts.max()), dim=-1).indices
+        own = (torch.arange(best.shape[2], device=best.device) < counts[:, None]).expand(best.shape)
+        stay, order = best.sort(dim=-1)  # in the order of their positions
+        wide = stay[..., None].expand(-1, -1, -1, self.values.shape[3])
+        whole = (self.values * self.weight[..., None]).to(self.lost.dtype).sum(2)
+        self.weight = self.weight.gather(2, stay) * own.gather(2, order)
+        self.values, self.mass, self.places = (
+            self.values.gather(2, wide),
+            self.mass.gather(2, stay),
+            self.places.gather(2, stay),
+        )
+        self.lost = self.lost + whole - (self.values * self.weight[..., None]).to(self.lost.dtype).sum(2)
+        if not self.v_only:
+            self.keys = self.keys.gather(2, wide)
