@@ -9,7 +9,7 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -290,7 +290,7 @@ class GPT2(nn.Module):
 
     def new_caches(self) -> list[Any]:
         """An empty KV cache for each layer."""
-        return [block.attn.core.new_cache(self.spec.block_size) for block in self.blocks]
+        return [cast("Block", block).attn.core.new_cache(self.spec.block_size) for block in self.blocks]
 
     def logits(self, tokens: Tensor, caches=None, start: int = 0) -> Tensor:
         """[B, T] -> [B, T, vocab_size]: what comes after each token; `caches` holds one KV cache per layer."""

@@ -137,7 +137,7 @@ class PrunedCore(Core):
     noise: Tensor
 
     def __init__(self, spec: ModelSpec, options: KVPrune, budget: Budget, *, block: int):
-        super().__init__(spec.dropout, scale=spec.head_dim**-0.5)
+        super().__init__(spec.dropout)
         self.options, self.budget, self.block = options, budget, block
         self.length, self.n_layer, self.n_head = spec.block_size, spec.n_layer, spec.n_head
         self.register_buffer("s", torch.empty(()))
@@ -186,7 +186,7 @@ class PrunedCore(Core):
 
         `weight` [B, H, m] is 1 for each of the first m that is kept; none there: all are the block's own.
         """
-        scores = q @ k.mT * self.scale
+        scores = q @ k.mT * q.shape[-1] ** -0.5
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # as fused attention computes them
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
         scores = scores.masked_fill(~seen, float("-inf"))
@@ -286,9 +286,9 @@ class LearnedCore(PrunedCore):
     def penalty(self) -> Tensor:
         """What is minimised beside the loss, in nats per token; the layers of a model share it out."""
         mean = self.ratio.sigmoid().mean()
-        if self.learned.price is not None:
-            return self.s * self.learned.price * mean / self.n_layer
-        return self.s * (mean - self.learned.target).square() / self.n_layer
+        if self.learned.target is not None:
+            return self.s * (mean - self.learned.target).square() / self.n_layer
+        return self.s * (self.learned.price or 0.0) * mean / self.n_layer
 
     def probes(self) -> dict[str, Tensor]:
         return {"kept fraction": self.ratio.sigmoid()}
