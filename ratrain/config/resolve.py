@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +13,7 @@ from ratrain.config.faults import Key, fault_at, faults_of, key_homes, shown
 from ratrain.config.find import did_you_mean
 from ratrain.config.read import Source
 from ratrain.config.schema import ActivationSection, Manifest, OptimSection
+from ratrain.config.weights import joined_sha256, weight_files
 from ratrain.errors import Fault, ManifestError
 
 DEFAULT_OPTIM = "adamw"
@@ -23,7 +25,8 @@ _FOLDERS = {
 
 
 def resolve(source: Source, *, patches: Mapping[str, type], optimizers: Mapping[str, type]) -> Manifest:
-    """The manifest that `source` describes. Raises one ManifestError with every fault, the asked-for file's first.
+    """The manifest that `source` describes. Raises one ManifestError with every fault, the asked-for file's first;
+    MissingError or DataError where the weights that it begins with cannot be read.
 
     `patches` and `optimizers` map a kind to the class of its options; a class is looked up only if it is named.
     """
@@ -37,7 +40,7 @@ def resolve(source: Source, *, patches: Mapping[str, type], optimizers: Mapping[
         faults += _cross_checks(manifest, source)
     if faults or manifest is None:
         raise ManifestError(_in_file_order(faults, source))
-    return manifest
+    return _with_digest(manifest)
 
 
 def tokens_per_step(manifest: Manifest) -> int:
@@ -51,6 +54,15 @@ def steps_total(manifest: Manifest) -> int | None:
     if budget.tokens is not None:
         return -(-budget.tokens // tokens_per_step(manifest))
     return budget.steps
+
+
+def _with_digest(manifest: Manifest) -> Manifest:
+    """The manifest with the SHA-256 of the weights that it begins with, if it names any."""
+    init = manifest.init
+    if init.weights is None or init.sha256 is not None:
+        return manifest
+    sha256 = joined_sha256(weight_files(Path(init.weights).expanduser()))
+    return manifest.model_copy(update={"init": init.model_copy(update={"sha256": sha256})})
 
 
 def _sections(source: Source, faults: list[Fault]) -> Manifest | None:

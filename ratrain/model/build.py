@@ -26,10 +26,11 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
         model = GPT2(manifest.model)
     base_names = {id(module): name for name, module in model.named_modules()}
     replaced = replace_sites(model, manifest.patch)
-    if torch.device(device).type == "meta":
-        return model
     # a patch may keep a base module under a longer name: it draws what it would have drawn unpatched
     names = {module: base_names.get(id(module), name) for name, module in model.named_modules()}
+    model.base_names = {name: names[module] for name, module in model.named_modules()}
+    if torch.device(device).type == "meta":
+        return model
     model.to_empty(device="cpu")
     for module, name in names.items():
         _initialise(module, name, seed=manifest.seed.init)

@@ -233,7 +233,9 @@ class GPT2(nn.Module):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
-        self.claimed: dict[str, str] = {}  # patch by site, filled in when it is built
+        # both filled in when it is built
+        self.claimed: dict[str, str] = {}  # patch by site
+        self.base_names: dict[str, str] = {}  # what the base calls each module: a patch may keep one elsewhere
         self.wte = Embedding(spec.padded_vocab, spec.n_embd)
         self.pos = Position(spec.block_size, spec.n_embd)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.n_layer))
