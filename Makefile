@@ -7,8 +7,9 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := main
 .PHONY: main install test faults lint check golden bench clean help
 
-main: install ## set up, then train V9 and draw a sample (the default)
+main: install ## set up, then train V9, draw a sample and write a report (the default)
 	$(BIN)/ratrain manifests/unified_ra_v9.toml
+	$(BIN)/ratrain report @last
 
 install: $(READY) ## make the virtual environment with the tested versions
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from history import record
 from paired import Ratio, measure, rows_of
 
-from ratrain.config.find import shipped
+from ratrain.config.catalogue import catalogue
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.compile import compile_model, keep_compiled_code
@@ -29,19 +30,21 @@ from ratrain.recipe.sampling import Sampler
 from ratrain.registry import optim_kinds, patch_kinds
 
 ROUNDS = int(os.environ.get("ROUNDS", "60"))
+SET = os.environ.get("SET", "").split()  # keys to change in all of them, e.g. model.block_size=1024 train.batch=2
 BOUND = 1.02  # of V0, for variants that only gate scores
 WIDER = {  # for those that compute more; None where the cost is part of what is asked
     **dict.fromkeys((f"unified_ra_v{n}" for n in (3, 4, 5, 6, 11, 13)), 1.05),
     **dict.fromkeys(("tied_ra", "tied_ra_low_rank"), 1.15),
-    **dict.fromkeys(("unified_ra_v10", "output_gate", "double_attention"), None),
+    **dict.fromkeys(("unified_ra_v10", "output_gate", "double_attention", "modern"), None),
+    **{Path(entry.file).stem: None for entry in catalogue() if "ideas" in Path(entry.file).parts},
 }
 BASE, TWIN = "unified_ra_v0", "unified_ra_v0 again"
-NAMES = [file.stem for file in shipped() if file.stem not in ("gpt2", BASE)]
+NAMES = [Path(entry.file).stem for entry in catalogue() if entry.same_as is None and entry.id != "gpt2"]
 
 
 def step_of(name: str) -> Callable[[], object]:
     """A warmed-up train step of the manifest at its default scale; each call takes the next batch."""
-    source = read_source(find_manifest(name))
+    source = read_source(find_manifest(name), overrides=SET)
     manifest = resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
     corpus = open_corpus(manifest.data, vocab_size=manifest.model.vocab_size)
     sampler = Sampler(corpus.train, seed=1, batch=manifest.train.batch, block_size=manifest.model.block_size)
@@ -75,7 +78,7 @@ def steps(request) -> dict[str, Callable[[], object]]:
 @pytest.fixture(scope="module")
 def seconds(steps) -> dict[str, list[float]]:
     seconds = measure(steps, rounds=ROUNDS)
-    record("variants", rows_of(seconds, base=BASE))
+    record(" ".join(["variants", *SET]), rows_of(seconds, base=BASE))
     return seconds
 
 

@@ -25,6 +25,7 @@ class Command:
 
 
 def manifest_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", metavar="B", help="what the variant stands on: gpt2 (default), modern")
     parser.add_argument("--scale", metavar="S", help="overlay of sizes: tiny, study, laptop (default), gpt2_124m, ...")
     parser.add_argument(
         "--set", action="append", default=[], metavar="K=V", help="change one key, e.g. schedule.lr=3e-4"
@@ -55,7 +56,8 @@ def open_manifest(name: str, args: argparse.Namespace) -> tuple[Source, Kinds]:
 
     seed = getattr(args, "seed", None)
     seeds = [] if seed is None else [f"seed.init={seed}", f"seed.data={seed}"]
-    source = read_source(find_manifest(name), scale=args.scale, overrides=[*seeds, *args.set])
+    base = None if args.base is None else find_manifest(args.base)
+    source = read_source(find_manifest(name), base=base, scale=args.scale, overrides=[*seeds, *args.set])
     beside = (file.parent / "patches" for file in source.files)
     return source, patch_kinds([*(folder for folder in beside if folder.is_dir()), *args.patches])
 

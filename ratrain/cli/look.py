@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from ratrain.cli.arguments import Command, count, located, manifest_arguments, resolve_manifest
-from ratrain.errors import Exit, Fault, ManifestError, MissingError, UsageError
+from ratrain.errors import Exit, Fault, ManifestError, MissingError, RatrainError, UsageError
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,8 +103,61 @@ def _check(args: argparse.Namespace) -> int | None:
     return None
 
 
+def _smoke_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifests", nargs="*", help="manifests to train (all that are shipped)")
+    manifest_arguments(parser)
+    parser.set_defaults(scale="tiny")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--json", action="store_true", help="one JSON line a manifest")
+
+
+def _smoke(args: argparse.Namespace) -> int | None:
+    """Train every manifest to the end of a tiny budget, and throw the runs away."""
+    from ratrain.config.catalogue import catalogue
+    from ratrain.engine.smoke import HEAD, row, smoke
+
+    names = list(dict.fromkeys(args.manifests)) or [entry.id for entry in catalogue()]
+    widths = (max(map(len, names)), 6, 10, 9, 10, 34, 7)
+    failed: list[RatrainError] = []
+    if not args.json:
+        print(_aligned(HEAD, widths))
+    for name in names:
+        try:
+            manifest, source = resolve_manifest(name, args)
+            smoked = smoke(manifest, source, device=args.device)
+            print(json.dumps(smoked.record()) if args.json else _aligned(row(smoked), widths), flush=True)
+        except RatrainError as error:
+            failed.append(error)
+            print(f"ratrain: {name}: {error}", file=sys.stderr)
+    if failed:
+        print(f"ratrain: {len(failed)} of {len(names)} failed", file=sys.stderr)
+    return failed[0].exit if failed else None
+
+
+def _aligned(cells: tuple[str, ...], widths: tuple[int, ...]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _widen_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", help="the variant whose cost is to be met")
+    manifest_arguments(parser)
+    parser.add_argument("--by", choices=("parameters", "flops"), default="parameters", help="what to meet (parameters)")
+
+
+def _widen(args: argparse.Namespace) -> None:
+    """Print a manifest of the plain base, widened to the parameters or FLOPs of a variant: its control."""
+    from ratrain.model.widen import text, widen
+
+    (variant, source), (base, _) = resolve_manifest(args.manifest, args), resolve_manifest(args.base or "gpt2", args)
+    try:
+        print(text(widen(variant, base, by=args.by)), end="")
+    except ManifestError as error:
+        raise located(error, source) from error
+
+
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", help="a manifest, your own patch's for instance")
+    parser.add_argument("--base", metavar="B", help="what it stands on: gpt2 (default), modern")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change one key")
     parser.add_argument(
         "--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patch files"
@@ -184,6 +238,8 @@ COMMANDS: dict[str, Command] = {
     "show": Command(_show_arguments, _show),
     "diff": Command(_diff_arguments, _diff),
     "check": Command(_check_arguments, _check),
+    "smoke": Command(_smoke_arguments, _smoke),
+    "widen": Command(_widen_arguments, _widen),
     "verify": Command(_verify_arguments, _verify),
     "audit": Command(_audit_arguments, _audit),
     "schema": Command(_schema_arguments, _schema),

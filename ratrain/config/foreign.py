@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # nanoGPT, Hugging Face Trainer and GPT2Config, litgpt, torchtitan, nanochat, llm.c
 FOREIGN = {
-    "activation_function": "model.gelu",
+    "activation_function": "model.act",
     "adam_beta1": "optim.betas",
     "adam_beta2": "optim.betas",
     "adam_epsilon": "optim.eps",

@@ -43,10 +43,11 @@ def run_hash(manifest: Manifest, parent: Parent | None = None) -> str:
 def run_folder(manifest: Manifest, parent: Parent | None = None) -> str:
     """`<id>-<scale>-<recipe8>/s<seed>`, or `s<init>-<data>` where the two seeds differ; no time, no absolute path.
 
-    A branch adds `-from-<run8>-<step>`.
+    An A/A arm adds `-<twin>`, a branch `-from-<run8>-<step>`.
     """
     seed = manifest.seed
     seeds = f"s{seed.init}" if seed.init == seed.data else f"s{seed.init}-{seed.data}"
+    seeds += "" if seed.twin == "none" else f"-{seed.twin}"
     start = "" if parent is None else f"-from-{parent.run_hash[:8]}-{parent.step}"
     return f"{manifest.id}-{manifest.scale}-{recipe_hash(manifest)[:8]}/{seeds}{start}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ratrain.config.find import did_you_mean, extendable, find_extended, find_manifest, find_scale
+from ratrain.config.find import did_you_mean, extendable, find_extended, find_manifest, find_scale, own_id
 from ratrain.config.merge import Merge, Origin
 from ratrain.config.parse import Layer, parse_file, parse_override
 from ratrain.errors import MissingError
@@ -33,14 +33,19 @@ class Source:
         return self.labels[-1]
 
 
-def read_source(path: Path, *, scale: str | None = None, overrides: Sequence[str] = ()) -> Source:
+def read_source(
+    path: Path, *, base: Path | None = None, scale: str | None = None, overrides: Sequence[str] = ()
+) -> Source:
     """The manifest at `path` over what it extends, then `scale`, then `overrides`; each layer wins over those before.
+
+    `base` is a manifest laid beneath, as if `path` extended it first: what it changes of the files that both extend
+    stays changed. The variant's id then ends with the base's.
 
     Tables merge key by key and any other value replaces, but a table of ONE_OF is replaced whole, a new `kind` of
     optimizer or patch drops the inherited options of the old one, and OWN keys are not inherited. A file that
     is reached twice counts once, where it is met first. Raises ManifestError, MissingError or UsageError.
     """
-    chain = _chain(Path(path))
+    chain = _chain(Path(path), *([] if base is None else [base]))
     overlay = _overlay(scale) if scale is not None else []
     merged = Merge()
     for layer in chain[:-1]:
@@ -50,6 +55,8 @@ def read_source(path: Path, *, scale: str | None = None, overrides: Sequence[str
         merged.add(layer, without=OWN)
     for override in overrides:
         merged.add(parse_override(override))
+    if base is not None and chain[-1].path.resolve() != base.resolve() and isinstance(merged.tree.get("id"), str):
+        merged.tree["id"] += f"-{own_id(base) or base.stem}"  # two variants of a study never share an id
     merged.drop_disabled()
     files = [*overlay, *chain]  # the manifest itself is last, whatever was laid over it
     paths, labels = zip(*((layer.path, layer.label) for layer in files), strict=True)
@@ -62,9 +69,11 @@ def _overlay(scale: str) -> list[Layer]:
     return [*below, Layer(top.label, tree, top.path, top.lines)]
 
 
-def _chain(path: Path) -> list[Layer]:
-    """The layers of `path`, lowest first."""
+def _chain(path: Path, *beneath: Path) -> list[Layer]:
+    """The layers of `path`, lowest first, over those of the files `beneath`."""
     done: dict[Path, Layer] = {}
+    for file in beneath:
+        _visit(parse_file(file), done, ())
     _visit(parse_file(path), done, ())
     return list(done.values())
 

@@ -122,7 +122,7 @@ def _homes() -> dict[str, list[str]]:
 
 def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
     """Faults of keys that are each fine but do not go together."""
-    found = [*_schedule_faults(manifest), *_activation_faults(manifest)]
+    found = [*_init_faults(manifest), *_schedule_faults(manifest), *_activation_faults(manifest)]
     budget, per_step = manifest.train.budget, tokens_per_step(manifest)
     if budget.tokens is not None and budget.tokens < per_step:
         sizes = f"{manifest.train.batch} x {manifest.model.block_size} = {per_step}"
@@ -132,6 +132,12 @@ def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
         message = f"must be {size}, the size of tokenizer {manifest.data.tokenizer!r}, got {manifest.model.vocab_size}"
         found.append((("model", "vocab_size"), message))
     return [fault_at(source, key, message) for key, message in found]
+
+
+def _init_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
+    """A twin by other initial weights, where all of them are given."""
+    if manifest.init.weights is not None and manifest.seed.twin == "init" and not manifest.patch:
+        yield ("seed", "twin"), "'init' draws other initial weights, but init.weights gives all of them"
 
 
 def _schedule_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -67,17 +68,25 @@ class ModelSpec(Section):
     block_size: PositiveInt = Field(description="longest context in tokens, and the length of a training sequence")
     vocab_size: PositiveInt = Field(description="tokens that can occur; the table is padded to a multiple of 128")
     mlp_ratio: PositiveFloat = Field(default=4, description="MLP hidden width over n_embd")
-    bias: bool = Field(default=True, description="biases in linear layers and norms")
+    bias: bool = Field(default=True, description="biases in linear layers and layer norms")
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    gelu: Literal["exact", "tanh"] = Field(default="exact", description="tanh is what released GPT-2 weights expect")
+    pos: Literal["learned", "rope"] = Field(default="learned", description="rows added to tokens, or q and k turned")
+    norm: Literal["layer", "rms"] = "layer"
     norm_eps: PositiveFloat = 1e-5
+    qk_norm: Literal["none", "rms"] = Field(default="none", description="of queries and keys, per head")
+    act: Literal["gelu", "gelu_tanh", "relu2"] = Field(
+        default="gelu", description="of the MLP; gelu_tanh is what released GPT-2 weights expect"
+    )
+    head: Literal["tied", "untied"] = Field(default="tied", description="whether the token table is also the head")
 
     @model_validator(mode="after")
     def _divides(self):
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}")
-        if self.mlp_ratio * self.n_embd % 1:
+        if not math.isclose(self.mlp_ratio * self.n_embd, self.n_hidden, rel_tol=1e-9):
             raise ValueError(f"mlp_ratio x n_embd = {self.mlp_ratio * self.n_embd} is not a whole number")
+        if self.pos == "rope" and self.head_dim % 2:
+            raise ValueError(f"pos = 'rope' turns channels in pairs, but n_embd / n_head = {self.head_dim} is odd")
         return self
 
     @property
@@ -86,7 +95,7 @@ class ModelSpec(Section):
 
     @property
     def n_hidden(self) -> int:
-        return int(self.mlp_ratio * self.n_embd)
+        return round(self.mlp_ratio * self.n_embd)
 
     @property
     def padded_vocab(self) -> int:
@@ -168,9 +177,28 @@ class TrainSection(Section):
         return self
 
 
+_OTHER = 1 << 62  # tells a twin's seed from any that people choose
+
+
 class SeedSection(Section):
+    """What is drawn at random. `twin` makes an A/A arm: the same variant and seeds, but for one thing."""
+
     init: NonNegativeInt = 1
     data: NonNegativeInt = 1
+    twin: Literal["none", "ulp", "init", "order"] = Field(
+        default="none",
+        description="A/A arm: one initial weight a unit in the last place higher, other initial weights, another order",
+    )
+
+    @property
+    def weights(self) -> int:
+        """Decides the initial weights."""
+        return self.init ^ _OTHER if self.twin == "init" else self.init
+
+    @property
+    def order(self) -> int:
+        """Decides the batches, and where dropout falls."""
+        return self.data ^ _OTHER if self.twin == "order" else self.data
 
 
 class InitSection(Section):

@@ -61,12 +61,20 @@ def twins(checked: Sequence[Checked]) -> list[Fault]:
         if other and other.recipe != row.recipe:
             faults.append(Fault(row.id, "same_as", f"says it equals {row.same_as}, but it trains something else"))
         for earlier in checked[:i]:
-            told = row.same_as == earlier.id or earlier.same_as == row.id
+            told = _root(row, by_id) == _root(earlier, by_id)
             if earlier.recipe == row.recipe and earlier.id != row.id and not told:
                 faults.append(
                     Fault(row.id, "same_as", f"trains exactly what {earlier.id} trains; say so or change one")
                 )
     return faults
+
+
+def _root(row: Checked, by_id: dict[str, Checked]) -> str:
+    """The id that `same_as` leads to in the end, or leads around to."""
+    seen = [row.id]
+    while (row := by_id.get(row.same_as or "", row)).id not in seen:
+        seen.append(row.id)
+    return row.same_as or row.id
 
 
 def table(checked: Sequence[Checked]) -> str:

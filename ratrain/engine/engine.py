@@ -75,7 +75,7 @@ class Engine:
         )
         self.sampler = Sampler(
             self.corpus.train,
-            seed=manifest.seed.data,
+            seed=manifest.seed.order,
             batch=manifest.train.batch,
             block_size=manifest.model.block_size,
             vocab_size=manifest.model.vocab_size,
@@ -83,7 +83,7 @@ class Engine:
             world=world.size,
         )
         windows = validation_windows(self.corpus.val, block_size=manifest.model.block_size, count=manifest.eval.windows)
-        torch.manual_seed(seed_of(manifest.seed.data, "dropout", world.rank))
+        torch.manual_seed(seed_of(manifest.seed.order, "dropout", world.rank))
         self.model = build(manifest, device=device)
         begins = branch is None and not listed(checkpoints)  # else a checkpoint holds the weights
         self.pretrained = load_pretrained(self.model, manifest) if begins and manifest.init.weights else None

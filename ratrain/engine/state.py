@@ -98,7 +98,7 @@ def _gather_rng(engine: Engine) -> tuple[dict[str, Tensor], list[dict[str, Any]]
 def _restore_own_rng(engine: Engine, checkpoint: Checkpoint) -> None:
     rank, saved = engine.world.rank, checkpoint.state["rng"]
     if rank >= len(saved):  # more processes than saved: this one begins a sequence of its own
-        torch.manual_seed(seed_of(engine.manifest.seed.data, "dropout", rank, checkpoint.step))
+        torch.manual_seed(seed_of(engine.manifest.seed.order, "dropout", rank, checkpoint.step))
         return
     mark = f"rng|{rank}|"
     own = {name.removeprefix(mark): t for name, t in checkpoint.optimizer.items() if name.startswith(mark)}

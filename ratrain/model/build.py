@@ -33,7 +33,9 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
         return model
     model.to_empty(device="cpu")
     for module, name in names.items():
-        _initialise(module, name, seed=manifest.seed.init)
+        _initialise(module, name, seed=manifest.seed.weights)
+    if manifest.seed.twin == "ulp":
+        nudge(model.wte.weight)
     del replaced  # until here the replaced modules must live, or their ids could be given to new ones
     return model.to(device)
 
@@ -133,6 +135,13 @@ def _initialise(module: nn.Module, name: str, *, seed: int) -> None:
     left += [key for key in fillings[0] if not fillings[0][key].equal(fillings[-1][key])]
     if left:
         raise _not_initialised(name, f"reset_parameters of {kind} does not fill {', '.join(left)}")
+
+
+@torch.no_grad()
+def nudge(weight: torch.Tensor) -> None:
+    """Moves the first element to the next number that there is."""
+    first = weight.view(-1)[:1]
+    first.copy_(torch.nextafter(first, torch.full_like(first, float("inf"))))
 
 
 def _not_initialised(site: str, message: str) -> ManifestError:

@@ -37,10 +37,11 @@ def count(model: GPT2) -> Cost:
     """
     spec = model.spec
     kv = [cast("Block", block).attn.core.kv_per_token(spec) for block in model.blocks]
+    tied_head = 2 * model.wte.weight.numel() if model.unembed is None else 0  # else it is among the linear layers
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         position_parameters=sum(p.numel() for p in model.pos.parameters()),
-        forward_flops_per_token=sum(_flops(m, model) for m in model.modules()) + 2 * model.wte.weight.numel(),
+        forward_flops_per_token=sum(_flops(m, model) for m in model.modules()) + tied_head,
         key_elements_per_token=sum(k for k, _ in kv),
         value_elements_per_token=sum(v for _, v in kv),
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ratrain.config.find import find_manifest, scales
@@ -16,14 +17,17 @@ from ratrain.config.resolve import VOCAB_SIZES
 from ratrain.config.schema import ModelSpec
 from ratrain.errors import DataError, Fault, ManifestError
 
-_GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh", "gelu": "exact"}
+_ACT = {
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"),
+    "gelu": "gelu",
+    "relu2": "relu2",
+}
 # keys of config.json that change the function, with the only value that this model has
 _FIXED = {
     "model_type": "gpt2",
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
-    "tie_word_embeddings": True,
 }
 
 
@@ -34,7 +38,14 @@ def require_same_shape(tensors: Mapping[str, Tensor], spec: ModelSpec, path: Pat
     """
     config = _config(path)
     known = {**_by_tensors(tensors, path), **({} if config is None else _by_config(config, path))}
+    tied = True if config is None else config.get("tie_word_embeddings", True)
+    if config is not None and tied and known["head"] == "untied":
+        raise DataError(f"{path}: config.json ties the head to the token table, but lm_head.weight is another")
+    if not tied and "lm_head.weight" not in tensors:
+        raise DataError(f"{path}: lacks lm_head.weight, which config.json does not tie to the token table")
     fits = {
+        "head": known["head"] in ("tied", spec.head),  # a table that is also the head may as well be held twice
+        "mlp_ratio": round(known["mlp_ratio"] * known["n_embd"]) == spec.n_hidden,
         "block_size": spec.block_size <= known["block_size"],
         "vocab_size": known["vocab_size"] in (spec.vocab_size, spec.padded_vocab),
     }
@@ -51,9 +62,15 @@ def require_same_shape(tensors: Mapping[str, Tensor], spec: ModelSpec, path: Pat
     if config is not None:
         return ()
     return (
-        f"{path} has no config.json: model.n_head = {spec.n_head} and model.gelu = {spec.gelu!r} are taken on trust; "
-        "released GPT-2 has 64 channels a head and 'tanh'",
+        f"{path} has no config.json: model.n_head = {spec.n_head} and model.act = {spec.act!r} are taken on trust; "
+        "released GPT-2 has 64 channels a head and 'gelu_tanh'",
     )
+
+
+def is_untied(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there is a head, and it is not the token table."""
+    table, head = tensors["wte.weight"], tensors.get("lm_head.weight")
+    return head is not None and not (head.dtype == table.dtype and torch.equal(head, table))
 
 
 def _config(path: Path) -> dict[str, Any] | None:
@@ -84,6 +101,10 @@ def _by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         "vocab_size": vocab_size,
         "mlp_ratio": n_hidden / n_embd,
         "bias": "ln_f.bias" in tensors,
+        "pos": "learned",
+        "norm": "layer",
+        "qk_norm": "none",
+        "head": "untied" if is_untied(tensors) else "tied",
     }
 
 
@@ -91,14 +112,14 @@ def _by_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Keys of [model] that only config.json tells; what it leaves out has the default of its format."""
     odd = [f"{key} = {config[key]!r}" for key, value in _FIXED.items() if config.get(key, value) != value]
     form = config.get("activation_function", "gelu_new")
-    if form not in _GELU:
+    if form not in _ACT:
         odd.append(f"activation_function = {form!r}")
     if odd:
         message = f"{path / 'config.json'} says {', '.join(odd)}, which this model cannot be"
         raise ManifestError([Fault("", "init.weights", message)])
     return {
         "n_head": config.get("n_head", 12),
-        "gelu": _GELU[form],
+        "act": _ACT[form],
         "norm_eps": config.get("layer_norm_epsilon", 1e-5),
     }
 

@@ -11,7 +11,10 @@ from ratrain.model.gpt2 import GPT2
 
 
 class KVCache:
-    """What one layer's attention core keeps of each token (keys and values), in storage for `length` tokens."""
+    """What one layer's attention core keeps of each token (keys and values), in storage for `length` tokens.
+
+    `size` is the number of tokens so far, and so the position of the next one.
+    """
 
     def __init__(self, length: int):
         self.length, self.size = length, 0

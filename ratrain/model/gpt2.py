@@ -3,6 +3,7 @@
 Shape letters: B batch, T tokens, C channels, H heads, D head_dim, F hidden channels of the MLP, V vocabulary.
 Constructors only declare; `reset_parameters(generator)` fills every parameter and buffer, so that a model is born on
 the meta device and initialised where it will live. A seam nobody claims returns its argument: it stands in no graph.
+What `manifests/modern.toml` is built from (RoPE, RMS norms, QK-norm, squared ReLU) stands on the same seams.
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 """
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
+from ratrain.model.norm import norm_of
+from ratrain.model.rotary import Rotary
 
 _STD = 0.02  # of every weight; projections back into the residual stream are scaled down by sqrt(2 n_layer)
 
@@ -59,30 +62,26 @@ class QKV(Linear):
         return q, k, v
 
 
+class NormedQKV(QKV):
+    """Queries and keys of unit root mean square per head, without a gain (QK-norm, arXiv:2010.04245)."""
+
+    def __init__(self, n_embd: int, n_head: int, *, bias: bool, eps: float):
+        super().__init__(n_embd, n_head, bias=bias)
+        self.eps = eps
+
+    def forward(self, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().forward(x, None)
+        q, k = (F.rms_norm(t, t.shape[-1:], eps=self.eps) for t in (q, k))
+        # after the norm, which would undo a gate on the rows
+        return q if gate is None else (q * gate[:, None]).to(q.dtype), k, v
+
+
 class Down(Linear):
     """The MLP's projection back to the stream; a gate [F] scales its columns, once per weight."""
 
     def forward(self, h: Tensor, gate: Tensor | None) -> Tensor:
         weight = self.weight if gate is None else (self.weight * gate).to(self.weight.dtype)
         return F.linear(h, weight, self.bias)
-
-
-class Norm(nn.Module):
-    """Layer norm; statistics, weight and bias in fp32 whatever the stream is kept in."""
-
-    def __init__(self, n_embd: int, *, bias: bool, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(n_embd))
-        self.bias = nn.Parameter(torch.empty(n_embd)) if bias else None
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
 
 
 class Embedding(nn.Module):
@@ -116,8 +115,16 @@ class NoGate(nn.Module):
 class Same(nn.Module):
     """An unclaimed seam: the first argument, as it is."""
 
-    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *context: Tensor | int) -> Tensor:
         return x
+
+
+class SamePair(nn.Module):
+    """An unclaimed position seam of attention: queries and keys as they are."""
+
+    def forward(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """q and k [B, H, S, D] of the tokens at positions start.. -> both."""
+        return q, k
 
 
 class Value(nn.Module):
@@ -160,12 +167,16 @@ class Core(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention; qkv, score, value, core, blend and proj are the seams that patches claim."""
+    """Causal self-attention; qkv, score, pos, value, core, blend and proj are the seams that patches claim."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        self.qkv = QKV(spec.n_embd, spec.n_head, bias=spec.bias)
+        if spec.qk_norm == "rms":
+            self.qkv = NormedQKV(spec.n_embd, spec.n_head, bias=spec.bias, eps=spec.norm_eps)
+        else:
+            self.qkv = QKV(spec.n_embd, spec.n_head, bias=spec.bias)
         self.score = NoGate()
+        self.pos = Rotary(spec.block_size, spec.head_dim) if spec.pos == "rope" else SamePair()
         self.value = Value()
         self.core = Core(spec.dropout)
         self.blend = Same()
@@ -175,6 +186,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
         """x [B, T, C] and the state from the layer below -> y [B, T, C] and the state for the next layer."""
         q, k, v = self.qkv(x, self.score())  # each [B, H, T, D]
+        q, k = self.pos(q, k, 0 if cache is None else cache.size)
         v, state = self.value(v, state)
         v = v.to(q.dtype)  # here and below: a patch's fp32 gate must not widen a bf16 stream
         y = self.blend(self.core(q, k, v, cache), v, x).to(q.dtype).transpose(1, 2).flatten(2)
@@ -182,23 +194,25 @@ class Attention(nn.Module):
 
 
 class Activation(nn.Module):
-    """GELU: exact, or the tanh form that released GPT-2 weights were trained with."""
+    """GELU, exact or in the tanh form that released GPT-2 weights were trained with; or ReLU squared."""
 
     def __init__(self, form: str):
         super().__init__()
-        self.approximate = "tanh" if form == "tanh" else "none"
+        self.form = form
 
     def forward(self, h: Tensor) -> Tensor:
-        return F.gelu(h, approximate=self.approximate)
+        if self.form == "relu2":
+            return F.relu(h).square()
+        return F.gelu(h, approximate="tanh" if self.form == "gelu_tanh" else "none")
 
 
 class MLP(nn.Module):
-    """Two linear layers around a GELU; up, act, mix, gate and down are the seams that patches claim."""
+    """Two linear layers around an activation; up, act, mix, gate and down are the seams that patches claim."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.up = Linear(spec.n_embd, spec.n_hidden, bias=spec.bias)
-        self.act = Activation(spec.gelu)
+        self.act = Activation(spec.act)
         self.mix = Same()
         self.gate = NoGate()
         self.down = Down(spec.n_hidden, spec.n_embd, bias=spec.bias, std=_STD / (2 * spec.n_layer) ** 0.5)
@@ -215,9 +229,9 @@ class Block(nn.Module):
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        self.norm_1 = Norm(spec.n_embd, bias=spec.bias, eps=spec.norm_eps)
+        self.norm_1 = norm_of(spec)
         self.attn = Attention(spec)
-        self.norm_2 = Norm(spec.n_embd, bias=spec.bias, eps=spec.norm_eps)
+        self.norm_2 = norm_of(spec)
         self.mlp = MLP(spec)
 
     def forward(self, h: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
@@ -228,7 +242,7 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The decoder. The token table is also the head: one parameter, one key in checkpoints."""
+    """The decoder. The token table is also the head, one parameter and one key in checkpoints, unless it is untied."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -237,9 +251,15 @@ class GPT2(nn.Module):
         self.claimed: dict[str, str] = {}  # patch by site
         self.base_names: dict[str, str] = {}  # what the base calls each module: a patch may keep one elsewhere
         self.wte = Embedding(spec.padded_vocab, spec.n_embd)
-        self.pos = Position(spec.block_size, spec.n_embd)
+        self.pos = Position(spec.block_size, spec.n_embd) if spec.pos == "learned" else Same()
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.n_layer))
-        self.norm = Norm(spec.n_embd, bias=spec.bias, eps=spec.norm_eps)
+        self.norm = norm_of(spec)
+        self.unembed = Linear(spec.n_embd, spec.padded_vocab, bias=False) if spec.head == "untied" else None
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The rows [V, C] that score the next token."""
+        return (self.wte if self.unembed is None else self.unembed).weight
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
         """tokens [B, T] at positions start.. -> [B, T, C]."""
@@ -247,7 +267,7 @@ class GPT2(nn.Module):
 
     def head(self, h: Tensor, targets: Tensor) -> Tensor:
         """Mean loss in nats of [B, T, C] against targets [B, T]; a target of -1 does not count."""
-        return linear_cross_entropy(self.norm(h), self.wte.weight, targets, n_class=self.spec.vocab_size)
+        return linear_cross_entropy(self.norm(h), self.head_weight, targets, n_class=self.spec.vocab_size)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of the targets, both [B, T] int64, in nats; 0-d."""
@@ -261,4 +281,4 @@ class GPT2(nn.Module):
         h, state = self.embed(tokens, start), None
         for layer, block in enumerate(self.blocks):
             h, state = block(h, state, None if caches is None else caches[layer])
-        return F.linear(self.norm(h), self.wte.weight[: self.spec.vocab_size])
+        return F.linear(self.norm(h), self.head_weight[: self.spec.vocab_size])

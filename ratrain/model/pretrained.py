@@ -1,7 +1,7 @@
 """Weights of a GPT-2 in Hugging Face's layout, put into a model with any patches.
 
-Such files keep linear layers as [in, out] (`Conv1D`), so they are transposed here; the token table is the head. With
-them a model computes what the checkpoint computes wherever its mechanisms are closed (s = 0) or start neutral.
+Such files keep linear layers as [in, out] (`Conv1D`), so they are transposed here. With them a model computes what the
+checkpoint computes wherever its mechanisms are closed (s = 0) or start neutral.
 
 `repack = "reciprocal"` then lets each patch that has a reciprocal form rearrange the weights into it. That is another
 function, by intent, at s = 0 as well. Where no gate is baked in, unified_ra and a folded tied_ra then score alike.
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from ratrain.config.schema import Manifest
 from ratrain.config.weights import joined_sha256, weight_files
 from ratrain.errors import DataError, Fault, ManifestError
+from ratrain.model.build import nudge
 from ratrain.model.foreign_shape import require_same_shape
 from ratrain.model.gpt2 import GPT2
 
-_TOP = {"wte": "wte", "pos": "wpe", "norm": "ln_f"}
+_TOP = {"wte": "wte", "pos": "wpe", "norm": "ln_f", "unembed": "lm_head"}
 _BLOCK = {
     "norm_1": "ln_1", "attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj",
     "norm_2": "ln_2", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj",
@@ -56,6 +57,10 @@ def load_pretrained(model: GPT2, manifest: Manifest) -> Loaded:
         raise DataError(f"{path}: has the SHA-256 {found[:8]}..., but init.sha256 is {str(init.sha256)[:8]}...")
     tensors = _decoder(dict(_read(files)), path)
     notes = require_same_shape(tensors, model.spec, path)
+    if model.spec.head == "untied":
+        tensors.setdefault("lm_head.weight", tensors["wte.weight"])
+    else:
+        tensors.pop("lm_head.weight", None)  # it is the table
     places = _places(model)
     for ours, theirs in _names(model, tensors, path).items():
         tensor = tensors[theirs]
@@ -63,6 +68,8 @@ def load_pretrained(model: GPT2, manifest: Manifest) -> Loaded:
     if init.repack == "reciprocal" and not _repacked(model, manifest):
         message = "no patch here has a reciprocal form; expected 'exact', or unified_ra, or tied_ra with a rank"
         raise ManifestError([Fault("", "init.repack", message)])
+    if manifest.seed.twin == "ulp":
+        nudge(model.wte.weight)
     return Loaded(len(tensors), notes)
 
 
@@ -81,15 +88,12 @@ def _read(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _decoder(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The decoder's own weights by their names in it: no prefix, no masks, no head where it is the token table."""
+    """The decoder's own weights by their names in it: no prefix, no masks."""
     found = {name.removeprefix("transformer."): t for name, t in tensors.items()}
     found = {name: t for name, t in found.items() if not _MASK.match(name)}
-    table, head = found.get("wte.weight"), found.pop("lm_head.weight", None)
-    if table is None:
+    if "wte.weight" not in found:
         some = ", ".join(sorted(tensors)[:3]) or "nothing"
         raise DataError(f"{path}: is not a GPT-2 in Hugging Face's layout: no wte.weight; it holds {some}")
-    if head is not None and not (head.dtype == table.dtype and torch.equal(head, table)):
-        raise DataError(f"{path}: lm_head.weight is not the token table; the head of this model is tied to it")
     bad = sorted(n for n, t in found.items() if not t.is_floating_point() or not t.float().isfinite().all())
     if bad:
         raise DataError(f"{path}: {bad[0]} holds what is not a finite number{_more(bad)}")
@@ -134,7 +138,7 @@ def _places(model: GPT2) -> dict[str, nn.Parameter]:
 
 def _fill(place: nn.Parameter, tensor: Tensor, name: str, path: Path) -> None:
     rows = place
-    if name in ("wte.weight", "wpe.weight") and tensor.dim() == 2:
+    if name in ("wte.weight", "wpe.weight", "lm_head.weight") and tensor.dim() == 2:
         # rows that only pad the table stay as drawn, and positions beyond block_size are left behind
         rows = place[: tensor.shape[0]]
         tensor = tensor[: place.shape[0]]

@@ -1,19 +1,43 @@
-"""What every patch must keep true. A new patch is covered the moment its file exists."""
+"""What every patch must keep true, on either base. A new patch is covered the moment its file exists."""
 
 import pytest
 
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.contracts import SMALL, contracts
+from ratrain.errors import ManifestError
+from ratrain.model.build import build
 from ratrain.registry import optim_kinds, patch_kinds
 
 
-def with_patch(kind: str):
-    source = read_source(find_manifest("gpt2"), scale="tiny", overrides=[*SMALL, f"patch.{kind}.enabled=true"])
+def with_patch(kind: str, base: str = "gpt2"):
+    source = read_source(find_manifest(base), scale="tiny", overrides=[*SMALL, f"patch.{kind}.enabled=true"])
     return resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
+
+
+def stands_on_modern(kind: str) -> bool:
+    """Whether the modern base takes the patch; it refuses what it does itself."""
+    try:
+        build(with_patch(kind, "modern"), device="meta")
+    except ManifestError:
+        return False
+    return True
+
+
+MODERN = [kind for kind in patch_kinds() if stands_on_modern(kind)]
 
 
 @pytest.mark.parametrize("claim", contracts())
 @pytest.mark.parametrize("kind", patch_kinds())
 def test_patch(kind, claim):
     contracts()[claim](with_patch(kind))
+
+
+@pytest.mark.parametrize("claim", contracts())
+@pytest.mark.parametrize("kind", MODERN)
+def test_patch_on_the_modern_base(kind, claim):
+    contracts()[claim](with_patch(kind, "modern"))
+
+
+def test_the_modern_base_takes_all_but_what_it_has():
+    assert set(patch_kinds()) - set(MODERN) == {"qk_norm"}

@@ -14,7 +14,7 @@ from ratrain.engine.checkpoint import listed, load
 
 HF = runpy.run_path(str(Path(__file__).parents[1] / "model" / "hugging_face.py"))
 CONFIG = {**HF["CONFIG"], "vocab_size": 2048, "n_positions": 32}
-KEYS = ("compile.scope=off", "log.every=1", "eval.windows=2", "checkpoint.every=2", "model.gelu=tanh")
+KEYS = ("compile.scope=off", "log.every=1", "eval.windows=2", "checkpoint.every=2", "model.act=gelu_tanh")
 STEPS = ("train.budget.steps=4",)
 
 

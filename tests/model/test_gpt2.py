@@ -35,12 +35,12 @@ def attention(x, p, name, n_head):
 
 
 def gelu(h, form):
-    if form == "tanh":
+    if form == "gelu_tanh":
         return 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
     return 0.5 * h * (1 + torch.erf(h / math.sqrt(2)))
 
 
-def oracle(p, tokens, *, n_layer=2, n_head=2, form="exact", n_class=100):
+def oracle(p, tokens, *, n_layer=2, n_head=2, form="gelu", n_class=100):
     """Logits of GPT-2 with parameters `p`, by name."""
     h = p["wte.weight"][tokens] + p["pos.weight"][: tokens.shape[1]]
     for i in range(n_layer):
@@ -60,10 +60,10 @@ def jolted(model):
     return model
 
 
-@pytest.mark.parametrize("form", ["exact", "tanh"])
+@pytest.mark.parametrize("form", ["gelu", "gelu_tanh"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_logits_loss_and_gradients_are_those_of_gpt2_written_out(model_of, bias, form):
-    model = jolted(model_of(bias=bias, gelu=form))
+    model = jolted(model_of(bias=bias, act=form))
     p = {name: t.detach().clone().requires_grad_() for name, t in model.named_parameters()}
     logits = oracle(p, TOKENS, form=form)
     torch.testing.assert_close(model.logits(TOKENS), logits)
@@ -76,7 +76,7 @@ def test_logits_loss_and_gradients_are_those_of_gpt2_written_out(model_of, bias,
 
 
 def test_the_tanh_gelu_is_torchs_and_differs_from_the_exact_one(model_of):
-    exact, tanh = (model_of(gelu=form).blocks[0].mlp.act for form in ("exact", "tanh"))
+    exact, tanh = (model_of(act=form).blocks[0].mlp.act for form in ("gelu", "gelu_tanh"))
     x = torch.linspace(-4, 4, 101)
     assert torch.equal(tanh(x), F.gelu(x, approximate="tanh"))
     assert torch.equal(exact(x), F.gelu(x))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ratrain.config.schema import InitSection
+from ratrain.config.schema import InitSection, SeedSection
 from ratrain.config.weights import joined_sha256, weight_files
 from ratrain.errors import DataError, ManifestError, MissingError
 from ratrain.model.build import build, switches
@@ -21,7 +21,7 @@ from ratrain.model.pretrained import load_pretrained
 from ratrain.registry import Patch, patch_kinds, register
 
 KINDS = patch_kinds()
-SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 100, "gelu": "tanh"}
+SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 100, "act": "gelu_tanh"}
 TOKENS = torch.randint(100, (2, 16), generator=torch.Generator().manual_seed(1))
 
 
@@ -140,6 +140,36 @@ def test_masks_and_a_head_that_is_the_table_are_passed_over(load, tmp_path, tens
     require_equal(double_logits(model), HF.logits(tensors, TOKENS))
 
 
+def test_a_head_of_its_own_needs_a_model_with_one(load, tmp_path, tensors):
+    head = {"lm_head.weight": tensors["wte.weight"].flip(0).contiguous()}
+    path = HF.write(tmp_path, tensors | head, {**HF.CONFIG, "tie_word_embeddings": False}, prefix="")
+    with pytest.raises(ManifestError, match=r"model\.head: must be untied"):
+        load(path)
+    model, _ = load(path, head="untied")
+    require_equal(double_logits(model), HF.logits(tensors, TOKENS).flip(-1))
+
+
+def test_a_model_with_a_head_of_its_own_takes_the_table_for_it(load, tmp_path, tensors):
+    model, _ = load(HF.write(tmp_path, tensors), head="untied")
+    require_equal(double_logits(model), HF.logits(tensors, TOKENS))
+
+
+def test_a_head_that_is_not_tied_must_be_there(load, tmp_path, tensors):
+    with pytest.raises(DataError, match=r"lacks lm_head\.weight"):
+        load(HF.write(tmp_path, tensors, {**HF.CONFIG, "tie_word_embeddings": False}))
+
+
+def test_a_twin_is_moved_by_a_unit_in_the_last_place(load, tmp_path, tensors, manifest_of):
+    path = HF.write(tmp_path, tensors)
+    model, _ = load(path)
+    init = InitSection(weights=str(path), sha256=joined_sha256(weight_files(path)))
+    twin = manifest_of(**SHAPE).model_copy(update={"init": init, "seed": SeedSection(twin="ulp")})
+    other = build(twin)
+    load_pretrained(other, twin)
+    moved = {n for n, p in other.named_parameters() if not torch.equal(p, model.get_parameter(n))}
+    assert moved == {"wte.weight"}
+
+
 def test_shards_are_one_checkpoint(load, tmp_path, tensors):
     names = sorted(tensors)
     shards = {"a.safetensors": names[:9], "b.safetensors": names[9:]}
@@ -157,7 +187,7 @@ def test_shards_are_one_checkpoint(load, tmp_path, tensors):
 
 def test_a_file_without_config_leaves_the_heads_on_trust(load, tmp_path, tensors):
     _, loaded = load(HF.write(tmp_path, tensors) / "model.safetensors")
-    assert "model.n_head = 2 and model.gelu = 'tanh' are taken on trust" in loaded.notes[0]
+    assert "model.n_head = 2 and model.act = 'gelu_tanh' are taken on trust" in loaded.notes[0]
 
 
 def test_half_precision_is_widened(load, tmp_path, tensors):
@@ -210,7 +240,7 @@ def integers(tensors):
         (lacking, "lacks h.0.ln_2.bias"),
         (extra, "h.0.crossattention.c_attn.weight has no place in a GPT-2"),
         (misshapen, r"h.1.attn.c_attn.weight is \(32, 96\), in this model \(96, 32\)"),
-        (untied, "lm_head.weight is not the token table"),
+        (untied, "config.json ties the head to the token table, but lm_head.weight is another"),
         (no_table, "no wte.weight"),
         (integers, "ln_f.weight holds what is not a finite number"),
     ],
@@ -274,10 +304,12 @@ def test_an_index_names_files_beside_it(tmp_path, names):
         ({"block_size": 17}, r"model\.block_size: must be at most 16 for .*, got 17"),
         ({"vocab_size": 99}, r"model\.vocab_size: must be 100 for .*, got 99"),
         ({"mlp_ratio": 2.0}, r"model\.mlp_ratio: must be 4 for .*, got 2"),
+        ({"norm": "rms"}, r"model\.norm: must be layer for .*, got 'rms'"),
+        ({"pos": "rope"}, r"model\.pos: must be learned for .*, got 'rope'"),
         ({"bias": False}, r"model\.bias: must be true for .*, got False"),
-        ({"gelu": "exact"}, r"model\.gelu: must be tanh for .*, got 'exact'"),
+        ({"act": "gelu"}, r"model\.act: must be gelu_tanh for .*, got 'gelu'"),
         ({"norm_eps": 1e-6}, r"model\.norm_eps: must be 1e-05 for .*, got 1e-06"),
-        ({"n_layer": 3, "gelu": "exact"}, r"--scale tiny --set model.gelu=tanh|--set model.gelu=tanh"),
+        ({"n_layer": 3, "act": "gelu"}, r"--scale tiny --set model.act=gelu_tanh|--set model.act=gelu_tanh"),
     ],
 )
 def test_a_manifest_of_another_shape_is_told_what_would_fit(load, tmp_path, tensors, shape, message):
@@ -287,8 +319,8 @@ def test_a_manifest_of_another_shape_is_told_what_would_fit(load, tmp_path, tens
 
 def test_the_scale_that_fits_is_named(load, tmp_path, tensors):
     path = HF.write(tmp_path, tensors)
-    with pytest.raises(ManifestError, match=r"the model that fits has --scale tiny --set model\.gelu=tanh"):
-        load(path, n_layer=3, gelu="exact")
+    with pytest.raises(ManifestError, match=r"the model that fits has --scale tiny --set model\.act=gelu_tanh"):
+        load(path, n_layer=3, act="gelu")
 
 
 @pytest.mark.parametrize(
@@ -297,7 +329,7 @@ def test_the_scale_that_fits_is_named(load, tmp_path, tensors):
         {"activation_function": "relu"},
         {"model_type": "gpt_neox"},
         {"scale_attn_by_inverse_layer_idx": True},
-        {"tie_word_embeddings": False},
+        {"scale_attn_weights": False},
     ],
 )
 def test_a_function_that_this_model_cannot_be_is_refused(load, tmp_path, tensors, said):

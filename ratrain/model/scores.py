@@ -1,0 +1,26 @@
+"""Attention with its scores written out, for mechanisms that no fused attention call can express."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ratrain.model.gpt2 import Core
+
+
+class ScoreCore(Core):
+    """The base's attention as two products and a softmax; the scores take B x H x T x T of memory."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, H, S, D] are the last S of the T positions of k, v [B, H, T, D] -> [B, H, S, D]."""
+        scores = q @ k.mT * (q.shape[-1] ** -0.5 if self.scale is None else self.scale)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # as fused attention computes them
+        n_query, n_key = scores.shape[-2:]
+        seen = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device).tril(n_key - n_query)
+        probs = F.dropout(self.probabilities(scores, seen), self.dropout, self.training)
+        return probs.to(v.dtype) @ v
+
+    def probabilities(self, scores: Tensor, seen: Tensor) -> Tensor:
+        """What each query takes of each key, from scores [B, H, S, T]; 0 where seen [S, T] is false."""
+        return scores.masked_fill(~seen, float("-inf")).softmax(-1)

@@ -1,0 +1,44 @@
+"""Gated linear unit: the hidden channels of the MLP are multiplied by a second projection of the token.
+
+    h = act(U x) * (V x),  x [B, T, C] after the norm, h [B, T, F]
+
+With GELU that is GEGLU, with another activation its relative; V is drawn like every other weight, with the base's
+biases. It makes the MLP half as large again at the same width: `model.mlp_ratio` of 8/3 instead of 4 makes up for it.
+Source: Shazeer 2020, "GLU Variants Improve Transformer", arXiv:2002.05202.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ratrain.config.schema import ModelSpec
+from ratrain.model.gpt2 import Linear
+from ratrain.registry import Patch, register
+
+
+@register("glu")
+class GLU(Patch):
+    """A second projection that gates the MLP's hidden channels; nothing to set, the width is the model's."""
+
+    target: str = "blocks.*.mlp.mix"
+
+    def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
+        return LinearGate(spec)
+
+
+class LinearGate(nn.Module):
+    """h + s (h * V x - h)."""
+
+    s: Tensor  # activation, moved by the schedule
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.v = Linear(spec.n_embd, spec.n_hidden, bias=spec.bias)
+        self.register_buffer("s", torch.empty(()))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        self.s.fill_(1.0)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return h + self.s * (h * self.v(x) - h)  # s = 0 is the base, exactly

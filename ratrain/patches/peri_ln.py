@@ -1,0 +1,51 @@
+"""Peri-LN: what attention and MLP put out is normed as well, before it joins the stream.
+
+    h <- h + Norm(Attn(Norm(h))),  h <- h + Norm(MLP(Norm(h)))
+
+with the base's kind of norm over the C channels, drawn like its others. The norm stands after each block's two output
+projections (and before dropout), [B, T, C], so that the stream's variance grows by about one per sub-layer.
+Source: Kim et al. 2025, "Peri-LN", arXiv:2502.02732; Gemma 2 and OLMo 2 do so, and CogView named it sandwich norm
+(arXiv:2105.13290).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ratrain.config.schema import ModelSpec
+from ratrain.model.norm import norm_of
+from ratrain.registry import Patch, register
+
+
+@register("peri_ln")
+class PeriLN(Patch):
+    """A norm after the output projections of attention and MLP; nothing to set."""
+
+    target: str = "blocks.*"  # whose `attn.proj` and `mlp.down` are claimed
+
+    def builders(self) -> Mapping[str, Callable[[nn.Module, ModelSpec], nn.Module]]:
+        return {f"{self.target}.attn.proj": self.build, f"{self.target}.mlp.down": self.build}
+
+    def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
+        return NormedOutput(old, spec)
+
+
+class NormedOutput(nn.Module):
+    """y + s (Norm(y) - y), with y from the base's projection."""
+
+    s: Tensor  # activation, moved by the schedule
+
+    def __init__(self, inner: nn.Module, spec: ModelSpec):
+        super().__init__()
+        self.inner, self.norm = inner, norm_of(spec)
+        self.register_buffer("s", torch.empty(()))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        self.s.fill_(1.0)
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        y = self.inner(*inputs)
+        return y + self.s * (self.norm(y) - y)  # s = 0 is the base, exactly

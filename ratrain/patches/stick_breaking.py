@@ -1,0 +1,50 @@
+"""Stick-breaking attention: the nearest keys choose first, and what they leave goes to those before them.
+
+    p_ij = sigmoid(score_ij) prod_{j < l < i} (1 - sigmoid(score_il)),  j < i
+
+in place of the softmax: a query sees what came before it, newest first, and need not spend all of its mass (the first
+token attends to nothing). No parameters. Scores [B, H, T, T] are the base's and have to be written out.
+Source: Tan et al. 2024, "Stick-breaking Attention", arXiv:2410.17980, which does without other positions; here those
+of the base stay.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ratrain.config.schema import ModelSpec
+from ratrain.model.scores import ScoreCore
+from ratrain.registry import Patch, register
+
+
+@register("stick_breaking")
+class StickBreaking(Patch):
+    """Probabilities by breaking a stick instead of by a softmax; nothing to set, no parameters."""
+
+    target: str = "blocks.*.attn.core"
+
+    def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
+        return StickCore(spec.dropout)
+
+
+class StickCore(ScoreCore):
+    """softmax + s (stick - softmax)."""
+
+    s: Tensor  # activation, moved by the schedule
+
+    def __init__(self, dropout: float):
+        super().__init__(dropout)
+        self.register_buffer("s", torch.empty(()))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        self.s.fill_(1.0)
+
+    def probabilities(self, scores: Tensor, seen: Tensor) -> Tensor:
+        probs = super().probabilities(scores, seen)
+        earlier = seen.tril(seen.shape[1] - seen.shape[0] - 1)  # [S, T], itself left out
+        left = F.logsigmoid(-scores).masked_fill(~earlier, 0)  # log of what each key leaves to those before it
+        before = left.flip(-1).cumsum(-1).flip(-1) - left  # of what the keys from j + 1 to i - 1 leave together
+        stick = (F.logsigmoid(scores) + before).exp().masked_fill(~earlier, 0)
+        return probs + self.s * (stick - probs)  # s = 0 is the base, exactly
