@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -13,7 +12,7 @@ from ratrain.config.faults import Key, fault_at, faults_of, key_homes, shown
 from ratrain.config.find import did_you_mean
 from ratrain.config.read import Source
 from ratrain.config.schema import ActivationSection, Manifest, OptimSection
-from ratrain.config.weights import joined_sha256, weight_files
+from ratrain.config.weights import joined_sha256, weight_files, weights_path
 from ratrain.errors import Fault, ManifestError
 
 DEFAULT_OPTIM = "adamw"
@@ -61,7 +60,7 @@ def _with_digest(manifest: Manifest) -> Manifest:
     init = manifest.init
     if init.weights is None or init.sha256 is not None:
         return manifest
-    sha256 = joined_sha256(weight_files(Path(init.weights).expanduser()))
+    sha256 = joined_sha256(weight_files(weights_path(init.weights)))
     return manifest.model_copy(update={"init": init.model_copy(update={"sha256": sha256})})
 
 

@@ -15,6 +15,14 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
+def weights_path(said: str) -> Path:
+    """Where `init.weights` points to. Raises MissingError for the home of nobody."""
+    try:
+        return Path(said).expanduser()
+    except RuntimeError as error:
+        raise MissingError(f"{said}: {error}") from error
+
+
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files at `path`: a folder in Hugging Face's layout, sharded or not, or one file.
 

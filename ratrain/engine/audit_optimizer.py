@@ -159,6 +159,8 @@ def _measured(module: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[Fi
         return
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     expected = {id(p): g.get("lr", 0.0) * g.get("weight_decay", 0.0) for g in groups for p in g["params"]}
+    if not any(expected.values()):
+        return
     before = {n: p.detach().clone() for n, p in named}
     for _, p in named:
         p.grad = torch.zeros_like(p)

@@ -33,8 +33,8 @@ class ForeignModel:
     each position can be had.
     """
 
-    def __init__(self, module: nn.Module, *, vocab_size: int | None = None, length: int | None = None):
-        self.module = module
+    def __init__(self, module: nn.Module, *, vocab_size: int | None = None, length: int | None = None, seed: int = 0):
+        self.module, self.seed = module, seed
         parameters = inspect.signature(module.forward).parameters
         self.targets = next((name for name in _TARGETS if name in parameters), None)
         self.needs_targets = self.targets is not None and parameters[self.targets].default is inspect.Parameter.empty
@@ -94,7 +94,7 @@ class ForeignModel:
         return torch.cat(found, dim=1)
 
     def _run(self, tokens: Tensor, *, with_targets: bool, seed: int = 0) -> tuple[Tensor | None, Tensor | None]:
-        torch.manual_seed(seed)  # dropout falls alike
+        torch.manual_seed(self.seed + seed)  # dropout falls alike
         if not with_targets or self.targets is None:
             return _read(self.module(tokens), tokens)
         targets = tokens if self.targets in _SHIFTED_INSIDE else torch.cat([tokens[:, 1:], tokens[:, :1] * 0], dim=1)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ratrain.config.schema import Manifest
-from ratrain.config.weights import joined_sha256, weight_files
+from ratrain.config.weights import joined_sha256, weight_files, weights_path
 from ratrain.errors import DataError, Fault, ManifestError
 from ratrain.model.build import nudge
 from ratrain.model.foreign_shape import require_same_shape
@@ -51,7 +51,7 @@ def load_pretrained(model: GPT2, manifest: Manifest) -> Loaded:
     have to be otherwise.
     """
     init = manifest.init
-    path = Path(str(init.weights)).expanduser()
+    path = weights_path(str(init.weights))
     files = weight_files(path)
     if (found := joined_sha256(files)) != init.sha256:
         raise DataError(f"{path}: has the SHA-256 {found[:8]}..., but init.sha256 is {str(init.sha256)[:8]}...")

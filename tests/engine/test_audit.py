@@ -105,6 +105,7 @@ def test_a_sound_model_is_found_sound(audited):
         "evaluating twice gives the same",
         "every parameter gets a gradient",
         "what shares memory is one parameter: 1 of them tied",
+        "loading a checkpoint restores the outputs",
         "every trained parameter is in one group of the optimizer: configure_optimizers(), of 2",
         "weight decay falls on the matrices",
         "a step decays each weight as its group says, once",
@@ -117,11 +118,13 @@ def test_a_sound_model_is_found_sound(audited):
 
 
 BODY = "        h = self.norm(h)\n        if"
+EMBED = "        h = self.wte(idx) + self.wpe(torch.arange(idx.shape[1]))"
 CAUSAL = "no position sees a later token"
 BATCH = "no sequence sees another"
 GRADIENT = "every parameter gets a gradient"
 ONCE = "every trained parameter is in one group of the optimizer"
 STEP = "a step decays each weight as its group says, once"
+RESTORES = "loading a checkpoint restores the outputs"
 RETURN = "        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)"
 
 
@@ -137,6 +140,11 @@ RETURN = "        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas
         ("self.gate * x", "self.gate * x.mean(0, keepdim=True)", BATCH, "weights shaken"),
         (BODY, f"        h = h - h.mean(0, keepdim=True)\n{BODY}", BATCH, "training: changing one changes"),
         ("h + self.proj", "F.dropout(h, 0.1) + self.proj", "evaluating twice gives the same", "two calls differ"),
+        (BODY, f"        h = h * torch.nan\n{BODY}", "its logits are numbers", "NaN as built"),
+        (EMBED, f"        if not hasattr(self, 'drawn'):"
+         f"\n            self.drawn = bool(nn.init.normal_(self.wpe.weight).any())\n{EMBED}", RESTORES, "they differ"),
+        (EMBED, f"        self.__dict__.setdefault('noise', torch.randn(64))\n{EMBED} + self.noise",
+         RESTORES, "they differ"),
         ("self.gate * x", "self.gate.detach() * x", GRADIENT, "blocks.0.gate, blocks.1.gate"),
         ("        self.wte =", "        self.unused = nn.Linear(4, 4)\n        self.wte =", GRADIENT, "unused.weight"),
         ("self.head.weight = self.wte.weight", "self.head.weight.data = self.wte.weight.data",
