@@ -57,6 +57,17 @@ class Branched(Event):
 
 
 @dataclass(frozen=True)
+class Pretrained(Event):
+    """The run begins with weights of another trainer's."""
+
+    weights: str
+    sha256: str
+    tensors: int
+    repack: str
+    notes: tuple[str, ...] = ()  # what could not be checked
+
+
+@dataclass(frozen=True)
 class Activated(Event):
     """A mechanism leaves the base model: its s is above 0 from the step after this one on."""
 

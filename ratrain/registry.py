@@ -46,6 +46,10 @@ class Patch(Section):
         random draws that fill them, are those of the base model.
         """
 
+    def repack(self, model: nn.Module, site: str) -> bool:
+        """Rearranges pretrained weights around `site` into the mechanism's reciprocal form, where it has one."""
+        return False
+
 
 def register(kind: str) -> Callable[[_C], _C]:
     """Mark a class as the one that its module defines; `kind` is the module's name."""

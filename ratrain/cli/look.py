@@ -1,4 +1,4 @@
-"""Commands that look at manifests and check them: list, show, diff, check, verify, schema."""
+"""Commands that look at manifests and check them: list, show, diff, check, verify, audit, schema."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from ratrain.cli.arguments import Command, located, manifest_arguments, resolve_manifest
-from ratrain.errors import Exit, Fault, ManifestError, MissingError, RatrainError
+from ratrain.cli.arguments import Command, count, located, manifest_arguments, resolve_manifest
+from ratrain.errors import Exit, Fault, ManifestError, MissingError, RatrainError, UsageError
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +187,40 @@ def _verify(args: argparse.Namespace) -> int:
     return Exit.BAD_MANIFEST if broken else Exit.DONE
 
 
+def _audit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target", metavar="FILE.py:NAME", help="a class or function that makes a model; MODULE:NAME too"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="K=V", help="an argument of it, or of its config class"
+    )
+    parser.add_argument(
+        "--optimizer", metavar="FILE.py:FN", help="what makes the optimizer, or its groups, of the model"
+    )
+    parser.add_argument("--vocab", type=count, metavar="N", help="kinds of token, where they cannot be told")
+    parser.add_argument("--length", type=count, metavar="N", help="tokens that are looked at (all it takes, up to 64)")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _audit(args: argparse.Namespace) -> int:
+    """Look for leaks, dead parameters and wrong decay in anybody's decoder; exit code 65 where it is not sound."""
+    from dataclasses import asdict
+
+    from ratrain.config.parse import parse_override
+    from ratrain.engine.audit import audit
+    from ratrain.engine.foreign_source import find_target
+
+    try:
+        arguments = {name: value for word in args.set for name, value in parse_override(word).tree.items()}
+    except ManifestError as error:
+        raise UsageError(str(error.faults[0])) from None
+    target = find_target(args.target)
+    optimizer = find_target(args.optimizer) if args.optimizer else None
+    found = audit(target, arguments, optimizer=optimizer, vocab_size=args.vocab, length=args.length)
+    print(json.dumps(asdict(found), indent=1) if args.json else found.page())
+    return Exit.DONE if found.sound else Exit.BAD_DATA
+
+
 def _schema_arguments(_parser: argparse.ArgumentParser) -> None:
     pass
 
@@ -207,5 +241,6 @@ COMMANDS: dict[str, Command] = {
     "smoke": Command(_smoke_arguments, _smoke),
     "widen": Command(_widen_arguments, _widen),
     "verify": Command(_verify_arguments, _verify),
+    "audit": Command(_audit_arguments, _audit),
     "schema": Command(_schema_arguments, _schema),
 }

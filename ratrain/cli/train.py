@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratrain.cli.arguments import Command, count, located, manifest_arguments, natural, resolve_manifest
-from ratrain.errors import ManifestError
+from ratrain.cli.arguments import Command, count, located, manifest_arguments, natural, open_manifest, resolve_manifest
+from ratrain.errors import ManifestError, MissingError
 
 if TYPE_CHECKING:
+    from ratrain.config.read import Source
     from ratrain.config.schema import Manifest
 
 
@@ -28,12 +29,17 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="move an earlier run of the same aside and start over")
     parser.add_argument("--accept-code-change", action="store_true", help="go on though sources changed; recorded")
     parser.add_argument("--branch", metavar="RUN@STEP", help="begin at a checkpoint of another run")
+    parser.add_argument(
+        "--init-from",
+        metavar="P",
+        help="begin with a GPT-2 as Hugging Face lays it out: a folder, or a .safetensors file",
+    )
     parser.add_argument("--json", action="store_true", help="events as JSON lines on stdout")
 
 
 def _train(args: argparse.Namespace) -> int | None:
     """Train one variant."""
-    manifest, source = resolve_manifest(args.manifest, args)
+    manifest, source = _resolved(args)
     if (args.devices or 1) > 1 and not args.dry_run and "WORLD_SIZE" not in os.environ:
         return _spawn(manifest, args)
     from ratrain.engine.branch import find_branch
@@ -63,6 +69,27 @@ def _train(args: argparse.Namespace) -> int | None:
     if not args.json and os.environ.get("RANK", "0") == "0":
         print(f"everything is in {folder}; ratrain sample {folder} draws more text")
     return None
+
+
+def _resolved(args: argparse.Namespace) -> tuple[Manifest, Source]:
+    """The manifest. Where its pretrained weights have gone, a run that began with them is known by its own account."""
+    from ratrain.config.identity import run_folder
+    from ratrain.config.lines import quoted
+    from ratrain.config.weights import remembered_sha256
+
+    if args.init_from is not None:
+        args.set = [*args.set, f"init.weights={quoted(args.init_from)}"]
+    try:
+        return resolve_manifest(args.manifest, args)
+    except MissingError:
+        given = args.set
+        weights = open_manifest(args.manifest, args)[0].tree.get("init", {}).get("weights")
+        for sha256 in remembered_sha256(weights, args.out):
+            args.set = [*given, f'init.sha256="{sha256}"']
+            manifest, source = resolve_manifest(args.manifest, args)
+            if (args.out / run_folder(manifest)).parent.is_dir():
+                return manifest, source
+        raise
 
 
 def _spawn(manifest: Manifest, args: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ FOREIGN = {
     "gradient_accumulation_iters": "train.micro_batch",
     "gradient_accumulation_steps": "train.micro_batch",
     "hidden_size": "model.n_embd",
-    "init_from": "--resume",
+    "init_from": "init.weights",
     "intermediate_size": "model.mlp_ratio",
     "layer_norm_epsilon": "model.norm_eps",
     "layer_norm_eps": "model.norm_eps",

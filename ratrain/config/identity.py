@@ -58,6 +58,11 @@ def _with_kind(options: Any) -> dict[str, Any]:
 
 def _recipe(manifest: Manifest) -> dict[str, Any]:
     recipe = {name: value for name, value in plain(manifest).items() if name not in _NOT_TRAINED}
+    # weights count by what they hold, not by where they lie
+    init = {name: value for name, value in recipe.pop("init").items() if name != "weights"}
+    if manifest.init.weights is not None:
+        assert "sha256" in init, "resolve() looks it up"
+        recipe["init"] = init
     recipe["eval"] = {name: value for name, value in recipe["eval"].items() if name != "every"}
     schedule = manifest.schedule
     if schedule.kind == "constant" and schedule.warmup.unit == "steps":

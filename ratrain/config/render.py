@@ -68,6 +68,8 @@ def _line(key: Key, value: Any, source: Source) -> str:
 def _origin(key: Key, value: Any, source: Source) -> str:
     if found := source.origins.get(dotted(key)):
         return str(found)
+    if key == ("init", "sha256"):
+        return "of the weights"
     table = source.origins.get(dotted(key[:-1]))
     return str(table) if key[-1] == "kind" and key[0] == "patch" and table else "default"
 

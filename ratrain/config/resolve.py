@@ -12,6 +12,7 @@ from ratrain.config.faults import Key, fault_at, faults_of, key_homes, shown
 from ratrain.config.find import did_you_mean
 from ratrain.config.read import Source
 from ratrain.config.schema import ActivationSection, Manifest, OptimSection
+from ratrain.config.weights import joined_sha256, weight_files, weights_path
 from ratrain.errors import Fault, ManifestError
 
 DEFAULT_OPTIM = "adamw"
@@ -23,7 +24,8 @@ _FOLDERS = {
 
 
 def resolve(source: Source, *, patches: Mapping[str, type], optimizers: Mapping[str, type]) -> Manifest:
-    """The manifest that `source` describes. Raises one ManifestError with every fault, the asked-for file's first.
+    """The manifest that `source` describes. Raises one ManifestError with every fault, the asked-for file's first;
+    MissingError or DataError where the weights that it begins with cannot be read.
 
     `patches` and `optimizers` map a kind to the class of its options; a class is looked up only if it is named.
     """
@@ -37,7 +39,7 @@ def resolve(source: Source, *, patches: Mapping[str, type], optimizers: Mapping[
         faults += _cross_checks(manifest, source)
     if faults or manifest is None:
         raise ManifestError(_in_file_order(faults, source))
-    return manifest
+    return _with_digest(manifest)
 
 
 def tokens_per_step(manifest: Manifest) -> int:
@@ -51,6 +53,15 @@ def steps_total(manifest: Manifest) -> int | None:
     if budget.tokens is not None:
         return -(-budget.tokens // tokens_per_step(manifest))
     return budget.steps
+
+
+def _with_digest(manifest: Manifest) -> Manifest:
+    """The manifest with the SHA-256 of the weights that it begins with, if it names any."""
+    init = manifest.init
+    if init.weights is None or init.sha256 is not None:
+        return manifest
+    sha256 = joined_sha256(weight_files(weights_path(init.weights)))
+    return manifest.model_copy(update={"init": init.model_copy(update={"sha256": sha256})})
 
 
 def _sections(source: Source, faults: list[Fault]) -> Manifest | None:
@@ -110,7 +121,7 @@ def _homes() -> dict[str, list[str]]:
 
 def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
     """Faults of keys that are each fine but do not go together."""
-    found = [*_schedule_faults(manifest), *_activation_faults(manifest)]
+    found = [*_init_faults(manifest), *_schedule_faults(manifest), *_activation_faults(manifest)]
     budget, per_step = manifest.train.budget, tokens_per_step(manifest)
     if budget.tokens is not None and budget.tokens < per_step:
         sizes = f"{manifest.train.batch} x {manifest.model.block_size} = {per_step}"
@@ -120,6 +131,12 @@ def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
         message = f"must be {size}, the size of tokenizer {manifest.data.tokenizer!r}, got {manifest.model.vocab_size}"
         found.append((("model", "vocab_size"), message))
     return [fault_at(source, key, message) for key, message in found]
+
+
+def _init_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
+    """A twin by other initial weights, where all of them are given."""
+    if manifest.init.weights is not None and manifest.seed.twin == "init" and not manifest.patch:
+        yield ("seed", "twin"), "'init' draws other initial weights, but init.weights gives all of them"
 
 
 def _schedule_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:

@@ -201,6 +201,27 @@ class SeedSection(Section):
         return self.data ^ _OTHER if self.twin == "order" else self.data
 
 
+class InitSection(Section):
+    """What the weights are before the first step; empty: drawn by seed.init."""
+
+    weights: str | None = Field(
+        default=None, min_length=1, description="a GPT-2 in Hugging Face's layout: its folder, or a .safetensors file"
+    )
+    sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="of what the file holds (shards joined); empty: looked up"
+    )
+    repack: Literal["exact", "reciprocal"] = Field(
+        default="exact",
+        description="reciprocal: also rearranged as the mechanisms define it, which is another function",
+    )
+
+    @model_validator(mode="after")
+    def _has_weights(self):
+        if self.weights is None and (self.sha256 is not None or self.repack != "exact"):
+            raise ValueError("there are no weights that sha256 and repack could speak of; set weights as well")
+        return self
+
+
 class EvalSection(Section):
     every: NonNegativeInt = Field(default=0, description="steps between evaluations; 0: only at the end")
     windows: PositiveInt = Field(default=64, description="validation windows, fixed and the same for every variant")
@@ -241,6 +262,7 @@ class Manifest(Section):
     schedule: ScheduleSection
     train: TrainSection
     seed: SeedSection = SeedSection()
+    init: InitSection = InitSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     compile: CompileSection = CompileSection()

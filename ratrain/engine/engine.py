@@ -17,7 +17,7 @@ from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
 from ratrain.engine import tell
 from ratrain.engine.branch import Branch
-from ratrain.engine.checkpoint import save, stored_bytes
+from ratrain.engine.checkpoint import listed, save, stored_bytes
 from ratrain.engine.compile import GraphCounter, compile_model
 from ratrain.engine.device import peak_flops, set_determinism, synchronize
 from ratrain.engine.distributed import World, local_rows
@@ -32,6 +32,7 @@ from ratrain.errors import CannotCreateError, DiskError, DivergedError, Preempte
 from ratrain.model.build import build, seed_of
 from ratrain.model.count import count
 from ratrain.model.generate import generate
+from ratrain.model.pretrained import load_pretrained
 from ratrain.recipe.data import open_corpus
 from ratrain.recipe.groups import group_parameters
 from ratrain.recipe.sampling import Sampler, validation_windows
@@ -84,6 +85,8 @@ class Engine:
         windows = validation_windows(self.corpus.val, block_size=manifest.model.block_size, count=manifest.eval.windows)
         torch.manual_seed(seed_of(manifest.seed.order, "dropout", world.rank))
         self.model = build(manifest, device=device)
+        begins = branch is None and not listed(checkpoints)  # else a checkpoint holds the weights
+        self.pretrained = load_pretrained(self.model, manifest) if begins and manifest.init.weights else None
         self.cost = count(self.model)
         self.groups = group_parameters(self.model, manifest.optim.weight_decay)
         self.precision = Precision(manifest.train.precision, self.model)

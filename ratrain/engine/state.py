@@ -20,7 +20,7 @@ from ratrain.engine.checkpoint import (
 )
 from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.errors import DataError, Fault, ManifestError
-from ratrain.events import Branched, Notice, Resumed
+from ratrain.events import Branched, Notice, Pretrained, Resumed
 from ratrain.model.build import seed_of
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ def resume(engine: Engine) -> None:
         _check_branch(engine, checkpoint)
         restore(engine, checkpoint)
         engine.emit(Branched(engine.steps_done, engine.branch.run, engine.branch.parent.run_hash))
+    elif engine.pretrained is not None:
+        init, loaded = engine.manifest.init, engine.pretrained
+        engine.emit(Pretrained(str(init.weights), str(init.sha256), loaded.tensors, init.repack, loaded.notes))
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:

@@ -26,15 +26,16 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
         model = GPT2(manifest.model)
     base_names = {id(module): name for name, module in model.named_modules()}
     replaced = replace_sites(model, manifest.patch)
-    if torch.device(device).type == "meta":
-        return model
     # a patch may keep a base module under a longer name: it draws what it would have drawn unpatched
     names = {module: base_names.get(id(module), name) for name, module in model.named_modules()}
+    model.base_names = {name: names[module] for name, module in model.named_modules()}
+    if torch.device(device).type == "meta":
+        return model
     model.to_empty(device="cpu")
     for module, name in names.items():
         _initialise(module, name, seed=manifest.seed.weights)
     if manifest.seed.twin == "ulp":
-        _nudge(model.wte.weight)
+        nudge(model.wte.weight)
     del replaced  # until here the replaced modules must live, or their ids could be given to new ones
     return model.to(device)
 
@@ -138,7 +139,7 @@ def _initialise(module: nn.Module, name: str, *, seed: int) -> None:
 
 
 @torch.no_grad()
-def _nudge(weight: torch.Tensor) -> None:
+def nudge(weight: torch.Tensor) -> None:
     """Moves the first element to the next number that there is."""
     first = weight.view(-1)[:1]
     first.copy_(torch.nextafter(first, torch.full_like(first, float("inf"))))

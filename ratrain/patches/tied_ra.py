@@ -19,7 +19,7 @@ was drawn anew at every call; the gates scale one side, not by their roots both,
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,15 @@ class TiedRA(Patch):
         if self.init == "even":
             raise ValueError("init = 'even' is for full rank; drop rank, or take 'neutral'")
         return FoldedCore(spec, rank=self.rank, init=(1.0, 1.0) if self.init == "neutral" else (0.9, 0.1))
+
+    def repack(self, model: nn.Module, site: str) -> bool:
+        """U takes the last `rank` channels themselves, so that w_r k_i . q_j is scored there, and stays tied."""
+        if self.rank is None:
+            return False  # its gates alone decide how reciprocal the scores are
+        fold = cast("FoldedCore", model.get_submodule(site)).u.weight
+        fold.zero_()
+        fold[:, -self.rank :] = torch.eye(self.rank, device=fold.device)
+        return True
 
 
 class TiedCore(Core):

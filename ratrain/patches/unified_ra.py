@@ -6,13 +6,14 @@ function class is GPT-2's, and only the optimisation differs. For true reciproci
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
+from ratrain.model.gpt2 import Attention
 from ratrain.registry import Patch, register
 
 
@@ -35,6 +36,17 @@ class UnifiedRA(Patch):
         share = self.rank / spec.head_dim
         init = {"series": (0.9, 0.1), "neutral": (1.0, 1.0), "geometric": (1 - share, share)}[self.init]
         return ScoreGate(spec.n_head, spec.head_dim, rank=self.rank, per_head=self.gates == "head", init=init)
+
+    def repack(self, model: nn.Module, site: str) -> bool:
+        """The last `rank` query and key rows of each head change places: there, k_i . q_j is scored, until training
+        unties the two. The gates stay apart; the reference multiplied them into the rows, and so had them twice."""
+        qkv = cast("Attention", model.get_submodule(site.rpartition(".")[0])).qkv
+        for rows in (qkv.weight, *([] if qkv.bias is None else [qkv.bias])):
+            q, k, _ = rows.view(3, qkv.n_head, -1, *rows.shape[1:])  # [H, D, C], or [H, D] of the bias
+            low = q[:, -self.rank :].clone()
+            q[:, -self.rank :] = k[:, -self.rank :]
+            k[:, -self.rank :] = low
+        return True
 
 
 class ScoreGate(nn.Module):

@@ -75,6 +75,10 @@ _TELLERS: dict[type, Callable[..., list[str]]] = {
     events.Resumed: lambda e: [*(f"warning: {f}" for f in e.skipped), f"resumed at step {e.step} from {e.checkpoint}"],
     events.Activated: lambda e: [f"step {e.step:6d}  {e.patch} is switched on" + (f", s {e.s:.3g}" if e.s < 1 else "")],
     events.Branched: lambda e: [f"begins at step {e.step} of {e.run}"],
+    events.Pretrained: lambda e: [
+        f"begins with the {e.tensors} tensors of {e.weights} (sha256 {e.sha256[:8]}, {e.repack})",
+        *(f"note: {note}" for note in e.notes),
+    ],
     events.PhaseStarted: _phase,
     events.Compiled: _compiled,
     events.Window: _window,

@@ -38,7 +38,7 @@ def test_other_recipes_all_differ(resolved):
 def test_the_table_of_safe_keys_is_what_the_recipe_leaves_out(resolved):
     page = Path(__file__).parents[2] / "docs" / "reliability.md"
     table = re.findall(r"^\| `([a-z_.]+)` \|", page.read_text(), re.MULTILINE)
-    manifest = resolved("v9")
+    manifest = resolved("v9", "init.weights=gpt2", f"init.sha256='{'0' * 64}'")
     whole, kept = plain(manifest), _recipe(manifest)
     left_out = {name for name in type(manifest).model_fields if name not in kept and name != "seed"}
     for name in kept.keys() & {key for key, value in whole.items() if isinstance(value, dict)}:
@@ -88,6 +88,15 @@ def test_a_number_hashes_alike_however_it_is_spelt(resolved, one, other):
 def test_an_explicit_default_hashes_as_the_default(resolved):
     defaults = ["model.norm_eps=1e-5", "patch.unified_ra.gates=head", "patch.unified_ra.kind=unified_ra"]
     assert recipe_hash(resolved("v9", *defaults)) == recipe_hash(resolved("v9"))
+
+
+def test_pretrained_weights_count_by_what_they_hold(resolved):
+    digests = [f"init.sha256='{digit * 64}'" for digit in "01"]
+    here, moved = (recipe_hash(resolved("v9", f"init.weights={path}", digests[0])) for path in ("here", "there"))
+    other = recipe_hash(resolved("v9", "init.weights=here", digests[1]))
+    repacked = recipe_hash(resolved("v9", "init.weights=here", digests[0], "init.repack=reciprocal"))
+    assert here == moved
+    assert len({here, other, repacked, recipe_hash(resolved("v9"))}) == 4
 
 
 def test_the_order_of_patches_does_not_matter(resolved):

@@ -1,0 +1,221 @@
+"""The claims that an audit looks at by calling the model.
+
+Most are looked at twice, with the weights as built and with all of them shaken: a path that a zero at the start keeps
+closed would hide whatever it leads to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ratrain.engine.finding import Finding, some
+from ratrain.engine.foreign_model import ForeignModel
+from ratrain.engine.foreign_source import Target, construct, described, told
+from ratrain.engine.perturbation import batch_leak, differs, random_tokens, suffix_leak, without_gradient
+from ratrain.errors import DataError
+
+_ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}  # of the largest logit: what a sum in another order may do
+_CACHE = 1e-5  # of the largest logit: models keep parts of the softmax and of norms in fp32
+
+
+def look_at(model: ForeignModel, target: Target) -> Iterator[Finding]:
+    """A finding or more for every claim; the weights are put back after each."""
+    if model.logits(random_tokens(model.vocab_size, 2, model.length)).isnan().any():
+        yield Finding("BROKEN", "its logits are numbers", "they hold NaN as built; no other claim was looked at")
+        return
+    built = {name: p.detach().clone() for name, p in model.module.named_parameters()}
+    checks: tuple[Callable[[ForeignModel], Iterator[Finding]], ...] = (
+        _causal, _apart, _repeatable, _alive, _decodes, _ends, _begins,
+    )  # fmt: skip
+    for check in checks:
+        try:
+            with told(target.word, "calling the model"):
+                yield from check(model)
+        except DataError as error:
+            yield Finding("BROKEN", _CLAIMS[check], str(error))
+        with torch.no_grad():
+            for name, p in model.module.named_parameters():
+                p.copy_(built[name])
+        model.module.zero_grad(set_to_none=True)
+
+
+def restored(model: ForeignModel, target: Target, arguments: dict[str, Any]) -> Finding:
+    """Whether another model, loaded before its first call, computes the same; one that draws in forward does not."""
+    claim, tokens = "loading a checkpoint restores the outputs", random_tokens(model.vocab_size, 2, model.length)
+    torch.manual_seed(1)
+    other, _ = construct(target, arguments)
+    try:
+        with told(target.word, "loading a checkpoint"):
+            other.to(model.dtype).load_state_dict(model.module.state_dict())
+            again = ForeignModel(other, vocab_size=model.vocab_size, length=model.length, seed=1)
+            loaded = again.logits(tokens)
+    except DataError as error:
+        return Finding("BROKEN", claim, str(error))
+    if _noisy(model, tokens):
+        return Finding("unchecked", claim, "two calls of one model differ already")
+    if differs(model.logits(tokens), loaded, _tolerance(model)).any():
+        what = "they differ: something that decides them is not saved, or is drawn when the model is first called"
+        return Finding("BROKEN", claim, what)
+    return Finding("holds", claim)
+
+
+def _states(model: ForeignModel) -> Iterator[str]:
+    """The model as built and shaken, in training and evaluating; each by its name."""
+    for shaken in (False, True):
+        if shaken:
+            _shake(model.module)
+        for training in (True, False):
+            model.module.train(training)
+            yield ("training" if training else "evaluating") + (", weights shaken" if shaken else "")
+    model.module.eval()
+
+
+@torch.no_grad()
+def _shake(module: nn.Module) -> None:
+    """Moves every weight by noise, so that none is zero, nor any two alike."""
+    generator = torch.Generator().manual_seed(0)
+    for p in module.parameters():
+        if p.is_floating_point():
+            spread = 0.1 * float(p.float().pow(2).mean().sqrt()) + 0.02
+            p.add_((spread * torch.randn(p.shape, generator=generator)).to(p.dtype))
+
+
+def _causal(model: ForeignModel) -> Iterator[Finding]:
+    lengths = sorted({min(8, model.length), model.length // 2 + 1, model.length})
+    for state in _states(model):
+        for length in lengths:
+            tokens = random_tokens(model.vocab_size, 2, length)
+            leak = suffix_leak(model.logits, tokens, model.vocab_size, tolerance=_tolerance(model))
+            if leak is not None:
+                yield Finding("BROKEN", _CLAIMS[_causal], f"{state}, {leak}")
+                return
+    yield Finding("holds", _CLAIMS[_causal], f"training and evaluating, {', '.join(map(str, lengths))} tokens")
+    _shake(model.module)
+    tokens = random_tokens(model.vocab_size, 1, model.length)
+    edited = tokens.clone()
+    edited[:, 0] = (edited[:, 0] + 1) % model.vocab_size
+    if not differs(model.logits(tokens)[:, -1], model.logits(edited)[:, -1], _tolerance(model)).any():
+        yield Finding("warning", "the last position does not see the first", "a window, or a mask that hides too much")
+
+
+def _apart(model: ForeignModel) -> Iterator[Finding]:
+    tokens = random_tokens(model.vocab_size, 2, model.length)
+    for state in _states(model):
+        if batch_leak(model.logits, tokens, model.vocab_size, tolerance=_tolerance(model)):
+            yield Finding("BROKEN", _CLAIMS[_apart], f"{state}: changing one changes the output of the other")
+            return
+        if model.module.training or _noisy(model, tokens):
+            continue  # noise falls otherwise on a batch of another shape
+        alone = model.logits(tokens[:1])[0]
+        if differs(model.logits(tokens)[0], alone, _CACHE * float(alone.abs().max())).any():
+            what = f"{state}: a sequence alone has another output than beside another"
+            yield Finding("BROKEN", _CLAIMS[_apart], what)
+            return
+    yield Finding("holds", _CLAIMS[_apart])
+
+
+def _repeatable(model: ForeignModel) -> Iterator[Finding]:
+    tokens = random_tokens(model.vocab_size, 2, model.length)
+    model.module.eval()
+    if _noisy(model, tokens):
+        what = "two calls differ: dropout, or other noise, does not ask whether the model is training"
+        yield Finding("BROKEN", _CLAIMS[_repeatable], what)
+    else:
+        yield Finding("holds", _CLAIMS[_repeatable])
+
+
+def _noisy(model: ForeignModel, tokens: Tensor) -> bool:
+    return bool(differs(model.logits(tokens, seed=0), model.logits(tokens, seed=1), 0.0).any())
+
+
+def _alive(model: ForeignModel) -> Iterator[Finding]:
+    tokens = random_tokens(model.vocab_size, 2, model.length)
+    at_first = _dead(model, tokens)
+    _shake(model.module)
+    dead = _dead(model, tokens)
+    frozen = [n for n, p in model.module.named_parameters() if not p.requires_grad]
+    if dead:
+        yield Finding("BROKEN", _CLAIMS[_alive], f"none, or one that is not finite, reaches {some(dead)}")
+    else:
+        yield Finding("holds", _CLAIMS[_alive])
+    if late := [n for n in at_first if n not in dead]:
+        yield Finding("note", "no gradient at the first step, for the zeros it begins with", some(late))
+    if frozen:
+        yield Finding("note", "requires no gradient", some(frozen))
+
+
+def _dead(model: ForeignModel, tokens: Tensor) -> list[str]:
+    """Parameters that neither training nor evaluating reaches with a gradient that is finite."""
+    model.module.zero_grad(set_to_none=True)
+    for training in (True, False):
+        model.module.train(training)
+        model.backward(tokens)
+    trained = ((n, p) for n, p in model.module.named_parameters() if p.requires_grad)
+    return without_gradient(trained)
+
+
+def _decodes(model: ForeignModel) -> Iterator[Finding]:
+    if not model.decodes:
+        why = "forward takes no past_key_values and use_cache; a cache of another make is not known here"
+        yield Finding("unchecked", _CLAIMS[_decodes], why)
+        return
+    tokens = random_tokens(model.vocab_size, 2, model.length)
+    _shake(model.module)
+    model.module.eval()
+    whole, half = model.logits(tokens), model.length // 2
+    ways = {"one by one": [1] * model.length, "after half as a prompt": [half, *([1] * (model.length - half))]}
+    for way, sizes in ways.items():
+        decoded = model.decode(tokens, sizes)
+        if decoded is None:
+            yield Finding("unchecked", _CLAIMS[_decodes], "asked for a cache, forward gives none back")
+            return
+        worst = float((decoded - whole).abs().max())
+        if not worst <= _CACHE * float(whole.abs().max()):
+            yield Finding("BROKEN", _CLAIMS[_decodes], f"{way}: logits are up to {worst:.2g} off")
+            return
+    yield Finding("holds", _CLAIMS[_decodes], ", ".join(ways))
+
+
+def _ends(model: ForeignModel) -> Iterator[Finding]:
+    if model.block_size is None:
+        yield Finding("unchecked", _CLAIMS[_ends], "the model has no attribute that says how long that is")
+        return
+    tokens = random_tokens(model.vocab_size, 1, model.block_size + 1)
+    what = f"{model.block_size + 1} tokens, one more than it is made for"
+    try:
+        model.logits(tokens)
+    except AssertionError as error:
+        yield Finding("note", f"{what}, are refused", described(error))
+    except Exception as error:
+        yield Finding("note", f"{what}, fail", described(error))
+    else:
+        yield Finding("note", f"{what}, are accepted", "right for relative positions only")
+
+
+def _begins(model: ForeignModel) -> Iterator[Finding]:
+    tokens = random_tokens(model.vocab_size, 8, model.length)
+    model.module.eval()
+    loss = nn.functional.cross_entropy(model.logits(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    even = math.log(model.vocab_size)
+    verdict = "note" if abs(loss - even) < 0.5 else "warning"
+    yield Finding(verdict, f"it begins with a loss of {loss:.3f}", f"guessing evenly costs ln V = {even:.3f}")
+
+
+def _tolerance(model: ForeignModel) -> float:
+    return _ROUNDING[model.dtype] * float(model.logits(random_tokens(model.vocab_size, 1, 2)).abs().max())
+
+
+_CLAIMS: dict[Callable[..., Any], str] = {
+    _causal: "no position sees a later token",
+    _apart: "no sequence sees another",
+    _repeatable: "evaluating twice gives the same",
+    _alive: "every parameter gets a gradient",
+    _decodes: "cached decoding equals the full forward",
+    _ends: "its longest context",
+    _begins: "its first loss",
+}

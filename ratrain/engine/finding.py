@@ -1,0 +1,21 @@
+"""What an audit found out about one claim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim that holds or is broken, a warning or a note about the model, or what could not be checked."""
+
+    verdict: Literal["holds", "BROKEN", "warning", "note", "unchecked"]
+    claim: str
+    detail: str = ""
+
+
+def some(names: list[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,191 @@
+"""Anybody's decoder behind one face: logits for each position, a loss, and decoding with a cache where it has one."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ratrain.engine.foreign_source import described
+from ratrain.engine.perturbation import random_tokens
+from ratrain.errors import DataError, UsageError
+
+_LONGEST = 64  # tokens: contexts beyond this only take time
+_TARGETS = ("targets", "labels", "target", "y")
+_SHIFTED_INSIDE = ("labels",)  # transformers takes the tokens themselves and shifts them
+_CONFIGS = ("config", "cfg", "conf", "args", "hparams", "params")
+_LENGTHS = (
+    *("block_size", "n_positions", "max_position_embeddings", "max_seq_len", "context_length", "n_ctx"),
+    *("seq_len", "sequence_len", "max_length"),
+)
+_VOCABS = ("vocab_size", "n_vocab", "padded_vocab_size")
+
+
+class ForeignModel:
+    """A module that maps tokens [B, T] to logits [B, T, V], however it returns them.
+
+    Buffers are put back after every call, so that no call is seen by the next. Raises DataError where no logits for
+    each position can be had.
+    """
+
+    def __init__(self, module: nn.Module, *, vocab_size: int | None = None, length: int | None = None, seed: int = 0):
+        self.module, self.seed = module, seed
+        parameters = inspect.signature(module.forward).parameters
+        self.targets = next((name for name in _TARGETS if name in parameters), None)
+        self.needs_targets = self.targets is not None and parameters[self.targets].default is inspect.Parameter.empty
+        self.decodes = {"past_key_values", "use_cache"} <= set(parameters)
+        self.block_size = _number(module, _LENGTHS)
+        self.dtype = torch.float64
+        self.module.double().eval()
+        self.why_not_double = self._narrow_if_needed()
+        self.vocab_size = vocab_size or _number(module, _VOCABS) or self._vocabulary()
+        self.length = length or self._longest()
+        if self.length < 2 or self.vocab_size < 2:
+            raise UsageError(f"expected at least 2 tokens of 2 kinds, got {self.length} of {self.vocab_size}")
+        tokens = random_tokens(self.vocab_size, 2, self.length)
+        possible = (*([] if self.needs_targets else [False]), *([True] if self.targets else []))
+        self.ways = [way for way in possible if self._gives_logits(tokens, way)]
+        if not self.ways:
+            raise DataError(f"{type(module).__name__} gives no logits for each position: {self._said(tokens)}")
+
+    @property
+    def call(self) -> str:
+        """How it is called, in words."""
+        ways = {False: "model(tokens)", True: f"model(tokens, {self.targets}=...)"}
+        return " and ".join(ways[way] for way in self.ways)
+
+    def logits(self, tokens: Tensor, *, seed: int = 0) -> Tensor:
+        """[B, T] -> [B, T, V] in the mode the module is in; training with targets where it takes them."""
+        way = self.ways[-1] if self.module.training else self.ways[0]
+        with self._kept(), torch.no_grad():
+            found, _ = self._run(tokens, with_targets=way, seed=seed)
+        assert found is not None
+        return found
+
+    def backward(self, tokens: Tensor) -> None:
+        """Adds the gradients of the loss of predicting each next token: the model's own loss, where it has one."""
+        with self._kept():
+            logits, loss = self._run(tokens, with_targets=self.targets is not None)
+            if loss is None or not loss.requires_grad:
+                logits = self._run(tokens, with_targets=self.ways[0])[0] if logits is None else logits
+                assert logits is not None
+                loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).to(self.dtype), tokens[:, 1:].flatten())
+            loss.backward()
+
+    def decode(self, tokens: Tensor, sizes: list[int]) -> Tensor | None:
+        """Logits [B, T, V] of tokens given in pieces of these sizes, earlier ones known from the cache only.
+
+        None where no cache comes back, whatever the signature says.
+        """
+        past, found = None, []
+        with torch.no_grad():
+            for piece in tokens.split(sizes, dim=1):
+                output = self.module(piece, past_key_values=past, use_cache=True)
+                past = _get(output, "past_key_values")
+                logits, _ = _read(output, piece)
+                if past is None or logits is None:
+                    return None
+                found.append(logits)
+        return torch.cat(found, dim=1)
+
+    def _run(self, tokens: Tensor, *, with_targets: bool, seed: int = 0) -> tuple[Tensor | None, Tensor | None]:
+        torch.manual_seed(self.seed + seed)  # dropout falls alike
+        if not with_targets or self.targets is None:
+            return _read(self.module(tokens), tokens)
+        targets = tokens if self.targets in _SHIFTED_INSIDE else torch.cat([tokens[:, 1:], tokens[:, :1] * 0], dim=1)
+        return _read(self.module(tokens, **{self.targets: targets}), tokens)
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        yield
+        with torch.no_grad():
+            for name, buffer in self.module.named_buffers():
+                if name in before and before[name].shape == buffer.shape:
+                    buffer.copy_(before[name])
+
+    def _narrow_if_needed(self) -> str | None:
+        """Goes back to fp32 where float64 does not run; the reason, or None."""
+        tokens = torch.zeros(1, 2, dtype=torch.int64)
+        try:
+            self._try(tokens)
+        except RuntimeError as error:
+            self.module.float()
+            self.dtype = torch.float32
+            self._try(tokens)  # an error here is the model's own
+            return described(error)
+        return None
+
+    def _try(self, tokens: Tensor) -> Tensor | None:
+        with self._kept(), torch.no_grad():
+            return self._run(tokens, with_targets=self.needs_targets)[0]
+
+    def _vocabulary(self) -> int:
+        """By the width of the logits, or of the largest table where they cannot be read."""
+        found = self._try(torch.zeros(1, 2, dtype=torch.int64))
+        tables = [m.num_embeddings for m in self.module.modules() if isinstance(m, nn.Embedding)]
+        if found is not None:
+            return found.shape[-1]
+        if not tables:
+            raise UsageError(f"{type(self.module).__name__}: its vocabulary cannot be told; --vocab N gives it")
+        return max(tables)
+
+    def _longest(self) -> int:
+        """The block size, or as many tokens as it takes; not more than the audit needs."""
+        length = min(self.block_size or _LONGEST, _LONGEST)
+        while self.block_size is None and length > 2:
+            try:
+                self._try(torch.zeros(1, length, dtype=torch.int64))
+                break
+            except Exception:
+                length //= 2
+        return length
+
+    def _gives_logits(self, tokens: Tensor, way: bool) -> bool:
+        with self._kept(), torch.no_grad():
+            return self._run(tokens, with_targets=way)[0] is not None
+
+    def _said(self, tokens: Tensor) -> str:
+        with self._kept(), torch.no_grad():
+            output = self.module(tokens, **({str(self.targets): tokens} if self.needs_targets else {}))
+        shapes = [str(list(t.shape)) for t in _tensors(output)]
+        return f"for tokens {list(tokens.shape)} it returns {', '.join(shapes) or type(output).__name__}"
+
+
+def _read(output: Any, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Logits [B, T, V] and a loss, each where the output holds one; logits of the last position alone are none."""
+    found = list(_tensors(output))
+    logits = next((t for t in found if t.dim() == 3 and t.shape[:2] == tokens.shape), None)
+    if logits is None:  # some flatten them for the loss
+        flat = next((t for t in found if t.dim() == 2 and t.shape[0] == tokens.numel()), None)
+        logits = None if flat is None else flat.view(*tokens.shape, -1)
+    return logits, next((t for t in found if t.numel() == 1 and t.dim() < 2), None)
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors among which logits and loss may be, those called so first."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (tuple, list)):
+        yield from (item for item in output if isinstance(item, Tensor))
+    else:
+        yield from (t for t in (_get(output, "logits"), _get(output, "loss")) if isinstance(t, Tensor))
+
+
+def _get(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def _number(module: nn.Module, names: tuple[str, ...]) -> int | None:
+    """The first whole number that the module or its config has under one of these names."""
+    for holder in (*(getattr(module, name, None) for name in _CONFIGS), module):
+        for name in names:
+            value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None

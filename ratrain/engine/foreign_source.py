@@ -1,0 +1,191 @@
+"""Other people's code: imported by file or module, called with small sizes, its failures told by file and line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ratrain.config.find import did_you_mean
+from ratrain.errors import DataError, MissingError, RatrainError, UnavailableError, UsageError
+
+# sizes in the spellings of nanoGPT, transformers, litgpt, torchtitan and their kin
+SMALL = {
+    **dict.fromkeys(("n_layer", "n_layers", "num_layers", "num_hidden_layers", "depth"), 2),
+    **dict.fromkeys(("n_head", "n_heads", "num_heads", "num_attention_heads"), 2),
+    **dict.fromkeys(("n_kv_head", "n_kv_heads", "num_kv_heads", "num_key_value_heads", "n_query_groups"), 2),
+    **dict.fromkeys(("n_embd", "n_embed", "embed_dim", "embedding_dim", "hidden_size", "d_model", "dim"), 64),
+    **dict.fromkeys(("intermediate_size", "d_ff", "ffn_dim", "hidden_dim"), 128),
+    **dict.fromkeys(("vocab_size", "n_vocab", "num_embeddings", "padded_vocab_size"), 128),
+    **dict.fromkeys(("block_size", "n_positions", "max_position_embeddings", "context_length", "n_ctx"), 64),
+    **dict.fromkeys(("max_seq_len", "seq_len", "sequence_len", "max_length"), 64),
+}
+_CONFIG_WORDS = ("config", "cfg", "conf", "args", "hparams", "params")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What FILE.py:NAME or MODULE:NAME names."""
+
+    word: str
+    name: str
+    call: Callable[..., Any]
+    module: ModuleType
+
+
+def find_target(word: str) -> Target:
+    """Imports what `word` names. Raises UsageError, MissingError, DataError or UnavailableError."""
+    place, colon, name = word.rpartition(":")
+    if not (colon and place and name):
+        raise UsageError(f"{word!r}: expected FILE.py:NAME or MODULE:NAME, such as model.py:GPT")
+    is_file = place.endswith(".py") or Path(place).exists()
+    if is_file and not Path(place).is_file():
+        raise MissingError(f"{place}: no such file")
+    with told(place, "importing it"):
+        module = _import_file(Path(place)) if is_file else _import_module(place)
+    try:
+        call = attrgetter(name)(module)
+    except AttributeError:
+        raise UsageError(f"{place}: defines no {name}{did_you_mean(name, vars(module))}") from None
+    if not callable(call):
+        raise UsageError(f"{word}: is a {type(call).__name__}; expected a class or a function that makes a model")
+    return Target(word, name, call, module)
+
+
+def construct(target: Target, given: Mapping[str, Any]) -> tuple[Any, str]:
+    """What calling the target gives, and the call as text.
+
+    Sizes that it or its config class takes are made SMALL; `given` comes before that.
+    """
+    config = _config_class(target)
+    arguments = _arguments(config or target.call, given, target)
+    said = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    text = f"{target.name}({config.__name__}({said}))" if config else f"{target.name}({said})"
+    with told(target.word, f"calling {text}"):
+        return (target.call(config(**arguments)) if config else target.call(**arguments)), text
+
+
+@contextlib.contextmanager
+def told(place: str, doing: str) -> Iterator[None]:
+    """Other people's code runs inside: what it prints goes to stderr, what it raises becomes one located message."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except RatrainError:
+        raise
+    except ModuleNotFoundError as error:
+        raise UnavailableError(f"{where(error, place)}: {error.msg}; while {doing}") from error
+    except (Exception, SystemExit) as error:
+        raise DataError(f"{where(error, place)}: {described(error)}; while {doing}") from error
+
+
+def described(error: BaseException) -> str:
+    """The kind of an error and the first line that it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+
+
+def where(error: BaseException, place: str) -> str:
+    """`file:line` of the innermost line of `place` that an error comes from, else of any other file; else `place`."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    file = Path(place if Path(place).is_file() else place.rpartition(":")[0]).resolve()
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == str(file)]
+    foreign = [frame for frame in frames if not _is_library(frame.filename)]
+    found = (own or foreign)[-1:]
+    return f"{found[0].filename}:{found[0].lineno}" if found else place
+
+
+def _is_library(filename: str) -> bool:
+    roots = [str(Path(str(sys.modules[name].__file__)).parent) for name in ("ratrain", "torch") if name in sys.modules]
+    return filename.startswith((*roots, "<")) or filename in (importlib.__file__, contextlib.__file__)
+
+
+def _import_file(file: Path) -> ModuleType:
+    """The module of a file, as a part of its package where it is in one, so that its own imports work."""
+    file = file.resolve()
+    root, names = file.parent, [file.stem]
+    while (root / "__init__.py").exists():
+        root, names = root.parent, [root.name, *names]
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    if len(names) > 1:
+        return importlib.import_module(".".join(names))
+    name = f"audited_{file.stem}"  # under its own name it might be taken for another module
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise DataError(f"{file}: is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    if importlib.util.find_spec(name.partition(".")[0]) is None:
+        raise MissingError(f"{name}: no such file and no such module; expected FILE.py:NAME or MODULE:NAME")
+    return importlib.import_module(name)
+
+
+def _config_class(target: Target) -> type | None:
+    """The class of the config that a target wants as its only required argument; None where it wants none."""
+    required = [p for p in _parameters(target.call) if p.default is p.empty]
+    if not required or (required[0].name not in _CONFIG_WORDS and not _is_config(_hint(target.call, required[0].name))):
+        return None
+    named = [getattr(target.module, f"{target.name}{end}", None) for end in ("Config", "Args")]
+    inside = [v for v in vars(target.module).values() if _is_config(v)]
+    hint = _hint(target.call, required[0].name)
+    candidates = [getattr(target.call, "config_class", None), hint, *named, *(inside if len(inside) == 1 else ())]
+    found = next((c for c in candidates if isinstance(c, type) and c not in (dict, object)), None)
+    if found is None:
+        raise UsageError(
+            f"{target.word}: takes {required[0].name!r}, and which class that is cannot be told; "
+            "name a function that makes the model, FILE.py:make_model"
+        )
+    return found
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, type) and (dataclasses.is_dataclass(value) or value.__name__.endswith(("Config", "Args")))
+
+
+def _hint(call: Callable[..., Any], name: str) -> Any:
+    try:
+        return typing.get_type_hints(call.__init__ if isinstance(call, type) else call).get(name)
+    except Exception:  # annotations may name what only a type checker imports
+        return None
+
+
+def _parameters(call: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters that can be given by name."""
+    try:
+        found = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _arguments(call: Callable[..., Any], given: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    parameters = _parameters(call)
+    names = [p.name for p in parameters]
+    free = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(call).parameters.values()) if names else False
+    for name in given:
+        if name not in names and not free:
+            known = ", ".join(names) or "no arguments"
+            raise UsageError(f"--set {name}: {target.word} takes {known}{did_you_mean(name, names)}")
+    arguments = {name: SMALL[name] for name in names if name in SMALL} | dict(given)
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in arguments]
+    if missing:
+        raise UsageError(f"{target.word}: needs {', '.join(missing)}; --set {missing[0]}=... gives it")
+    return arguments

@@ -1,0 +1,158 @@
+"""Weights of a GPT-2 in Hugging Face's layout, put into a model with any patches.
+
+Such files keep linear layers as [in, out] (`Conv1D`), so they are transposed here. With them a model computes what the
+checkpoint computes wherever its mechanisms are closed (s = 0) or start neutral.
+
+`repack = "reciprocal"` then lets each patch that has a reciprocal form rearrange the weights into it. That is another
+function, by intent, at s = 0 as well. Where no gate is baked in, unified_ra and a folded tied_ra then score alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from ratrain.config.schema import Manifest
+from ratrain.config.weights import joined_sha256, weight_files, weights_path
+from ratrain.errors import DataError, Fault, ManifestError
+from ratrain.model.build import nudge
+from ratrain.model.foreign_shape import require_same_shape
+from ratrain.model.gpt2 import GPT2
+
+_TOP = {"wte": "wte", "pos": "wpe", "norm": "ln_f", "unembed": "lm_head"}
+_BLOCK = {
+    "norm_1": "ln_1", "attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj",
+    "norm_2": "ln_2", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj",
+}  # fmt: skip
+_TRANSPOSED = re.compile(r"\.c_(attn|proj|fc)\.weight$")
+_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")  # buffers of older files
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """How many tensors were put into the model, and what could not be checked about them."""
+
+    tensors: int
+    notes: tuple[str, ...]
+
+
+@torch.no_grad()
+def load_pretrained(model: GPT2, manifest: Manifest) -> Loaded:
+    """Fills the base weights of a built model from `manifest.init`; what patches add keeps its initial value.
+
+    Raises MissingError; DataError for files that are not sound; ManifestError with every key of the model that would
+    have to be otherwise.
+    """
+    init = manifest.init
+    path = weights_path(str(init.weights))
+    files = weight_files(path)
+    if (found := joined_sha256(files)) != init.sha256:
+        raise DataError(f"{path}: has the SHA-256 {found[:8]}..., but init.sha256 is {str(init.sha256)[:8]}...")
+    tensors = _decoder(dict(_read(files)), path)
+    notes = require_same_shape(tensors, model.spec, path)
+    if model.spec.head == "untied":
+        tensors.setdefault("lm_head.weight", tensors["wte.weight"])
+    else:
+        tensors.pop("lm_head.weight", None)  # it is the table
+    places = _places(model)
+    for ours, theirs in _names(model, tensors, path).items():
+        tensor = tensors[theirs]
+        _fill(places[ours], tensor.transpose(0, -1) if _TRANSPOSED.search(theirs) else tensor, theirs, path)
+    if init.repack == "reciprocal" and not _repacked(model, manifest):
+        message = "no patch here has a reciprocal form; expected 'exact', or unified_ra, or tied_ra with a rank"
+        raise ManifestError([Fault("", "init.repack", message)])
+    if manifest.seed.twin == "ulp":
+        nudge(model.wte.weight)
+    return Loaded(len(tensors), notes)
+
+
+def _read(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    seen: set[str] = set()
+    for file in files:
+        try:
+            with safetensors.safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                    if name in seen:
+                        raise DataError(f"{file}: {name} is in another shard as well")
+                    seen.add(name)
+                    yield name, opened.get_tensor(name)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise DataError(f"{file}: is not a whole safetensors file: {error}") from error
+
+
+def _decoder(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The decoder's own weights by their names in it: no prefix, no masks."""
+    found = {name.removeprefix("transformer."): t for name, t in tensors.items()}
+    found = {name: t for name, t in found.items() if not _MASK.match(name)}
+    if "wte.weight" not in found:
+        some = ", ".join(sorted(tensors)[:3]) or "nothing"
+        raise DataError(f"{path}: is not a GPT-2 in Hugging Face's layout: no wte.weight; it holds {some}")
+    bad = sorted(n for n, t in found.items() if not t.is_floating_point() or not t.float().isfinite().all())
+    if bad:
+        raise DataError(f"{path}: {bad[0]} holds what is not a finite number{_more(bad)}")
+    return found
+
+
+def _names(model: GPT2, tensors: Mapping[str, Tensor], path: Path) -> dict[str, str]:
+    """Their name by ours, for every weight of the base model. Raises unless both have the same."""
+    with torch.device("meta"):
+        names = {ours: _their_name(ours) for ours, _ in GPT2(model.spec).named_parameters()}
+    missing, extra = sorted(set(names.values()) - set(tensors)), sorted(set(tensors) - set(names.values()))
+    if missing:
+        raise DataError(f"{path}: lacks {missing[0]}{_more(missing)}")
+    if extra:
+        raise DataError(f"{path}: {extra[0]}{_more(extra)} has no place in a GPT-2")
+    places = _places(model)
+    lost = {
+        site: ours for ours in names for site in model.claimed if ours not in places and ours.startswith(f"{site}.")
+    }
+    if lost:
+        what = "keeps no {}, so that the pretrained one has no place; drop the patch with enabled = false"
+        raise ManifestError([Fault("", f"patch.{model.claimed[s]}", what.format(ours)) for s, ours in lost.items()])
+    return names
+
+
+def _their_name(ours: str) -> str:
+    module, _, leaf = ours.rpartition(".")
+    if module in _TOP:
+        return f"{_TOP[module]}.{leaf}"
+    _, layer, part = module.split(".", 2)
+    return f"h.{layer}.{_BLOCK[part]}.{leaf}"
+
+
+def _places(model: GPT2) -> dict[str, nn.Parameter]:
+    """The parameters of a built model by what the base calls them, wherever a patch keeps them."""
+    return {
+        f"{model.base_names.get(path, path)}.{leaf}": parameter
+        for path, module in model.named_modules()
+        for leaf, parameter in module.named_parameters(recurse=False)
+    }
+
+
+def _fill(place: nn.Parameter, tensor: Tensor, name: str, path: Path) -> None:
+    rows = place
+    if name in ("wte.weight", "wpe.weight", "lm_head.weight") and tensor.dim() == 2:
+        # rows that only pad the table stay as drawn, and positions beyond block_size are left behind
+        rows = place[: tensor.shape[0]]
+        tensor = tensor[: place.shape[0]]
+    if rows.shape != tensor.shape:
+        raise DataError(
+            f"{path}: {name} is {tuple(tensor.shape)}, in this model {tuple(rows.shape)} (as Linear has it)"
+        )
+    rows.copy_(tensor)
+
+
+def _repacked(model: GPT2, manifest: Manifest) -> bool:
+    done = [manifest.patch[name].repack(model, site) for site, name in model.claimed.items()]
+    return any(done)
+
+
+def _more(names: Sequence[Any]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
