@@ -8,8 +8,9 @@ of the scores (`reciprocal_scores`) or of the hidden channels (`reciprocal_hidde
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,8 +50,9 @@ class Probes:
 
     def observe(self, windows: Tensor, precision: Precision) -> Values:
         """Shares of variance in an uncompiled pass over the first of `windows` [n, T + 1]; empty if none is offered."""
-        watchers = [_Watcher(patch, layer, self.model, module) for patch, layer, _, module in self._sites]
-        watchers = [watcher for watcher in watchers if watcher.place is not None]
+        blocks = self.model.blocks
+        found = (_watcher(patch, layer, blocks[layer], module) for patch, layer, _, module in self._sites)
+        watchers = [watcher for watcher in found if watcher]
         if not watchers:
             return {}
         self.model.eval()
@@ -93,30 +95,40 @@ def _sites(model: GPT2) -> Iterator[tuple[str, int, str, nn.Module]]:
             yield patch, int(found[1]), site, model.get_submodule(site)
 
 
+@dataclass
 class _Watcher:
-    """A hook on the part of a layer where what `module` names can be measured; `place` is None where it names nothing.
+    """A hook that measures a share of variance before `place` runs.
 
-    The share is a ratio of variances: the parts may go together or against each other, so that it can exceed 1.
+    The parts may go together or against each other, so that a share can exceed 1.
     """
 
-    def __init__(self, patch: str, layer: int, model: GPT2, module: Any):
-        self.module, self.share = module, None
-        block: Any = model.blocks[layer]
-        self.place: nn.Module | None = None
-        self.key: _Key = (patch, "", layer)
-        if hasattr(module, "reciprocal_scores"):
-            self.place, self.key = block.attn.core, (patch, "share of score variance", layer)
-        elif hasattr(module, "reciprocal_hidden"):
-            self.place, self.key = block.mlp.down, (patch, "share of MLP output variance", layer)
+    key: _Key
+    place: nn.Module
+    measure: Callable[[Any, tuple[Any, ...]], Tensor]
+    share: Tensor | None = None
 
-    def __call__(self, place: Any, inputs: tuple[Any, ...]) -> None:
-        if hasattr(self.module, "reciprocal_scores"):
-            whole, part = self.module.reciprocal_scores(inputs[0], inputs[1])
-            self.share = _score_variance(*part) / _score_variance(*whole)
-        else:
+    def __call__(self, place: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.share = self.measure(place, inputs)
+
+
+def _watcher(patch: str, layer: int, block: Any, module: Any) -> _Watcher | None:
+    """What measures the part that `module` names, if it names one."""
+    if hasattr(module, "reciprocal_scores"):
+
+        def of_scores(core: Any, inputs: tuple[Any, ...]) -> Tensor:
+            whole, part = module.reciprocal_scores(*inputs[:2])
+            return _score_variance(*part) / _score_variance(*whole)
+
+        return _Watcher((patch, "share of score variance", layer), block.attn.core, of_scores)
+    if hasattr(module, "reciprocal_hidden"):
+
+        def of_output(down: Any, inputs: tuple[Any, ...]) -> Tensor:
             hidden, gate = inputs
-            part = place.forward(self.module.reciprocal_hidden(hidden), gate)
-            self.share = (_variance(part) / _variance(place.forward(hidden, gate)))[None]
+            part = down.forward(module.reciprocal_hidden(hidden), gate)
+            return (_variance(part) / _variance(down.forward(hidden, gate)))[None]
+
+        return _Watcher((patch, "share of MLP output variance", layer), block.mlp.down, of_output)
+    return None
 
 
 def _score_variance(q: Tensor, k: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import base64
 import math
 from html import escape
 
+import tomli
+
 from ratrain.report.figures import gate_figures, loss_figure
 from ratrain.report.gates import gate_rows
 from ratrain.report.log import RunLog
@@ -17,6 +19,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid #8884; white-space: nowrap; }
+table.facts td { white-space: normal; vertical-align: top; }
 pre { overflow-x: auto; padding: .8rem; background: #8881; border-radius: 4px; }
 .quiet { color: #808080; }
 """
@@ -44,7 +47,18 @@ def facts(log: RunLog) -> list[tuple[str, str]]:
         recompiles, skipped = windows[-1]["recompiles"], sum(window["skipped"] for window in windows)
         if recompiles or skipped:
             rows.append(("warning", f"{recompiles} recompiles, {skipped} steps skipped"))
+    rows += [(f"the reference: {name}", text) for name, text in _origin(log)]
     return rows
+
+
+def _origin(log: RunLog) -> list[tuple[str, str]]:
+    """What the manifest says that the reference ran in its place."""
+    try:
+        manifest = tomli.loads((log.path / "resolved.toml").read_text())
+    except (OSError, ValueError):
+        return []
+    origin = manifest.get("origin")
+    return [(name, str(text)) for name, text in origin.items()] if isinstance(origin, dict) else []
 
 
 def page(log: RunLog, figures: dict[str, bytes]) -> str:
@@ -81,7 +95,7 @@ def figures_of(log: RunLog) -> dict[str, bytes]:
 def _table(rows: list[tuple[str, ...]] | list[tuple[str, str]], head: tuple[str, ...] = ()) -> str:
     cells = ["".join(f"<th>{escape(cell)}</th>" for cell in head)] if head else []
     cells += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+    return f"<table{'' if head else ' class=facts'}>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def _image(png: bytes, words: str) -> str:
