@@ -1,7 +1,8 @@
 """Unified RA: the last `rank` score channels of every head carry their own gate.
 
 A gated relabelling of standard attention: absorbing the gates into the query rows gives the base model back, so the
-function class is GPT-2's, and only the optimisation differs. For true reciprocity see `tied_ra`.
+function class is GPT-2's, and only the optimisation differs. (On a base with QK-norm the gates follow the norm: a gain
+that no weight can absorb.) For true reciprocity see `tied_ra`.
 """
 
 from __future__ import annotations

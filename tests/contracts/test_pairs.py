@@ -33,7 +33,7 @@ def meet(a, b):
     return any(f"{s}.".startswith(f"{t}.") or f"{t}.".startswith(f"{s}.") for s in sites_of(a) for t in sites_of(b))
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(patch_kinds(), 2), ids=" ".join)
+@pytest.mark.parametrize("pair", list(itertools.combinations(patch_kinds(), 2)), ids=" ".join)
 def test_pair(pair):
     manifest = with_patches(*pair)
     if meet(*pair):
