@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("bench",),
     ("cli", "__main__"),
-    ("ablation", "report", "runs"),
+    ("ablation", "report", "audit", "runs"),
     ("engine",),
     ("legacy",),
     ("recipe",),

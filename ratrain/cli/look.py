@@ -206,9 +206,9 @@ def _audit(args: argparse.Namespace) -> int:
     """Look for leaks, dead parameters and wrong decay in anybody's decoder; exit code 65 where it is not sound."""
     from dataclasses import asdict
 
+    from ratrain.audit.audit import audit
+    from ratrain.audit.source import find_target
     from ratrain.config.parse import parse_override
-    from ratrain.engine.audit import audit
-    from ratrain.engine.foreign_source import find_target
 
     try:
         arguments = {name: value for word in args.set for name, value in parse_override(word).tree.items()}

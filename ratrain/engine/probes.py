@@ -8,7 +8,7 @@ of the scores (`reciprocal_scores`) or of the hidden channels (`reciprocal_hidde
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +31,13 @@ class Probes:
         self.model, self.step = model, step
         self._n_layer = len(model.blocks)
         self._sites = list(_sites(model)) if on else []
-        gates = {
-            (patch, key, layer): f"{site}.{key}"
-            for patch, layer, site, module in self._sites
-            for key, parameter in module.named_parameters()
-            if parameter.dim() == 1
-        }
+        with torch.device("meta"):
+            base = dict(GPT2(model.spec).named_parameters())
+        gates: dict[_Key, str] = {}
+        for patch, layer, site, module in self._sites:
+            for name, parameter in module.named_parameters():
+                if parameter.dim() == 1 and _base_name(model, f"{site}.{name}") not in base:
+                    gates[_key(gates, patch, name, layer, site)] = f"{site}.{name}"
         self._gates = {key: step.precision.masters[name] for key, name in gates.items()}
         step.watched = list(self._gates.values())
 
@@ -70,9 +71,9 @@ class Probes:
 
     def _found(self) -> dict[_Key, Tensor]:
         found: dict[_Key, Tensor] = {}
-        for patch, layer, _, module in self._sites:
+        for patch, layer, site, module in self._sites:
             for probe, tensor in getattr(module, "probes", dict)().items():
-                found[patch, probe, layer] = tensor
+                found[_key(found, patch, probe, layer, site)] = tensor
         for (patch, name, layer), gradient in zip(self._gates, self.step.watched_gradients, strict=False):
             if gradient is not None:  # one value per head where there is one, else the norm
                 per_head = gradient.numel() in (1, self.model.spec.n_head)
@@ -93,6 +94,18 @@ def _sites(model: GPT2) -> Iterator[tuple[str, int, str, nn.Module]]:
         found = re.match(r"blocks\.(\d+)(\.|$)", site)
         if found:
             yield patch, int(found[1]), site, model.get_submodule(site)
+
+
+def _key(taken: Mapping[_Key, Any], patch: str, name: str, layer: int, site: str) -> _Key:
+    """The name alone, or behind the seam where the patch has one of that name at another seam of the layer."""
+    key = patch, name, layer
+    return key if key not in taken else (patch, f"{site.rpartition('.')[2]}.{name}", layer)
+
+
+def _base_name(model: GPT2, name: str) -> str:
+    """What the base calls a parameter, where a patch has kept its module."""
+    path, _, leaf = name.rpartition(".")
+    return f"{model.base_names.get(path, path)}.{leaf}"
 
 
 @dataclass

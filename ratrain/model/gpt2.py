@@ -254,7 +254,7 @@ class GPT2(nn.Module):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
-# all filled in when it is built
+        # all filled in when it is built
         self.claimed: dict[str, str] = {}  # patch by site
         self.priced: list[Any] = []  # modules of patches that state a `penalty()`
         self.base_names: dict[str, str] = {}  # what the base calls each module: a patch may keep one elsewhere

@@ -112,6 +112,7 @@ def test_diff_names_the_keys_that_differ_and_no_other(resolved):
         "id",
         "title",
         "same_as",
+        *(f"origin.{key}" for key in ("step", "base")),
         *(f"patch.unified_ra.{key}" for key in ("kind", "target", "rank", "gates")),
     }
 

@@ -150,3 +150,12 @@ def test_looking_changes_no_loss_and_no_graph(trained):
 def test_switched_off_or_without_patches_nothing_is_told(trained):
     assert not [e for e in trained("v1", "log.probes=false") if isinstance(e, Probed)]
     assert not [e for e in trained("v0") if isinstance(e, Probed)]
+
+
+def test_two_seams_of_a_layer_keep_their_names_apart_and_the_bases_parameters_are_no_gates(probed):
+    _, step, probes = probed("peri_ln")  # norms around attn.proj and mlp.down, which it keeps
+    tokens = torch.randint(2048, (2, 17), generator=torch.Generator().manual_seed(2))
+    step(tokens[:, :-1], tokens[:, 1:])
+    _, values = probes.read(torch.zeros(1, 1))
+    names = [f"gradient of {seam}norm.{leaf}" for seam in ("", "down.") for leaf in ("weight", "bias")]
+    assert sorted(values["peri_ln"]) == sorted(names)

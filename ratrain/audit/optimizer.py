@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ratrain.engine.finding import Finding, some
-from ratrain.engine.foreign_source import described, told, where
+from ratrain.audit.finding import Finding, some
+from ratrain.audit.source import described, told, where
 from ratrain.errors import DataError, UsageError
 
 _METHODS = ("configure_optimizers", "setup_optimizers", "setup_optimizer", "configure_optimizer")

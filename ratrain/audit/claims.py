@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ratrain.engine.finding import Finding, some
-from ratrain.engine.foreign_model import ForeignModel
-from ratrain.engine.foreign_source import Target, construct, described, told
+from ratrain.audit.finding import Finding, some
+from ratrain.audit.model import ForeignModel
+from ratrain.audit.source import Target, construct, described, told
 from ratrain.engine.perturbation import batch_leak, differs, random_tokens, suffix_leak, without_gradient
 from ratrain.errors import DataError
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ratrain.engine.foreign_source import described
+from ratrain.audit.source import described
 from ratrain.engine.perturbation import random_tokens
 from ratrain.errors import DataError, UsageError
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ratrain.engine.audit_claims import look_at, restored
-from ratrain.engine.audit_optimizer import audit_optimizer
-from ratrain.engine.finding import Finding, some
-from ratrain.engine.foreign_model import ForeignModel
-from ratrain.engine.foreign_source import Target, construct, told
+from ratrain.audit.claims import look_at, restored
+from ratrain.audit.finding import Finding, some
+from ratrain.audit.model import ForeignModel
+from ratrain.audit.optimizer import audit_optimizer
+from ratrain.audit.source import Target, construct, told
 from ratrain.errors import DataError
 
 _ORDER = ("BROKEN", "warning", "holds", "note", "unchecked")
