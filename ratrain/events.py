@@ -78,7 +78,7 @@ class Activated(Event):
 
 @dataclass(frozen=True)
 class PhaseStarted(Event):
-    """The engine enters a phase that may take long: 'compile', 'evaluate', 'save'."""
+    """The engine enters a phase that may take long: 'compile', 'evaluate', 'fit', 'save'."""
 
     phase: str
     note: str = ""
@@ -128,6 +128,22 @@ class Probed(Event):
 
     step: int
     values: dict[str, dict[str, list[list[float]]]]
+
+
+@dataclass(frozen=True)
+class Fitted(Event):
+    """A patch was fitted to what the model makes of training text, as it is at this step.
+
+    Errors are means over layers and heads, on text that was held out from the fit, relative to the variance.
+    """
+
+    step: int
+    patch: str
+    vectors: int  # per head
+    error: float
+    error_of_pca: float  # in as many channels
+    heads: int
+    heads_as_pca: int  # that nothing served better
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ratrain.config.parse import Layer
 
 # tables in which exactly one key is set, as patterns: a later layer replaces them whole
 ONE_OF = (
-    *("train.budget", "schedule.warmup"),
+    *("train.budget", "schedule.warmup", "patch.*.refit"),
     *(f"{at}activation.{span}" for at in ("", "patch.*.") for span in ("after", "over", "deadline")),
 )
 ANY_OPTIMIZER = ("weight_decay", "clip")  # keys that every kind of optimizer has

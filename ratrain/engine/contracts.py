@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ratrain.config.schema import ActivationSection, CompileSection, Manifest, Section
 from ratrain.engine.compile import GraphCounter, compile_model
+from ratrain.engine.fitting import fit_briefly
 from ratrain.engine.perturbation import batch_leak, random_tokens, suffix_leak, without_gradient
 from ratrain.engine.probes import Probes
 from ratrain.engine.step import Precision, TrainStep
@@ -49,7 +50,7 @@ def _contract(check: Contract) -> Contract:
 
 @_contract
 def it_runs_forward_and_backward(manifest: Manifest) -> None:
-    _loss(build(manifest), manifest).backward()
+    _loss(_built(manifest), manifest).backward()
 
 
 FIRST = next(iter(_CONTRACTS))  # without it no other can hold
@@ -57,7 +58,7 @@ FIRST = next(iter(_CONTRACTS))  # without it no other can hold
 
 @_contract
 def no_position_sees_a_later_token(manifest: Manifest) -> None:
-    model = build(manifest).double()
+    model = _built(manifest).double()
     for training in (True, False):
         model.train(training)
         for length in (8, 64, 65, 256):
@@ -68,7 +69,7 @@ def no_position_sees_a_later_token(manifest: Manifest) -> None:
 
 @_contract
 def no_sequence_sees_another(manifest: Manifest) -> None:
-    model = build(manifest).double()
+    model = _built(manifest).double()
     tokens = _tokens(manifest, 2, 65)
     for training in (True, False):
         model.train(training)
@@ -78,7 +79,7 @@ def no_sequence_sees_another(manifest: Manifest) -> None:
 
 @_contract
 def loading_a_checkpoint_restores_the_outputs(manifest: Manifest) -> None:
-    trained, fresh = build(manifest).eval(), build(_reseeded(manifest, 2)).eval()
+    trained, fresh = _built(manifest).eval(), build(_reseeded(manifest, 2)).eval()
     tokens = _tokens(manifest, 2, 65)
     assert not torch.equal(_logits(trained, tokens), _logits(fresh, tokens)), "the seed does not change the weights"
     fresh.load_state_dict(trained.state_dict())
@@ -87,7 +88,7 @@ def loading_a_checkpoint_restores_the_outputs(manifest: Manifest) -> None:
 
 @_contract
 def every_parameter_gets_a_gradient(manifest: Manifest) -> None:
-    model = build(manifest).double()
+    model = _built(manifest).double()
     _loss(model, manifest).backward()
     dead = without_gradient(model.named_parameters())
     assert not dead, f"no gradient, or one that is not finite, reaches {', '.join(dead)}"
@@ -95,7 +96,7 @@ def every_parameter_gets_a_gradient(manifest: Manifest) -> None:
 
 @_contract
 def closed_it_is_the_base_model(manifest: Manifest) -> None:
-    model, base = build(manifest), build(manifest.model_copy(update={"patch": {}}))
+    model, base = _built(manifest), build(manifest.model_copy(update={"patch": {}}))
     switches = list(_activations(model))
     assert switches or not manifest.patch, "no module has an activation buffer `s`"
     for switch in switches:
@@ -113,7 +114,7 @@ def closed_it_is_the_base_model(manifest: Manifest) -> None:
 @_contract
 def one_graph_each_to_train_and_to_evaluate_wherever_the_activation_stands(manifest: Manifest) -> None:
     torch._dynamo.reset()
-    model, graphs = build(manifest), GraphCounter()
+    model, graphs = _built(manifest), GraphCounter()
     compile_model(model, CompileSection(scope="model", backend="eager"))
     for activation in (0.0, 0.5, 1.0):
         for switch in _activations(model):
@@ -152,14 +153,14 @@ def bf16_stays_near_fp32(manifest: Manifest) -> None:
 
 @_contract
 def cached_decoding_equals_the_full_forward(manifest: Manifest) -> None:
-    model = build(manifest).double().eval()
+    model = _built(manifest).double().eval()
     tokens = _tokens(manifest, 1, 65)
     torch.testing.assert_close(decode(model, tokens), _logits(model, tokens), rtol=0, atol=1e-10)
 
 
 @_contract
 def its_flops_are_those_that_are_counted(manifest: Manifest) -> None:
-    model = build(manifest)
+    model = _built(manifest)
     tokens = _tokens(manifest, 1, manifest.model.block_size)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         _logits(model, tokens)
@@ -170,7 +171,7 @@ def its_flops_are_those_that_are_counted(manifest: Manifest) -> None:
 
 @_contract
 def what_it_offers_to_be_looked_at_is_finite(manifest: Manifest) -> None:
-    model = build(manifest)
+    model = _built(manifest)
     groups = group_parameters(model, manifest.optim.weight_decay)
     precision = Precision("fp32", model)
     step = TrainStep(model, manifest.optim, groups=groups, precision=precision, micro_batch=2)
@@ -186,18 +187,24 @@ def what_it_offers_to_be_looked_at_is_finite(manifest: Manifest) -> None:
 
 @_contract
 def every_option_does_something(manifest: Manifest) -> None:
-    plain = _fingerprint(build(manifest))
+    plain = _fingerprint(_built(manifest))
     for name, patch in manifest.patch.items():
         for option, value in _alternatives(patch):
             try:
                 other = type(patch).model_validate({**dict(patch), option: value})
-                model = build(manifest.model_copy(update={"patch": {**manifest.patch, name: other}}))
+                model = _built(manifest.model_copy(update={"patch": {**manifest.patch, name: other}}))
             except (ValidationError, ManifestError):
                 continue  # refused: so it is read
             assert _fingerprint(model) != plain, f"patch.{name}.{option} = {value!r} changes nothing"
 
 
 # -- what they are made of --------------------------------------------------------------------------------------
+
+
+def _built(manifest: Manifest) -> GPT2:
+    """The model, with everything fitted that is not trained."""
+    model = build(manifest)
+    return fit_briefly(model, _tokens(manifest, 3, manifest.model.block_size))
 
 
 def _tokens(manifest: Manifest, rows: int, length: int) -> Tensor:
@@ -230,7 +237,7 @@ def _activations(model: nn.Module) -> Iterator[Tensor]:
 
 def _train(manifest: Manifest, *, steps: int, lr: float = 1e-2, precision: str = "fp32") -> list[float]:
     """Losses of a few uncompiled steps on one batch."""
-    model = build(manifest)
+    model = _built(manifest)
     groups = group_parameters(model, manifest.optim.weight_decay)
     step = TrainStep(model, manifest.optim, groups=groups, precision=Precision(precision, model), micro_batch=2)
     step.set_lr(lr)

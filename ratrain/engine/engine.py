@@ -22,6 +22,7 @@ from ratrain.engine.compile import GraphCounter, compile_model
 from ratrain.engine.device import peak_flops, set_determinism, synchronize
 from ratrain.engine.distributed import World, local_rows
 from ratrain.engine.evaluate import Evaluator
+from ratrain.engine.fitting import Fitting, unfitted
 from ratrain.engine.probes import Probes, Values
 from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.engine.signals import StopRequest
@@ -104,6 +105,7 @@ class Engine:
         self.total_steps = steps_total(manifest)
         self.schedule = Schedule(manifest.schedule, total_steps=self.total_steps)
         self.switchboard = Switchboard(manifest, self.model, total_steps=self.total_steps)
+        self.fitting = Fitting(manifest, self.model, self.corpus.train, world=world)
         self.probes = Probes(self.model, self.train_step, on=manifest.log.probes)
         self.graphs = GraphCounter()
         self.peak = peak_flops(device, manifest.train.precision)
@@ -129,6 +131,7 @@ class Engine:
             self._switch()
             asked = None
             while not self._finished() and not (asked := self._asked(stop)):
+                self._fit_if_due()
                 self._window(stop)
                 self._evaluate_if_due()
                 self._save_if_due()
@@ -141,6 +144,7 @@ class Engine:
             if self.evaluated_at != self.steps_done:
                 self._evaluate()
             self._save()
+            self._warn_of_unfitted()
             self._sample()
         ended = self._ended("done")
         self.emit(ended)
@@ -180,7 +184,10 @@ class Engine:
         results: list[StepResult] = []
         while self.steps_done < self._next_stop(first) and not (stop.asked and self.world.size == 1):
             self.train_step.set_lr(self.schedule.lr(self.spent_after(self.steps_done - first + 1, spent, first)))
-            self._switch(self.spent_after(self.steps_done - first, spent, first))
+            now = self.spent_after(self.steps_done - first, spent, first)
+            self._switch(now)
+            if results and self.fitting.due(self.steps_done, now, self.switchboard.is_open()):
+                break
             results.append(self.train_step(*self._batch(self.steps_done)))
             self.steps_done += 1
         if not results:
@@ -246,6 +253,25 @@ class Engine:
                 )
 
     # -- what is due between windows ----------------------------------------------------------------------------
+
+    def _fit_if_due(self) -> None:
+        """Fits what is fitted and not trained, to the model as it is now."""
+        spent = self.spent_after(0, self.spent_seconds, self.steps_done)
+        for name in self.fitting.due(self.steps_done, spent, self.switchboard.is_open()):
+            self.fit(name, spent)
+
+    def fit(self, name: str, spent: float) -> None:
+        self.emit(events.PhaseStarted("fit"))
+        with self._phase("fit"):
+            told = self.fitting.fit(
+                name, self.steps_done, spent, rows=self.train_step.micro_batch, precision=self.precision
+            )
+        if told:
+            self.emit(told)
+
+    def _warn_of_unfitted(self) -> None:
+        for name in self.fitting.unfitted():
+            self.emit(events.Notice(unfitted(name), "warning"))
 
     def _evaluate_if_due(self) -> None:
         every = self.manifest.eval.every

@@ -12,6 +12,7 @@ from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
 from ratrain.engine.checkpoint import Checkpoint, load_newest, require_same_tensors
 from ratrain.engine.device import pick_device
+from ratrain.engine.fitting import fittable, unfitted
 from ratrain.engine.folder import find_run
 from ratrain.errors import MissingError
 from ratrain.model.build import build
@@ -63,7 +64,10 @@ def load_run(folder: Path, *, device: torch.device, warn: Callable[[str], None])
         raise MissingError(f"{folder}: has no checkpoint yet")
     for failure in failures:
         warn(f"{failure}; going back to {path}")
-    return manifest, with_weights(build(manifest, device=device), checkpoint)
+    model = with_weights(build(manifest, device=device), checkpoint)
+    for name in dict.fromkeys(name for name, _, module in fittable(model) if not module.fitted):
+        warn(unfitted(name))
+    return manifest, model
 
 
 def with_weights(model: GPT2, checkpoint: Checkpoint) -> GPT2:

@@ -41,6 +41,7 @@ def snapshot(engine: Engine) -> Checkpoint:
         "machine": _machine(engine),
         "optimizer": plain,
         "activation": engine.switchboard.state_dict(),
+        "fitting": engine.fitting.state_dict(),
         "rng": rng_plain,
         **{name: getattr(engine, name) for name in _POSITION},
     }
@@ -83,6 +84,7 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     restore_optimizer(engine.train_step.optimizer, _optimized_names(engine), moments, checkpoint.state["optimizer"])
     _restore_own_rng(engine, checkpoint)
     engine.switchboard.load_state_dict(checkpoint.state["activation"])
+    engine.fitting.load_state_dict(checkpoint.state.get("fitting", {}))
     engine.steps_done = checkpoint.step
     for name in _POSITION:
         setattr(engine, name, checkpoint.state[name])

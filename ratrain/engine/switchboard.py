@@ -34,6 +34,10 @@ class Switchboard:
             if s and before == 0:
                 yield name, s
 
+    def is_open(self) -> dict[str, bool]:
+        """Which patches are not the base model now."""
+        return {name: s > 0 for name, s in self._now.items()}
+
     def look(self, losses: Sequence[float], step: int, spent: float) -> None:
         """Hears the losses of a window that ends at `step`: the same on every process, and so is what follows."""
         for activation in self._activations.values():

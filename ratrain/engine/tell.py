@@ -70,6 +70,6 @@ def window(engine: Engine, losses: list[float], norms: list[float], seconds: flo
 
 
 def _overhead(engine: Engine) -> float:
-    """Wall time over training time: evaluations and checkpoints, as they went so far."""
+    """Wall time over training time: evaluations, fits and checkpoints, as they went so far."""
     seconds = engine.seconds
-    return (seconds["train"] + seconds["evaluate"] + seconds["save"]) / seconds["train"]
+    return sum(seconds.get(phase, 0.0) for phase in ("train", "evaluate", "fit", "save")) / seconds["train"]

@@ -7,6 +7,7 @@ from typing import cast
 
 from torch import nn
 
+from ratrain.config.schema import ModelSpec
 from ratrain.model.gpt2 import GPT2, Block, Linear
 
 
@@ -33,10 +34,11 @@ def count(model: GPT2) -> Cost:
     """Costs of a built model, also on the meta device.
 
     A patch's module that multiplies matrices states it in `flops_per_token(spec)`; one that stands in for the
-    attention core states what decoding keeps in `kv_per_token(spec)`.
+    attention core states what decoding keeps in `kv_per_token(spec)`, and a value seam that has values kept in fewer
+    channels in how many, `kept_channels`.
     """
     spec = model.spec
-    kv = [cast("Block", block).attn.core.kv_per_token(spec) for block in model.blocks]
+    kv = [_kept(cast("Block", block), spec) for block in model.blocks]
     tied_head = 2 * model.wte.weight.numel() if model.unembed is None else 0  # else it is among the linear layers
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -45,6 +47,13 @@ def count(model: GPT2) -> Cost:
         key_elements_per_token=sum(k for k, _ in kv),
         value_elements_per_token=sum(v for _, v in kv),
     )
+
+
+def _kept(block: Block, spec: ModelSpec) -> tuple[int, int]:
+    """Elements that decoding keeps per token of a layer, as (keys, values)."""
+    keys, values = block.attn.core.kv_per_token(spec)
+    channels = getattr(block.attn.value, "kept_channels", spec.head_dim)
+    return keys, round(values * channels / spec.head_dim)
 
 
 def _flops(module: nn.Module, model: GPT2) -> int:

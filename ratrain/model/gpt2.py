@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
-from ratrain.model.cache import KVCache
+from ratrain.model.cache import PLAIN, KVCache, ValueCode
 from ratrain.model.norm import norm_of
 from ratrain.model.rotary import Rotary
 
@@ -131,7 +131,11 @@ class SamePair(nn.Module):
 
 
 class Value(nn.Module):
-    """An unclaimed value seam: the values as they are. A patch may read and write what travels between layers here."""
+    """An unclaimed value seam: the values as they are. A patch may read and write what travels between layers here.
+
+    One that loses some of them may have the cache keep less: `code()` is a ValueCode with decompress(compress(v)) what
+    it makes of v, and `kept_channels` says in how many channels.
+    """
 
     def forward(self, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """v [B, H, T, D] and what the layer below left (None below the first) -> v, and what the next layer gets."""
@@ -150,19 +154,28 @@ class Core(nn.Module):
 
         A patch that attends to more than k and v puts that into the cache as well, and says so in `kv_per_token`.
         """
-        return self.attend(q, *((k, v) if cache is None else cache.append(k, v)))
+        if cache is None:
+            return self.attend(q, k, v)
+        k, codes = cache.store(k, v)
+        return cache.code.unfold(self.attend(q, k, cache.code.fold(codes))).to(q.dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [B, H, S, D] are the last S of the T positions of k, v [B, H, T, D] -> [B, H, S, D]."""
+        """q [B, H, S, D] are the last S of the T positions of k, v [B, H, T, D] -> [B, H, S, D].
+
+        A mixture over tokens that treats every channel of v alike; what does more belongs in `forward`.
+        """
         options = {"dropout_p": self.dropout if self.training else 0.0, "scale": self.scale}
         if q.shape[2] == k.shape[2]:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen.tril(k.shape[2] - q.shape[2]), **options)
 
-    def new_cache(self, length: int) -> Any:
-        """An empty cache for `length` tokens: what `forward` is given to decode with, and `size`, the tokens so far."""
-        return KVCache(length)
+    def new_cache(self, length: int, code: ValueCode = PLAIN) -> Any:
+        """An empty cache for `length` tokens: what `forward` is given to decode with.
+
+        It tells `size`, the tokens so far, and `code`, in which it keeps the values.
+        """
+        return KVCache(length, code)
 
     def flops_per_token(self, spec: ModelSpec) -> int:
         """Of the two products over a full context; by the field's convention causality does not halve them."""
@@ -194,9 +207,10 @@ class Attention(nn.Module):
         """x [B, T, C] and the state from the layer below -> y [B, T, C] and the state for the next layer."""
         q, k, v = self.qkv(x, self.score())  # each [B, H, T, D]
         q, k = self.pos(q, k, 0 if cache is None else cache.size)
-        v, state = self.value(v, state)
+        raw, (v, state) = v, self.value(v, state)
         v = v.to(q.dtype)  # here and below: a patch's fp32 gate must not widen a bf16 stream
-        y = self.blend(self.core(q, k, v, cache), v, x).to(q.dtype).transpose(1, 2).flatten(2)
+        given = v if cache is None or cache.code is PLAIN else raw  # which the cache compresses as the seam does
+        y = self.blend(self.core(q, k, given, cache), v, x).to(q.dtype).transpose(1, 2).flatten(2)
         return F.dropout(self.proj(y), self.dropout, self.training), state
 
 
@@ -292,7 +306,9 @@ class GPT2(nn.Module):
 
     def new_caches(self) -> list[Any]:
         """An empty KV cache for each layer."""
-        return [cast("Block", block).attn.core.new_cache(self.spec.block_size) for block in self.blocks]
+        attns = [cast("Any", block).attn for block in self.blocks]
+        codes = [attn.value.code() if hasattr(attn.value, "code") else PLAIN for attn in attns]
+        return [a.core.new_cache(self.spec.block_size, code) for a, code in zip(attns, codes, strict=True)]
 
     def logits(self, tokens: Tensor, caches=None, start: int = 0) -> Tensor:
         """[B, T] -> [B, T, vocab_size]: what comes after each token; `caches` holds one KV cache per layer."""

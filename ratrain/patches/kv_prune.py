@@ -33,7 +33,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec, Section
-from ratrain.model.cache import KVCache
+from ratrain.model.cache import PLAIN, KVCache, ValueCode
 from ratrain.model.gpt2 import Core
 from ratrain.registry import Patch, register
 
@@ -164,9 +164,9 @@ class PrunedCore(Core):
             pieces.append(cache.attend(*now))
         return torch.cat(pieces, dim=2)
 
-    def new_cache(self, length: int):
+    def new_cache(self, length: int, code: ValueCode = PLAIN):
         """A cache from which the evicted are gone, where this is switched on for good."""
-        return PrunedCache(self, length) if self.s == 1 else KVCache(length)
+        return PrunedCache(self, length, code) if self.s == 1 else KVCache(length, code)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All queries from the first token on."""
@@ -295,7 +295,8 @@ class LearnedCore(PrunedCore):
 
 
 class PrunedCache:
-    """Keys and values [B, H, held, D] of what is kept, then of the block under way; v_only keeps every key.
+    """Keys and codes of values [B, H, held, channels] of what is kept, then of the block under way; v_only keeps every
+    key.
 
     Heads that have learned to keep fewer than others hold as many, of which `weight` [B, H, held] counts theirs.
     """
@@ -305,10 +306,10 @@ class PrunedCache:
     places: Tensor  # [B, H, held], positions of the values
     mass: Tensor
     weight: Tensor
-    lost: Tensor  # [B, H, D], sum of the values that have left
+    lost: Tensor  # [B, H, D], sum of the values that have left, folded as the code folds them
 
-    def __init__(self, core: PrunedCore, length: int):
-        self.core, self.length, self.size = core, length, 0
+    def __init__(self, core: PrunedCore, length: int, code: ValueCode = PLAIN):
+        self.core, self.length, self.code, self.size = core, length, code, 0
         self.v_only = core.options.mode == "v_only"
 
     @property
@@ -323,22 +324,24 @@ class PrunedCache:
         if self.v_only:
             probs = probs.gather(3, self.places[:, :, None].expand(-1, -1, q.shape[2], -1))
         self.mass = self.mass + probs.sum(2)
+        values = self.code.fold(self.values)
         n_lost = self.size - self.weight.sum(2, keepdim=True)  # [B, H, 1]
         if not self.v_only or self.size <= self.core.block:
-            y = probs.to(v.dtype) @ self.values
+            y = probs.to(v.dtype) @ values
         else:
             mean = self.lost / n_lost.clamp(min=1) if self.core.options.missing == "residual" else None
-            y = self.core.finish(probs * self.weight[:, :, None], self.values, mean)
+            y = self.core.finish(probs * self.weight[:, :, None], values, mean)
         if self.size % self.core.block == 0:
             self._evict()
-        return y
+        return self.code.unfold(y).to(v.dtype)
 
     def _append(self, k: Tensor, v: Tensor) -> None:
+        v = self.code.compress(v)
         places = torch.arange(self.size, self.size + k.shape[2], device=k.device).expand(k.shape[:3])
         none = torch.zeros(k.shape[:3], dtype=torch.promote_types(k.dtype, torch.float32), device=k.device)
         if not self.size:
             self.keys, self.values, self.places, self.mass, self.weight = k, v, places, none, none + 1
-            self.lost = torch.zeros_like(v[:, :, 0], dtype=none.dtype)
+            self.lost = torch.zeros_like(self.code.fold(v)[:, :, 0], dtype=none.dtype)
         else:
             self.keys, self.values = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
             self.places = torch.cat([self.places, places], dim=2)
@@ -351,14 +354,22 @@ class PrunedCache:
         best = order.topk(int(counts.max()), dim=-1).indices
         own = (torch.arange(best.shape[2], device=best.device) < counts[:, None]).expand(best.shape)
         stay, order = best.sort(dim=-1)  # in the order of their positions
-        wide = stay[..., None].expand(-1, -1, -1, self.values.shape[3])
-        whole = (self.values * self.weight[..., None]).to(self.lost.dtype).sum(2)
+        whole = self._sum()
         self.weight = self.weight.gather(2, stay) * own.gather(2, order)
         self.values, self.mass, self.places = (
-            self.values.gather(2, wide),
+            _rows(self.values, stay),
             self.mass.gather(2, stay),
             self.places.gather(2, stay),
         )
-        self.lost = self.lost + whole - (self.values * self.weight[..., None]).to(self.lost.dtype).sum(2)
+        self.lost = self.lost + whole - self._sum()
         if not self.v_only:
-            self.keys = self.keys.gather(2, wide)
+            self.keys = _rows(self.keys, stay)
+
+    def _sum(self) -> Tensor:
+        """Of the values that are held, folded."""
+        return (self.code.fold(self.values) * self.weight[..., None]).to(self.lost.dtype).sum(2)
+
+
+def _rows(tensor: Tensor, places: Tensor) -> Tensor:
+    """Those of tensor [B, H, n, channels] at places [B, H, m]."""
+    return tensor.gather(2, places[..., None].expand(-1, -1, -1, tensor.shape[3]))

@@ -60,6 +60,14 @@ def _phase(e: events.PhaseStarted) -> list[str]:
     return [f"compiling with {e.note}{wait}"]
 
 
+def _fitted(e: events.Fitted) -> list[str]:
+    plain = "" if e.heads_as_pca == e.heads else f", {e.error_of_pca:.3%} by plain PCA"
+    some = 0 < e.heads_as_pca < e.heads
+    plain += f", which {e.heads_as_pca} of {e.heads} heads fall back to" if some else ""
+    what = f"loses {e.error:.3%} of held-out variance{plain}"
+    return [f"step {e.step:6d}  {e.patch} is fitted to {e.vectors} vectors per head: {what}"]
+
+
 def _compiled(e: events.Compiled) -> list[str]:
     return [f"compiled {e.graphs} graphs in {e.seconds:.1f} s" + (", from the cache" if e.cached else "")]
 
@@ -83,6 +91,7 @@ _TELLERS: dict[type, Callable[..., list[str]]] = {
     events.Compiled: _compiled,
     events.Window: _window,
     events.Evaluated: lambda e: [f"step {e.step:6d}  validation loss {e.loss:.4f}  ({e.seconds:.1f} s)"],
+    events.Fitted: _fitted,
     events.Saved: lambda e: [
         f"step {e.step:6d}  saved {os.path.basename(e.path)} ({_number(e.bytes)}B, {e.seconds:.2f} s)"
     ],
@@ -140,7 +149,7 @@ class Bar:
         for line in lines:
             line += self._loss if isinstance(event, events.Evaluated) else ""
             self._console.print(line, markup=False, style=self._style(event, line))
-        if isinstance(event, (events.Evaluated, events.Saved, events.Compiled)):
+        if isinstance(event, (events.Evaluated, events.Saved, events.Compiled, events.Fitted)):
             self._update(description="train")
 
     @staticmethod

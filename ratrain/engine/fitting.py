@@ -1,0 +1,222 @@
+"""Fitting what is fitted and not trained: modules that state `fit(x, held_out, attn, generator)`.
+
+Such a module is given samples of its own first argument [B, H, T, D], made by the model as it is, in evaluation, from
+windows of the training split, and puts what it finds into buffers; `fitted` says that it has, `vectors` how many it
+wants per head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ratrain.config.schema import Manifest, Span
+from ratrain.engine.distributed import World
+from ratrain.events import Fitted
+from ratrain.model.build import seed_of
+from ratrain.model.gpt2 import GPT2
+from ratrain.recipe.sampling import Sampler
+from ratrain.recipe.shards import TokenStream
+
+_CHOICE = 2  # tokens looked at for each that is kept: neighbours are alike
+_HELD_OUT = 4  # windows that are fitted to for each that is held out
+
+
+class Fitting:
+    """Which patches of a run are due to be fitted, and the fit: rank 0 makes it, all get it.
+
+    `last`, when each patch was fitted, is all that it remembers.
+    """
+
+    def __init__(self, manifest: Manifest, model: GPT2, tokens: TokenStream, *, world: World):
+        self.manifest, self.model, self.world = manifest, model, world
+        self.modules: dict[str, dict[str, Any]] = {}
+        for name, site, module in fittable(model):
+            self.modules.setdefault(name, {})[site] = module
+        self.last: dict[str, tuple[int, float]] = {}  # step, and fraction of the budget that was spent
+        self.sampler = Sampler(  # of the whole batch, whatever this process trains on
+            tokens,
+            seed=manifest.seed.order,
+            batch=manifest.train.batch,
+            block_size=manifest.model.block_size,
+            vocab_size=manifest.model.vocab_size,
+        )
+
+    def due(self, step: int, spent: float, is_open: Mapping[str, bool]) -> list[str]:
+        """The patches to fit before the step after `step`: where one opens, unless nothing is learned yet, and then
+        whenever its `refit` has passed."""
+        due = []
+        for name in self.modules:
+            refit = self.manifest.patch[name].refit
+            if refit is None or not is_open[name]:
+                continue
+            if step == 0:
+                self.last[name] = (0, 0.0)
+            elif name not in self.last or self._passed(refit, self.last[name], step, spent):
+                due.append(name)
+        return due
+
+    def fit(self, name: str, step: int, spent: float, **passes: Any) -> Fitted | None:
+        """Fits one patch in every layer; `passes` as `fit_modules` takes them. What it found is told on rank 0."""
+        found = self.world.lead(lambda: self._fit(name, step, **passes))
+        self._share(name)
+        self.last[name] = (step, spent)
+        return found
+
+    def unfitted(self) -> list[str]:
+        """Patches that are still without a fit somewhere."""
+        return [name for name, modules in self.modules.items() if not all(m.fitted for m in modules.values())]
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.last)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.last = {name: (at[0], at[1]) for name, at in state.items() if name in self.modules}
+
+    def _passed(self, refit: Span, last: tuple[int, float], step: int, spent: float) -> bool:
+        if refit.steps is not None:
+            return step >= last[0] + refit.steps
+        return spent >= last[1] + (refit.fraction or 0.0) - 1e-9
+
+    def _fit(self, name: str, step: int, **passes: Any) -> Fitted:
+        modules = self.modules[name]
+        wanted = max(module.vectors for module in modules.values())
+        windows = self._windows(step, wanted)
+        generator = torch.Generator().manual_seed(seed_of(self.manifest.seed.order, "fit", name, step))
+        errors = fit_modules(self.model, modules, windows, generator, **passes)
+        used, plain = (torch.stack(part) for part in zip(*errors, strict=True))  # [layers, H]
+        return Fitted(
+            step=step,
+            patch=name,
+            vectors=wanted,
+            error=float(used.mean()),
+            error_of_pca=float(plain.mean()),
+            heads=used.numel(),
+            heads_as_pca=int((used >= plain).sum()),
+        )
+
+    def _windows(self, step: int, wanted: int) -> Tensor:
+        """Inputs [n, T] of the batches from `step` on, as many as hold tokens enough."""
+        fitted_to = math.ceil(_CHOICE * wanted / self.manifest.model.block_size)
+        count = fitted_to + math.ceil(fitted_to / _HELD_OUT)
+        batches = range(step, step + math.ceil(count / self.manifest.train.batch))
+        return torch.cat([self.sampler.batch(at)[0] for at in batches])[:count]
+
+    def _share(self, name: str) -> None:
+        """Every process gets the buffers of rank 0."""
+        if self.world.size == 1:
+            return
+        own = {
+            f"{site}.{key}": buffer
+            for site, module in self.modules[name].items()
+            for key, buffer in module.named_buffers()
+        }
+        told = self.world.share({key: buffer.cpu() for key, buffer in own.items()})
+        for key, buffer in own.items():
+            buffer.copy_(told[key])
+
+
+def unfitted(name: str) -> str:
+    """What is to be said of a patch without a fit."""
+    return f"patch.{name} was never fitted: it is the base model, and compresses nothing; ratrain calibrate fits it"
+
+
+def fittable(model: GPT2) -> Iterator[tuple[str, str, nn.Module]]:
+    """(patch, site, module) of what is to be fitted in a built model."""
+    for site, name in model.claimed.items():
+        module = model.get_submodule(site)
+        if hasattr(module, "fit"):
+            yield name, site, module
+
+
+def fit_modules(
+    model: GPT2,
+    modules: Mapping[str, Any],
+    windows: Tensor,
+    generator: torch.Generator,
+    *,
+    rows: int = 1,
+    precision: Any = None,
+) -> list[Any]:
+    """Fits modules, by site, to tokens [n, T] of which the last part is held out; returns what each says of it.
+
+    `rows` sequences go through the model at a time, in `precision`.
+    """
+    fitted_to = max(1, len(windows) * _HELD_OUT // (_HELD_OUT + 1))
+    passes = {"rows": rows, "precision": precision, "generator": generator}
+    x = _inputs(model, modules, windows[:fitted_to], share=1, **passes)
+    held_out = _inputs(model, modules, windows[fitted_to:], share=_HELD_OUT, **passes)
+    parents = {site: model.get_submodule(site.rpartition(".")[0]) for site in modules}
+    return [module.fit(x[site], held_out[site], parents[site], generator) for site, module in modules.items()]
+
+
+def fit_briefly(model: GPT2, windows: Tensor) -> GPT2:
+    """`model` with everything fitted to a few tokens [n, T]: for looks at what is fitted."""
+    if modules := {site: module for _, site, module in fittable(model)}:
+        fit_modules(model, modules, windows, torch.Generator().manual_seed(0))
+    return model
+
+
+class _Reservoir:
+    """A uniform sample, without replacement, of the positions that pass by; it never holds more than `count`."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.keys, self.vectors = torch.empty(0), torch.empty(0)
+
+    def add(self, x: Tensor, keys: Tensor) -> None:
+        """x [B, H, T, D], and a random key for each of its B T positions: those with the highest keys stay."""
+        fresh = x.detach().transpose(0, 1).flatten(1, 2)  # [H, B T, D]
+        if len(self.keys):
+            keys, fresh = torch.cat([self.keys, keys]), torch.cat([self.vectors, fresh], dim=1)
+        self.keys, best = keys.topk(min(self.count, len(keys)))
+        self.vectors = fresh[:, best.to(fresh.device)]
+
+
+@torch.no_grad()
+def _inputs(
+    model: GPT2,
+    modules: Mapping[str, Any],
+    windows: Tensor,
+    *,
+    share: int,
+    rows: int,
+    precision: Any,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """By site, the first argument [H, N, D] at positions drawn from tokens [n, T]; one of `share` that is wanted."""
+    kept = {site: _Reservoir(max(1, module.vectors // share)) for site, module in modules.items()}
+    training = model.training
+    model.eval()
+    with ExitStack() as stack:
+        # hooks must not become part of the compiled graphs, nor cost a new one
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(precision.forward() if precision else nullcontext())
+        for batch in windows.to(model.wte.weight.device).split(rows):
+            keys = torch.rand(batch.numel(), generator=generator, dtype=torch.float64)
+            for site, argument in _watched(model, modules, batch):
+                kept[site].add(argument, keys)
+    model.train(training)
+    return {site: reservoir.vectors for site, reservoir in kept.items()}
+
+
+def _watched(model: GPT2, sites: Iterable[str], tokens: Tensor) -> list[tuple[str, Tensor]]:
+    """What the modules at `sites` are given when the blocks run on tokens [B, T]."""
+    seen: list[tuple[str, Tensor]] = []
+
+    def watching(site: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, inputs: seen.append((site, inputs[0]))
+
+    with ExitStack() as stack:
+        for site in sites:
+            hook = model.get_submodule(site).register_forward_pre_hook(watching(site))
+            stack.callback(hook.remove)
+        h, state = model.embed(tokens), None
+        for block in model.blocks:
+            h, state = block(h, state)
+    return seen
