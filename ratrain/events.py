@@ -140,8 +140,10 @@ class Fitted(Event):
     step: int
     patch: str
     vectors: int  # per head
+    objective: str  # what the errors are of
     error: float
     error_of_pca: float  # in as many channels
+    error_of_values: float  # whatever the objective
     heads: int
     heads_as_pca: int  # that nothing served better
 

@@ -1,4 +1,4 @@
-"""Commands about runs that exist: list, delete, tag, note, follow."""
+"""Commands about runs that exist: list, delete, tag, note, follow, calibrate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ratrain.cli.arguments import Command, natural
-from ratrain.errors import UsageError
+from ratrain.errors import ManifestError, UsageError
 
 
 def _run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -165,6 +165,42 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN[@STEP]", help="a run folder, an id, a prefix of its name, or @last")
+    parser.add_argument("--channels", metavar="K", help="of the head dimension: a fraction, or a count (0.5)")
+    parser.add_argument("--transform", metavar="T", help="spline (default), or pca")
+    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="e.g. patch.kv_splice.vectors=8192")
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--fresh", action="store_true", help="move an earlier one of the same aside and start over")
+    parser.add_argument("--json", action="store_true", help="events as JSON lines on stdout")
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    """Fit KV splice to a trained run: a new run with its weights, whose cache keeps values in fewer channels."""
+    from ratrain.cli.arguments import located
+    from ratrain.engine.calibrate import calibrate, spliced
+    from ratrain.engine.launch import AlreadyDone, Launch
+    from ratrain.sinks.jsonl import JsonStream
+    from ratrain.sinks.progress import progress
+
+    short = {"channels": args.channels, "transform": args.transform}
+    keys = [f"patch.kv_splice.{name}={value}" for name, value in short.items() if value is not None]
+    manifest, source, branch = spliced(args.run, args.out, [*keys, *args.set])
+    launch = Launch(args.out, args.device, fresh=args.fresh, branch=branch)
+    try:
+        folder = calibrate(manifest, source, launch, sink=JsonStream() if args.json else progress())
+    except ManifestError as error:
+        raise located(error, source) from error
+    except AlreadyDone as done:
+        print(
+            json.dumps({"done": str(done.path), "loss": done.loss}) if args.json else f"{done}; --fresh starts it over"
+        )
+        return
+    if not args.json:
+        print(f"everything is in {folder}; ratrain sample {folder} draws text")
+
+
 COMMANDS: dict[str, Command] = {
     "runs": Command(_runs_arguments, _runs),
     "runs rm": Command(_rm_arguments, _rm),
@@ -172,5 +208,6 @@ COMMANDS: dict[str, Command] = {
     "runs untag": Command(_tag_arguments, _untag),
     "runs note": Command(_note_arguments, _note),
     "report": Command(_report_arguments, _report),
+    "calibrate": Command(_calibrate_arguments, _calibrate),
     "tail": Command(_tail_arguments, _tail),
 }

@@ -26,7 +26,7 @@ from ratrain.engine.fitting import Fitting, unfitted
 from ratrain.engine.probes import Probes, Values
 from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.engine.signals import StopRequest
-from ratrain.engine.state import resume, snapshot
+from ratrain.engine.state import graft, resume, snapshot
 from ratrain.engine.step import Precision, StepResult, TrainStep
 from ratrain.engine.switchboard import Switchboard
 from ratrain.errors import CannotCreateError, DiskError, DivergedError, PreemptedError
@@ -146,9 +146,22 @@ class Engine:
             self._save()
             self._warn_of_unfitted()
             self._sample()
-        ended = self._ended("done")
-        self.emit(ended)
-        return ended
+        return self._done()
+
+    def calibrate(self) -> events.RunEnded:
+        """Fits, without training, what is to be fitted in the run that this one begins with: its model, and a fit."""
+        if self.world.leads:
+            self.emit(tell.started(self))
+        graft(self)
+        spent = self.spent_after(0, self.spent_seconds, self.steps_done)
+        self._switch(spent)
+        self.emit(events.Notice(f"validation loss {self.evaluator():.4f} before the fit"))
+        for name in self.fitting.modules:
+            self.fit(name, spent)
+        self._evaluate()
+        self._save()
+        self._sample()
+        return self._done()
 
     def _asked(self, stop: StopRequest) -> str | None:
         """The signal that asks to stop, whichever process it reached: all must leave after the same step."""
@@ -325,6 +338,11 @@ class Engine:
             tokens = list(generate(self.model, prompt, count=_SAMPLE_TOKENS))
         self.model.train()
         self.emit(events.Sampled(self.steps_done, self.corpus.tokenizer.decode(tokens)))
+
+    def _done(self) -> events.RunEnded:
+        ended = self._ended("done")
+        self.emit(ended)
+        return ended
 
     def _ended(self, status: str) -> events.RunEnded:
         synchronize(self.device)

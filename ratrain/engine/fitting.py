@@ -1,14 +1,14 @@
-"""Fitting what is fitted and not trained: modules that state `fit(x, held_out, attn, generator)`.
+"""Fitting what is fitted and not trained: modules that state `fit(x, held_out, attn, generator)`, which returns errors.
 
 Such a module is given samples of its own first argument [B, H, T, D], made by the model as it is, in evaluation, from
 windows of the training split, and puts what it finds into buffers; `fitted` says that it has, `vectors` how many it
-wants per head.
+wants per head. Its patch states `refit`, how long a fit serves in training, and its `objective`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -89,13 +89,15 @@ class Fitting:
         windows = self._windows(step, wanted)
         generator = torch.Generator().manual_seed(seed_of(self.manifest.seed.order, "fit", name, step))
         errors = fit_modules(self.model, modules, windows, generator, **passes)
-        used, plain = (torch.stack(part) for part in zip(*errors, strict=True))  # [layers, H]
+        used, plain, values = (torch.stack(part) for part in zip(*errors, strict=True))  # [layers, H]
         return Fitted(
             step=step,
             patch=name,
             vectors=wanted,
+            objective=self.manifest.patch[name].objective,
             error=float(used.mean()),
             error_of_pca=float(plain.mean()),
+            error_of_values=float(values.mean()),
             heads=used.numel(),
             heads_as_pca=int((used >= plain).sum()),
         )
@@ -191,32 +193,22 @@ def _inputs(
 ) -> dict[str, Tensor]:
     """By site, the first argument [H, N, D] at positions drawn from tokens [n, T]; one of `share` that is wanted."""
     kept = {site: _Reservoir(max(1, module.vectors // share)) for site, module in modules.items()}
-    training = model.training
+    training, keys = model.training, torch.empty(0)
+
+    def taking(reservoir: _Reservoir) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, inputs: reservoir.add(inputs[0], keys)
+
     model.eval()
     with ExitStack() as stack:
+        for site, reservoir in kept.items():
+            stack.callback(modules[site].register_forward_pre_hook(taking(reservoir)).remove)
         # hooks must not become part of the compiled graphs, nor cost a new one
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(precision.forward() if precision else nullcontext())
         for batch in windows.to(model.wte.weight.device).split(rows):
             keys = torch.rand(batch.numel(), generator=generator, dtype=torch.float64)
-            for site, argument in _watched(model, modules, batch):
-                kept[site].add(argument, keys)
+            h, state = model.embed(batch), None
+            for block in model.blocks:
+                h, state = block(h, state)
     model.train(training)
     return {site: reservoir.vectors for site, reservoir in kept.items()}
-
-
-def _watched(model: GPT2, sites: Iterable[str], tokens: Tensor) -> list[tuple[str, Tensor]]:
-    """What the modules at `sites` are given when the blocks run on tokens [B, T]."""
-    seen: list[tuple[str, Tensor]] = []
-
-    def watching(site: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, inputs: seen.append((site, inputs[0]))
-
-    with ExitStack() as stack:
-        for site in sites:
-            hook = model.get_submodule(site).register_forward_pre_hook(watching(site))
-            stack.callback(hook.remove)
-        h, state = model.embed(tokens), None
-        for block in model.blocks:
-            h, state = block(h, state)
-    return seen

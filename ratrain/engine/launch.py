@@ -6,7 +6,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +65,18 @@ class Launch:
         return RunFolder(self.out / run_folder(manifest, self.branch.parent if self.branch else None))
 
 
-def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> Path:
+def train(
+    manifest: Manifest,
+    source: Source,
+    launch: Launch,
+    *,
+    sink: Emit,
+    task: Callable[[Engine], RunEnded] = Engine.run,
+) -> Path:
     """Runs the manifest, or goes on where it stopped; returns the run's folder.
 
-    `sink` is what the user sees. A finished run is left as it is. Raises RatrainError with the exit code to give.
+    `sink` is what the user sees, `task` what is done. A finished run is left as it is. Raises RatrainError with the
+    exit code to give.
     """
     device = pick_device(launch.device)
     keep_compiled_code()
@@ -81,7 +89,7 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
             )
             check_room(folder.checkpoints, engine.checkpoint_bytes, keep=manifest.checkpoint.keep)
         if not world.leads:
-            _follow(engine, manifest)
+            _follow(engine, manifest, task)
             return folder.path
         with folder.open():
             _describe(folder, manifest, source, device, branch=launch.branch)
@@ -89,7 +97,7 @@ def train(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> 
             with _sinks(folder, device, emit, sinks), _failures_noted(folder), _machine_told(manifest):
                 if changed:
                     emit(Notice(f"goes on under changed code: {', '.join(changed)}", "warning"))
-                engine.run()
+                task(engine)
     return folder.path
 
 
@@ -108,11 +116,11 @@ def _may_start(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[st
     return changed
 
 
-def _follow(engine: Engine, manifest: Manifest) -> None:
+def _follow(engine: Engine, manifest: Manifest, task: Callable[[Engine], RunEnded]) -> None:
     """Trains beside the first process, which does all the speaking."""
     try:
         with _machine_told(manifest):
-            engine.run()
+            task(engine)
     except (PreemptedError, DivergedError) as error:
         raise FollowedError(error.exit) from error
 

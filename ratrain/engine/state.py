@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,17 @@ def resume(engine: Engine) -> None:
     elif engine.pretrained is not None:
         init, loaded = engine.manifest.init, engine.pretrained
         engine.emit(Pretrained(str(init.weights), str(init.sha256), loaded.tensors, init.repack, loaded.notes))
+
+
+def graft(engine: Engine) -> None:
+    """Puts the engine where the run ended that it begins with; what is to be fitted stays as it was built."""
+    assert engine.branch
+    checkpoint = load(engine.branch.checkpoint)
+    sites = tuple(f"{site}." for modules in engine.fitting.modules.values() for site in modules)
+    fresh = {name: tensor for name, tensor in _model_tensors(engine).items() if name.startswith(sites)}
+    kept = {name: tensor for name, tensor in checkpoint.model.items() if not name.startswith(sites)}
+    restore(engine, replace(checkpoint, model=kept | fresh))
+    engine.emit(Branched(engine.steps_done, engine.branch.run, engine.branch.parent.run_hash))
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:

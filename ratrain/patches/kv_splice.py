@@ -8,6 +8,7 @@ trained: it lies in buffers, which checkpoints restore. Until it is fitted, and 
 
 Cost: 2 D K products to compress a token and as many back, per head. While decoding, the spline makes them for every
 cached token at every step; plain PCA is affine, so attention runs over the codes and goes back once per query.
+By default the plane is the one that loses least of what the output projection makes of the values, not of the values.
 Geometry and fitting follow the reference's KVSplice, which fitted a single one for all layers to an untrained net and
 never used it. A spline that is not better on text held out from the fit gives way to plain PCA, head by head.
 """
@@ -42,7 +43,7 @@ class KVSplice(Patch):
     channels: PositiveInt | Part = 0.5
     transform: Literal["spline", "pca"] = "spline"
     objective: Literal["value", "output"] = Field(
-        default="value", description="what is to be lost least of: values, or what the output projection makes of them"
+        default="output", description="what is to be lost least of: values, or what the output projection makes of them"
     )
     knots: int = Field(default=_KNOTS, ge=2, le=64, description="of a spline, at even quantiles")
     vectors: PositiveInt = 2048
@@ -70,10 +71,11 @@ class KVSplice(Patch):
 
 class Error(NamedTuple):
     """What is lost of vectors held out from the fit, per head [H]: mean square over that of their distance from the
-    mean, of what is used and of plain PCA in as many channels."""
+    mean."""
 
-    used: Tensor
-    plain: Tensor
+    used: Tensor  # of what the objective is about
+    plain: Tensor  # the same by plain PCA in as many channels
+    values: Tensor  # of the values themselves, whatever the objective
 
 
 class SplicedValue(nn.Module, ValueCode):
@@ -159,7 +161,7 @@ class SplicedValue(nn.Module, ValueCode):
         self.lost_by_pca.copy_(self._lost(held_out, root))
         self.lost.copy_(self.lost_by_pca)
         self.fitted.fill_(1.0)
-        return Error(self.lost, self.lost_by_pca)
+        return Error(self.lost, self.lost_by_pca, self._lost(held_out, None))
 
     def _root(self, attn: Any) -> Tensor | None:
         """What makes the length of a vector that of its part in the output [H, D, D]; None where it counts itself."""
@@ -232,7 +234,7 @@ class SplinedValue(SplicedValue):
         self.lost.copy_(torch.where(better, lost, self.lost_by_pca))
         self._bend(knots, torch.where(better[:, None, None], slopes, 1.0))
         self._put(Plane(*(torch.where(better[:, None, None], a, b) for a, b in zip(plane, plain, strict=True))))
-        return Error(self.lost, self.lost_by_pca)
+        return Error(self.lost, self.lost_by_pca, self._lost(held_out, None))
 
     def _bend(self, knots: Tensor, slopes: Tensor) -> None:
         """Puts splines, of knots [H, D, S + 1] and slopes [H, D, S], into the buffers."""

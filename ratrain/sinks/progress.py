@@ -61,10 +61,11 @@ def _phase(e: events.PhaseStarted) -> list[str]:
 
 
 def _fitted(e: events.Fitted) -> list[str]:
-    plain = "" if e.heads_as_pca == e.heads else f", {e.error_of_pca:.3%} by plain PCA"
-    some = 0 < e.heads_as_pca < e.heads
-    plain += f", which {e.heads_as_pca} of {e.heads} heads fall back to" if some else ""
-    what = f"loses {e.error:.3%} of held-out variance{plain}"
+    plain = [] if e.heads_as_pca == e.heads else [f"{e.error_of_pca:.3%} by plain PCA"]
+    if 0 < e.heads_as_pca < e.heads:
+        plain.append(f"which {e.heads_as_pca} of {e.heads} heads fall back to")
+    values = [] if e.objective == "value" else [f"{e.error_of_values:.3%} of the values'"]
+    what = ", ".join([f"loses {e.error:.3%} of the held-out {e.objective}'s variance", *plain, *values])
     return [f"step {e.step:6d}  {e.patch} is fitted to {e.vectors} vectors per head: {what}"]
 
 

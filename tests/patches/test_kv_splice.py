@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from ratrain.cli import main
 from ratrain.engine.checkpoint import load_newest
 from ratrain.engine.engine import Engine
 from ratrain.engine.fitting import _inputs, _Reservoir, fit_briefly
+from ratrain.engine.sample import load_run
 from ratrain.errors import ManifestError
 from ratrain.events import Fitted, Notice, Window
 from ratrain.model.build import build
@@ -42,9 +48,10 @@ def vectors():
     return x
 
 
-def spliced(transform, x, *, channels=3, attn=None, held_out=None, **options):
+def spliced(transform, x, *, channels=3, objective="value", attn=None, held_out=None, **options):
     """A module in float64, fitted to x."""
-    module = MODULES[transform](HEADS, DIM, channels, KVSplice(transform=transform, **options))
+    options = KVSplice.model_validate({"transform": transform, "objective": objective, **options})
+    module = MODULES[transform](HEADS, DIM, channels, options)
     module.reset_parameters(torch.Generator())
     module.double()
     module.fit(x, x if held_out is None else held_out, attn, torch.Generator().manual_seed(0))
@@ -406,6 +413,26 @@ def test_no_fit_recompiles_anything(tiny, tmp_path):
     torch._dynamo.reset()
 
 
+def test_two_processes_get_the_fit_of_the_first_and_it_is_that_of_one_alone(tmp_path):
+    keys = (*RUN, *SPLICE, "compile.scope=off", "model.n_layer=1", "patch.kv_splice.transform=pca")
+    plain = [key for key in keys if "epochs" not in key]
+    sets = [word for key in plain for word in ("--set", key)]
+    tasks = [
+        [count, ["c1", "--scale", "tiny", "--device", "cpu", *sets, "--out", str(tmp_path / str(count))], None]
+        for count in (1, 2)
+    ]
+    gang = Path(__file__).parents[1] / "engine" / "gang.py"
+    done = subprocess.run([sys.executable, gang, json.dumps(tasks)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    _, two = json.loads(done.stdout)
+    assert two["codes"] == [0, 0]
+    assert len(set(two["weights"])) == 1  # buffers too
+    alone, shared = (newest(next((tmp_path / str(count)).glob("*/s1")) / "checkpoints") for count in (1, 2))
+    name = "blocks.0.attn.value.mean"
+    torch.testing.assert_close(alone[name], shared[name], rtol=0, atol=1e-4)
+    assert alone["blocks.0.attn.value.fitted"] == shared["blocks.0.attn.value.fitted"] == 1
+
+
 def test_a_run_that_never_fits_it_says_so(tiny, tmp_path):
     keys = ("patch.kv_splice.enabled=true", "train.budget.steps=2", "eval.windows=2")
     source = tiny("gpt2", *keys)
@@ -430,3 +457,85 @@ def test_a_run_that_never_fits_it_says_so(tiny, tmp_path):
 def test_what_does_not_fit_is_refused(tiny, keys, message):
     with pytest.raises(ManifestError, match=message):
         build(tiny("c1", *(f"patch.kv_splice.{key}" for key in keys)), device="meta")
+
+
+# -- after training ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of runs in which a small V19 has ended."""
+    out = tmp_path_factory.mktemp("runs")
+    keys = (*RUN, "compile.scope=off", "model.n_layer=1", "train.budget.steps=8")
+    words = [word for key in keys for word in ("--set", key)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ratrain.engine.engine._SAMPLE_TOKENS", 2)
+        assert main(["v19", "--scale", "tiny", "--device", "cpu", "--out", str(out), *words]) == 0
+    return out
+
+
+def calibrated(ratrain, out, *words):
+    """(code, events by name, stderr) of a calibration."""
+    words = (*words, "--set", "patch.kv_splice.vectors=64")
+    code, told, err = ratrain("calibrate", "v19", "--out", out, "--device", "cpu", "--json", *words)
+    lines = [json.loads(line) for line in told.splitlines()]
+    return code, {line["event"]: line for line in lines if "event" in line}, err
+
+
+def test_calibrating_makes_a_run_with_the_same_weights_and_a_smaller_cache(ratrain, finished):
+    parent = next(finished.glob("v19-*/s1"))
+    code, told, err = calibrated(ratrain, finished, "--channels", "0.25")
+    assert (code, err) == (0, "")
+    (folder,) = finished.glob(f"spliced-v19-tiny-*/s1-from-{told['Branched']['run_hash'][:8]}-8")
+    assert json.loads((folder / "parent.json").read_text())["run"] == str(parent.relative_to(finished))
+    old, new = newest(parent / "checkpoints"), newest(folder / "checkpoints")
+    own = {name for name in new if name.startswith("blocks.0.attn.value.")}
+    assert set(new) - own == set(old)
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    fitted, loss = told["Fitted"], told["Evaluated"]["loss"]
+    assert 0 < fitted["error"] <= fitted["error_of_pca"] < 1
+    torch.testing.assert_close(new["blocks.0.attn.value.lost"].mean(), torch.tensor(fitted["error"]))
+    before = json.loads((parent / "state.json").read_text())["loss"]
+    assert told["Notice"]["message"] == f"validation loss {before:.4f} before the fit"
+    _, model = load_run(folder, device=torch.device("cpu"), warn=pytest.fail)
+    assert all(cache.code is values_of(model)[0] for cache in model.new_caches())
+    assert told["RunEnded"]["loss"] == loss != before
+    code, out, _ = ratrain("sample", "spliced-v19", "--out", finished, "--tokens", 3)
+    assert code == 0
+    assert out
+
+
+def test_calibrating_twice_is_done_and_other_options_are_other_runs(ratrain, finished):
+    for words in (("--transform", "pca"), ("--channels", "3", "--set", "patch.kv_splice.objective=value")):
+        assert calibrated(ratrain, finished, *words)[0] == 0
+    there = set(finished.glob("spliced-v19-*/s1-*"))
+    code, told, _ = calibrated(ratrain, finished, "--transform", "pca")
+    assert (code, told) == (0, {})
+    assert set(finished.glob("spliced-v19-*/s1-*")) == there
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--channels", "16"), 78, "channels must be below n_embd / n_head = 16, got 16"),
+        (("--transform", "svd"), 78, "svd"),
+        (("--set", "patch.kv_splice.vectors=9"), 78, "vectors must be at least twice n_embd / n_head = 16, got 9"),
+        (("--set", "patch.value_residual.enabled=true"), 78, "claimed"),
+        (("--set", "patch.kv_splice.target=blocks.*.attn.values"), 78, "matches no part of the model"),
+        (("--set", "model.n_embd=64"), 65, "is another model's"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_told_in_one_message(ratrain, finished, words, code, message):
+    there = set(finished.glob("*/*"))
+    found, _, err = ratrain("calibrate", "v19", "--out", finished, "--device", "cpu", *words)
+    assert (found, message in err) == (code, True), err
+    assert not {path for path in set(finished.glob("*/*")) - there if (path / "checkpoints").exists()}
+
+
+def test_a_run_that_is_not_there_or_holds_nothing_is_told(ratrain, finished, tmp_path):
+    assert ratrain("calibrate", "v3", "--out", finished)[0] == 66
+    empty = tmp_path / "v19-tiny-0" / "s1"
+    empty.mkdir(parents=True)
+    (empty / "resolved.toml").write_bytes(next(finished.glob("v19-*/s1/resolved.toml")).read_bytes())
+    code, _, err = ratrain("calibrate", "v19", "--out", tmp_path)
+    assert (code, "has no checkpoint" in err) == (66, True)
