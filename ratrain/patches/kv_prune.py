@@ -23,7 +23,7 @@ sequence from all its queries, without a causal mask: every position saw the fut
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Literal
 
@@ -170,16 +170,20 @@ class PrunedCore(Core):
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All queries from the first token on."""
-        pieces, mass, weight = [], None, None
+        pieces = [self.spend(probs, v[:, :, : probs.shape[3]], weight) for _, probs, weight in self._blocks(q, k)]
+        return torch.cat(pieces, dim=2)
+
+    def _blocks(self, q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Of each block its rows, the probabilities of its queries [B, H, S, seen], and who was kept before it."""
+        mass, weight = None, None
         for start in range(0, q.shape[2], self.block):
             rows, seen = slice(start, start + self.block), min(start + self.block, q.shape[2])
             probs = self.probabilities(q[:, :, rows], k[:, :, :seen], weight)
-            pieces.append(self.spend(probs, v[:, :, :seen], weight))
+            yield rows, probs, weight
             if seen < q.shape[2]:
                 received = probs.detach().sum(2)  # [B, H, seen]
                 mass = received if mass is None else received + F.pad(mass, (0, received.shape[2] - mass.shape[2]))
                 weight = self._kept(mass, weight, seen)
-        return torch.cat(pieces, dim=2)
 
     def probabilities(self, q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:
         """q [B, H, S, D] of the newest tokens, k [B, H, n, D] -> [B, H, S, n].
@@ -245,6 +249,28 @@ class PrunedCore(Core):
         order = torch.where(places >= seen - self.budget.recent_at(seen, self.length), ahead + places, order)
         order = torch.where(places < self.budget.sinks, 4 * ahead - places, order)
         return torch.where(places == seen - 1, 5 * ahead, order)
+
+    def observed(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+        """Per head [H]: of the tokens before the last block the part that is kept; the dense attention's mass that
+        falls on what a query still sees; of what is kept, the part that was kept a block earlier already."""
+        retained, overlap, before, part = [], [], None, q.new_ones(q.shape[1])
+        for rows, _, weight in self._blocks(q, k):
+            if weight is None:
+                continue
+            dense = self.probabilities(q[:, :, rows], k[:, :, : min(rows.stop, k.shape[2])], None)
+            seen = F.pad(weight, (0, dense.shape[3] - weight.shape[2]), value=1.0)
+            retained.append((dense * seen[:, :, None]).sum(3).mean((0, 2)))
+            part = weight.mean((0, 2))
+            if before is not None:
+                both = (weight[:, :, : before.shape[2]] * before).sum(2)
+                overlap.append((both / weight.sum(2)).mean(0))
+            before = weight
+        found = {"kept part": part}
+        if retained:
+            found["retained mass"] = torch.stack(retained).mean(0)
+        if overlap:
+            found["overlap of blocks"] = torch.stack(overlap).mean(0)
+        return found
 
     def flops_per_token(self, spec: ModelSpec) -> int:
         """Of both products over a full context: every block against all that came before it."""
