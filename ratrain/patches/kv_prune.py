@@ -55,6 +55,14 @@ class Learned(Section):
         return self
 
 
+class Prior(Section):
+    """Importance by place: a running mean per head and bucket of positions, blended into a sequence's own."""
+
+    weight: Share = Field(default=0.5, description="of the prior in the blend")
+    momentum: Part = Field(default=0.9, description="of the running mean, from step to step of training")
+    buckets: PositiveInt = Field(default=16, description="stretches of the longest context")
+
+
 @register("kv_prune")
 class KVPrune(Patch):
     """Keeps `keep` of the cache: a fraction of the tokens so far, or a count. Fractions of `recency`, `sinks` and
@@ -78,11 +86,14 @@ class KVPrune(Patch):
     rule: Literal["mass", "random", "window"] = "mass"
     exposure: bool = True
     learned: Learned | None = None
+    prior: Prior | None = None
 
     @model_validator(mode="after")
     def _fits(self):
         if self.learned and (self.mode == "kv" or isinstance(self.keep, int) or self.keep == 1):
             raise ValueError("learned needs mode = 'v_only' (an evicted key has no gradient) and keep below 1 to start")
+        if self.prior and self.rule != "mass":
+            raise ValueError(f"prior is of the mass that keys receive; rule = {self.rule!r} does not look at it")
         if self.mode == "kv" and self.missing != "renormalise":
             raise ValueError("mode = 'kv' has no missing mass: the softmax is over what is kept; drop missing")
         return self
@@ -135,6 +146,9 @@ class PrunedCore(Core):
 
     s: Tensor  # activation, moved by the schedule
     noise: Tensor
+    prior: Tensor  # [H, buckets]
+    received: Tensor
+    counted: Tensor
 
     def __init__(self, spec: ModelSpec, options: KVPrune, budget: Budget, *, block: int):
         super().__init__(spec.dropout)
@@ -143,6 +157,11 @@ class PrunedCore(Core):
         self.register_buffer("s", torch.empty(()))
         if options.rule == "random":
             self.register_buffer("noise", torch.empty(spec.n_head, spec.block_size))
+        if options.prior:
+            shape = spec.n_head, options.prior.buckets
+            self.register_buffer("prior", torch.empty(shape))
+            self.register_buffer("received", torch.empty(shape), persistent=False)  # since the last step
+            self.register_buffer("counted", torch.empty(shape), persistent=False)
 
     def extra_repr(self) -> str:
         return f"{self.options.mode}, keep={self.budget.keep}, block={self.block}"
@@ -151,6 +170,8 @@ class PrunedCore(Core):
         self.s.fill_(1.0)
         if self.options.rule == "random":
             nn.init.uniform_(self.noise, generator=generator)
+        for name in ("prior", "received", "counted") if self.options.prior else ():
+            self.get_buffer(name).zero_()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, cache=None) -> Tensor:  # each [B, H, S, D]
         if cache is None:
@@ -184,6 +205,8 @@ class PrunedCore(Core):
                 received = probs.detach().sum(2)  # [B, H, seen]
                 mass = received if mass is None else received + F.pad(mass, (0, received.shape[2] - mass.shape[2]))
                 weight = self._kept(mass, weight, seen)
+        if self.options.prior and self.training and mass is not None:
+            self._note(mass)
 
     def probabilities(self, q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:
         """q [B, H, S, D] of the newest tokens, k [B, H, n, D] -> [B, H, S, n].
@@ -227,6 +250,36 @@ class PrunedCore(Core):
         places = torch.arange(seen, device=mass.device)
         return self.choose(self.priority(mass, places, seen).masked_fill(there == 0, float("-inf")), there)
 
+    @torch.no_grad()
+    def _note(self, mass: Tensor) -> None:
+        """Adds what the keys of a batch have received [B, H, n] to the sums of this step."""
+        places = torch.arange(mass.shape[2], device=mass.device)
+        importance = self._importance(mass, places, mass.shape[2]).sum(0)  # [H, n]
+        buckets = self._bucket(places).expand_as(importance)
+        self.received.scatter_add_(1, buckets, importance.to(self.received.dtype))
+        self.counted.scatter_add_(1, buckets, torch.full_like(importance, len(mass), dtype=self.counted.dtype))
+
+    @torch.no_grad()
+    def settle(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Once a step, after all of its micro-batches: moves the running mean; `total` sums over the processes."""
+        if self.options.prior:
+            received, counted = total(self.received), total(self.counted)
+            new = torch.lerp(received / counted.clamp(min=1), self.prior, self.options.prior.momentum)
+            self.prior.copy_(torch.where((counted > 0) & new.isfinite(), new, self.prior))
+            self.forget()
+
+    def forget(self) -> None:
+        """What was noted since the last step counts for nothing."""
+        if self.options.prior:
+            self.received.zero_()
+            self.counted.zero_()
+
+    def _bucket(self, places: Tensor) -> Tensor:
+        return places * self.prior.shape[1] // self.length
+
+    def _importance(self, mass: Tensor, places: Tensor, seen: int) -> Tensor:
+        return mass / (seen - places) if self.options.exposure else mass
+
     def choose(self, order: Tensor, there: Tensor) -> Tensor:
         """Who stays [B, H, n] of those that are `there`, best first by `order`."""
         best = order.topk(self.budget.at(order.shape[-1]), dim=-1).indices
@@ -240,11 +293,15 @@ class PrunedCore(Core):
     def priority(self, mass: Tensor, places: Tensor, seen: int) -> Tensor:
         """Order [B, H, n] in which keys stay, highest first: mass received [B, H, n], their positions [n] or alike."""
         if self.options.rule == "mass":
-            order = mass / (seen - places) if self.options.exposure else mass
+            order = self._importance(mass, places, seen)
         elif self.options.rule == "window":
             order = (places / self.length).expand_as(mass)
         else:
             order = self.noise[None].expand(len(mass), -1, -1).gather(2, places.expand_as(mass))
+        if self.options.prior:
+            buckets = self._bucket(places).expand_as(mass)
+            usual = self.prior[None].expand(len(mass), -1, -1).gather(2, buckets).to(order.dtype)
+            order = torch.lerp(order, usual, self.options.prior.weight)
         ahead = 2.0 * self.length  # of any mass, which is at most a sum over as many queries as there are tokens
         order = torch.where(places >= seen - self.budget.recent_at(seen, self.length), ahead + places, order)
         order = torch.where(places < self.budget.sinks, 4 * ahead - places, order)
