@@ -159,6 +159,55 @@ def _report(args: argparse.Namespace) -> None:
         print(f"\n{log.path / 'report.html'}")
 
 
+def _shares(text: str) -> list[float]:
+    try:
+        shares = [float(word) for word in text.split(",")]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise argparse.ArgumentTypeError(f"expected fractions above 0 and up to 1 with commas between, got {text!r}")
+    return shares
+
+
+def _rules(text: str) -> list[str]:
+    rules = text.split(",")
+    if not set(rules) <= {"mass", "random", "window"}:
+        raise argparse.ArgumentTypeError(f"expected some of mass,random,window, got {text!r}")
+    return rules
+
+
+def _prune_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument(
+        "--keep", type=_shares, default=[0.1, 0.2, 0.382, 0.6, 1.0], metavar="F,F,...", help="fractions"
+    )
+    parser.add_argument(
+        "--rule", type=_rules, default=["mass", "random", "window"], metavar="R,R,...", help="who stays"
+    )
+    parser.add_argument("--mode", choices=("v_only", "kv"), default="kv", help="what leaves: values, or keys too (kv)")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+
+
+def _prune_eval(args: argparse.Namespace) -> None:
+    """Tell what a trained run loses when its KV cache is pruned without further training."""
+    from ratrain.atomic import write_file
+    from ratrain.engine.folder import find_run
+    from ratrain.engine.prune_eval import HEAD, prune_eval, row
+    from ratrain.report.figures import prune_figure
+
+    run, rows = find_run(args.run, args.out), []
+    widths = (6, 6, 6, 10, 9, 8, 8)
+    print("  ".join(cell.ljust(width) for cell, width in zip(HEAD, widths, strict=True)).rstrip())
+    warn = lambda message: print(f"warning: {message}", file=sys.stderr)  # noqa: E731
+    for pruned in prune_eval(run, args.keep, args.rule, mode=args.mode, device=args.device, warn=warn):
+        rows.append(pruned)
+        print("  ".join(c.ljust(w) for c, w in zip(row(pruned), widths, strict=True)).rstrip(), flush=True)
+    (run / "figures").mkdir(exist_ok=True)
+    write_file(run / "prune-eval.json", [json.dumps([vars(pruned) for pruned in rows], indent=1).encode()])
+    write_file(run / "figures" / "prune-eval.png", [prune_figure([vars(pruned) for pruned in rows])])
+    print(f"\n{run / 'figures' / 'prune-eval.png'}")
+
+
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -209,5 +258,6 @@ COMMANDS: dict[str, Command] = {
     "runs note": Command(_note_arguments, _note),
     "report": Command(_report_arguments, _report),
     "calibrate": Command(_calibrate_arguments, _calibrate),
+    "prune-eval": Command(_prune_eval_arguments, _prune_eval),
     "tail": Command(_tail_arguments, _tail),
 }

@@ -38,6 +38,7 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
         "--top-k", type=natural, default=50, metavar="K", help="draw among the K likeliest; 0: all (50)"
     )
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the draws (0)")
+    parser.add_argument("--stats", action="store_true", help="bytes of the KV cache a token, and tokens/s, on stderr")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
 
@@ -46,6 +47,7 @@ def _sample(args: argparse.Namespace) -> None:
     """Draw text from the newest checkpoint of a run."""
     from ratrain.engine.sample import sample
 
+    told: list[str] = []
     for piece in sample(
         args.run,
         args.prompt,
@@ -56,9 +58,12 @@ def _sample(args: argparse.Namespace) -> None:
         seed=args.seed,
         device=args.device,
         warn=lambda message: print(f"warning: {message}", file=sys.stderr),
+        tell=told.append if args.stats else None,
     ):
         print(piece, end="", flush=True)
     print()
+    for text in told:
+        print(text, file=sys.stderr)
 
 
 COMMANDS: dict[str, Command] = {

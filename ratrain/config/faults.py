@@ -28,6 +28,9 @@ _BOUNDS = {
 }  # fmt: skip
 
 
+_HINTED = 50  # unknown keys that are looked up among the spellings: a file with more is no manifest
+
+
 def fault_at(source: Source, key: Key, message: str) -> Fault:
     """A fault of `key`, located where it, or else the innermost table around it, was written."""
     for end in range(len(key), 0, -1):
@@ -47,7 +50,8 @@ def faults_of(
     for key, details in found.items():
         inner = key[len(at) :]
         if details[0]["type"] == "extra_forbidden":
-            message = unknown_key(key, _siblings(model, inner[:-1]), homes)
+            told = len(faults) < _HINTED
+            message = unknown_key(key, _siblings(model, inner[:-1]), homes) if told else "unknown key"
         elif details[0]["type"] == "missing" and dotted(key) not in source.origins:
             message = f"missing; expected {_wanted(model, inner)}"
         else:

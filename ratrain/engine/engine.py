@@ -181,7 +181,7 @@ class Engine:
             # one micro-step: between processes this also settles the buckets that gradients are averaged in
             rows = slice(0, self.train_step.micro_batch)
             self.train_step.backward(tokens[rows], targets[rows])
-            self.train_step.optimizer.zero_grad(set_to_none=True)
+            self.train_step.forget()
             self.evaluator.rehearse()
             restore_rng(tensors, plain)  # dropout in the trial step must not be seen by the run
         expected = 2 * regions  # a graph to train and one to evaluate

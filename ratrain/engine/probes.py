@@ -2,7 +2,8 @@
 
 A patch's module states `probes()`: tensors made of its parameters, one value or one per head, which are read with each
 window. What depends on activations is observed in a pass of its own, with each evaluation: a module that names its part
-of the scores (`reciprocal_scores`) or of the hidden channels (`reciprocal_hidden`) has that part's variance measured.
+of the scores (`reciprocal_scores`) or of the hidden channels (`reciprocal_hidden`) has that part's variance measured;
+one may also look at the queries, keys and values of its layer by itself (`observed`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class Probes:
             stack.enter_context(precision.forward())
             self.model.logits(windows[:_ROWS, :-1].to(self.model.wte.weight.device))
         self.model.train()
-        return self._rows({w.key: w.share.tolist() for w in watchers if w.share is not None})
+        return self._rows({(w.patch, name, w.layer): t.tolist() for w in watchers for name, t in w.seen.items()})
 
     def _found(self) -> dict[_Key, Tensor]:
         found: dict[_Key, Tensor] = {}
@@ -110,37 +111,38 @@ def _base_name(model: GPT2, name: str) -> str:
 
 @dataclass
 class _Watcher:
-    """A hook that measures a share of variance before `place` runs.
+    """A hook that looks at what `place` is about to be given. Shares of variance can exceed 1: the parts may go
+    together or against each other."""
 
-    The parts may go together or against each other, so that a share can exceed 1.
-    """
-
-    key: _Key
+    patch: str
+    layer: int
     place: nn.Module
-    measure: Callable[[Any, tuple[Any, ...]], Tensor]
-    share: Tensor | None = None
+    look: Callable[[Any, tuple[Any, ...]], dict[str, Tensor]]
+    seen: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, place: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.share = self.measure(place, inputs)
+        self.seen = self.look(place, inputs)
 
 
 def _watcher(patch: str, layer: int, block: Any, module: Any) -> _Watcher | None:
-    """What measures the part that `module` names, if it names one."""
+    """What looks at the part that `module` names, if it names one."""
+    if hasattr(module, "observed"):
+        return _Watcher(patch, layer, block.attn.core, lambda core, inputs: module.observed(*inputs[:3]))
     if hasattr(module, "reciprocal_scores"):
 
-        def of_scores(core: Any, inputs: tuple[Any, ...]) -> Tensor:
+        def of_scores(core: Any, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
             whole, part = module.reciprocal_scores(*inputs[:2])
-            return _score_variance(*part) / _score_variance(*whole)
+            return {"share of score variance": _score_variance(*part) / _score_variance(*whole)}
 
-        return _Watcher((patch, "share of score variance", layer), block.attn.core, of_scores)
+        return _Watcher(patch, layer, block.attn.core, of_scores)
     if hasattr(module, "reciprocal_hidden"):
 
-        def of_output(down: Any, inputs: tuple[Any, ...]) -> Tensor:
+        def of_output(down: Any, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
             hidden, gate = inputs
             part = down.forward(module.reciprocal_hidden(hidden), gate)
-            return (_variance(part) / _variance(down.forward(hidden, gate)))[None]
+            return {"share of MLP output variance": (_variance(part) / _variance(down.forward(hidden, gate)))[None]}
 
-        return _Watcher((patch, "share of MLP output variance", layer), block.mlp.down, of_output)
+        return _Watcher(patch, layer, block.mlp.down, of_output)
     return None
 
 

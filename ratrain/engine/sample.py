@@ -16,7 +16,7 @@ from ratrain.engine.fitting import fittable, unfitted
 from ratrain.engine.folder import find_run
 from ratrain.errors import MissingError
 from ratrain.model.build import build
-from ratrain.model.generate import generate
+from ratrain.model.generate import DecodingStats, generate
 from ratrain.model.gpt2 import GPT2
 from ratrain.recipe.tokenizer import load_tokenizer
 from ratrain.registry import optim_kinds, patch_kinds
@@ -33,6 +33,7 @@ def sample(
     seed: int,
     device: str,
     warn: Callable[[str], None],
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """Yields the prompt, then pieces of text as they are drawn from the run's newest checkpoint that verifies."""
     manifest, model = load_run(find_run(run, root), device=pick_device(device), warn=warn)
@@ -42,12 +43,34 @@ def sample(
     yield prompt
     tokens = torch.tensor(context, device=model.wte.weight.device)
     held = b""  # bytes of a character that is not complete yet
-    for token in generate(model, tokens, count=count, temperature=temperature, top_k=top_k, seed=seed):
+    stats = DecodingStats()
+    for token in generate(model, tokens, count=count, temperature=temperature, top_k=top_k, seed=seed, stats=stats):
         held += b"\n\n" if token == tokenizer.eot_token else tokenizer.decode_single_token_bytes(token)
         text = held.decode(errors="ignore")
         if text.encode() == held or len(held) > 4:
             yield held.decode(errors="replace")
             held = b""
+    if tell:
+        tell(_told(stats, model))
+
+
+def _told(stats: DecodingStats, model: GPT2) -> str:
+    """Speed, and the cache beside one that keeps every key and value."""
+    if not stats.context:
+        return "nothing was drawn"
+    dense = 2 * model.spec.n_layer * model.spec.n_embd * model.wte.weight.element_size()
+    keys, values = stats.key_bytes / stats.context, stats.value_bytes / stats.context
+    lines = [
+        f"cache at {stats.context} tokens: {keys + values:,.0f} bytes a token, {keys:,.0f} of keys and "
+        f"{values:,.0f} of values ({100 * (keys + values) / dense:.0f} % of the {dense:,} that dense attention keeps)"
+    ]
+    if stats.tokens:
+        lines.append(f"decoding: {stats.tokens / stats.seconds:,.0f} tokens/s over {stats.tokens} tokens")
+    if stats.prompt:
+        lines.append(
+            f"prompt: {stats.prompt / stats.prompt_seconds:,.0f} tokens/s over {stats.prompt} tokens in one pass"
+        )
+    return "\n".join(lines)
 
 
 def load_run(folder: Path, *, device: torch.device, warn: Callable[[str], None]) -> tuple[Manifest, GPT2]:

@@ -90,12 +90,19 @@ class TrainStep:
         self.watched: list[nn.Parameter] = []  # small ones, whose gradients are kept until the next step
         self.watched_gradients: list[Tensor | None] = []  # clipped, as the optimizer leaves them
         self.optimizer = optim.build(masters)
+        self._settling = [part for part in model.modules() if hasattr(part, "settle")]  # what moves once a step
 
     def share_gradients(self) -> None:
         """From now on gradients are averaged over the processes; called once the model is compiled."""
         # bf16 copies are emptied into fp32 masters at each micro-step: it is these that are averaged then
         if not self.precision.copies:
             self.model = self.world.parallel(self.model)
+
+    def forget(self) -> None:
+        """Undoes what a pass left behind that is no part of a step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in self._settling:
+            part.forget()
 
     def set_lr(self, lr: float) -> None:
         """Takes effect at the next step: no sync, and no recompile, since it is a tensor."""
@@ -110,6 +117,8 @@ class TrainStep:
         self.watched_gradients = [parameter.grad for parameter in self.watched]
         self.optimizer.zero_grad(set_to_none=True)
         self.precision.publish()
+        for part in self._settling:
+            part.settle(self.world.sum)
         return StepResult(loss, norm)
 
     def backward(self, tokens: Tensor, targets: Tensor) -> Tensor:

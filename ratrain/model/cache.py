@@ -38,6 +38,12 @@ class KVCache:
         self.length, self.code, self.size = length, code, 0
         self.held: list[Tensor] = []  # each [B, H, length, channels], the codes of values last
 
+    @property
+    def nbytes(self) -> tuple[int, int]:
+        """Of the keys (and what else scores) and of the values of the tokens so far."""
+        sizes = [held[:, :, : self.size].numel() * held.element_size() for held in self.held]
+        return sum(sizes[:-1]), sum(sizes[-1:])
+
     def append(self, *fresh: Tensor) -> tuple[Tensor, ...]:
         """Adds tensors [B, H, S, channels], the same at every call and values last; returns each for all tokens."""
         *others, codes = self.store(*fresh)

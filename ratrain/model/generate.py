@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +20,40 @@ def decode(model: GPT2, tokens: Tensor) -> Tensor:
     return torch.cat([model.logits(tokens[:, t : t + 1], caches, start=t) for t in range(tokens.shape[1])], dim=1)
 
 
+@dataclass
+class DecodingStats:
+    """What decoding took: tokens and seconds of the passes over them, and the bytes of the fullest cache."""
+
+    prompt: int = 0
+    prompt_seconds: float = 0.0
+    tokens: int = 0  # one at a time
+    seconds: float = 0.0
+    context: int = 0  # tokens that the caches stood for
+    key_bytes: int = 0
+    value_bytes: int = 0
+
+    def note(self, fresh: int, seconds: float, caches: list[Any]) -> None:
+        """One pass over `fresh` tokens."""
+        if fresh > 1:
+            self.prompt, self.prompt_seconds = self.prompt + fresh, self.prompt_seconds + seconds
+        else:
+            self.tokens, self.seconds = self.tokens + 1, self.seconds + seconds
+        if caches[0].size >= self.context:
+            sizes = [cache.nbytes for cache in caches]
+            self.context = caches[0].size
+            self.key_bytes, self.value_bytes = sum(k for k, _ in sizes), sum(v for _, v in sizes)
+
+
 @torch.inference_mode()
 def generate(
-    model: GPT2, prompt: Tensor, *, count: int, temperature: float = 0.8, top_k: int | None = 50, seed: int = 0
+    model: GPT2,
+    prompt: Tensor,
+    *,
+    count: int,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    seed: int = 0,
+    stats: DecodingStats | None = None,
 ) -> Iterator[int]:
     """Yields `count` token ids that continue prompt [T]; the model must be in eval mode.
 
@@ -37,7 +71,10 @@ def generate(
             start, fresh = 0, context[-keep:]
         else:
             fresh = context[-1:]
+        begun = time.perf_counter()
         logits = model.logits(torch.tensor([fresh], device=prompt.device), caches, start)[0, -1].float().cpu()
+        if stats is not None:
+            stats.note(len(fresh), time.perf_counter() - begun, caches)
         start += len(fresh)
         context.append(_draw(logits, temperature, top_k, generator))
         yield context[-1]

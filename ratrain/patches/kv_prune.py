@@ -23,7 +23,7 @@ sequence from all its queries, without a causal mask: every position saw the fut
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Literal
 
@@ -55,6 +55,14 @@ class Learned(Section):
         return self
 
 
+class Prior(Section):
+    """Importance by place: a running mean per head and bucket of positions, blended into a sequence's own."""
+
+    weight: Share = Field(default=0.5, description="of the prior in the blend")
+    momentum: Part = Field(default=0.9, description="of the running mean, from step to step of training")
+    buckets: PositiveInt = Field(default=16, description="stretches of the longest context")
+
+
 @register("kv_prune")
 class KVPrune(Patch):
     """Keeps `keep` of the cache: a fraction of the tokens so far, or a count. Fractions of `recency`, `sinks` and
@@ -78,11 +86,14 @@ class KVPrune(Patch):
     rule: Literal["mass", "random", "window"] = "mass"
     exposure: bool = True
     learned: Learned | None = None
+    prior: Prior | None = None
 
     @model_validator(mode="after")
     def _fits(self):
         if self.learned and (self.mode == "kv" or isinstance(self.keep, int) or self.keep == 1):
             raise ValueError("learned needs mode = 'v_only' (an evicted key has no gradient) and keep below 1 to start")
+        if self.prior and self.rule != "mass":
+            raise ValueError(f"prior is of the mass that keys receive; rule = {self.rule!r} does not look at it")
         if self.mode == "kv" and self.missing != "renormalise":
             raise ValueError("mode = 'kv' has no missing mass: the softmax is over what is kept; drop missing")
         return self
@@ -135,6 +146,9 @@ class PrunedCore(Core):
 
     s: Tensor  # activation, moved by the schedule
     noise: Tensor
+    prior: Tensor  # [H, buckets]
+    received: Tensor
+    counted: Tensor
 
     def __init__(self, spec: ModelSpec, options: KVPrune, budget: Budget, *, block: int):
         super().__init__(spec.dropout)
@@ -143,6 +157,11 @@ class PrunedCore(Core):
         self.register_buffer("s", torch.empty(()))
         if options.rule == "random":
             self.register_buffer("noise", torch.empty(spec.n_head, spec.block_size))
+        if options.prior:
+            shape = spec.n_head, options.prior.buckets
+            self.register_buffer("prior", torch.empty(shape))
+            self.register_buffer("received", torch.empty(shape), persistent=False)  # since the last step
+            self.register_buffer("counted", torch.empty(shape), persistent=False)
 
     def extra_repr(self) -> str:
         return f"{self.options.mode}, keep={self.budget.keep}, block={self.block}"
@@ -151,6 +170,8 @@ class PrunedCore(Core):
         self.s.fill_(1.0)
         if self.options.rule == "random":
             nn.init.uniform_(self.noise, generator=generator)
+        for name in ("prior", "received", "counted") if self.options.prior else ():
+            self.get_buffer(name).zero_()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, cache=None) -> Tensor:  # each [B, H, S, D]
         if cache is None:
@@ -170,16 +191,22 @@ class PrunedCore(Core):
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All queries from the first token on."""
-        pieces, mass, weight = [], None, None
+        pieces = [self.spend(probs, v[:, :, : probs.shape[3]], weight) for _, probs, weight in self._blocks(q, k)]
+        return torch.cat(pieces, dim=2)
+
+    def _blocks(self, q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Of each block its rows, the probabilities of its queries [B, H, S, seen], and who was kept before it."""
+        mass, weight = None, None
         for start in range(0, q.shape[2], self.block):
             rows, seen = slice(start, start + self.block), min(start + self.block, q.shape[2])
             probs = self.probabilities(q[:, :, rows], k[:, :, :seen], weight)
-            pieces.append(self.spend(probs, v[:, :, :seen], weight))
+            yield rows, probs, weight
             if seen < q.shape[2]:
                 received = probs.detach().sum(2)  # [B, H, seen]
                 mass = received if mass is None else received + F.pad(mass, (0, received.shape[2] - mass.shape[2]))
                 weight = self._kept(mass, weight, seen)
-        return torch.cat(pieces, dim=2)
+        if self.options.prior and self.training and mass is not None:
+            self._note(mass)
 
     def probabilities(self, q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:
         """q [B, H, S, D] of the newest tokens, k [B, H, n, D] -> [B, H, S, n].
@@ -223,6 +250,36 @@ class PrunedCore(Core):
         places = torch.arange(seen, device=mass.device)
         return self.choose(self.priority(mass, places, seen).masked_fill(there == 0, float("-inf")), there)
 
+    @torch.no_grad()
+    def _note(self, mass: Tensor) -> None:
+        """Adds what the keys of a batch have received [B, H, n] to the sums of this step."""
+        places = torch.arange(mass.shape[2], device=mass.device)
+        importance = self._importance(mass, places, mass.shape[2]).sum(0)  # [H, n]
+        buckets = self._bucket(places).expand_as(importance)
+        self.received.scatter_add_(1, buckets, importance.to(self.received.dtype))
+        self.counted.scatter_add_(1, buckets, torch.full_like(importance, len(mass), dtype=self.counted.dtype))
+
+    @torch.no_grad()
+    def settle(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Once a step, after all of its micro-batches: moves the running mean; `total` sums over the processes."""
+        if self.options.prior:
+            received, counted = total(self.received), total(self.counted)
+            new = torch.lerp(received / counted.clamp(min=1), self.prior, self.options.prior.momentum)
+            self.prior.copy_(torch.where((counted > 0) & new.isfinite(), new, self.prior))
+            self.forget()
+
+    def forget(self) -> None:
+        """What was noted since the last step counts for nothing."""
+        if self.options.prior:
+            self.received.zero_()
+            self.counted.zero_()
+
+    def _bucket(self, places: Tensor) -> Tensor:
+        return places * self.prior.shape[1] // self.length
+
+    def _importance(self, mass: Tensor, places: Tensor, seen: int) -> Tensor:
+        return mass / (seen - places) if self.options.exposure else mass
+
     def choose(self, order: Tensor, there: Tensor) -> Tensor:
         """Who stays [B, H, n] of those that are `there`, best first by `order`."""
         best = order.topk(self.budget.at(order.shape[-1]), dim=-1).indices
@@ -236,15 +293,41 @@ class PrunedCore(Core):
     def priority(self, mass: Tensor, places: Tensor, seen: int) -> Tensor:
         """Order [B, H, n] in which keys stay, highest first: mass received [B, H, n], their positions [n] or alike."""
         if self.options.rule == "mass":
-            order = mass / (seen - places) if self.options.exposure else mass
+            order = self._importance(mass, places, seen)
         elif self.options.rule == "window":
             order = (places / self.length).expand_as(mass)
         else:
             order = self.noise[None].expand(len(mass), -1, -1).gather(2, places.expand_as(mass))
+        if self.options.prior:
+            buckets = self._bucket(places).expand_as(mass)
+            usual = self.prior[None].expand(len(mass), -1, -1).gather(2, buckets).to(order.dtype)
+            order = torch.lerp(order, usual, self.options.prior.weight)
         ahead = 2.0 * self.length  # of any mass, which is at most a sum over as many queries as there are tokens
         order = torch.where(places >= seen - self.budget.recent_at(seen, self.length), ahead + places, order)
         order = torch.where(places < self.budget.sinks, 4 * ahead - places, order)
         return torch.where(places == seen - 1, 5 * ahead, order)
+
+    def observed(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+        """Per head [H]: of the tokens before the last block the part that is kept; the dense attention's mass that
+        falls on what a query still sees; of what is kept, the part that was kept a block earlier already."""
+        retained, overlap, before, part = [], [], None, q.new_ones(q.shape[1])
+        for rows, _, weight in self._blocks(q, k):
+            if weight is None:
+                continue
+            dense = self.probabilities(q[:, :, rows], k[:, :, : min(rows.stop, k.shape[2])], None)
+            seen = F.pad(weight, (0, dense.shape[3] - weight.shape[2]), value=1.0)
+            retained.append((dense * seen[:, :, None]).sum(3).mean((0, 2)))
+            part = weight.mean((0, 2))
+            if before is not None:
+                both = (weight[:, :, : before.shape[2]] * before).sum(2)
+                overlap.append((both / weight.sum(2)).mean(0))
+            before = weight
+        found = {"kept part": part}
+        if retained:
+            found["retained mass"] = torch.stack(retained).mean(0)
+        if overlap:
+            found["overlap of blocks"] = torch.stack(overlap).mean(0)
+        return found
 
     def flops_per_token(self, spec: ModelSpec) -> int:
         """Of both products over a full context: every block against all that came before it."""

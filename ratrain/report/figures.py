@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,6 +47,20 @@ def gate_figures(log: RunLog) -> dict[str, bytes]:
             _heat_map(axes, probe, series)
         figures[patch] = _png(figure)
     return figures
+
+
+def prune_figure(rows: list[dict[str, Any]]) -> bytes:
+    """Loss over the bytes of cache that are left, a line per rule; dense attention is the level line."""
+    figure, (axes,) = _figure(1, height=4.0)
+    for rule in dict.fromkeys(row["rule"] for row in rows if row["rule"] != "dense"):
+        points = sorted((row["key_bytes"] + row["value_bytes"], row["loss"]) for row in rows if row["rule"] == rule)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=rule)
+    for row in rows:
+        if row["rule"] == "dense":
+            axes.axhline(row["loss"], color=_INK, linestyle=":", label="dense")
+    axes.set(xlabel="bytes of KV cache per token of a full context", ylabel="validation loss, nats per token")
+    axes.legend(frameon=False, labelcolor=_INK)
+    return _png(figure)
 
 
 def _heat_map(axes: Axes, probe: str, series: Series) -> None:

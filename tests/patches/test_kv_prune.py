@@ -296,3 +296,65 @@ def test_what_must_be_kept_has_to_fit(pruned, options, message):
 def test_options_that_do_not_go_together_are_refused(tiny, keys, message):
     with pytest.raises(ManifestError, match=message):
         tiny("v19", *keys)
+
+
+# -- the positional prior ---------------------------------------------------------------------------------------
+
+
+PRIOR = {"weight": 0.7, "momentum": 0.75, "buckets": 4}
+
+
+def test_the_prior_is_a_running_mean_of_what_each_stretch_received(pruned):
+    model, tokens = pruned(block=6, prior=PRIOR, recency=0).train(), tokens_of(24)
+    core = model.blocks[0].attn.core
+    h = model.blocks[0].norm_1(model.embed(tokens))
+    q, k, _ = model.blocks[0].attn.qkv(h, None)
+    masses = []
+    for head in range(2):
+        probs = (
+            ((q[:, head] @ k[:, head].mT) / 8**0.5)
+            .masked_fill(torch.ones(24, 24).triu(1).bool(), -math.inf)
+            .softmax(-1)
+        )
+        received = probs[:, :18, :18].sum(1) / (
+            18 - torch.arange(18)
+        )  # at the last boundary; all keys have probabilities
+        masses.append(torch.stack([received[:, at : at + 6].mean() for at in (0, 6, 12)]))
+    expected = torch.cat([0.25 * torch.stack(masses), torch.zeros(2, 1)], dim=1)
+    model(tokens[:, :-1], tokens[:, 1:])
+    core.forget()
+    model.logits(tokens)
+    core.settle(lambda tensor: tensor)
+    torch.testing.assert_close(core.prior, expected, rtol=0, atol=1e-12)
+    assert not core.received.any()
+
+
+def test_the_prior_decides_with_the_mass_and_decoding_knows_it(pruned):
+    model, tokens = pruned(block=5, prior=PRIOR), tokens_of(24)
+    before = model.logits(tokens)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.core.prior.copy_(torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]))
+    after = model.logits(tokens)
+    assert not torch.allclose(before, after, atol=1e-3)
+    torch.testing.assert_close(decode(model, tokens), after, rtol=0, atol=1e-12)
+    assert not model.blocks[0].attn.core.received.any()  # evaluating notes nothing
+
+
+def test_halves_of_a_batch_move_the_prior_as_the_whole_does(tiny, tmp_path):
+    def prior(name, *keys):
+        keys = ("patch.kv_prune.prior={}", "train.budget.steps=3", "eval.windows=2", *keys)
+        engine = Engine(
+            tiny("v19", *keys), checkpoints=tmp_path / name, device=torch.device("cpu"), emit=lambda e: None
+        )
+        engine.run()
+        return torch.stack([block.attn.core.prior for block in engine.model.blocks])
+
+    whole = prior("whole")
+    assert whole.any()
+    torch.testing.assert_close(prior("halves", "train.micro_batch=2"), whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_prior_without_mass_is_refused(tiny):
+    with pytest.raises(ManifestError, match="prior is of the mass"):
+        tiny("v19", "patch.kv_prune.prior={}", "patch.kv_prune.rule=random")
