@@ -22,7 +22,9 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec, Span
+from ratrain.errors import Fault, ManifestError
 from ratrain.model.cache import PLAIN, ValueCode
+from ratrain.model.gpt2 import Linear
 from ratrain.model.principal import Plane, fit_slopes, principal_plane, square_root
 from ratrain.model.spline import evaluate, heights_of, invert, quantile_knots
 from ratrain.registry import Patch, register
@@ -167,7 +169,13 @@ class SplicedValue(nn.Module, ValueCode):
         """What makes the length of a vector that of its part in the output [H, D, D]; None where it counts itself."""
         if self.options.objective == "value":
             return None
-        rows = attn.proj.weight.float().T  # [H D, C]
+        # a patch may have put the base's projection into something of its own
+        found = (part.weight for part in attn.proj.modules() if isinstance(part, Linear))
+        weight = next((w for w in found if w.shape[1] == len(self.mean) * self.mean.shape[2]), None)
+        if weight is None:
+            message = "attention has no linear output projection here; expected 'value'"
+            raise ManifestError([Fault("", "patch.kv_splice.objective", message)])
+        rows = weight.float().T  # [H D, C]
         return square_root(rows.reshape(len(self.mean), -1, rows.shape[1]))
 
     def _put(self, plane: Plane) -> None:

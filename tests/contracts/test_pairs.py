@@ -8,6 +8,7 @@ import torch
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.contracts import SMALL, contracts
+from ratrain.engine.fitting import fit_briefly
 from ratrain.errors import ManifestError
 from ratrain.model.build import build, claim_sites
 from ratrain.model.gpt2 import GPT2
@@ -41,9 +42,9 @@ def test_pair(pair):
             build(manifest)
         assert all(f"patch.{kind}" in str(refused.value) for kind in pair)
         return
-    model = build(manifest).double()
-    assert set(model.claimed.values()) == set(pair)
     tokens = torch.randint(manifest.model.vocab_size, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+    model = fit_briefly(build(manifest), tokens.expand(2, -1)).double()
+    assert set(model.claimed.values()) == set(pair)
     whole = model.logits(tokens)
     edited = tokens.clone()
     edited[:, LENGTH // 2 :] += 1

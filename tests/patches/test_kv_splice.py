@@ -25,7 +25,7 @@ from ratrain.model.build import build
 from ratrain.model.cache import PLAIN
 from ratrain.model.count import count
 from ratrain.model.generate import decode
-from ratrain.model.gpt2 import Value
+from ratrain.model.gpt2 import Linear, Value
 from ratrain.model.spline import evaluate, heights_of, invert, quantile_knots
 from ratrain.patches import kv_splice
 from ratrain.patches.kv_splice import KVSplice, SplicedValue, SplinedValue
@@ -56,6 +56,13 @@ def spliced(transform, x, *, channels=3, objective="value", attn=None, held_out=
     module.double()
     module.fit(x, x if held_out is None else held_out, attn, torch.Generator().manual_seed(0))
     return module
+
+
+def linear(width):
+    """A projection [H D] -> [width], drawn."""
+    proj = Linear(HEADS * DIM, width, bias=True, std=0.3)
+    proj.reset_parameters(torch.Generator().manual_seed(1))
+    return proj.double()
 
 
 def rebuilt(module, x):
@@ -123,20 +130,26 @@ def test_with_slopes_of_one_it_is_plain_pca(vectors, monkeypatch):
 @pytest.mark.parametrize("transform", MODULES)
 @pytest.mark.parametrize("objective", ["value", "output"])
 def test_in_all_channels_nothing_is_lost(vectors, transform, objective):
-    attn = SimpleNamespace(proj=torch.nn.Linear(HEADS * DIM, 16))
+    attn = SimpleNamespace(proj=linear(16))
     module = spliced(transform, vectors, channels=DIM, objective=objective, attn=attn)
     torch.testing.assert_close(rebuilt(module, vectors), vectors, rtol=0, atol=1e-9)
 
 
 def test_for_the_output_it_is_the_best_plane_for_the_output(vectors):
     """Eckart and Young: nothing of rank K loses less of x W than its first K singular values leave."""
-    attn = SimpleNamespace(proj=torch.nn.Linear(HEADS * DIM, 5).double())
+    attn = SimpleNamespace(proj=linear(5))
     ours = rebuilt(spliced("pca", vectors, objective="output", attn=attn), vectors)
     for head in range(HEADS):
         rows = attn.proj.weight.detach()[:, head * DIM : (head + 1) * DIM].T
         left = np.linalg.svd(((vectors[head] - vectors[head].mean(0)) @ rows).numpy(), compute_uv=False)[3:]
         lost = ((ours[head] - vectors[head]) @ rows).square().sum()
         assert float(lost) == pytest.approx((left**2).sum(), rel=1e-4)
+
+
+def test_without_an_output_projection_there_is_no_best_plane_for_it(vectors):
+    attn = SimpleNamespace(proj=torch.nn.Identity())
+    with pytest.raises(ManifestError, match="no linear output projection here; expected 'value'"):
+        spliced("pca", vectors, objective="output", attn=attn)
 
 
 def test_a_fitted_spline_stays_monotone_and_loses_less_where_there_is_something_to_bend(vectors):
