@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ratrain.config.schema import Manifest, Span
 from ratrain.engine.distributed import World
+from ratrain.errors import DivergedError
 from ratrain.events import Fitted
 from ratrain.model.build import seed_of
 from ratrain.model.gpt2 import GPT2
@@ -25,6 +26,10 @@ from ratrain.recipe.shards import TokenStream
 
 _CHOICE = 2  # tokens looked at for each that is kept: neighbours are alike
 _HELD_OUT = 4  # windows that are fitted to for each that is held out
+
+
+class NotFiniteError(ValueError):
+    """A sample holds infinities or NaN."""
 
 
 class Fitting:
@@ -53,7 +58,7 @@ class Fitting:
         due = []
         for name in self.modules:
             refit = self.manifest.patch[name].refit
-            if refit is None or not is_open[name]:
+            if refit == "never" or not is_open[name]:
                 continue
             if step == 0:
                 self.last[name] = (0, 0.0)
@@ -84,11 +89,15 @@ class Fitting:
         return spent >= last[1] + (refit.fraction or 0.0) - 1e-9
 
     def _fit(self, name: str, step: int, **passes: Any) -> Fitted:
+        """Raises DivergedError where the model makes what is not finite: there is no fit to that."""
         modules = self.modules[name]
         wanted = max(module.vectors for module in modules.values())
         windows = self._windows(step, wanted)
         generator = torch.Generator().manual_seed(seed_of(self.manifest.seed.order, "fit", name, step))
-        errors = fit_modules(self.model, modules, windows, generator, **passes)
+        try:
+            errors = fit_modules(self.model, modules, windows, generator, **passes)
+        except NotFiniteError as error:
+            raise DivergedError(f"patch.{name} cannot be fitted at step {step}: {error}; lower schedule.lr") from error
         used, plain, values = (torch.stack(part) for part in zip(*errors, strict=True))  # [layers, H]
         return Fitted(
             step=step,
@@ -153,6 +162,9 @@ def fit_modules(
     passes = {"rows": rows, "precision": precision, "generator": generator}
     x = _inputs(model, modules, windows[:fitted_to], share=1, **passes)
     held_out = _inputs(model, modules, windows[fitted_to:], share=_HELD_OUT, **passes)
+    for site in modules:
+        if not (x[site].isfinite().all() and held_out[site].isfinite().all()):
+            raise NotFiniteError(f"what {site} is given is not finite")
     parents = {site: model.get_submodule(site.rpartition(".")[0]) for site in modules}
     return [module.fit(x[site], held_out[site], parents[site], generator) for site, module in modules.items()]
 

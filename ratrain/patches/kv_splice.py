@@ -38,7 +38,7 @@ class KVSplice(Patch):
     """Values kept in `channels` of the head dimension: a fraction, or a count.
 
     `vectors` per head are drawn from training text to fit. In training this is done where the patch is switched on (not
-    before the first step) and again after each `refit`; without `refit`, only by `ratrain calibrate`.
+    before the first step) and again after each `refit`; with "never", only by `ratrain calibrate`.
     """
 
     target: str = "blocks.*.attn.value"
@@ -50,13 +50,13 @@ class KVSplice(Patch):
     knots: int = Field(default=_KNOTS, ge=2, le=64, description="of a spline, at even quantiles")
     vectors: PositiveInt = 2048
     epochs: PositiveInt = Field(default=_EPOCHS, description="of a spline's fit")
-    refit: Span | None = Field(default=Span(fraction=0.2), description="how long a fit serves in training")
+    refit: Span | Literal["never"] = Field(default=Span(fraction=0.2), description="how long a fit serves in training")
 
     @model_validator(mode="after")
     def _fits(self):
         if self.transform == "pca" and (self.knots, self.epochs) != (_KNOTS, _EPOCHS):
             raise ValueError("transform = 'pca' has no knots and no epochs: it is solved, not searched")
-        if self.refit is not None and not self.refit.amount:
+        if self.refit != "never" and not self.refit.amount:
             raise ValueError("refit must be above 0")
         return self
 

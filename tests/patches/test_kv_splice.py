@@ -19,7 +19,7 @@ from ratrain.engine.checkpoint import load_newest
 from ratrain.engine.engine import Engine
 from ratrain.engine.fitting import _inputs, _Reservoir, fit_briefly
 from ratrain.engine.sample import load_run
-from ratrain.errors import ManifestError
+from ratrain.errors import DivergedError, ManifestError
 from ratrain.events import Fitted, Notice, Window
 from ratrain.model.build import build
 from ratrain.model.cache import PLAIN
@@ -446,11 +446,16 @@ def test_two_processes_get_the_fit_of_the_first_and_it_is_that_of_one_alone(tmp_
     assert alone["blocks.0.attn.value.fitted"] == shared["blocks.0.attn.value.fitted"] == 1
 
 
+def test_what_is_not_finite_is_not_fitted_to(tiny, tmp_path):
+    engine = Engine(tiny("c1", *RUN), checkpoints=tmp_path, device=torch.device("cpu"), emit=lambda event: None)
+    with torch.no_grad():
+        engine.model.get_parameter("blocks.0.attn.qkv.weight")[-1].fill_(float("inf"))
+    with pytest.raises(DivergedError, match=r"cannot be fitted at step 0: what .* is given is not finite"):
+        engine.fit("kv_splice", 0.0)
+
+
 def test_a_run_that_never_fits_it_says_so(tiny, tmp_path):
-    keys = ("patch.kv_splice.enabled=true", "train.budget.steps=2", "eval.windows=2")
-    source = tiny("gpt2", *keys)
-    never = source.patch["kv_splice"].model_copy(update={"refit": None})
-    _, seen = run(source.model_copy(update={"patch": {"kv_splice": never}}), tmp_path)
+    _, seen = run(tiny("gpt2", "patch.kv_splice.refit=never", "train.budget.steps=2", "eval.windows=2"), tmp_path)
     (notice,) = [event for event in seen if isinstance(event, Notice)]
     assert "patch.kv_splice was never fitted: it is the base model, and compresses nothing" in notice.message
 
