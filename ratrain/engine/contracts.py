@@ -272,7 +272,8 @@ def _fingerprint(model: GPT2) -> tuple:
         for parameter in model.parameters():  # as they start, attention is uniform and gates are alike
             parameter.normal_(std=0.3, generator=generator)
     model(tokens[:, :-1], tokens[:, 1:]).backward()
-    for part in model.modules():
+    parts: list[Any] = list(model.modules())
+    for part in parts:
         if hasattr(part, "settle"):  # state that moves once a step
             part.settle(lambda tensor: tensor)
     gradients = sum(p.grad.double().abs().sum().item() for p in model.parameters() if p.grad is not None)

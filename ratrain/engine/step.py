@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,8 @@ class TrainStep:
         self.watched: list[nn.Parameter] = []  # small ones, whose gradients are kept until the next step
         self.watched_gradients: list[Tensor | None] = []  # clipped, as the optimizer leaves them
         self.optimizer = optim.build(masters)
-        self._settling = [part for part in model.modules() if hasattr(part, "settle")]  # what moves once a step
+        parts: list[Any] = list(model.modules())
+        self._settling = [part for part in parts if hasattr(part, "settle")]  # what moves once a step
 
     def share_gradients(self) -> None:
         """From now on gradients are averaged over the processes; called once the model is compiled."""

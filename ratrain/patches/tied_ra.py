@@ -5,7 +5,8 @@
 With A = W_q^T W_k a head scores by w_s A + w_r A^T, whose rank is up to 2D: outside GPT-2's function class. One
 attention call does it: queries [w_s q, w_r k] against keys [k, q], twice as wide, and values padded to that width,
 since SDPA with unequal widths falls to an unfused path. So the core costs twice the base's FLOPs, and decoding keeps
-q beside k and v.
+q beside k and v. Where contexts are short the scores are written out instead: k_i . q_j is q_j . k_i, so that one
+product of the base's width and its transpose hold both directions.
 
 `rank = R` keeps the base's width, and so its attention call and cache. The last R channels of the scores become
 
@@ -29,6 +30,8 @@ from torch import Tensor, nn
 from ratrain.config.schema import ModelSpec
 from ratrain.model.gpt2 import Core
 from ratrain.registry import Patch, register
+
+_SHORT = 256  # tokens up to which T x T scores are cheaper than twice the width
 
 
 @register("tied_ra")
@@ -83,8 +86,19 @@ class TiedCore(Core):
         self.s.fill_(1.0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, cache=None) -> Tensor:  # each [B, H, S, D]
+        if cache is None and self.widths > 1 and q.shape[2] <= _SHORT:
+            return self._written_out(q, k, v)
         wide_q, wide_k = self.fold(q, k)
         return super().forward(wide_q.to(q.dtype), wide_k.to(k.dtype), v, cache)
+
+    def _written_out(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        std, rec = 1 + self.s * (self.w_s - 1), self.s * self.w_r  # [H]
+        one_way = q @ k.mT * q.shape[-1] ** -0.5  # [B, H, T, T]
+        one_way = one_way.to(torch.promote_types(one_way.dtype, torch.float32))
+        scores = std[:, None, None] * one_way + rec[:, None, None] * one_way.mT
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        probs = scores.masked_fill(later, float("-inf")).softmax(-1)
+        return F.dropout(probs, self.dropout, self.training).to(v.dtype) @ v
 
     def fold(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys whose products are the scores; s = 0 leaves those of q and k."""
@@ -108,8 +122,8 @@ class TiedCore(Core):
         return super().attend(q, k, wide_v)[..., : v.shape[-1]]
 
     def flops_per_token(self, spec: ModelSpec) -> int:
-        """Of both products at the full width, the padding's included."""
-        return self.widths * super().flops_per_token(spec)
+        """Of both products at the full width, the padding's included; at the base's where they are written out."""
+        return (1 if spec.block_size <= _SHORT else self.widths) * super().flops_per_token(spec)
 
     def kv_per_token(self, spec: ModelSpec) -> tuple[int, int]:
         return self.widths * spec.n_embd, spec.n_embd

@@ -56,3 +56,12 @@ def test_its_share_of_the_scores_is_the_way_back(block, x, heads):
 def test_options_that_do_not_fit_are_refused(block, options, message):
     with pytest.raises(ManifestError, match=message):
         block("tied_ra", **options)
+
+
+@pytest.mark.parametrize("s", [1.0, 0.4])
+def test_long_contexts_by_one_wide_call_are_the_short_ones_written_out(block, x, equal, monkeypatch, s):
+    attn = block("tied_ra").attn
+    attn.core.s.fill_(s)
+    written_out = attn(x, None)[0]
+    monkeypatch.setattr("ratrain.patches.tied_ra._SHORT", 0)
+    equal(attn, attn(x, None)[0], written_out)
