@@ -46,6 +46,19 @@ def tiny(tiny_source):
     return tiny
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of a run of a shipped variant at the tiny scale, with overrides; each call trains anew."""
+
+    def trained(name: str, *overrides: str):
+        out = tmp_path_factory.mktemp("runs")
+        words = [word for override in overrides for word in ("--set", override)]
+        assert main([name, "--scale", "tiny", "--out", str(out), "--json", *words]) == 0
+        return next(out.glob("*/s1"))
+
+    return trained
+
+
 @pytest.fixture
 def ratrain(capsys):
     """Runs a command line in this process: (code, stdout, stderr)."""

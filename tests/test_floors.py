@@ -21,7 +21,7 @@ FLOORS = (
     ("sinks",),
     ("registry",),
     ("config",),
-    ("atomic",),
+    ("atomic", "checksum"),
     ("events", "errors"),
     ("kernels",),
     ("__init__",),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ratrain.cli.arguments import Command, count, located, manifest_arguments, resolve_manifest
+from ratrain.cli.tables import aligned
 from ratrain.errors import Exit, Fault, ManifestError, MissingError, RatrainError, UsageError
 
 
@@ -120,22 +121,18 @@ def _smoke(args: argparse.Namespace) -> int | None:
     widths = (max(map(len, names)), 6, 10, 9, 10, 34, 7)
     failed: list[RatrainError] = []
     if not args.json:
-        print(_aligned(HEAD, widths))
+        print(aligned(HEAD, widths))
     for name in names:
         try:
             manifest, source = resolve_manifest(name, args)
             smoked = smoke(manifest, source, device=args.device)
-            print(json.dumps(smoked.record()) if args.json else _aligned(row(smoked), widths), flush=True)
+            print(json.dumps(smoked.record()) if args.json else aligned(row(smoked), widths), flush=True)
         except RatrainError as error:
             failed.append(error)
             print(f"ratrain: {name}: {error}", file=sys.stderr)
     if failed:
         print(f"ratrain: {len(failed)} of {len(names)} failed", file=sys.stderr)
     return failed[0].exit if failed else None
-
-
-def _aligned(cells: tuple[str, ...], widths: tuple[int, ...]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def _widen_arguments(parser: argparse.ArgumentParser) -> None:

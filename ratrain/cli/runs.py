@@ -6,10 +6,10 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from ratrain.cli.arguments import Command, natural
+from ratrain.cli.tables import aligned, table
 from ratrain.errors import ManifestError, UsageError
 
 
@@ -31,13 +31,14 @@ def _runs_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _runs(args: argparse.Namespace) -> None:
     """List runs: how far they are, their loss and speed, tags and note."""
-    from ratrain.runs import list_runs, table
+    from ratrain.runs import list_runs
+    from ratrain.runs import table as table_of_runs
 
     runs = list_runs(args.out, args.glob, sort=args.sort)
     if args.json:
         print(json.dumps([run.record() for run in runs], indent=1))
     elif runs:
-        print(table(runs, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+        print(table_of_runs(runs, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     else:
         print(f"no runs in {args.out}" + (f" fit {args.glob}" if args.glob else ""))
 
@@ -147,10 +148,10 @@ def _report(args: argparse.Namespace) -> None:
     from ratrain.report.page import facts, figures_of, page
 
     for log in [read_run(find_run(name, args.out)) for name in args.run]:
-        _print_table(facts(log))
+        print(table(facts(log)))
         if log.probes:
             print()
-            _print_table(gate_rows(log))
+            print(table(gate_rows(log)))
         figures = figures_of(log)
         (log.path / "figures").mkdir(exist_ok=True)
         for name, image in figures.items():
@@ -197,21 +198,18 @@ def _prune_eval(args: argparse.Namespace) -> None:
 
     run, rows = find_run(args.run, args.out), []
     widths = (6, 6, 6, 10, 9, 8, 8)
-    print("  ".join(cell.ljust(width) for cell, width in zip(HEAD, widths, strict=True)).rstrip())
-    warn = lambda message: print(f"warning: {message}", file=sys.stderr)  # noqa: E731
-    for pruned in prune_eval(run, args.keep, args.rule, mode=args.mode, device=args.device, warn=warn):
+    print(aligned(HEAD, widths))
+    for pruned in prune_eval(run, args.keep, args.rule, mode=args.mode, device=args.device, warn=_warn):
         rows.append(pruned)
-        print("  ".join(c.ljust(w) for c, w in zip(row(pruned), widths, strict=True)).rstrip(), flush=True)
+        print(aligned(row(pruned), widths), flush=True)
     (run / "figures").mkdir(exist_ok=True)
     write_file(run / "prune-eval.json", [json.dumps([vars(pruned) for pruned in rows], indent=1).encode()])
     write_file(run / "figures" / "prune-eval.png", [prune_figure([vars(pruned) for pruned in rows])])
     print(f"\n{run / 'figures' / 'prune-eval.png'}")
 
 
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from ratrain.checksum import sha256_of
 from ratrain.config.faults import Key, fault_at, faults_of, key_homes, shown
 from ratrain.config.find import did_you_mean
 from ratrain.config.read import Source
 from ratrain.config.schema import ActivationSection, Manifest, OptimSection
-from ratrain.config.weights import joined_sha256, weight_files, weights_path
+from ratrain.config.weights import weight_files, weights_path
 from ratrain.errors import Fault, ManifestError
 
 DEFAULT_OPTIM = "adamw"
@@ -60,7 +61,7 @@ def _with_digest(manifest: Manifest) -> Manifest:
     init = manifest.init
     if init.weights is None or init.sha256 is not None:
         return manifest
-    sha256 = joined_sha256(weight_files(weights_path(init.weights)))
+    sha256 = sha256_of(weight_files(weights_path(init.weights)))
     return manifest.model_copy(update={"init": init.model_copy(update={"sha256": sha256})})
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import tomli
@@ -41,19 +40,6 @@ def weight_files(path: Path) -> list[Path]:
         if file.is_file() and file.suffix in _PICKLES:
             _refuse_pickle(file)
     raise MissingError(f"{path}: holds no {_WHOLE} and no {_INDEX}")
-
-
-def joined_sha256(files: Sequence[Path]) -> str:
-    """SHA-256 of the files one after the other: of a single file, what `sha256sum` says. Raises DataError."""
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                while piece := file.read(2**20):
-                    digest.update(piece)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def remembered_sha256(weights: str, runs: Path) -> list[str]:

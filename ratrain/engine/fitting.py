@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ratrain.config.schema import Manifest, Span
 from ratrain.engine.distributed import World
+from ratrain.engine.looking import looked_at
 from ratrain.errors import DivergedError
 from ratrain.events import Fitted
 from ratrain.model.build import seed_of
@@ -192,7 +192,6 @@ class _Reservoir:
         self.vectors = fresh[:, best.to(fresh.device)]
 
 
-@torch.no_grad()
 def _inputs(
     model: GPT2,
     modules: Mapping[str, Any],
@@ -205,22 +204,15 @@ def _inputs(
 ) -> dict[str, Tensor]:
     """By site, the first argument [H, N, D] at positions drawn from tokens [n, T]; one of `share` that is wanted."""
     kept = {site: _Reservoir(max(1, module.vectors // share)) for site, module in modules.items()}
-    training, keys = model.training, torch.empty(0)
+    keys = torch.empty(0)
 
     def taking(reservoir: _Reservoir) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _, inputs: reservoir.add(inputs[0], keys)
 
-    model.eval()
-    with ExitStack() as stack:
-        for site, reservoir in kept.items():
-            stack.callback(modules[site].register_forward_pre_hook(taking(reservoir)).remove)
-        # hooks must not become part of the compiled graphs, nor cost a new one
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(precision.forward() if precision else nullcontext())
+    with looked_at(model, [(modules[site], taking(reservoir)) for site, reservoir in kept.items()], precision):
         for batch in windows.to(model.wte.weight.device).split(rows):
             keys = torch.rand(batch.numel(), generator=generator, dtype=torch.float64)
             h, state = model.embed(batch), None
             for block in model.blocks:
                 h, state = block(h, state)
-    model.train(training)
     return {site: reservoir.vectors for site, reservoir in kept.items()}

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ratrain.engine.looking import looked_at
 from ratrain.engine.step import Precision, TrainStep
 from ratrain.model.gpt2 import GPT2
 
@@ -32,12 +32,11 @@ class Probes:
         self.model, self.step = model, step
         self._n_layer = len(model.blocks)
         self._sites = list(_sites(model)) if on else []
-        with torch.device("meta"):
-            base = dict(GPT2(model.spec).named_parameters())
         gates: dict[_Key, str] = {}
         for patch, layer, site, module in self._sites:
             for name, parameter in module.named_parameters():
-                if parameter.dim() == 1 and _base_name(model, f"{site}.{name}") not in base:
+                kept = f"{site}.{name}".rpartition(".")[0] in model.base_names  # a module of the base
+                if parameter.dim() == 1 and not kept:
                     gates[_key(gates, patch, name, layer, site)] = f"{site}.{name}"
         self._gates = {key: step.precision.masters[name] for key, name in gates.items()}
         step.watched = list(self._gates.values())
@@ -57,17 +56,8 @@ class Probes:
         watchers = [watcher for watcher in found if watcher]
         if not watchers:
             return {}
-        self.model.eval()
-        with ExitStack() as stack:
-            for watcher in watchers:
-                handle = watcher.place.register_forward_pre_hook(watcher)
-                stack.callback(handle.remove)
-            # the hooks must not become part of the compiled graphs, nor cost a new one
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(precision.forward())
+        with looked_at(self.model, [(watcher.place, watcher) for watcher in watchers], precision):
             self.model.logits(windows[:_ROWS, :-1].to(self.model.wte.weight.device))
-        self.model.train()
         return self._rows({(w.patch, name, w.layer): t.tolist() for w in watchers for name, t in w.seen.items()})
 
     def _found(self) -> dict[_Key, Tensor]:
@@ -101,12 +91,6 @@ def _key(taken: Mapping[_Key, Any], patch: str, name: str, layer: int, site: str
     """The name alone, or behind the seam where the patch has one of that name at another seam of the layer."""
     key = patch, name, layer
     return key if key not in taken else (patch, f"{site.rpartition('.')[2]}.{name}", layer)
-
-
-def _base_name(model: GPT2, name: str) -> str:
-    """What the base calls a parameter, where a patch has kept its module."""
-    path, _, leaf = name.rpartition(".")
-    return f"{model.base_names.get(path, path)}.{leaf}"
 
 
 @dataclass

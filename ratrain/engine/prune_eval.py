@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ratrain.config.schema import Manifest
 from ratrain.engine.device import pick_device
@@ -45,8 +46,10 @@ def prune_eval(
     """The run's newest weights as dense attention, then with each rule and fraction; its own pruning is left out."""
     manifest, trained = load_run(run, device=pick_device(device), warn=warn)
     others = {name: patch for name, patch in manifest.patch.items() if type(patch).kind != _KIND}
-    dense = _with(manifest, others, trained)
-    loss = _loss(manifest, dense)
+    spec, dense = manifest.model, _with(manifest, others, trained)
+    corpus = open_corpus(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
+    windows = validation_windows(corpus.val, block_size=spec.block_size, count=manifest.eval.windows)
+    loss = _loss(manifest, dense, windows)
     yield _row("dense", "-", 1.0, loss, loss, dense, manifest)
     for rule in rules:
         for keep in keeps:
@@ -55,7 +58,7 @@ def prune_eval(
                 options["sinks"] = min(_SINKS, keep / 4)
             patches = {**others, _KIND: patch_kinds()[_KIND].model_validate(options)}
             pruned = _with(manifest, patches, trained)
-            yield _row(rule, mode, keep, _loss(manifest, pruned), loss, pruned, manifest)
+            yield _row(rule, mode, keep, _loss(manifest, pruned, windows), loss, pruned, manifest)
 
 
 def _with(manifest: Manifest, patches: dict[str, Any], trained: GPT2) -> GPT2:
@@ -70,10 +73,7 @@ def _with(manifest: Manifest, patches: dict[str, Any], trained: GPT2) -> GPT2:
 
 
 @torch.no_grad()
-def _loss(manifest: Manifest, model: GPT2) -> float:
-    spec = manifest.model
-    corpus = open_corpus(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
-    windows = validation_windows(corpus.val, block_size=spec.block_size, count=manifest.eval.windows)
+def _loss(manifest: Manifest, model: GPT2, windows: Tensor) -> float:
     precision = Precision(manifest.train.precision, model)
     return Evaluator(model, windows, precision=precision, batch=manifest.train.micro_batch)()
 

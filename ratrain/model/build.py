@@ -28,7 +28,9 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
     replaced = replace_sites(model, manifest.patch)
     # a patch may keep a base module under a longer name: it draws what it would have drawn unpatched
     names = {module: base_names.get(id(module), name) for name, module in model.named_modules()}
-    model.base_names = {name: names[module] for name, module in model.named_modules()}
+    model.base_names = {
+        name: base_names[id(module)] for name, module in model.named_modules() if id(module) in base_names
+    }
     if torch.device(device).type == "meta":
         return model
     model.to_empty(device="cpu")

@@ -271,7 +271,7 @@ class GPT2(nn.Module):
         # all filled in when it is built
         self.claimed: dict[str, str] = {}  # patch by site
         self.priced: list[Any] = []  # modules of patches that state a `penalty()`
-        self.base_names: dict[str, str] = {}  # what the base calls each module: a patch may keep one elsewhere
+        self.base_names: dict[str, str] = {}  # of its own modules: a patch may keep one elsewhere
         self.wte = Embedding(spec.padded_vocab, spec.n_embd)
         self.pos = Position(spec.block_size, spec.n_embd) if spec.pos == "learned" else Same()
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.n_layer))

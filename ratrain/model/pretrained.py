@@ -19,8 +19,9 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from ratrain.checksum import sha256_of
 from ratrain.config.schema import Manifest
-from ratrain.config.weights import joined_sha256, weight_files, weights_path
+from ratrain.config.weights import weight_files, weights_path
 from ratrain.errors import DataError, Fault, ManifestError
 from ratrain.model.build import nudge
 from ratrain.model.foreign_shape import require_same_shape
@@ -53,7 +54,7 @@ def load_pretrained(model: GPT2, manifest: Manifest) -> Loaded:
     init = manifest.init
     path = weights_path(str(init.weights))
     files = weight_files(path)
-    if (found := joined_sha256(files)) != init.sha256:
+    if (found := sha256_of(files)) != init.sha256:
         raise DataError(f"{path}: has the SHA-256 {found[:8]}..., but init.sha256 is {str(init.sha256)[:8]}...")
     tensors = _decoder(dict(_read(files)), path)
     notes = require_same_shape(tensors, model.spec, path)

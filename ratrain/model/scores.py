@@ -9,15 +9,25 @@ from torch import Tensor
 from ratrain.model.gpt2 import Core
 
 
+def scores_of(q: Tensor, k: Tensor, *, scale: float | None = None) -> Tensor:
+    """q [B, H, S, D] times k [B, H, T, D] -> [B, H, S, T], scaled; in fp32 at least, as fused attention has them."""
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def causal(scores: Tensor) -> Tensor:
+    """Which keys the last S of T tokens see, [S, T] for scores [..., S, T]."""
+    n_query, n_key = scores.shape[-2:]
+    return torch.ones(n_query, n_key, dtype=torch.bool, device=scores.device).tril(n_key - n_query)
+
+
 class ScoreCore(Core):
     """The base's attention as two products and a softmax; the scores take B x H x T x T of memory."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, H, S, D] are the last S of the T positions of k, v [B, H, T, D] -> [B, H, S, D]."""
-        scores = q @ k.mT * (q.shape[-1] ** -0.5 if self.scale is None else self.scale)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # as fused attention computes them
-        n_query, n_key = scores.shape[-2:]
-        seen = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device).tril(n_key - n_query)
+        scores = scores_of(q, k, scale=self.scale)
+        seen = causal(scores)
         probs = F.dropout(self.probabilities(scores, seen), self.dropout, self.training)
         return probs.to(v.dtype) @ v
 

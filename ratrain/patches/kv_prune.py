@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from ratrain.config.schema import ModelSpec, Section
 from ratrain.model.cache import PLAIN, KVCache, ValueCode
 from ratrain.model.gpt2 import Core
+from ratrain.model.scores import causal, scores_of
 from ratrain.registry import Patch, register
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -90,8 +91,13 @@ class KVPrune(Patch):
 
     @model_validator(mode="after")
     def _fits(self):
-        if self.learned and (self.mode == "kv" or isinstance(self.keep, int) or self.keep == 1):
+        starts = (self.keep, *self.keep_by_layer.values())
+        if self.learned and (self.mode == "kv" or not all(isinstance(keep, float) and keep < 1 for keep in starts)):
             raise ValueError("learned needs mode = 'v_only' (an evicted key has no gradient) and keep below 1 to start")
+        if odd := [layer for layer in self.keep_by_layer if not layer.isdecimal()]:
+            raise ValueError(f"keep_by_layer: expected numbers of layers, got {odd[0]!r}")
+        if self.keep_by_layer and "*" not in self.target:
+            raise ValueError(f"keep_by_layer needs a target with a star for the layer, got {self.target!r}")
         if self.prior and self.rule != "mass":
             raise ValueError(f"prior is of the mass that keys receive; rule = {self.rule!r} does not look at it")
         if self.mode == "kv" and self.missing != "renormalise":
@@ -213,10 +219,8 @@ class PrunedCore(Core):
 
         `weight` [B, H, m] is 1 for each of the first m that is kept; none there: all are the block's own.
         """
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # as fused attention computes them
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-        scores = scores.masked_fill(~seen, float("-inf"))
+        scores = scores_of(q, k)
+        scores = scores.masked_fill(~causal(scores), float("-inf"))
         if weight is not None and self.options.mode == "kv":
             open_ = (1 - self.s * (1 - weight.detach())).log()
             scores = scores + F.pad(open_, (0, scores.shape[-1] - weight.shape[-1]))[:, :, None]

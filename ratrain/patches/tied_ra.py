@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
 from ratrain.model.gpt2 import Core
+from ratrain.model.scores import causal, scores_of
 from ratrain.registry import Patch, register
 
 _SHORT = 256  # tokens up to which T x T scores are cheaper than twice the width
@@ -93,11 +94,9 @@ class TiedCore(Core):
 
     def _written_out(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         std, rec = 1 + self.s * (self.w_s - 1), self.s * self.w_r  # [H]
-        one_way = q @ k.mT * q.shape[-1] ** -0.5  # [B, H, T, T]
-        one_way = one_way.to(torch.promote_types(one_way.dtype, torch.float32))
+        one_way = scores_of(q, k)  # [B, H, T, T]
         scores = std[:, None, None] * one_way + rec[:, None, None] * one_way.mT
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        probs = scores.masked_fill(later, float("-inf")).softmax(-1)
+        probs = scores.masked_fill(~causal(scores), float("-inf")).softmax(-1)
         return F.dropout(probs, self.dropout, self.training).to(v.dtype) @ v
 
     def fold(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

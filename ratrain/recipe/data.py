@@ -14,6 +14,7 @@ import numpy as np
 import tiktoken
 import torch
 
+from ratrain.checksum import sha256_of
 from ratrain.config.schema import DataSection
 from ratrain.errors import CannotCreateError, DataError, DiskError, Fault, ManifestError, MissingError
 from ratrain.recipe import corpora
@@ -26,7 +27,6 @@ from ratrain.recipe.shards import (
     TokenStream,
     check_ids,
     encode_shard,
-    file_sha256,
     open_shard,
     read_meta,
     shard_entry,
@@ -86,7 +86,7 @@ def _open_embedded(tokenizer: tiktoken.Encoding) -> Corpus:
     folder = cache_folder() / f"shakespeare-{tokenizer.name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     try:
         meta = read_meta(folder)
-        if meta and all(file_sha256(folder / e["file"]) == e["sha256"] for s in _SPLITS for e in meta["splits"][s]):
+        if meta and all(sha256_of([folder / e["file"]]) == e["sha256"] for s in _SPLITS for e in meta["splits"][s]):
             return _from_meta(folder, meta, tokenizer)
     except (DataError, MissingError):
         pass  # a damaged cache is made again
@@ -198,7 +198,7 @@ def _check_once(shard: Shard, vocab_size: int, sha256: str | None) -> None:
     """Read the whole shard once: its ids, and its SHA-256 where known. The cache remembers files that passed."""
 
     def check() -> dict:
-        if sha256 is not None and file_sha256(shard.path) != sha256:
+        if sha256 is not None and sha256_of([shard.path]) != sha256:
             raise DataError(f"{shard.path}: SHA-256 differs from meta.json: the file is damaged; prepare it again")
         check_ids(shard, vocab_size=vocab_size)
         return {"passed": True}

@@ -218,18 +218,6 @@ def shard_entry(name: str, parts: Iterable[bytes | memoryview]) -> dict[str, Any
     return {"file": name, "tokens": (size - HEADER_BYTES) // 2, "sha256": digest.hexdigest()}
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the whole file, read in pieces. Raises DataError."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
-
-
 def write_meta(folder: Path, *, tokenizer: str, vocab_size: int, splits: dict[str, list[dict]], **more: Any) -> None:
     """Write meta.json: the last file of a prepared folder, so that its presence means complete."""
     meta = {

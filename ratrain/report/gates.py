@@ -22,7 +22,9 @@ def shown(log: RunLog) -> dict[str, dict[str, Series]]:
 
 
 def _same(series: Series, raw: Series | None) -> bool:
-    return raw is not None and np.allclose(series.values, raw.values, rtol=1e-4, equal_nan=True)  # but for rounding
+    return raw is not None and np.allclose(
+        series.values, raw.values, rtol=1e-4, atol=1e-6, equal_nan=True
+    )  # but for rounding
 
 
 def gate_rows(log: RunLog) -> list[tuple[str, ...]]:

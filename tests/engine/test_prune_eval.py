@@ -3,20 +3,15 @@
 import json
 
 import pytest
-import torch
 
 from ratrain.engine.prune_eval import prune_eval
 
-KEYS = ("--set", "train.budget.steps=30", "--set", "model.block_size=64", "--set", "eval.windows=4")
+KEYS = ("train.budget.steps=30", "model.block_size=64", "eval.windows=4")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    from ratrain.cli import main
-
-    out = tmp_path_factory.mktemp("runs")
-    assert main(["v1", "--scale", "tiny", "--out", str(out), "--json", *KEYS]) == 0
-    return next(out.glob("*/s1"))
+def run(trained):
+    return trained("v1", *KEYS)
 
 
 @pytest.fixture
@@ -72,19 +67,16 @@ def test_statistics_of_sampling_are_those_of_the_caches(ratrain, run):
     assert "cache at 20 tokens" in err
 
 
-def test_a_pruned_run_samples_from_a_smaller_cache(ratrain, tmp_path):
-    words = ("--scale", "tiny", "--out", tmp_path, "--json", *KEYS, "--set", "patch.kv_prune.mode=kv")
-    assert ratrain("v19", *words)[0] == 0
-    _, _, err = ratrain("sample", "@last", "--out", tmp_path, "--tokens", "63", "--stats")
+def test_a_pruned_run_samples_from_a_smaller_cache(ratrain, trained):
+    _, _, err = ratrain("sample", trained("v19", *KEYS, "patch.kv_prune.mode=kv"), "--tokens", "63", "--stats")
     share = int(err.split(" values (")[1].split(" %")[0])
     assert 35 < share < 60
 
 
-def test_what_pruning_did_is_in_the_events(ratrain, tmp_path):
-    words = ("--scale", "tiny", "--out", tmp_path, *KEYS, "--json")
-    _, out, _ = ratrain("v19", *words)
-    probed = [json.loads(line)["values"]["kv_prune"] for line in out.splitlines() if '"Probed"' in line][-1]
+def test_what_pruning_did_is_in_the_events(trained):
+    lines = (trained("v19", *KEYS) / "events.jsonl").read_text().splitlines()
+    probed = [json.loads(line)["values"]["kv_prune"] for line in lines if '"Probed"' in line][-1]
     kept, retained, overlap = (probed[name] for name in ("kept part", "retained mass", "overlap of blocks"))
+    assert [len(row) for row in kept] == [2, 2]
     assert all(value == pytest.approx(22 / 56, abs=1e-6) for row in kept for value in row)  # ceil(0.382 x 56) of 56
     assert all(0.3 < value <= 1 for row in (*retained, *overlap) for value in row)
-    assert torch.tensor(kept).shape == (2, 2)

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ratrain.checksum import sha256_of
 from ratrain.config.schema import InitSection, SeedSection
-from ratrain.config.weights import joined_sha256, weight_files
+from ratrain.config.weights import weight_files
 from ratrain.errors import DataError, ManifestError, MissingError
 from ratrain.model.build import build, switches
 from ratrain.model.generate import decode
@@ -34,7 +35,7 @@ def load(manifest_of):
 
     def load(path, patches=None, *, repack="exact", **shape):
         manifest = manifest_of(patches, **{**SHAPE, **shape})
-        init = InitSection(weights=str(path), sha256=joined_sha256(weight_files(path)), repack=repack)
+        init = InitSection(weights=str(path), sha256=sha256_of(weight_files(path)), repack=repack)
         manifest = manifest.model_copy(update={"init": init})
         model = build(manifest)
         return model, load_pretrained(model, manifest)
@@ -162,7 +163,7 @@ def test_a_head_that_is_not_tied_must_be_there(load, tmp_path, tensors):
 def test_a_twin_is_moved_by_a_unit_in_the_last_place(load, tmp_path, tensors, manifest_of):
     path = HF.write(tmp_path, tensors)
     model, _ = load(path)
-    init = InitSection(weights=str(path), sha256=joined_sha256(weight_files(path)))
+    init = InitSection(weights=str(path), sha256=sha256_of(weight_files(path)))
     twin = manifest_of(**SHAPE).model_copy(update={"init": init, "seed": SeedSection(twin="ulp")})
     other = build(twin)
     load_pretrained(other, twin)

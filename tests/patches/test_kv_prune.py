@@ -287,6 +287,13 @@ def test_what_must_be_kept_has_to_fit(pruned, options, message):
     [
         (["patch.kv_prune.learned={}"], "needs one of target and price"),
         (["patch.kv_prune.learned={target=0.3}", "patch.kv_prune.mode=kv"], "learned needs mode = 'v_only'"),
+        (
+            ["patch.kv_prune.keep_by_layer={0=9}", "patch.kv_prune.learned={target=0.3}"],
+            "learned needs mode = 'v_only'",
+        ),
+        (["patch.kv_prune.keep_by_layer={1=1.0}", "patch.kv_prune.learned={price=1.0}"], "keep below 1 to start"),
+        (["patch.kv_prune.keep_by_layer={'*'=0.5}"], "expected numbers of layers, got '\\*'"),
+        (["patch.kv_prune.keep_by_layer={0=0.5}", "patch.kv_prune.target='blocks.1.attn.core'"], "needs a target with"),
         (["patch.kv_prune.keep=9", "patch.kv_prune.learned={target=0.3}"], "learned needs mode = 'v_only'"),
         (["patch.kv_prune.mode=kv", "patch.kv_prune.missing=drop"], "has no missing mass"),
         (["patch.kv_prune.keep=1.5"], "keep"),

@@ -10,16 +10,10 @@ import pytest
 from ratrain.report.gates import gate_rows
 from ratrain.report.log import read_run
 
-KEYS = ("--set", "train.budget.steps=20", "--set", "activation.kind=after", "--set", "activation.after={steps=5}")
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    from ratrain.cli import main
-
-    out = tmp_path_factory.mktemp("runs")
-    assert main(["v6", "--scale", "tiny", "--out", str(out), "--json", *KEYS]) == 0
-    return next(out.glob("*/s1"))
+def run(trained):
+    return trained("v6", "train.budget.steps=20", "activation.kind=after", "activation.after={steps=5}")
 
 
 @pytest.fixture

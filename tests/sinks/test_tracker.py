@@ -68,10 +68,15 @@ def test_each_step_of_a_window_has_its_own_loss_and_the_last_one_the_rest(window
 
 def test_evaluations_and_the_load_are_drawn_and_texts_are_not(one_of_each):
     drawn = {type(event).__name__ for event in one_of_each if list(points(event))}
-    assert drawn == {"Window", "Evaluated", "Machine"}
+    assert drawn == {"Window", "Evaluated", "Probed", "Machine"}
     gpu = events.Machine(5, 99.0, 1 << 30, {"watts": 250.0})
     named = {"machine/cpu_percent": 99.0, "machine/memory": 1 << 30, "machine/gpu_watts": 250.0}
     assert list(points(gpu)) == [(5, named)]
+
+
+def test_a_probe_is_drawn_as_its_mean_over_layers_and_heads():
+    probed = events.Probed(5, {"unified_ra": {"w_rec": [[0.1, 0.3], [0.2, 0.6]], "share": [[], [0.5]]}})
+    assert list(points(probed)) == [(5, {"unified_ra/w_rec": pytest.approx(0.3), "unified_ra/share": 0.5})]
 
 
 # trackers that misbehave
@@ -119,7 +124,7 @@ def test_a_tracker_hears_all_that_it_draws_and_is_closed(fanout, one_of_each):
     for event in one_of_each:
         fanout(event)
     fanout.close()
-    silent = (events.PhaseStarted, events.Compiled, events.Saved, events.Notice)
+    silent = (events.PhaseStarted, events.Compiled, events.Pretrained, events.Fitted, events.Saved, events.Notice)
     assert fake.heard == [event for event in one_of_each if not isinstance(event, silent)]
     assert fake.closed
     assert not fake.abandoned.is_set()

@@ -1,0 +1,22 @@
+"""SHA-256 of files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from ratrain.errors import DataError
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Of the files one after the other, read in pieces: of one alone, what `sha256sum` says. Raises DataError."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(2**20):
+                    digest.update(piece)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
