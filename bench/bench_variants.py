@@ -21,7 +21,7 @@ from ratrain.config.catalogue import catalogue
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.compile import compile_model, keep_compiled_code
-from ratrain.engine.device import set_determinism
+from ratrain.engine.device import keep_freed_memory, set_determinism
 from ratrain.engine.step import Precision, TrainStep
 from ratrain.model.build import build
 from ratrain.recipe.data import open_corpus
@@ -70,6 +70,7 @@ def steps(request) -> dict[str, Callable[[], object]]:
     asked = {item.callspec.params["name"] for item in request.session.items if item.module is request.module}
     torch.set_num_threads(1)
     set_determinism("auto", torch.device("cpu"))
+    keep_freed_memory()
     keep_compiled_code()
     names = {BASE: BASE, TWIN: BASE} | {name: name for name in NAMES if name in asked}
     return {label: step_of(name) for label, name in names.items()}

@@ -19,7 +19,7 @@ from ratrain.engine import tell
 from ratrain.engine.branch import Branch
 from ratrain.engine.checkpoint import listed, save, stored_bytes
 from ratrain.engine.compile import GraphCounter, compile_model
-from ratrain.engine.device import peak_flops, set_determinism, synchronize
+from ratrain.engine.device import keep_freed_memory, peak_flops, set_determinism, synchronize
 from ratrain.engine.distributed import World, local_rows
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.fitting import Fitting, unfitted
@@ -62,6 +62,7 @@ class Engine:
         self.emit: events.Emit = emit if world.leads else lambda event: None
         self.checkpoints, self.branch = checkpoints, branch
         self.parent = branch.parent if branch else None
+        keep_freed_memory()
         self.deterministic = set_determinism(manifest.train.deterministic, device)
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
         self.steps_done = 0  # steps done
