@@ -8,16 +8,17 @@ import sys
 from collections.abc import Sequence
 
 from ratrain import __version__
-from ratrain.cli import look, runs, text, train
+from ratrain.cli import ablate, look, runs, text, train
 from ratrain.errors import Exit, ManifestError, RatrainError
 
-COMMANDS = train.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS
+COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS
 
 _EPILOG = """\
 examples:
   ratrain v9                                        train a variant by its id (or file, or path)
   ratrain v9 --scale tiny --set schedule.lr=1e-3    smaller, with one key changed
   ratrain manifests/unified_ra_v9.toml --dry-run    build, compile, two steps, and what the run will need
+  ratrain --ablate ablation_kv.toml                 a study: many arms and seeds, compared with a baseline
   ratrain list                                      every variant
   ratrain sample @last --prompt 'Enter HAMLET'      text from the newest run
 
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> tuple[str, list[str]]:
     """The command that `argv` begins with, of two words or of one ("train" where with none), and what follows."""
+    if "--ablate" in argv:  # wherever it stands: what follows it is its file
+        return "--ablate", [word for word in argv if word != "--ablate"]
     for count in (2, 1):
         if (name := " ".join(argv[:count])) in COMMANDS:
             return name, argv[count:]

@@ -14,8 +14,14 @@ SCALES = SHIPPED / "scale"
 
 
 def shipped() -> list[Path]:
-    """Every shipped manifest but the scales, in the order people count: v2 before v10, the top folder first."""
-    return sorted((file for file in SHIPPED.rglob("*.toml") if SCALES not in file.parents), key=_reading_order)
+    """Every shipped manifest of a variant, in the order people count: v2 before v10, the top folder first."""
+    apart = {*SCALES.glob("*.toml"), *ablations()}
+    return sorted((file for file in SHIPPED.rglob("*.toml") if file not in apart), key=_reading_order)
+
+
+def ablations() -> list[Path]:
+    """Every shipped ablation manifest: those that `--ablate` takes."""
+    return sorted(SHIPPED.glob("ablation*.toml"))
 
 
 def scales() -> list[str]:

@@ -34,9 +34,10 @@ class Source:
 
 
 def read_source(
-    path: Path, *, base: Path | None = None, scale: str | None = None, overrides: Sequence[str] = ()
+    path: Path, *, base: Path | None = None, scale: str | None = None, overrides: Sequence[str | Layer] = ()
 ) -> Source:
-    """The manifest at `path` over what it extends, then `scale`, then `overrides`; each layer wins over those before.
+    """The manifest at `path` over what it extends, then `scale`, then `overrides` (KEY=VALUE, or what another file
+    changes); each layer wins over those before.
 
     `base` is a manifest laid beneath, as if `path` extended it first: what it changes of the files that both extend
     stays changed. The variant's id then ends with the base's.
@@ -54,7 +55,7 @@ def read_source(
     for layer in overlay:
         merged.add(layer, without=OWN)
     for override in overrides:
-        merged.add(parse_override(override))
+        merged.add(override if isinstance(override, Layer) else parse_override(override))
     if base is not None and chain[-1].path.resolve() != base.resolve() and isinstance(merged.tree.get("id"), str):
         merged.tree["id"] += f"-{own_id(base) or base.stem}"  # two variants of a study never share an id
     merged.drop_disabled()

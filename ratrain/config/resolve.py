@@ -30,6 +30,9 @@ def resolve(source: Source, *, patches: Mapping[str, type], optimizers: Mapping[
 
     `patches` and `optimizers` map a kind to the class of its options; a class is looked up only if it is named.
     """
+    if {"arm", "arms"} & {*source.tree}:
+        message = "this is an ablation manifest; run ratrain --ablate with it"
+        raise ManifestError([Fault(source.manifest, "", message)])
     faults: list[Fault] = []
     manifest = _sections(source, faults)
     optim = _optim(source, optimizers, faults)

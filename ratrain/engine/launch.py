@@ -107,7 +107,7 @@ def _may_start(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[st
     if launch.fresh and (folder.path / "resolved.toml").exists():
         with folder.open():
             folder.move_aside()
-    changed = _changed_code(folder, manifest)
+    changed = changed_code(folder, manifest)
     if changed and not launch.accept_code_change:
         message = f"changed since {folder.path} trained with it; --fresh starts over, --accept-code-change goes on"
         raise ManifestError([Fault(name, "", message) for name in changed])
@@ -151,7 +151,7 @@ class AlreadyDone(Exception):  # noqa: N818 - not an error: there is nothing lef
         self.path, self.loss = path, loss
 
 
-def _changed_code(folder: RunFolder, manifest: Manifest) -> list[str]:
+def changed_code(folder: RunFolder, manifest: Manifest) -> list[str]:
     """Source files that are not what they were when the run last trained; none where it never did."""
     try:
         before = json.loads((folder.path / "code.json").read_text())

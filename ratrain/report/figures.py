@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +62,41 @@ def prune_figure(rows: list[dict[str, Any]]) -> bytes:
     axes.set(xlabel="bytes of KV cache per token of a full context", ylabel="validation loss, nats per token")
     axes.legend(frameon=False, labelcolor=_INK)
     return _png(figure)
+
+
+def sweep_figure(points: Sequence[tuple[str, dict[str, Any], Sequence[float]]], *, base: str) -> bytes:
+    """Loss over the number that a grid varies most, a line per other value of it with the range of the seeds.
+
+    `points` holds (arm, the keys of its grid and their values here, the loss of each seed); arms without a grid, the
+    `base` among them, are level lines.
+    """
+    figure, (axes,) = _figure(1, height=4.5)
+    key = _swept(points)
+    lines: dict[str, list[tuple[float, Sequence[float]]]] = {}
+    for arm, point, losses in points:
+        if key in point:
+            others = (str(value) for name, value in point.items() if name != key)
+            lines.setdefault(" ".join((arm, *others)), []).append((float(point[key]), losses))
+        elif not point:
+            axes.axhline(float(np.mean(losses)), color=_INK, linestyle=":" if arm == base else "--", label=arm)
+    for label, line in lines.items():
+        at, told = zip(*sorted(line), strict=True)
+        means = np.array([np.mean(losses) for losses in told])
+        reach = [means - [min(losses) for losses in told], [max(losses) for losses in told] - means]
+        axes.errorbar(at, means, reach, marker="o", markersize=4, capsize=3, linewidth=1, label=label)
+    axes.set(xlabel=key or "", ylabel="validation loss, nats per token")
+    axes.legend(frameon=False, labelcolor=_INK)
+    return _png(figure)
+
+
+def _swept(points: Sequence[tuple[str, dict[str, Any], Sequence[float]]]) -> str | None:
+    """The key of a grid that takes the most numbers."""
+    numbers: dict[str, set[float]] = {}
+    for _, point, _ in points:
+        for key, value in point.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                numbers.setdefault(key, set()).add(value)
+    return max(numbers, key=lambda key: len(numbers[key]), default=None)
 
 
 def _heat_map(axes: Axes, probe: str, series: Series) -> None:

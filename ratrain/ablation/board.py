@@ -1,0 +1,144 @@
+"""What a person sees of a study while it runs: a live table on a terminal, a line per finished run anywhere else."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from ratrain.ablation.plan import Plan, Task
+from ratrain.ablation.pool import Began, Ended, Told
+from ratrain.errors import Exit
+from ratrain.events import Evaluated, Window
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ENDS = {Exit.DONE: "done", Exit.PREEMPTED: "stopped", Exit.DIVERGED: "diverged"}
+
+
+class Standing:
+    """Where every run of the study is, from what the pool tells."""
+
+    def __init__(self, plan: Plan, tasks: Sequence[Task], losses: dict[str, float]):
+        self.plan, self.total = plan, len(tasks)
+        self.arms: dict[str, list[Task]] = {arm.name: [] for arm in plan.arms}
+        for task in tasks:
+            self.arms[task.arm].append(task)
+        self.loss = dict(losses)  # of the last evaluation, by folder
+        self.spent = dict.fromkeys(losses, 1.0)  # fraction of the budget, by folder
+        self.code: dict[str, int] = dict.fromkeys(losses, Exit.DONE)
+        self.known, self.began = sum(self.spent.values()), time.monotonic()
+
+    def __call__(self, said: Began | Told | Ended) -> None:
+        folder = said.task.folder
+        if isinstance(said, Ended):
+            self.code[folder] = said.code
+        elif isinstance(said, Told) and isinstance(said.event, Window):
+            self.spent[folder] = said.event.spent
+        elif isinstance(said, Told) and isinstance(said.event, Evaluated):
+            self.loss[folder] = said.event.loss
+
+    @property
+    def share(self) -> float:
+        """Of the whole study's budget that is spent."""
+        return sum(self.spent.values()) / max(1, self.total)
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds to the end at the speed so far."""
+        moved = sum(self.spent.values()) - self.known
+        left = self.total - sum(self.spent.values())
+        return left * (time.monotonic() - self.began) / moved if moved > 0.05 else None
+
+    def difference(self, arm: str) -> str:
+        """Mean difference of validation losses to the baseline's, over the seeds where both are done."""
+        base = self.arms[self.plan.base.name]
+        both = [
+            self.loss[task.folder] - self.loss[other.folder]
+            for task, other in zip(self.arms[arm], base, strict=True)
+            if self.code.get(task.folder) == self.code.get(other.folder) == Exit.DONE
+        ]
+        return f"{statistics.fmean(both):+.4f}" if both and arm != self.plan.base.name else ""
+
+    def marks(self, arm: str) -> str:
+        """A word per seed: a loss, how far it is, or how it ended."""
+        return "  ".join(self._mark(task) for task in self.arms[arm])
+
+    def _mark(self, task: Task) -> str:
+        if (code := self.code.get(task.folder)) is not None:
+            return f"{self.loss[task.folder]:.4f}" if code == Exit.DONE else _ENDS.get(Exit(code), f"exit {code}")
+        return f"{100 * self.spent[task.folder]:4.0f} %" if task.folder in self.spent else "."
+
+
+def line_of(said: Ended, standing: Standing) -> str:
+    """How a run ended, in a line."""
+    task, loss = said.task, standing.loss.get(said.task.folder)
+    seed = f"s{task.init}" if task.init == task.data else f"s{task.init}-{task.data}"
+    done = sum(code == Exit.DONE for code in standing.code.values())
+    told = f"validation loss {loss:.4f}" if said.code == Exit.DONE and loss is not None else said.reason
+    what = _ENDS.get(Exit(said.code), f"failed with exit code {said.code}")
+    eta = "" if standing.eta is None else f"  ETA {standing.eta / 60:.0f} min"
+    return f"[{done}/{standing.total}] {task.arm} {seed}: {what}{f', {told}' if told else ''}{eta}"
+
+
+class Board:
+    """The live table; runs that fail scroll above it."""
+
+    def __init__(self, standing: Standing):
+        from rich.console import Console
+        from rich.live import Live
+
+        self._standing, self._console = standing, Console(highlight=False)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=True, get_renderable=self._table)
+        self._live.start()
+
+    def __call__(self, said: Began | Told | Ended) -> None:
+        self._standing(said)
+        if isinstance(said, Ended) and said.code != Exit.DONE:
+            self._console.print(line_of(said, self._standing), markup=False, style="yellow")
+
+    def _table(self) -> Table:
+        from rich.table import Table
+
+        s = self._standing
+        eta = "" if s.eta is None else f", ETA {s.eta / 60:.0f} min"
+        table = Table(title=f"{s.plan.name}: {100 * s.share:.0f} %{eta}", title_justify="left", box=None)
+        for head in ("arm", "by seed", f"- {s.plan.base.name}"):
+            table.add_column(head, no_wrap=True)
+        room = max(4, self._console.height - 4)
+        names = list(s.arms)
+        busy = [name for name in names if any(task.folder not in s.code for task in s.arms[name])]
+        shown = names if len(names) <= room else busy[:room]  # what goes on, where not all fits
+        for name in shown:
+            table.add_row(name, s.marks(name), s.difference(name))
+        if len(shown) < len(names):
+            table.add_row(f"... {len(names) - len(shown)} more", "", "")
+        return table
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+class LineBoard:
+    """A line for every run that ends."""
+
+    def __init__(self, standing: Standing, out: TextIO):
+        self._standing, self._out = standing, out
+
+    def __call__(self, said: Began | Told | Ended) -> None:
+        self._standing(said)
+        if isinstance(said, Ended):
+            print(line_of(said, self._standing), file=self._out, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def board(standing: Standing) -> Board | LineBoard:
+    """A table where a person looks at a terminal, lines where the output goes elsewhere."""
+    plain = os.environ.get("TERM") == "dumb" or os.environ.get("CI") == "true"
+    return Board(standing) if sys.stdout.isatty() and not plain else LineBoard(standing, sys.stdout)

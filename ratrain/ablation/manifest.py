@@ -1,0 +1,131 @@
+"""An ablation manifest: which arms are compared with which baseline, over which seeds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+
+from ratrain.config.faults import faults_of, key_homes
+from ratrain.config.find import ablations, did_you_mean
+from ratrain.config.lines import dotted
+from ratrain.config.merge import Merge
+from ratrain.config.parse import Layer, parse_file
+from ratrain.config.read import Source
+from ratrain.config.schema import Section
+from ratrain.errors import Fault, ManifestError, MissingError
+
+Key = tuple[str, ...]
+
+
+class Seeds(Section):
+    """Which seeds every arm is trained with: one run for each pair."""
+
+    init: tuple[NonNegativeInt, ...] = Field(min_length=1, description="seed.init of each run")
+    data: tuple[NonNegativeInt, ...] = Field(default=(), description="seed.data of each run; empty: as init")
+
+    @model_validator(mode="after")
+    def _pairs(self):
+        if self.data and len(self.data) != len(self.init):
+            raise ValueError(f"init has {len(self.init)} seeds and data {len(self.data)}; each run needs one of both")
+        if len(set(self.pairs)) < len(self.pairs):
+            raise ValueError("a seed is repeated: the same run twice says nothing new")
+        return self
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        return list(zip(self.init, self.data or self.init, strict=True))
+
+
+class ArmSection(Section):
+    """A manifest with keys changed; `grid` has a list of values per key and makes an arm of every combination."""
+
+    manifest: str = Field(description="path, file name or id")
+    set: Mapping[str, Any] = Field(default={}, description="keys as in a manifest")
+    grid: Mapping[str, Any] = Field(default={}, description="keys as in a manifest, each with a list of values")
+
+
+class AblationManifest(Section):
+    """A study: the arms, what they are compared with, and what holds for all of them."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    title: str = ""
+    base: str = Field(default="v0", description="what every arm is compared with: path, file name or id")
+    scale: str | None = Field(default=None, description="overlay of sizes for every arm; --scale wins")
+    seed: Seeds = Seeds(init=(1, 2, 3))
+    arms: tuple[str, ...] = Field(default=(), description="manifests as they are: path, file name, id, pattern of ids")
+    arm: Mapping[str, ArmSection] = Field(default={}, description="manifests with keys changed, by the arm's name")
+    set: Mapping[str, Any] = Field(default={}, description="keys changed in every arm, the base included")
+
+    @model_validator(mode="after")
+    def _has_arms(self):
+        if not (self.arms or self.arm):
+            raise ValueError("there is nothing to compare; expected arms = [...] or [arm.NAME]")
+        return self
+
+
+def find_ablation(name: str) -> Path:
+    """The ablation manifest called `name`: a path, or the name of a shipped one. Raises MissingError."""
+    if Path(name).is_file():
+        return Path(name)
+    files = ablations()
+    names = {spelling: file for file in files for spelling in (file.name, file.stem, f"manifests/{file.name}")}
+    if name in names:
+        return names[name]
+    hint = did_you_mean(name, names) or f"; shipped are {', '.join(file.stem for file in files)}"
+    raise MissingError(f"{name}: no such ablation manifest{hint}")
+
+
+def read_ablation(path: Path) -> tuple[AblationManifest, Layer]:
+    """The study that the file describes, and the file as a layer. Raises ManifestError with every fault."""
+    layer = parse_file(path)
+    merged = Merge()
+    merged.add(Layer(layer.label, layer.tree, layer.path, layer.lines))
+    source = Source(layer.tree, merged.origins, (path,), (layer.label,))
+    if "model" in layer.tree or "patch" in layer.tree or "extends" in layer.tree:
+        raise layer.fault("this is the manifest of a variant, not of an ablation; run it without --ablate")
+    try:
+        return AblationManifest.model_validate_json(json.dumps(layer.tree)), layer
+    except ValidationError as error:
+        homes = key_homes(AblationManifest)
+        raise ManifestError(faults_of(error, source, AblationManifest, homes=homes)) from None
+
+
+def changes(layer: Layer, *at: str) -> Layer:
+    """What the table `at` of the ablation manifest changes, as a layer over a manifest, located in its file."""
+    tree: Any = layer.tree
+    for part in at:
+        tree = tree.get(part, {})
+    lines = {key[len(at) :]: line for key, line in layer.lines.items() if key[: len(at)] == at and len(key) > len(at)}
+    return Layer(layer.label, tree, layer.path, lines)
+
+
+def points(grid: Layer) -> Iterator[tuple[dict[str, Any], Layer]]:
+    """Every combination of the grid's values: by key, and as a layer over a manifest. Raises ManifestError."""
+    axes = dict(_axes(grid, grid.tree, ()))
+    for values in itertools.product(*axes.values()):
+        tree: dict[str, Any] = {}
+        for key, value in zip(axes, values, strict=True):
+            _plant(tree, key, value)
+        yield {dotted(k): v for k, v in zip(axes, values, strict=True)}, Layer(grid.label, tree, grid.path, grid.lines)
+
+
+def _axes(grid: Layer, tree: Mapping[str, Any], at: Key) -> Iterator[tuple[Key, list[Any]]]:
+    for name, value in tree.items():
+        key = (*at, name)
+        if isinstance(value, dict):
+            yield from _axes(grid, value, key)
+        elif isinstance(value, list) and value:
+            yield key, value
+        else:
+            raise ManifestError([Fault(grid.where(*key), dotted(("grid", *key)), "expected a list of values")])
+
+
+def _plant(tree: dict[str, Any], key: Key, value: Any) -> None:
+    for part in key[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[key[-1]] = value

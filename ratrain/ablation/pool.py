@@ -1,0 +1,143 @@
+"""The runs of a study, so many at a time, each in a process of its own; what is finished is not run again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from types import FrameType
+
+from ratrain.ablation.plan import Task
+from ratrain.engine.launch import Launch
+from ratrain.errors import Exit
+from ratrain.events import Event
+
+_TRIES = 3  # of a run that dies without a word; it goes on from what it had saved
+
+
+@dataclass(frozen=True)
+class Began:
+    """A run got a process."""
+
+    task: Task
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a run says of itself."""
+
+    task: Task
+    event: Event
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: an exit code, and what there is to say of it."""
+
+    task: Task
+    code: int
+    reason: str
+
+
+@dataclass
+class _Slot:
+    """A device with a run on it."""
+
+    device: str
+    task: Task
+    process: ForkServerProcess
+    pipe: Connection
+    lifeline: Connection
+    result: tuple[int, str] | None = None
+
+
+@dataclass
+class Pool:
+    """Runs tasks on `devices`, one on each at a time; a device may stand there more than once.
+
+    SIGINT or SIGTERM once: every run saves and ends. SIGINT twice: all are killed at once.
+    """
+
+    launch: Launch  # for all of them, but for the device
+    devices: Sequence[str]
+    tell: Callable[[Began | Told | Ended], None]
+    asked: bool = False
+    _busy: list[_Slot] = field(default_factory=list)
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Runs each task to an end, or all of them to a stop that was asked for."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["ratrain.ablation.worker"])
+        todo, tries = list(tasks), dict.fromkeys((task.folder for task in tasks), 0)
+        free = list(self.devices)
+        with _signals(self._stop):
+            while self._busy or (todo and not self.asked):
+                while free and todo and not self.asked:
+                    tries[todo[0].folder] += 1
+                    self._begin(context, todo.pop(0), free.pop(0))
+                for slot in self._finished():
+                    free.append(slot.device)
+                    if slot.result is None and not self.asked and tries[slot.task.folder] < _TRIES:
+                        todo.insert(0, slot.task)
+                        continue
+                    silent = Exit.PREEMPTED if self.asked else Exit.GAVE_UP, "died without a word"
+                    self.tell(Ended(slot.task, *(slot.result or silent)))
+
+    def _begin(self, context, task: Task, device: str) -> None:
+        from ratrain.ablation.worker import work
+
+        ours, theirs = context.Pipe(duplex=False)
+        watched, lifeline = context.Pipe(duplex=False)
+        process = context.Process(
+            target=work, args=(task, replace(self.launch, device=device), theirs, watched), daemon=True
+        )
+        process.start()
+        theirs.close()
+        watched.close()
+        self._busy.append(_Slot(device, task, process, ours, lifeline))
+        self.tell(Began(task))
+
+    def _finished(self) -> Iterator[_Slot]:
+        """Hears what the runs say until one ends; yields those that have."""
+        pipes = {slot.pipe: slot for slot in self._busy}
+        for pipe in wait(list(pipes), timeout=1.0):
+            slot = pipes[pipe]  # type: ignore[index]
+            try:
+                said = slot.pipe.recv()
+            except (EOFError, OSError):
+                slot.process.join()
+                slot.pipe.close()
+                slot.lifeline.close()
+                self._busy.remove(slot)
+                yield slot
+                continue
+            if isinstance(said, tuple):
+                slot.result = said
+            else:
+                self.tell(Told(slot.task, said))
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            for slot in self._busy:
+                slot.process.kill()
+            os.write(2, b"\x1b[?25h" if os.isatty(2) else b"")  # a live table hides the cursor
+            os._exit(Exit.INTERRUPTED)
+        self.asked = True
+        for slot in self._busy:
+            if slot.process.pid is not None:
+                os.kill(slot.process.pid, signal.SIGTERM)
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)

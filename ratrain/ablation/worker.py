@@ -1,0 +1,58 @@
+"""One run of a study in a process of its own, forked from a server that has torch loaded already."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection
+
+import torch
+
+from ratrain.ablation.plan import Task
+from ratrain.config.resolve import resolve
+from ratrain.engine.launch import AlreadyDone, Launch, train
+from ratrain.errors import Exit, RatrainError
+from ratrain.events import Compiled, Emit, Evaluated, Event, RunEnded, Window
+from ratrain.registry import optim_kinds, patch_kinds
+
+_TOLD = (Compiled, Window, Evaluated, RunEnded)  # what the table of the study shows
+
+
+def work(task: Task, launch: Launch, pipe: Connection, lifeline: Connection) -> None:
+    """Trains or goes on; sends events, then the exit code and what there is to say of it."""
+    threading.Thread(target=_leave_with, args=(lifeline,), daemon=True).start()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the run's own log.txt has it all
+    if launch.device == "cpu":
+        torch.set_num_threads(1)  # runs stand side by side, and the bits of a run depend on its threads
+
+    def tell(event: Event) -> None:
+        if isinstance(event, _TOLD):
+            pipe.send(event)
+
+    pipe.send(_ran(task, launch, tell))
+
+
+def _ran(task: Task, launch: Launch, tell: Emit) -> tuple[int, str]:
+    beside = [file.parent / "patches" for file in task.source.files]
+    kinds = patch_kinds([*(folder for folder in beside if folder.is_dir()), *task.patches])
+    try:
+        manifest = resolve(task.source, patches=kinds, optimizers=optim_kinds())
+        train(manifest, task.source, launch, sink=tell)
+    except AlreadyDone:
+        return Exit.DONE, ""
+    except RatrainError as error:
+        return error.exit, str(error)
+    except KeyboardInterrupt:
+        return Exit.PREEMPTED, "interrupted"
+    except Exception as error:
+        return Exit.BUG, f"{type(error).__name__}: {error}"
+    return Exit.DONE, ""
+
+
+def _leave_with(lifeline: Connection) -> None:
+    """Waits for the end of the process that asked for the run; then the run is to be saved, and to end."""
+    try:
+        lifeline.recv()
+    except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,146 @@
+"""`ratrain --ablate FILE`: run a study and tell what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ratrain.cli.arguments import Command, count, natural
+from ratrain.cli.tables import table
+from ratrain.errors import Exit, Fault, ManifestError
+
+if TYPE_CHECKING:
+    from ratrain.ablation.plan import Plan, Task
+    from ratrain.engine.launch import Launch
+
+
+def _seeds(text: str) -> list[tuple[int, int]]:
+    seeds = [natural(word) for word in text.split(",")]
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"a seed is repeated in {text!r}")
+    return [(seed, seed) for seed in seeds]
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="an ablation manifest: a path, or the name of a shipped one")
+    parser.add_argument("--scale", metavar="S", help="overlay of sizes for every arm, in place of the manifest's")
+    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change one key in every arm")
+    parser.add_argument("--seeds", type=_seeds, metavar="N,N,...", help="in place of the manifest's")
+    parser.add_argument("--only", type=_words, default=[], metavar="A,A,...", help="these arms, by name or pattern")
+    parser.add_argument("--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patches")
+    parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (one per GPU, or per core)")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
+    parser.add_argument("--fresh", action="store_true", help="move earlier runs of the same aside and start over")
+    parser.add_argument("--accept-code-change", action="store_true", help="go on though sources changed; recorded")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
+    parser.add_argument("--json", action="store_true", help="the results as one JSON document on stdout")
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    """Train every arm of an ablation manifest with every seed, and compare them with the baseline."""
+    from ratrain.ablation.manifest import find_ablation
+    from ratrain.ablation.plan import make_plan
+    from ratrain.ablation.results import HEAD, cells, rows_of, write_study
+
+    plan = make_plan(
+        find_ablation(args.file),
+        scale=args.scale, overrides=args.set, seeds=args.seeds, only=args.only, patches=args.patches,
+    )  # fmt: skip
+    if args.dry_run:
+        _print_plan(plan, as_json=args.json)
+        return Exit.DONE
+    code = _run(plan, args)
+    rows = rows_of(plan, args.out)
+    folder = write_study(plan, rows, args.out)
+    print((folder / "results.json").read_text() if args.json else f"\n{table([HEAD, *cells(rows)])}\n\n{folder}")
+    return code
+
+
+def _run(plan: Plan, args: argparse.Namespace) -> int:
+    """Runs what is not done yet; returns the exit code: of a stop, else of the first run that failed."""
+    from ratrain.ablation.board import LineBoard, Standing, board
+    from ratrain.ablation.pool import Ended, Pool
+    from ratrain.engine.launch import Launch
+
+    launch = Launch(args.out, fresh=args.fresh, accept_code_change=args.accept_code_change)
+    tasks = list(plan.tasks())
+    done = {} if args.fresh else _done(plan, tasks, launch)
+    standing = Standing(plan, tasks, done)
+    show = LineBoard(standing, sys.stderr) if args.json else board(standing)
+    failed: list[int] = []
+
+    def tell(said: object) -> None:
+        show(said)  # type: ignore[arg-type]
+        # a run that diverges is a result, and the table says so
+        if isinstance(said, Ended) and said.code not in (Exit.DONE, Exit.DIVERGED, Exit.PREEMPTED):
+            failed.append(said.code)
+
+    pool = Pool(launch, _devices(args.device, args.jobs), tell)
+    try:
+        # arms that say they are the same share their runs
+        pool.run([task for folder, task in {task.folder: task for task in tasks}.items() if folder not in done])
+    finally:
+        show.close()
+    return Exit.PREEMPTED if pool.asked else next(iter(failed), Exit.DONE)
+
+
+def _done(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, float]:
+    """The final loss of the runs that are done, by folder. Raises ManifestError where other code trained one."""
+    from ratrain.engine.folder import RunFolder
+    from ratrain.engine.launch import changed_code
+
+    manifests, done, changed = {arm.name: arm.manifest for arm in plan.arms}, {}, {}
+    for task in tasks:
+        folder = RunFolder(launch.out / task.folder)
+        state = folder.read_state()
+        if state.get("status") == "done" and isinstance(state.get("loss"), float):
+            done[task.folder] = state["loss"]
+            changed |= dict.fromkeys(changed_code(folder, manifests[task.arm]), task.folder)
+    if changed and not launch.accept_code_change:
+        message = "changed since {} was trained; --fresh trains all anew, --accept-code-change takes it as it is"
+        raise ManifestError([Fault(name, "", message.format(folder)) for name, folder in changed.items()])
+    return done
+
+
+def _devices(device: str, jobs: int | None) -> list[str]:
+    """A device for each run at a time."""
+    from ratrain.engine.device import pick_device
+
+    picked = pick_device(device)
+    if picked.type == "cpu":
+        return ["cpu"] * (jobs or os.cpu_count() or 1)
+    import torch
+
+    several = device in ("auto", "cuda")
+    gpus = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if several else [str(picked)]
+    return [gpus[n % len(gpus)] for n in range(jobs or len(gpus))]
+
+
+def _print_plan(plan: Plan, *, as_json: bool) -> None:
+    from ratrain.config.resolve import steps_total
+
+    if as_json:
+        arms = [{"arm": arm.name, "recipe": arm.recipe, "file": str(arm.manifest.id)} for arm in plan.arms]
+        print(json.dumps({"name": plan.name, "seeds": plan.seeds, "arms": arms}, indent=1))
+        return
+    rows: list[tuple[str, ...]] = [("arm", "recipe", "steps", "parameters", "train FLOPs/token", "KV bytes/token")]
+    for arm in plan.arms:
+        built, steps = arm.built, steps_total(arm.manifest)
+        costs = built.parameters, built.train_flops_per_token, built.kv_bytes_per_token
+        rows.append((arm.name, arm.recipe[:8], "-" if steps is None else f"{steps:,}", *(f"{n:,}" for n in costs)))
+    print(table(rows))
+    seeds = ", ".join(f"{init}" if init == data else f"{init}-{data}" for init, data in plan.seeds)
+    print(f"\n{plan.name}: {len(plan.arms)} arms x seeds {seeds} = {len(plan.arms) * len(plan.seeds)} runs")
+
+
+COMMANDS: dict[str, Command] = {"--ablate": Command(_ablate_arguments, _ablate)}
