@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := main
-.PHONY: main install test faults lint check golden bench clean help
+.PHONY: main install test faults lint check golden bench kernels clean help
 
 main: install ## set up, then train V9, draw a sample and write a report (the default)
 	$(BIN)/ratrain manifests/unified_ra_v9.toml
@@ -21,6 +21,7 @@ $(READY): pyproject.toml constraints.txt
 
 test: install ## run the tests
 	$(BIN)/python -m pytest -n 2 tests
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m interpreter tests/kernels
 
 faults: install ## kill runs at 1000 points, flip 5000 bits, mutate 20 000 manifests: half an hour
 	FAULTS=long $(BIN)/python -m pytest -s tests/faults tests/config/test_fuzz.py
@@ -38,6 +39,9 @@ golden: install ## rewrite tests/golden after a change to what a manifest means
 
 bench: install ## measure the cost of a step of every variant against V0
 	$(BIN)/python -m pytest bench --benchmark-only -s
+
+kernels: install ## compile every Triton kernel for five GPUs: registers, spills, shared memory, tensor cores
+	$(BIN)/python -m ratrain.kernels.ahead
 
 clean: ## remove the virtual environment and build products; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .benchmarks

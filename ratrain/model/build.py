@@ -26,6 +26,10 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
         model = GPT2(manifest.model)
     base_names = {id(module): name for name, module in model.named_modules()}
     replaced = replace_sites(model, manifest.patch)
+    for site, name in model.claimed.items():
+        if hasattr(module := cast("Any", model.get_submodule(site)), "gradual"):
+            section = manifest.patch[name].activation or manifest.activation
+            module.gradual = section.over.amount > 0
     # a patch may keep a base module under a longer name: it draws what it would have drawn unpatched
     names = {module: base_names.get(id(module), name) for name, module in model.named_modules()}
     model.base_names = {

@@ -33,6 +33,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec, Section
+from ratrain.kernels.kv_prune import keep, pruned_attention
+from ratrain.kernels.placement import runs_kernel
 from ratrain.model.cache import PLAIN, KVCache, ValueCode
 from ratrain.model.gpt2 import Core
 from ratrain.model.scores import causal, scores_of
@@ -160,6 +162,7 @@ class PrunedCore(Core):
         super().__init__(spec.dropout)
         self.options, self.budget, self.block = options, budget, block
         self.length, self.n_layer, self.n_head = spec.block_size, spec.n_layer, spec.n_head
+        self.gradual = True  # whether s may ever be between 0 and 1; the build knows better
         self.register_buffer("s", torch.empty(()))
         if options.rule == "random":
             self.register_buffer("noise", torch.empty(spec.n_head, spec.block_size))
@@ -197,8 +200,37 @@ class PrunedCore(Core):
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All queries from the first token on."""
+        if self._fuses(q):
+            return self._fused(q, k, v)
         pieces = [self.spend(probs, v[:, :, : probs.shape[3]], weight) for _, probs, weight in self._blocks(q, k)]
         return torch.cat(pieces, dim=2)
+
+    def _fuses(self, q: Tensor) -> bool:
+        """Whether the kernels serve: they know neither dropout, nor a prior, nor a mechanism that is half open."""
+        over = self.options.mode == "kv" or self.options.missing == "renormalise"  # a softmax over the kept, either way
+        plain = over and not (self.options.prior or self.options.learned or (self.training and self.dropout))
+        return plain and not self.gradual and runs_kernel(q)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n_token = q.shape[2]
+        ends = range(self.block, n_token, self.block)
+        counts, recent = (
+            [self.budget.at(end) for end in ends],
+            [self.budget.recent_at(end, self.length) for end in ends],
+        )
+        order = None if self.options.rule == "mass" else self._fixed_order(n_token)
+        chosen = {"counts": counts, "block": self.block, "active": self.s}
+        life, kept = keep(
+            q, k, recent=recent, sinks=self.budget.sinks, order=order, exposure=self.options.exposure,
+            both=self.options.mode == "kv", **chosen,
+        )  # fmt: skip
+        return pruned_attention(q, k, v, life, kept, **chosen)
+
+    def _fixed_order(self, n_token: int) -> Tensor:
+        """What the rules that look at no mass go by [H, n_token]."""
+        if self.options.rule == "random":
+            return self.noise[:, :n_token].contiguous()
+        return (torch.arange(n_token, device=self.s.device) / self.length).expand(self.n_head, -1).contiguous()
 
     def _blocks(self, q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """Of each block its rows, the probabilities of its queries [B, H, S, seen], and who was kept before it."""

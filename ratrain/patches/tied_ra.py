@@ -6,7 +6,7 @@ With A = W_q^T W_k a head scores by w_s A + w_r A^T, whose rank is up to 2D: out
 attention call does it: queries [w_s q, w_r k] against keys [k, q], twice as wide, and values padded to that width,
 since SDPA with unequal widths falls to an unfused path. So the core costs twice the base's FLOPs, and decoding keeps
 q beside k and v. Where contexts are short the scores are written out instead: k_i . q_j is q_j . k_i, so that one
-product of the base's width and its transpose hold both directions.
+product of the base's width and its transpose hold both directions. On a GPU one kernel does both products tile by tile.
 
 `rank = R` keeps the base's width, and so its attention call and cache. The last R channels of the scores become
 
@@ -28,6 +28,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
+from ratrain.kernels.placement import runs_kernel
+from ratrain.kernels.ra_attention import ra_attention
 from ratrain.model.gpt2 import Core
 from ratrain.model.scores import causal, scores_of
 from ratrain.registry import Patch, register
@@ -87,10 +89,17 @@ class TiedCore(Core):
         self.s.fill_(1.0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, cache=None) -> Tensor:  # each [B, H, S, D]
-        if cache is None and self.widths > 1 and q.shape[2] <= _SHORT:
-            return self._written_out(q, k, v)
+        if cache is None and self.widths > 1:
+            if runs_kernel(q) and not (self.training and self.dropout):
+                return self._fused(q, k, v)
+            if q.shape[2] <= _SHORT:
+                return self._written_out(q, k, v)
         wide_q, wide_k = self.fold(q, k)
         return super().forward(wide_q.to(q.dtype), wide_k.to(k.dtype), v, cache)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        std, rec = 1 + self.s * (self.w_s - 1), self.s * self.w_r  # [H]
+        return ra_attention(q, k, v, std[:, None].expand(-1, q.shape[-1]), w_r=rec, scale=self.scale)
 
     def _written_out(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         std, rec = 1 + self.s * (self.w_s - 1), self.s * self.w_r  # [H]

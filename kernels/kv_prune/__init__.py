@@ -1,0 +1,3 @@
+from .op import keep, pruned_attention
+
+__all__ = ["keep", "pruned_attention"]

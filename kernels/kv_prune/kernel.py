@@ -1,0 +1,385 @@
+# pyright: reportCallIssue=false, reportArgumentType=false
+# (a launch passes what the compiled kernel takes, and not the parameters that stand here)
+"""Triton: who is important, who stays, and attention over those who do; nothing T x T is ever stored.
+
+`received` walks over scores twice, once for the log of each row's sum and once for the mass of each column per block of
+queries. `select` holds one head in one program: block after block it adds the mass, finds by bisection over the bits of
+a float the value above which `count` keys lie, and marks the others as gone. `attend` has a program per tile of
+queries, which gathers the keys kept before its block from a list, then walks over its own block; backward, a program
+owns keys, sorted by how long they live, so that those of a tile are seen by much the same queries. No atomics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ratrain.kernels.tuning import Tile, config
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _rows(x, at, stride, inside, D: tl.constexpr):
+    """Rows `at` [N] of x, each of D channels; 0 where not inside."""
+    where = at[:, None].to(tl.int64) * stride + tl.arange(0, D)[None, :]
+    return tl.load(x + where, mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def _sum_kernel(
+    q, k, life, lse, q_b, q_h, q_t, k_b, k_h, k_t, n_head, n_token, begin, end, scale,
+    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """lse [B, H, T] (base 2) of the scores of queries begin to end, over the keys that they see."""
+    tile, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+    b, h = bh // n_head, bh % n_head
+    rows = begin + tile * BLOCK + tl.arange(0, BLOCK)
+    inside = rows < end
+    row = _rows(q + b * q_b + h * q_h, rows, q_t, inside, D)
+    row = (row * (scale * LOG2E)).to(row.dtype)
+    top, total = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
+    for at in range(0, tl.minimum(begin + (tile + 1) * BLOCK, end), STEP):
+        cols = at + tl.arange(0, STEP)
+        there = cols < end
+        scores = tl.dot(row, tl.trans(_rows(k + b * k_b + h * k_h, cols, k_t, there, D)), input_precision=PRECISION)
+        gone = tl.load(life + bh * n_token + cols, mask=there, other=0)
+        scores = tl.where((cols[None, :] <= rows[:, None]) & (rows[:, None] < gone[None, :]), scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        safe = tl.where(new_top == float("-inf"), 0.0, new_top)  # of a row that has seen no key yet
+        total = total * tl.exp2(top - safe) + tl.sum(tl.exp2(scores - safe[:, None]), 1)
+        top = new_top
+    total = tl.where(inside, total, 1.0)  # a row beyond the end has seen nothing
+    tl.store(lse + bh * n_token + rows, top + tl.log2(total), mask=inside)
+
+
+@triton.jit
+def _mass_kernel(
+    q, k, life, lse, mass, q_b, q_h, q_t, k_b, k_h, k_t, n_head, n_token, n_block, first, scale,
+    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """mass [B, H, R, T]: what the queries of block `first` + program give to a tile of keys."""
+    tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    r = first + tl.program_id(2)
+    b, h = bh // n_head, bh % n_head
+    cols = tile * BLOCK + tl.arange(0, BLOCK)
+    there = cols < n_token
+    begin, end = r * n_block, tl.minimum((r + 1) * n_block, n_token)
+    given = tl.zeros([BLOCK], tl.float32)
+    if tile * BLOCK < end:
+        col = _rows(k + b * k_b + h * k_h, cols, k_t, there, D)
+        col = (col * (scale * LOG2E)).to(col.dtype)
+        gone = tl.load(life + bh * n_token + cols, mask=there, other=0)
+        for at in range(begin, end, STEP):
+            rows = at + tl.arange(0, STEP)
+            inside = rows < end
+            scores = tl.dot(
+                col, tl.trans(_rows(q + b * q_b + h * q_h, rows, q_t, inside, D)), input_precision=PRECISION
+            )
+            sums = tl.load(lse + bh * n_token + rows, mask=inside, other=float("inf"))
+            probs = tl.exp2(scores - sums[None, :])
+            given += tl.sum(tl.where((cols[:, None] <= rows[None, :]) & (rows[None, :] < gone[:, None]), probs, 0.0), 1)
+    n_rows = tl.cdiv(n_token, n_block)
+    tl.store(mass + (bh * n_rows + r) * n_token + cols, given, mask=there)
+
+
+@triton.jit
+def _select_kernel(
+    mass, order, counts, recent, open_, total, life, kept, n_head, n_token, n_block, n_sink, first, last,
+    EXPOSED: tl.constexpr, ORDERED: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """Goes on from block `first` to the end of `last`: total, life [B, H, T], by mass [B, H, R, T] or order [H, T].
+
+    kept [B, H, R, T]: at r, in their order, whom the queries of block r see of the blocks before. All stay where open_
+    is 0.
+    """
+    bh = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, SIZE)
+    inside = at < n_token
+    n_rows = tl.cdiv(n_token, n_block)
+    sums = tl.load(total + bh * n_token + at, mask=inside, other=0.0)
+    ends = tl.load(life + bh * n_token + at, mask=inside, other=0)
+    for r in range(first, last):
+        seen = (r + 1) * n_block
+        if ORDERED:
+            value = tl.load(order + (bh % n_head) * n_token + at, mask=inside, other=0.0)
+        else:
+            sums += tl.load(mass + (bh * n_rows + r) * n_token + at, mask=inside, other=0.0)
+            value = sums
+        if EXPOSED:
+            value = value / tl.maximum(seen - at, 1).to(tl.float32)
+        newest = tl.load(recent + r)
+        # what is nonnegative is ordered as its bits are; those that come first lie above every float
+        bits = value.to(tl.int32, bitcast=True)
+        above = 0x7F800000
+        bits = tl.where(at >= seen - newest, above + 1 + at, bits)
+        bits = tl.where(at < n_sink, above + 2 * n_token - at, bits)
+        bits = tl.where(at == seen - 1, above + 3 * n_token, bits)
+        there = (at < seen) & (ends >= seen)
+        bits = tl.where(there, bits, -1)
+        count = tl.where(tl.load(open_) > 0, tl.load(counts + r), seen)
+        low, high = tl.full([], 0, tl.int64), tl.full([], 0x7F800000, tl.int64) + 4 * n_token
+        while low < high:  # the least bits that fewer than `count` keys exceed
+            middle = (low + high) // 2
+            more = tl.sum((bits.to(tl.int64) > middle).to(tl.int32), 0)
+            low = tl.where(more < count, low, middle + 1)
+            high = tl.where(more < count, middle, high)
+        better = bits.to(tl.int64) > low
+        equal = bits.to(tl.int64) == low
+        room = count - tl.sum(better.to(tl.int32), 0)
+        stays = better | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))  # of equals the older ones
+        ends = tl.where(there & ~stays, seen, ends)
+        place = tl.cumsum(stays.to(tl.int32), 0) - 1
+        listed = kept + (bh * n_rows + r + 1) * n_token
+        tl.store(listed + place, at, mask=stays)
+    tl.store(life + bh * n_token + at, ends, mask=inside)
+    tl.store(total + bh * n_token + at, sums, mask=inside)
+
+
+@triton.jit
+def _n_kept(counts, open_, r, n_block):
+    """How many keys of the blocks before the queries of block r see."""
+    before = tl.load(counts + r - 1, mask=r > 0, other=0)
+    return tl.where(tl.load(open_) > 0, before, r * n_block)
+
+
+@triton.jit
+def _softmax_step(acc, top, total, row, keys, values, visible, PRECISION: tl.constexpr):
+    scores = tl.dot(row, tl.trans(keys), input_precision=PRECISION)
+    scores = tl.where(visible, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+    probs, fade = tl.exp2(scores - safe[:, None]), tl.exp2(top - safe)
+    acc = tl.dot(probs.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)
+    return acc, new_top, total * fade + tl.sum(probs, 1)
+
+
+@triton.jit
+def _attend_kernel(
+    q, k, v, kept, counts, open_, out, lse,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, n_head, n_token, n_block, n_tile, scale,
+    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """out [B, T, H, D], lse [B, H, T]; counts [R]: how many stay at the end of block r."""
+    program, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+    r, tile = program // n_tile, program % n_tile
+    b, h = bh // n_head, bh % n_head
+    q, k, v = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h
+    begin, end = r * n_block, tl.minimum((r + 1) * n_block, n_token)
+    rows, d = begin + tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
+    inside = rows < end
+    row = _rows(q, rows, q_t, inside, D)
+    row = (row * (scale * LOG2E)).to(row.dtype)
+    acc = tl.zeros([BLOCK, D], tl.float32)
+    top, total = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
+    n_kept = _n_kept(counts, open_, r, n_block)
+    listed = kept + (bh * tl.cdiv(n_token, n_block) + r) * n_token
+    for at in range(0, n_kept, STEP):
+        places = at + tl.arange(0, STEP)
+        there = places < n_kept
+        cols = tl.load(listed + places, mask=there, other=0)
+        acc, top, total = _softmax_step(
+            acc, top, total, row, _rows(k, cols, k_t, there, D), _rows(v, cols, v_t, there, D), there[None, :],
+            PRECISION,
+        )  # fmt: skip
+    for at in range(begin, tl.minimum(begin + (tile + 1) * BLOCK, end), STEP):
+        cols = at + tl.arange(0, STEP)
+        there = cols < end
+        acc, top, total = _softmax_step(
+            acc, top, total, row, _rows(k, cols, k_t, there, D), _rows(v, cols, v_t, there, D),
+            (cols[None, :] <= rows[:, None]) & there[None, :], PRECISION,
+        )  # fmt: skip
+    where = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    total = tl.where(inside, total, 1.0)
+    tl.store(out + where, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
+    tl.store(lse + bh * n_token + rows, top + tl.log2(total), mask=inside)
+
+
+@triton.jit
+def _query_step(d_q, row, d_o, sums, delta, keys, values, visible, PRECISION: tl.constexpr):
+    probs = tl.exp2(tl.dot(row, tl.trans(keys), input_precision=PRECISION) - sums[:, None])
+    probs = tl.where(visible, probs, 0.0)
+    d_probs = tl.dot(d_o, tl.trans(values), input_precision=PRECISION)
+    d_scores = (probs * (d_probs - delta[:, None])).to(keys.dtype)
+    return tl.dot(d_scores, keys, d_q, input_precision=PRECISION)
+
+
+@triton.jit
+def _queries_kernel(
+    q, k, v, kept, counts, open_, grad, out, lse, delta, d_q,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, n_block, n_tile, scale,
+    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """d_q [B, T, H, D], and delta [B, H, T] for the keys' kernel, which runs after this one."""
+    program, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+    r, tile = program // n_tile, program % n_tile
+    b, h = bh // n_head, bh % n_head
+    q, k, v = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h
+    begin, end = r * n_block, tl.minimum((r + 1) * n_block, n_token)
+    rows, d = begin + tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
+    inside = rows < end
+    where = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    row, d_o = _rows(q, rows, q_t, inside, D), _rows(grad + b * g_b + h * g_h, rows, g_t, inside, D)
+    row = (row * (scale * LOG2E)).to(row.dtype)
+    y = tl.load(out + where, mask=inside[:, None], other=0.0).to(tl.float32)
+    taken = tl.sum(d_o.to(tl.float32) * y, 1)
+    tl.store(delta + bh * n_token + rows, taken, mask=inside)
+    sums = tl.load(lse + bh * n_token + rows, mask=inside, other=float("inf"))
+    acc, n_kept = tl.zeros([BLOCK, D], tl.float32), _n_kept(counts, open_, r, n_block)
+    listed = kept + (bh * tl.cdiv(n_token, n_block) + r) * n_token
+    for at in range(0, n_kept, STEP):
+        places = at + tl.arange(0, STEP)
+        there = places < n_kept
+        cols = tl.load(listed + places, mask=there, other=0)
+        keys, values = _rows(k, cols, k_t, there, D), _rows(v, cols, v_t, there, D)
+        acc = _query_step(acc, row, d_o, sums, taken, keys, values, there[None, :], PRECISION)
+    for at in range(begin, tl.minimum(begin + (tile + 1) * BLOCK, end), STEP):
+        cols = at + tl.arange(0, STEP)
+        there = cols < end
+        keys, values = _rows(k, cols, k_t, there, D), _rows(v, cols, v_t, there, D)
+        visible = (cols[None, :] <= rows[:, None]) & there[None, :]
+        acc = _query_step(acc, row, d_o, sums, taken, keys, values, visible, PRECISION)
+    tl.store(d_q + where, (acc * scale).to(d_q.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _keys_kernel(
+    q, k, v, by_life, life, grad, lse, delta, d_k, d_v,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, scale,
+    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """d_k, d_v [B, T, H, D]; by_life [B, H, T]: positions, those that live alike side by side."""
+    tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    b, h = bh // n_head, bh % n_head
+    q, k, v, grad = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h, grad + b * g_b + h * g_h
+    place, d = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
+    there = place < n_token
+    cols = tl.load(by_life + bh * n_token + place, mask=there, other=n_token)
+    gone = tl.load(life + bh * n_token + cols, mask=there, other=0)
+    keys, values = _rows(k, cols, k_t, there, D), _rows(v, cols, v_t, there, D)
+    scaled = (keys * (scale * LOG2E)).to(keys.dtype)
+    sum_k, sum_v = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK, D], tl.float32)
+    begin, end = tl.min(cols, 0) // STEP * STEP, tl.max(gone, 0)
+    for at in range(begin, end, STEP):
+        rows = at + tl.arange(0, STEP)
+        inside = rows < n_token
+        q_i, d_o = _rows(q, rows, q_t, inside, D), _rows(grad, rows, g_t, inside, D)
+        sums = tl.load(lse + bh * n_token + rows, mask=inside, other=float("inf"))
+        probs = tl.exp2(tl.dot(scaled, tl.trans(q_i), input_precision=PRECISION) - sums[None, :])
+        probs = tl.where((cols[:, None] <= rows[None, :]) & (rows[None, :] < gone[:, None]), probs, 0.0)
+        sum_v = tl.dot(probs.to(d_o.dtype), d_o, sum_v, input_precision=PRECISION)
+        d_probs = tl.dot(values, tl.trans(d_o), input_precision=PRECISION)
+        taken = tl.load(delta + bh * n_token + rows, mask=inside, other=0.0)
+        d_scores = (probs * (d_probs - taken[None, :])).to(q_i.dtype)
+        sum_k = tl.dot(d_scores, q_i, sum_k, input_precision=PRECISION)
+    where = ((b * n_token + cols.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    tl.store(d_k + where, (sum_k * scale).to(d_k.dtype.element_ty), mask=there[:, None])
+    tl.store(d_v + where, sum_v.to(d_v.dtype.element_ty), mask=there[:, None])
+
+
+POINTERS = {
+    **dict.fromkeys(("q", "k", "v", "out", "grad", "d_q", "d_k", "d_v"), "input"),
+    **dict.fromkeys(("lse", "delta", "mass", "order", "total", "open_"), "fp32"),
+    **dict.fromkeys(("life", "kept", "counts", "recent", "by_life"), "i32"),
+}
+
+
+def cases(arch: str) -> Iterator[tuple[str, object, dict[str, object], Tile]]:
+    """What is compiled ahead of time: a name, the kernel, its constants, its tile."""
+    walks = {"sum": _sum_kernel, "mass": _mass_kernel, "attend": _attend_kernel, "queries": _queries_kernel}
+    for head_dim in (32, 64, 128):
+        for phase, kernel in {**walks, "keys": _keys_kernel}.items():
+            tile = config("kv_prune", phase, head_dim, arch)
+            constants = {"PRECISION": "tf32", "D": head_dim, "BLOCK": tile.block, "STEP": tile.step}
+            yield f"kv_prune {phase} D={head_dim}", kernel, constants, tile
+    for size in (1024, 4096):
+        tile = config("kv_prune", "select", size, arch)
+        constants = {"EXPOSED": True, "ORDERED": False, "order": None, "SIZE": size}
+        yield f"kv_prune select T={size}", _select_kernel, constants, tile
+
+
+def keep(q, k, order, open_, *, counts, recent, block: int, sinks: int, exposure: bool, both: bool, scale: float):
+    """life [B, H, T] and kept [B, H, R, T], int32: who stays at the end of each block, and until when.
+
+    `counts` and `recent` hold a number per end of block. `both`: keys leave with their values, so that the mass of a
+    block depends on who was kept before it; else all masses come at once.
+    """
+    batch, n_head, n_token, head_dim = q.shape
+    rows, wide = triton.cdiv(n_token, block), {"dtype": torch.float32, "device": q.device}
+    life = torch.full((batch, n_head, n_token), n_token, dtype=torch.int32, device=q.device)
+    kept = torch.full((batch, n_head, rows, n_token), n_token, dtype=torch.int32, device=q.device)
+    lse, total = torch.empty(life.shape, **wide), torch.zeros(life.shape, **wide)
+    mass = torch.empty(kept.shape, **wide)
+    sizes, heads = (*_strides(q, k), n_head, n_token), batch * n_head
+    flags = {"PRECISION": _precision(q), "D": head_dim}
+    numbers = _on_device(counts, q.device), _on_device(recent, q.device)
+    for first, last in [(r, r + 1) for r in range(rows - 1)] if both else [(0, rows - 1)][: rows - 1]:
+        begin, end = first * block, last * block
+        if order is None:  # else nobody looks at the mass
+            tile = config("kv_prune", "sum", head_dim)
+            _sum_kernel[triton.cdiv(end - begin, tile.block), heads](
+                q, k, life, lse, *sizes, begin, end, scale, **flags, **tile.options()
+            )
+            tile = config("kv_prune", "mass", head_dim)
+            _mass_kernel[triton.cdiv(n_token, tile.block), heads, last - first](
+                q, k, life, lse, mass, *sizes, block, first, scale, **flags, **tile.options()
+            )
+        size = triton.next_power_of_2(n_token)
+        tile = config("kv_prune", "select", size)
+        _select_kernel[(heads,)](
+            mass, order, *numbers, open_, total, life, kept, n_head, n_token, block, sinks,
+            first, last, EXPOSED=exposure and order is None, ORDERED=order is not None, SIZE=size, num_warps=tile.warps,
+        )  # fmt: skip
+    return life, kept
+
+
+def attend(q, k, v, kept, open_, *, counts, block: int, scale: float) -> tuple[Tensor, Tensor]:
+    """y [B, H, T, D], lying as [B, T, H, D], and the log of each row's sum [B, H, T]."""
+    batch, n_head, n_token, head_dim = q.shape
+    out, lse = q.new_empty(batch, n_token, n_head, head_dim), q.new_empty(q.shape[:3], dtype=torch.float32)
+    tile = config("kv_prune", "attend", head_dim)
+    tiles = triton.cdiv(min(block, n_token), tile.block)
+    _attend_kernel[triton.cdiv(n_token, block) * tiles, batch * n_head](
+        q, k, v, kept, _on_device(counts, q.device), open_, out, lse, *_strides(q, k, v), n_head, n_token, block, tiles,
+        scale, PRECISION=_precision(q), D=head_dim, **tile.options(),
+    )  # fmt: skip
+    return out.transpose(1, 2), lse
+
+
+def backward(grad, q, k, v, life, kept, open_, y, lse, *, counts, block: int, scale: float) -> tuple[Tensor, ...]:
+    """Gradients of q, k and v, each [B, H, T, D], lying as [B, T, H, D]."""
+    batch, n_head, n_token, head_dim = q.shape
+    d_q, d_k, d_v = (q.new_empty(batch, n_token, n_head, head_dim) for _ in range(3))
+    delta, sizes = torch.empty_like(lse), (*_strides(q, k, v, grad), n_head, n_token)
+    flags = {"PRECISION": _precision(q), "D": head_dim}
+    tile = config("kv_prune", "queries", head_dim)
+    tiles = triton.cdiv(min(block, n_token), tile.block)
+    _queries_kernel[triton.cdiv(n_token, block) * tiles, batch * n_head](
+        q, k, v, kept, _on_device(counts, q.device), open_, grad, y.transpose(1, 2).contiguous(), lse, delta, d_q,
+        *sizes, block, tiles, scale, **flags, **tile.options(),
+    )  # fmt: skip
+    tile, by_life = config("kv_prune", "keys", head_dim), life.argsort(dim=-1, stable=True).int()
+    _keys_kernel[triton.cdiv(n_token, tile.block), batch * n_head](
+        q, k, v, by_life, life, grad, lse, delta, d_k, d_v, *sizes, scale, **flags, **tile.options()
+    )
+    return d_q.transpose(1, 2), d_k.transpose(1, 2), d_v.transpose(1, 2)
+
+
+@cache
+def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Copied there once: a copy in every step would wait for the host."""
+    return torch.tensor(numbers or (0,), dtype=torch.int32, device=device)
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Of batch, head and token; channels must lie side by side."""
+    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
+
+
+def _precision(q: Tensor) -> str:
+    return "ieee" if q.dtype == torch.float32 else "tf32"

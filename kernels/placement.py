@@ -1,0 +1,39 @@
+"""What the attention operations share: where their kernels run, what those ask, how results lie."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+HEAD_DIMS = (32, 64, 128)  # that the kernels have tiles for
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def runs_kernel(q: Tensor) -> bool:
+    """Whether q goes to the kernel: on a GPU, and on a CPU under Triton's interpreter."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and q.dtype in DTYPES and q.shape[-1] in HEAD_DIMS
+    return q.device.type == "cuda" or interpreted
+
+
+def check_kernel(op: str, *tensors: Tensor) -> None:
+    """Raises ValueError where the kernel cannot take q, k and v, though the definition could."""
+    for x in tensors:
+        if x.shape[-1] not in HEAD_DIMS:
+            raise ValueError(f"{op}: D must be one of {HEAD_DIMS} on a GPU, got {x.shape[-1]}")
+        if x.dtype not in DTYPES:
+            raise ValueError(f"{op}: q, k and v must be fp32, fp16 or bf16 on a GPU, got {x.dtype}")
+        if x.stride(-1) != 1:
+            raise ValueError(f"{op}: the channels of q, k and v must lie side by side (stride 1)")
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """x [B, H, T, D], lying as [B, T, H, D], so that heads flatten without a copy."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def like(q: Tensor) -> Tensor:
+    """Room for [B, H, T, D] that lies as [B, T, H, D]."""
+    batch, n_head, n_token, head_dim = q.shape
+    return q.new_empty(batch, n_token, n_head, head_dim).transpose(1, 2)

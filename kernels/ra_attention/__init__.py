@@ -1,0 +1,3 @@
+from .op import ra_attention
+
+__all__ = ["ra_attention"]

@@ -1,0 +1,346 @@
+# pyright: reportCallIssue=false, reportArgumentType=false
+# (a launch passes what the compiled kernel takes, and not the parameters that stand here)
+"""Triton: causal flash attention whose scores have a gate per channel and, if tied, the other direction as well.
+
+One program owns a block of tokens of one head. Forward: its queries walk over the keys before them, twice where tied:
+`gate q_i . k_j` and `w_r k_i . q_j` add up in one accumulator, so that nothing is ever twice as wide. Backward: the
+same block is first a block of keys, walked over by all later queries, then a block of queries; a token's q and k
+collect gradients in both roles and are written once. No atomics: equal inputs give equal bits. Probabilities are
+recomputed from the saved log of each row's sum (FlashAttention-2, Dao 2023, arXiv:2307.08691), to base 2.
+
+A tensor [B, H, T, D] comes with its three strides, and channels side by side: the packed projection is read in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ratrain.kernels.tuning import Tile, config
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _rows(x, at, stride, inside, D: tl.constexpr):
+    """Rows `at` [N] of x, each of D channels; 0 where not inside."""
+    where = at[:, None].to(tl.int64) * stride + tl.arange(0, D)[None, :]
+    return tl.load(x + where, mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def _seen(
+    acc, top, total, row_1, row_2, rows, start, stop,
+    k, q, v, bias, stride_k, stride_q, stride_v, n_token,
+    TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Adds the keys from start to stop to an online softmax: acc [M, D], top and total [M]."""
+    for at in range(start, stop, STEP):
+        cols = at + tl.arange(0, STEP)
+        inside = cols < n_token
+        scores = tl.dot(row_1, tl.trans(_rows(k, cols, stride_k, inside, D)), input_precision=PRECISION)
+        if TIED:
+            scores = tl.dot(row_2, tl.trans(_rows(q, cols, stride_q, inside, D)), scores, input_precision=PRECISION)
+        if BIASED:
+            scores += tl.load(bias + cols, mask=inside, other=0.0)[None, :] * LOG2E
+        if MASKED:
+            scores = tl.where((cols[None, :] <= rows[:, None]) & inside[None, :], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        probs, fade = tl.exp2(scores - new_top[:, None]), tl.exp2(top - new_top)
+        total, top = total * fade + tl.sum(probs, 1), new_top
+        values = _rows(v, cols, stride_v, inside, D)
+        acc = tl.dot(probs.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)
+    return acc, top, total
+
+
+@triton.jit
+def _forward_kernel(
+    q, k, v, gate, w_r, bias, alpha, out, plain, lse,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, n_head, n_token, scale,
+    TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """out, plain [B, T, H, D]: y and, where it is blended, o; lse [B, H, T]."""
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest walks first
+    bh = tl.program_id(1).to(tl.int64)
+    b, h = bh // n_head, bh % n_head
+    q, k, v = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h
+    if BIASED:
+        bias += bh * n_token
+    rows, d = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
+    inside = rows < n_token
+    row_1 = _rows(q, rows, q_t, inside, D)
+    row_1 = (row_1 * (tl.load(gate + h * D + d) * (scale * LOG2E))[None, :]).to(row_1.dtype)
+    row_2 = row_1
+    if TIED:
+        row_2 = _rows(k, rows, k_t, inside, D)
+        row_2 = (row_2 * (tl.load(w_r + h) * scale * LOG2E)).to(row_2.dtype)
+    acc = tl.zeros([BLOCK, D], tl.float32)
+    top, total = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
+    acc, top, total = _seen(
+        acc, top, total, row_1, row_2, rows, 0, block * BLOCK, k, q, v, bias, k_t, q_t, v_t, n_token,
+        TIED, BIASED, False, PRECISION, D, STEP,
+    )  # fmt: skip
+    acc, top, total = _seen(
+        acc, top, total, row_1, row_2, rows, block * BLOCK, tl.minimum((block + 1) * BLOCK, n_token),
+        k, q, v, bias, k_t, q_t, v_t, n_token, TIED, BIASED, True, PRECISION, D, STEP,
+    )  # fmt: skip
+    acc = acc / total[:, None]
+    tl.store(lse + bh * n_token + rows, top + tl.log2(total), mask=inside)
+    at = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    if BLENDED:
+        tl.store(plain + at, acc.to(plain.dtype.element_ty), mask=inside[:, None])
+        acc += tl.load(alpha + h) * (_rows(v, rows, v_t, inside, D).to(tl.float32) - acc)
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _delta_kernel(
+    grad, plain, v, alpha, delta, d_alpha,
+    g_b, g_h, g_t, v_b, v_h, v_t, n_head, n_token,
+    BLENDED: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """delta [B, H, T]: what each row's softmax takes off, sum of d_o o; d_alpha [B, H, blocks]."""
+    block, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    b, h = bh // n_head, bh % n_head
+    rows, d = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
+    inside = rows < n_token
+    at = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    o = tl.load(plain + at, mask=inside[:, None], other=0.0).to(tl.float32)
+    g = _rows(grad + b * g_b + h * g_h, rows, g_t, inside, D).to(tl.float32)
+    dot = tl.sum(g * o, 1)
+    if BLENDED:
+        values = _rows(v + b * v_b + h * v_h, rows, v_t, inside, D).to(tl.float32)
+        tl.store(d_alpha + bh * tl.num_programs(0) + block, tl.sum(tl.sum(g * values, 1) - dot, 0))
+        dot *= 1 - tl.load(alpha + h)
+    tl.store(delta + bh * n_token + rows, dot, mask=inside)
+
+
+@triton.jit
+def _as_keys(
+    d_v, d_k, d_q, d_bias, col_1, col_2, values, cols, key_bias, start, stop,
+    q, k, grad, lse, delta, keep, stride_q, stride_k, stride_g, n_token,
+    TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """What the queries from start to stop leave for a block of keys; d_k and d_q still lack gate, w_r and scale."""
+    for at in range(start, stop, STEP):
+        rows = at + tl.arange(0, STEP)
+        inside = rows < n_token
+        q_i = _rows(q, rows, stride_q, inside, D)
+        scores = tl.dot(col_1, tl.trans(q_i), input_precision=PRECISION)  # [keys, queries]
+        k_i = q_i
+        if TIED:
+            k_i = _rows(k, rows, stride_k, inside, D)
+            scores = tl.dot(col_2, tl.trans(k_i), scores, input_precision=PRECISION)
+        if BIASED:
+            scores += key_bias[:, None]
+        # a row beyond the end has an infinite sum, and so no probabilities
+        probs = tl.exp2(scores - tl.load(lse + rows, mask=inside, other=float("inf"))[None, :])
+        if MASKED:
+            probs = tl.where(cols[:, None] <= rows[None, :], probs, 0.0)
+        d_o = _rows(grad, rows, stride_g, inside, D)
+        d_o = (d_o * keep).to(d_o.dtype)
+        d_v = tl.dot(probs.to(d_o.dtype), d_o, d_v, input_precision=PRECISION)
+        d_probs = tl.dot(values, tl.trans(d_o), input_precision=PRECISION)
+        d_scores = probs * (d_probs - tl.load(delta + rows, mask=inside, other=0.0)[None, :])
+        if BIASED:
+            d_bias += tl.sum(d_scores, 1)
+        d_scores = d_scores.to(q_i.dtype)
+        d_k = tl.dot(d_scores, q_i, d_k, input_precision=PRECISION)
+        if TIED:
+            d_q = tl.dot(d_scores, k_i, d_q, input_precision=PRECISION)
+    return d_v, d_k, d_q, d_bias
+
+
+@triton.jit
+def _as_queries(
+    d_q, d_k, row_1, row_2, d_o, rows, row_lse, row_delta, start, stop,
+    q, k, v, bias, stride_q, stride_k, stride_v, n_token,
+    TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """What the keys from start to stop leave for a block of queries; both still lack gate, w_r and scale."""
+    for at in range(start, stop, STEP):
+        cols = at + tl.arange(0, STEP)
+        inside = cols < n_token
+        k_j = _rows(k, cols, stride_k, inside, D)
+        scores = tl.dot(row_1, tl.trans(k_j), input_precision=PRECISION)
+        q_j = k_j
+        if TIED:
+            q_j = _rows(q, cols, stride_q, inside, D)
+            scores = tl.dot(row_2, tl.trans(q_j), scores, input_precision=PRECISION)
+        if BIASED:
+            scores += tl.load(bias + cols, mask=inside, other=0.0)[None, :] * LOG2E
+        probs = tl.exp2(scores - row_lse[:, None])
+        if MASKED:
+            probs = tl.where((cols[None, :] <= rows[:, None]) & inside[None, :], probs, 0.0)
+        d_probs = tl.dot(d_o, tl.trans(_rows(v, cols, stride_v, inside, D)), input_precision=PRECISION)
+        d_scores = (probs * (d_probs - row_delta[:, None])).to(k_j.dtype)
+        d_q = tl.dot(d_scores, k_j, d_q, input_precision=PRECISION)
+        if TIED:
+            d_k = tl.dot(d_scores, q_j, d_k, input_precision=PRECISION)
+    return d_q, d_k
+
+
+@triton.jit
+def _backward_kernel(
+    q, k, v, gate, w_r, bias, alpha, grad, lse, delta, d_q, d_k, d_v, d_gate, d_w_r, d_bias,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, scale,
+    TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """d_q, d_k, d_v [B, T, H, D]; d_gate [B, H, blocks, D] and d_w_r [B, H, blocks], to be summed; d_bias [B, H, T]."""
+    block, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    b, h = bh // n_head, bh % n_head
+    q, k, v, grad = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h, grad + b * g_b + h * g_h
+    lse, delta = lse + bh * n_token, delta + bh * n_token
+    if BIASED:
+        bias += bh * n_token
+    start, d = block * BLOCK, tl.arange(0, D)
+    own = start + tl.arange(0, BLOCK)
+    inside = own < n_token
+    end = tl.minimum(start + BLOCK, n_token)
+    gates = tl.load(gate + h * D + d)[None, :]
+    w = 0.0
+    if TIED:
+        w = tl.load(w_r + h)
+    keep = 1.0
+    if BLENDED:
+        keep = 1 - tl.load(alpha + h)
+    q_own, k_own = _rows(q, own, q_t, inside, D), _rows(k, own, k_t, inside, D)
+    # (gate q) . k is q . (gate k): gated once, whichever side stays in place
+    gated_k, tied_q = (k_own * (gates * (scale * LOG2E))).to(k_own.dtype), (q_own * (w * scale * LOG2E)).to(q_own.dtype)
+    key_bias = tl.zeros([BLOCK], tl.float32)
+    if BIASED:
+        key_bias = tl.load(bias + own, mask=inside, other=0.0) * LOG2E
+
+    values = _rows(v, own, v_t, inside, D)
+    sum_v, from_q = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK, D], tl.float32)
+    from_k, sum_bias = from_q, tl.zeros([BLOCK], tl.float32)
+    sum_v, from_q, from_k, sum_bias = _as_keys(
+        sum_v, from_q, from_k, sum_bias, gated_k, tied_q, values, own, key_bias, start, end,
+        q, k, grad, lse, delta, keep, q_t, k_t, g_t, n_token, TIED, BIASED, True, PRECISION, D, STEP,
+    )  # fmt: skip
+    sum_v, from_q, from_k, sum_bias = _as_keys(
+        sum_v, from_q, from_k, sum_bias, gated_k, tied_q, values, own, key_bias, start + BLOCK, n_token,
+        q, k, grad, lse, delta, keep, q_t, k_t, g_t, n_token, TIED, BIASED, False, PRECISION, D, STEP,
+    )  # fmt: skip
+    at = ((b * n_token + own.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    d_o = _rows(grad, own, g_t, inside, D)
+    if BLENDED:
+        sum_v += (1 - keep) * d_o
+    tl.store(d_v + at, sum_v.to(d_v.dtype.element_ty), mask=inside[:, None])
+    if BIASED:
+        tl.store(d_bias + bh * n_token + own, sum_bias, mask=inside)
+
+    d_o = (d_o * keep).to(d_o.dtype)
+    gated_q, tied_k = (q_own * (gates * (scale * LOG2E))).to(q_own.dtype), (k_own * (w * scale * LOG2E)).to(k_own.dtype)
+    row_lse = tl.load(lse + own, mask=inside, other=float("inf"))
+    row_delta = tl.load(delta + own, mask=inside, other=0.0)
+    to_q, to_k = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK, D], tl.float32)
+    to_q, to_k = _as_queries(
+        to_q, to_k, gated_q, tied_k, d_o, own, row_lse, row_delta, 0, start,
+        q, k, v, bias, q_t, k_t, v_t, n_token, TIED, BIASED, False, PRECISION, D, STEP,
+    )  # fmt: skip
+    to_q, to_k = _as_queries(
+        to_q, to_k, gated_q, tied_k, d_o, own, row_lse, row_delta, start, end,
+        q, k, v, bias, q_t, k_t, v_t, n_token, TIED, BIASED, True, PRECISION, D, STEP,
+    )  # fmt: skip
+    part = bh * tl.num_programs(0) + block
+    tl.store(d_gate + part * D + d, tl.sum(q_own * to_q, 0) * scale)
+    total_q, total_k = gates * to_q, gates * from_q
+    if TIED:
+        tl.store(d_w_r + part, tl.sum(tl.sum(k_own * to_k, 1), 0) * scale)
+        total_q, total_k = total_q + w * from_k, total_k + w * to_k
+    tl.store(d_q + at, (scale * total_q).to(d_q.dtype.element_ty), mask=inside[:, None])
+    tl.store(d_k + at, (scale * total_k).to(d_k.dtype.element_ty), mask=inside[:, None])
+
+
+# of each argument by name, for compiling ahead of time; what is not named is an int
+POINTERS = {
+    **dict.fromkeys(("q", "k", "v", "out", "plain", "grad", "d_q", "d_k", "d_v"), "input"),
+    **dict.fromkeys(("gate", "w_r", "bias", "alpha", "lse", "delta", "d_gate", "d_w_r", "d_bias", "d_alpha"), "fp32"),
+}
+
+
+def cases(arch: str) -> Iterator[tuple[str, object, dict[str, object], Tile]]:
+    """What is compiled ahead of time: a name, the kernel, its constants, its tile."""
+    for head_dim in (32, 64, 128):
+        for tied in (False, True):
+            flags = {"TIED": tied, "BIASED": False, "BLENDED": False, "PRECISION": "tf32", "D": head_dim}
+            for phase, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
+                tile = config("ra_attention", f"tied_{phase}" if tied else phase, head_dim, arch)
+                yield (
+                    f"ra_attention {'tied' if tied else 'folded'} {phase} D={head_dim}",
+                    kernel, {**flags, "BLOCK": tile.block, "STEP": tile.step}, tile,
+                )  # fmt: skip
+
+
+def forward(q, k, v, gate, w_r, bias, alpha, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """y and, where it is blended, o, both [B, H, T, D] lying as [B, T, H, D]; the log of each row's sum [B, H, T].
+
+    `w_r`, `bias` and `alpha` may be None.
+    """
+    batch, n_head, n_token, head_dim = q.shape
+    out = q.new_empty(batch, n_token, n_head, head_dim)
+    plain = q.new_empty(0) if alpha is None else torch.empty_like(out)
+    lse = q.new_empty(batch, n_head, n_token, dtype=torch.float32)
+    tile = config("ra_attention", "forward" if w_r is None else "tied_forward", head_dim)
+    grid = triton.cdiv(n_token, tile.block), batch * n_head
+    _forward_kernel[grid](
+        q, k, v, gate, w_r, bias, alpha, out, plain, lse, *_strides(q, k, v), n_head, n_token, scale,
+        **_flags(q, w_r, bias, alpha), D=head_dim, **tile.options(),
+    )  # fmt: skip
+    return out.transpose(1, 2), plain if alpha is None else plain.transpose(1, 2), lse
+
+
+def backward(
+    grad, q, k, v, gate, w_r, bias, alpha, plain, lse, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, gate, w_r, bias, alpha; nothing for what is None. `plain` is o."""
+    batch, n_head, n_token, head_dim = q.shape
+    tile = config("ra_attention", "backward" if w_r is None else "tied_backward", head_dim)
+    blocks = triton.cdiv(n_token, tile.block)
+    grid, sizes = (blocks, batch * n_head), (batch, n_token, n_head, head_dim)
+    flags, parts = _flags(q, w_r, bias, alpha), (batch, n_head, blocks)
+    wide = {"dtype": torch.float32, "device": q.device}
+    delta, d_alpha = torch.empty_like(lse), None if alpha is None else torch.empty(parts, **wide)
+    plain = plain.transpose(1, 2).contiguous()  # as it was written
+    _delta_kernel[grid](
+        grad, plain, v, alpha, delta, d_alpha, *_strides(grad, v), n_head, n_token,
+        BLENDED=flags["BLENDED"], D=head_dim, BLOCK=tile.block,
+    )  # fmt: skip
+    d_q, d_k, d_v = (q.new_empty(sizes) for _ in range(3))
+    d_gate = torch.empty(*parts, head_dim, **wide)
+    d_w_r = None if w_r is None else torch.empty(parts, **wide)
+    d_bias = None if bias is None else torch.empty_like(lse)
+    _backward_kernel[grid](
+        q, k, v, gate, w_r, bias, alpha, grad, lse, delta, d_q, d_k, d_v, d_gate, d_w_r, d_bias,
+        *_strides(q, k, v, grad), n_head, n_token, scale,
+        **flags, D=head_dim, **tile.options(),
+    )  # fmt: skip
+    return (
+        d_q.transpose(1, 2),
+        d_k.transpose(1, 2),
+        d_v.transpose(1, 2),
+        d_gate.sum((0, 2)),
+        q.new_empty(0) if d_w_r is None else d_w_r.sum((0, 2)),
+        q.new_empty(0) if d_bias is None else d_bias,
+        q.new_empty(0) if d_alpha is None else d_alpha.sum((0, 2)),
+    )
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Of batch, head and token; channels must lie side by side."""
+    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
+
+
+def _flags(q: Tensor, w_r: Tensor | None, bias: Tensor | None, alpha: Tensor | None) -> dict[str, object]:
+    precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    return {"TIED": w_r is not None, "BIASED": bias is not None, "BLENDED": alpha is not None, "PRECISION": precision}

@@ -1,0 +1,171 @@
+"""Pruned attention as operations: the definition, the op, the interpreted kernel, and the patch that they serve."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ratrain.kernels.kv_prune import keep, op, pruned_attention, reference
+from ratrain.patches.kv_prune import Budget, KVPrune, PrunedCore
+
+SHAPES = [(1, 1, 1, 32), (2, 2, 40, 32), (1, 3, 65, 64), (1, 1, 130, 128)]
+
+
+def drawn(shape=(2, 3, 40, 8), dtype=torch.float64):
+    """q, k, v [B, H, T, D] as views of one projection."""
+    batch, n_head, n_token, head_dim = shape
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(batch, n_token, 3, n_head, head_dim, generator=generator, dtype=torch.float64).to(dtype)
+    return [x.detach().requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4)]
+
+
+def plan(n_token, *, block=16, share=0.4, recency=2):
+    """counts and recent at the end of each block but the last."""
+    ends = range(block, n_token, block)
+    return {"counts": [max(1, round(share * end)) for end in ends], "recent": [recency for _ in ends], "block": block}
+
+
+def kept_by(q, k, **options):
+    return keep(q, k, **plan(q.shape[2]), **options)
+
+
+# -- the definition -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_as_many_stay_as_asked_and_what_has_left_never_returns(both):
+    q, k, _ = drawn()
+    life, kept = kept_by(q, k, both=both)
+    for r, (count, end) in enumerate(zip([6, 13], [16, 32], strict=True)):
+        assert ((life > end)[..., :end].sum(-1) == count).all()
+        listed = kept[:, :, r + 1]
+        assert ((listed < 40).sum(-1) == count).all()
+        assert torch.equal(listed[..., :count].sort(-1).values, listed[..., :count])
+        assert (life.gather(-1, listed[..., :count].long()) > end).all()
+
+
+def test_nobody_looks_ahead():
+    q, k, _ = drawn()
+    life, _ = kept_by(q, k, both=True)
+    changed = [x.detach().clone() for x in (q, k)]
+    for x in changed:
+        x[:, :, 32:] += 1
+    other, _ = kept_by(*changed, both=True)
+    assert torch.equal(life[..., :32].clamp(max=33), other[..., :32].clamp(max=33))
+
+
+def test_keeping_all_is_plain_attention():
+    q, k, v = drawn()
+    everything = {"counts": [16, 32], "recent": [0, 0], "block": 16}
+    life, kept = keep(q, k, **everything)
+    y = pruned_attention(q, k, v, life, kept, counts=[16, 32], block=16)
+    torch.testing.assert_close(y, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def test_switched_off_all_stay():
+    q, k, v = drawn()
+    off = torch.zeros((), dtype=torch.float32)
+    life, kept = kept_by(q, k, active=off)
+    y = pruned_attention(q, k, v, life, kept, counts=plan(40)["counts"], block=16, active=off)
+    torch.testing.assert_close(y, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+@pytest.mark.parametrize("mode", ["v_only", "kv"])
+@pytest.mark.parametrize("rule", ["mass", "window", "random"])
+def test_it_is_what_the_patch_computes(tiny, mode, rule):
+    spec = tiny("gpt2", "model.block_size=40", "model.n_embd=24", "model.n_head=3").model
+    core = PrunedCore(spec, KVPrune(mode=mode, rule=rule), Budget(0.4, recency=3, sinks=2), block=16).eval()
+    core.reset_parameters(torch.Generator().manual_seed(0))
+    q, k, v = (x.detach() for x in drawn((2, 3, 40, 8), torch.float32))
+    counts = [core.budget.at(16), core.budget.at(32)]
+    recent = [core.budget.recent_at(16, 40), core.budget.recent_at(32, 40)]
+    order = {"mass": None, "window": torch.arange(40.0).expand(3, 40) / 40}.get(rule, getattr(core, "noise", None))
+    options = {"counts": counts, "block": 16}
+    life, kept = keep(q, k, recent=recent, sinks=2, order=order, both=mode == "kv", **options)
+    torch.testing.assert_close(pruned_attention(q, k, v, life, kept, **options), core(q, k, v))
+
+
+def test_the_stated_gradients_are_those_of_autograd():
+    q, k, v = drawn((1, 2, 20, 4))
+    options = {"counts": [5, 7], "block": 8}
+    life, kept = keep(q, k, recent=[2, 2], **options)
+    assert torch.autograd.gradcheck(lambda *x: pruned_attention(*x, life, kept, **options), (q, k, v))
+
+
+def test_the_ops_keep_torchs_rules():
+    q, k, v = drawn(dtype=torch.float32)
+    active, options = torch.ones(()), plan(40)
+    chosen = q.detach(), k.detach(), None, active, options["counts"], options["recent"], 16, 0, True, False, 0.3
+    torch.library.opcheck(op._keep, chosen)
+    life, kept = op._keep(*chosen)
+    torch.library.opcheck(op._attend, (q, k, v, life, kept, active, options["counts"], 16, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"counts": [6], "recent": [2, 2]}, "2 blocks end before the last, got 1 counts"),
+        ({"counts": [6, 33], "recent": [2, 2]}, "from 1 to the tokens so far"),
+        ({"counts": [6, 9], "recent": [2, 2], "order": torch.zeros(3, 39)}, r"order must be \[H, T\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, told):
+    q, k, _ = drawn()
+    with pytest.raises(ValueError, match=told):
+        keep(q, k, block=16, **options)
+
+
+# -- the kernel ---------------------------------------------------------------------------------------------------
+
+
+def chosen_by_reference(q, k, *, options, both, order, exposure):
+    rest = {"block": 16, "sinks": 1, "exposure": exposure, "both": both, "scale": q.shape[-1] ** -0.5}
+    return reference.keep(q.double(), k.double(), order, counts=options["counts"], recent=options["recent"], **rest)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("both", [False, True], ids=["v_only", "kv"])
+@pytest.mark.parametrize("exposure", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_kernel_keeps_whom_the_reference_keeps(shape, both, exposure, ordered):
+    q, k, _ = (x.detach() for x in drawn(shape, torch.float32))
+    order = torch.rand(shape[1:3], generator=torch.Generator().manual_seed(2)) if ordered else None
+    options = plan(shape[2])
+    life, kept = keep(q, k, sinks=1, order=order, both=both, exposure=exposure, **options)
+    assert torch.equal(life, chosen_by_reference(q, k, options=options, both=both, order=order, exposure=exposure))
+    for r, count in enumerate(options["counts"]):
+        assert torch.equal(kept[:, :, r + 1, :count], reference.listed(life, 16, shape[2])[:, :, r + 1, :count])
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("share", [0.1, 0.4, 1.0])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_kernel_attends_as_the_reference(shape, share):
+    q, k, v = drawn(shape, torch.float32)
+    options = plan(shape[2], share=share, recency=1)
+    life, kept = keep(q, k, **options)
+    shown = {"counts": options["counts"], "block": 16}
+    y = pruned_attention(q, k, v, life, kept, **shown)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    exact = [x.detach().double() for x in (q, k, v)]
+    near(y, reference.forward(*exact, life, shape[-1] ** -0.5))
+    wanted = reference.backward(grad.double(), *exact, life, shape[-1] ** -0.5)
+    for found, expected in zip(torch.autograd.grad(y, (q, k, v), grad), wanted, strict=True):
+        near(found, expected)
+
+
+@pytest.mark.interpreter
+def test_switched_off_the_kernels_keep_all():
+    q, k, v = drawn((1, 2, 40, 32), torch.float32)
+    off = torch.zeros(())
+    life, kept = kept_by(q, k, active=off)
+    assert (life == 40).all()
+    y = pruned_attention(q, k, v, life, kept, counts=plan(40)["counts"], block=16, active=off)
+    near(y, F.scaled_dot_product_attention(*(x.double() for x in (q, k, v)), is_causal=True))
+
+
+def near(found, expected):
+    error = (found.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
+    assert error <= 5e-6, f"{error:.2e}"
