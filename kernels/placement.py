@@ -11,10 +11,14 @@ HEAD_DIMS = (32, 64, 128)  # that the kernels have tiles for
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def on_kernels(x: Tensor) -> bool:
+    """Whether there are kernels where x is, for its dtype: on a GPU, and on a CPU under Triton's interpreter."""
+    return x.dtype in DTYPES and (x.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+
+
 def runs_kernel(q: Tensor) -> bool:
-    """Whether q goes to the kernel: on a GPU, and on a CPU under Triton's interpreter."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and q.dtype in DTYPES and q.shape[-1] in HEAD_DIMS
-    return q.device.type == "cuda" or interpreted
+    """Whether queries go to a kernel; what a GPU's cannot take is refused there, and not by the interpreter."""
+    return q.device.type == "cuda" or (on_kernels(q) and q.shape[-1] in HEAD_DIMS)
 
 
 def check_kernel(op: str, *tensors: Tensor) -> None:

@@ -21,7 +21,7 @@ from ratrain.kernels.tuning import Tile, config
 
 @triton.jit
 def _rows_kernel(
-    logits, targets, losses, stride, n_class, n_column, ignore, z,
+    logits, targets, losses, stride, n_class, n_column, ignore,
     WANTS_GRAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A row a program: losses [n]; logits [n, V] become d loss / d logits, 0 from n_class on and where ignored."""
@@ -38,9 +38,9 @@ def _rows_kernel(
     largest = tl.max(top, 0)
     norm = largest + tl.log(tl.sum(total * tl.exp(top - largest), 0))
     picked = tl.load(at + tl.where(counted, target, 0)).to(tl.float32)
-    tl.store(losses + row, tl.where(counted, norm - picked + z * norm * norm, 0.0))
+    tl.store(losses + row, tl.where(counted, norm - picked, 0.0))
     if WANTS_GRAD:
-        slope = tl.where(counted, 1.0 + 2.0 * z * norm, 0.0)
+        slope = tl.where(counted, 1.0, 0.0)
         for start in range(0, n_column, BLOCK):
             cols = start + tl.arange(0, BLOCK)
             x = tl.load(at + cols, mask=cols < n_class, other=float("-inf")).to(tl.float32)
@@ -57,12 +57,12 @@ def cases(arch: str) -> Iterator[tuple[str, object, dict[str, object], Tile]]:
     yield "linear_cross_entropy rows", _rows_kernel, {"WANTS_GRAD": True, "BLOCK": tile.block}, tile
 
 
-def losses_and_gradient(logits: Tensor, targets: Tensor, *, n_class: int, ignore: int, z: float, wants_grad: bool):
+def losses_and_gradient(logits: Tensor, targets: Tensor, *, n_class: int, ignore: int, wants_grad: bool) -> Tensor:
     """The loss of each row [n], fp32; with `wants_grad` the logits [n, V] become the gradient of the losses' sum."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     tile = config("linear_cross_entropy", "rows", 0)
     _rows_kernel[(len(logits),)](
-        logits, targets, losses, logits.stride(0), n_class, logits.shape[1], ignore, z,
+        logits, targets, losses, logits.stride(0), n_class, logits.shape[1], ignore,
         WANTS_GRAD=wants_grad, BLOCK=tile.block, num_warps=tile.warps,
     )  # fmt: skip
     return losses

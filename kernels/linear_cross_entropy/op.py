@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ratrain.kernels.placement import on_kernels
+
 # one chunk of fp32 logits: stays near a CPU's second-level cache, and is large enough for a GPU's matmul
 _CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 _MIN_ROWS = 256  # below this each chunk spends more time adding to d_weight than multiplying (V 50304, CPU)
@@ -56,12 +58,16 @@ def _forward(
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
     d_weight = torch.zeros_like(weight, dtype=wide) if wants_grad else weight.new_empty(0)
     step = _rows(x, weight)
+    fused = on_kernels(w) and on_kernels(x)
     # one for all chunks: on a CPU, memory fresh from the system costs more than a pass over it
-    buffer = torch.empty(min(step, len(x)), len(w), dtype=wide, device=x.device)
+    buffer = torch.empty(0 if fused else min(step, len(x)), len(w), dtype=wide, device=x.device)
     with torch.autocast(x.device.type, enabled=False):
         for start in range(0, len(x), step):
             part = slice(start, start + step)
             rows, counted = x[part].to(dtype), (targets[part] != ignore)[:, None]  # [n, C], [n, 1]
+            if fused:
+                total += _fused(rows, w, targets[part], n_class, ignore, d_x[part], d_weight, wants_grad)
+                continue
             index = targets[part, None].where(counted, 0)
             losses, probs = _softmax(rows, w, index, n_class, buffer[: len(rows)])
             total += losses.where(counted, 0).sum()
@@ -71,6 +77,20 @@ def _forward(
                 _add_product(d_weight, d_logits.T, rows * counted)
     count = (targets != ignore).sum()
     return total, count, d_x, d_weight.to(weight.dtype)
+
+
+def _fused(
+    rows: Tensor, w: Tensor, targets: Tensor, n_class: int, ignore: int, d_x: Tensor, d_weight: Tensor, wants_grad: bool
+) -> Tensor:
+    """The summed loss of a chunk by the kernel, which leaves the gradient where the logits were."""
+    from . import kernel
+
+    logits = rows @ w.T
+    losses = kernel.losses_and_gradient(logits, targets, n_class=n_class, ignore=ignore, wants_grad=wants_grad)
+    if wants_grad:
+        d_x.copy_(logits @ w)
+        _add_product(d_weight, logits.T, rows)
+    return losses.sum()
 
 
 def _rows(x: Tensor, weight: Tensor) -> int:

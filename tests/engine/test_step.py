@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ratrain.engine.device import keep_freed_memory
 from ratrain.engine.step import Precision, TrainStep
 from ratrain.model.build import build
 from ratrain.recipe.groups import group_parameters
@@ -190,3 +193,19 @@ def test_a_step_never_waits_for_the_device(tiny, precision):
         step(*batch())
         with pytest.raises(AssertionError, match="waits for the device"):
             step.optimizer.param_groups[0]["lr"].item()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+def test_memory_that_is_freed_is_not_given_back():
+    """Else each step asks the system for it anew, page by page."""
+    keep_freed_memory()
+
+    def use() -> None:
+        torch.empty(1 << 22).fill_(1.0)  # 16 MiB
+
+    for _ in range(3):  # until the heap has found its shape
+        use()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        use()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000  # of 40 960 pages

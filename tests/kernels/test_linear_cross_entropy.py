@@ -202,3 +202,18 @@ def test_the_logits_of_all_rows_never_stand_in_memory():
     assert largest <= whole / 8  # eight chunks of 256 rows
     # the recorder would have seen them
     assert largest_allocation(lambda: x.detach() @ weight.detach().T) >= whole
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_the_kernel_is_torchs_own(monkeypatch, dtype, rows):
+    chunked(monkeypatch, rows)
+    x, weight, targets = drawn(dtype, v=300, n_class=259)
+    loss = linear_cross_entropy(x, weight, targets, n_class=259)
+    exact = [t.detach().double().requires_grad_() for t in (x, weight)]
+    expected = F.cross_entropy(exact[0] @ exact[1][:259].T, targets, ignore_index=-1)
+    near = {"rtol": 0, "atol": 1e-6 if dtype == torch.float32 else 4e-3}
+    torch.testing.assert_close(loss.double(), expected, **near)
+    for found, wanted in zip(torch.autograd.grad(loss, (x, weight)), torch.autograd.grad(expected, exact), strict=True):
+        torch.testing.assert_close(found.double(), wanted, **near)

@@ -1,0 +1,47 @@
+"""A model trained through the kernels, by Triton's interpreter, is the model trained without them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ratrain.engine.step import Precision, TrainStep
+from ratrain.kernels.placement import on_kernels
+from ratrain.model.build import build
+from ratrain.recipe.groups import group_parameters
+
+SIZES = ("model.n_layer=2", "model.n_head=2", "model.n_embd=64", "model.block_size=40", "model.vocab_size=2048")
+
+
+def losses(manifest, steps=5):
+    """Of a few steps on one batch."""
+    model = build(manifest)
+    step = TrainStep(
+        model,
+        manifest.optim,
+        groups=group_parameters(model, manifest.optim.weight_decay),
+        precision=Precision("fp32", model),
+        micro_batch=1,
+    )
+    step.set_lr(1e-3)
+    tokens = torch.randint(2048, (2, 41), generator=torch.Generator().manual_seed(0))
+    return torch.stack([step(tokens[:, :-1], tokens[:, 1:]).loss for _ in range(steps)])
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("tied_ra", ()),
+        ("v19", ()),
+        ("v19", ("patch.kv_prune.mode=kv", "patch.kv_prune.sinks=2")),
+    ],
+)
+def test_training_by_the_kernels_is_training_without(tiny, monkeypatch, name, overrides):
+    manifest = tiny(name, *SIZES, "patch.kv_prune.block=16" if name == "v19" else "optim.clip=1.0", *overrides)
+    assert on_kernels(torch.empty(1))
+    by_kernels = losses(manifest)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert not on_kernels(torch.empty(1))
+    torch.testing.assert_close(by_kernels, losses(manifest), rtol=0, atol=2e-5)
+    assert by_kernels[-1] < by_kernels[0]
