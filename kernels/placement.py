@@ -21,6 +21,20 @@ def runs_kernel(q: Tensor) -> bool:
     return q.device.type == "cuda" or (on_kernels(q) and q.shape[-1] in HEAD_DIMS)
 
 
+def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raises ValueError unless they are alike [B, H, T, D], of one dtype and device, and such as the kernel can take
+    where that is the one to run."""
+    if q.dim() != 4 or k.shape != q.shape or v.shape != q.shape or not all(q.shape):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"{op}: q, k, v must be alike [B, H, T, D] and hold something, got {shapes}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"{op}: q, k, v must be of one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.device == k.device == v.device:
+        raise ValueError(f"{op}: q, k, v must be on one device, got {q.device}, {k.device}, {v.device}")
+    if q.device.type != "cpu":
+        check_kernel(op, q, k, v)
+
+
 def check_kernel(op: str, *tensors: Tensor) -> None:
     """Raises ValueError where the kernel cannot take q, k and v, though the definition could."""
     for x in tensors:

@@ -131,16 +131,18 @@ def plugin_files(options: Iterable[Section]) -> list[Path]:
     return [Path(file) for file in dict.fromkeys(files)]
 
 
-def patch_kinds(folders: Iterable[Path] = ()) -> Kinds:
-    """Every patch: the package's, the legacy ones, installed plug-ins, and the files of `folders`.
+def patch_kinds(folders: Iterable[Path] = (), *, beside: Iterable[Path] = ()) -> Kinds:
+    """Every patch: the package's, the legacy ones, installed plug-ins, the files of `folders`, and those of patches/
+    `beside` each manifest file, where there is such a folder.
 
-    Raises MissingError when a folder is not there.
+    Raises MissingError when one of `folders` is not there.
     """
     folders = list(folders)
     for folder in folders:
         if not Path(folder).is_dir():
             raise MissingError(f"{folder}: no such folder of patches")
-    return Kinds(("ratrain.patches", "ratrain.legacy"), folders=folders, group="ratrain.patches")
+    own = [folder for file in beside if (folder := file.parent / "patches").is_dir()]
+    return Kinds(("ratrain.patches", "ratrain.legacy"), folders=[*own, *folders], group="ratrain.patches")
 
 
 def optim_kinds() -> Kinds:

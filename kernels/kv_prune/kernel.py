@@ -1,4 +1,4 @@
-# pyright: reportCallIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # (a launch passes what the compiled kernel takes, and not the parameters that stand here)
 """Triton: who is important, who stays, and attention over those who do; nothing T x T is ever stored.
 
@@ -19,16 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ratrain.kernels.tiles import LOG2E, precision, rows_of, strides
 from ratrain.kernels.tuning import Tile, config
-
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _rows(x, at, stride, inside, D: tl.constexpr):
-    """Rows `at` [N] of x, each of D channels; 0 where not inside."""
-    where = at[:, None].to(tl.int64) * stride + tl.arange(0, D)[None, :]
-    return tl.load(x + where, mask=inside[:, None], other=0.0)
 
 
 @triton.jit
@@ -41,13 +33,13 @@ def _sum_kernel(
     b, h = bh // n_head, bh % n_head
     rows = begin + tile * BLOCK + tl.arange(0, BLOCK)
     inside = rows < end
-    row = _rows(q + b * q_b + h * q_h, rows, q_t, inside, D)
+    row = rows_of(q + b * q_b + h * q_h, rows, q_t, inside, D)
     row = (row * (scale * LOG2E)).to(row.dtype)
     top, total = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
     for at in range(0, tl.minimum(begin + (tile + 1) * BLOCK, end), STEP):
         cols = at + tl.arange(0, STEP)
         there = cols < end
-        scores = tl.dot(row, tl.trans(_rows(k + b * k_b + h * k_h, cols, k_t, there, D)), input_precision=PRECISION)
+        scores = tl.dot(row, tl.trans(rows_of(k + b * k_b + h * k_h, cols, k_t, there, D)), input_precision=PRECISION)
         gone = tl.load(life + bh * n_token + cols, mask=there, other=0)
         scores = tl.where((cols[None, :] <= rows[:, None]) & (rows[:, None] < gone[None, :]), scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
@@ -72,14 +64,14 @@ def _mass_kernel(
     begin, end = r * n_block, tl.minimum((r + 1) * n_block, n_token)
     given = tl.zeros([BLOCK], tl.float32)
     if tile * BLOCK < end:
-        col = _rows(k + b * k_b + h * k_h, cols, k_t, there, D)
+        col = rows_of(k + b * k_b + h * k_h, cols, k_t, there, D)
         col = (col * (scale * LOG2E)).to(col.dtype)
         gone = tl.load(life + bh * n_token + cols, mask=there, other=0)
         for at in range(begin, end, STEP):
             rows = at + tl.arange(0, STEP)
             inside = rows < end
             scores = tl.dot(
-                col, tl.trans(_rows(q + b * q_b + h * q_h, rows, q_t, inside, D)), input_precision=PRECISION
+                col, tl.trans(rows_of(q + b * q_b + h * q_h, rows, q_t, inside, D)), input_precision=PRECISION
             )
             sums = tl.load(lse + bh * n_token + rows, mask=inside, other=float("inf"))
             probs = tl.exp2(scores - sums[None, :])
@@ -90,12 +82,12 @@ def _mass_kernel(
 
 @triton.jit
 def _select_kernel(
-    mass, order, counts, recent, open_, total, life, kept, n_head, n_token, n_block, n_sink, first, last,
+    mass, order, counts, recent, active, total, life, kept, n_head, n_token, n_block, n_sink, first, last,
     EXPOSED: tl.constexpr, ORDERED: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """Goes on from block `first` to the end of `last`: total, life [B, H, T], by mass [B, H, R, T] or order [H, T].
 
-    kept [B, H, R, T]: at r, in their order, whom the queries of block r see of the blocks before. All stay where open_
+    kept [B, H, R, T]: at r, in their order, whom the queries of block r see of the blocks before. All stay where active
     is 0.
     """
     bh = tl.program_id(0).to(tl.int64)
@@ -122,7 +114,7 @@ def _select_kernel(
         bits = tl.where(at == seen - 1, above + 3 * n_token, bits)
         there = (at < seen) & (ends >= seen)
         bits = tl.where(there, bits, -1)
-        count = tl.where(tl.load(open_) > 0, tl.load(counts + r), seen)
+        count = tl.where(tl.load(active) > 0, tl.load(counts + r), seen)
         low, high = tl.full([], 0, tl.int64), tl.full([], 0x7F800000, tl.int64) + 4 * n_token
         while low < high:  # the least bits that fewer than `count` keys exceed
             middle = (low + high) // 2
@@ -142,10 +134,19 @@ def _select_kernel(
 
 
 @triton.jit
-def _n_kept(counts, open_, r, n_block):
+def _queries_of(program, n_tile, n_block, n_token, BLOCK: tl.constexpr):
+    """Of a program: its block of queries r, where that begins, where its own part ends; its queries, which are real."""
+    r, tile = program // n_tile, program % n_tile
+    begin, end = r * n_block, tl.minimum((r + 1) * n_block, n_token)
+    rows = begin + tile * BLOCK + tl.arange(0, BLOCK)
+    return r, begin, tl.minimum(begin + (tile + 1) * BLOCK, end), rows, rows < end
+
+
+@triton.jit
+def _n_kept(counts, active, r, n_block):
     """How many keys of the blocks before the queries of block r see."""
     before = tl.load(counts + r - 1, mask=r > 0, other=0)
-    return tl.where(tl.load(open_) > 0, before, r * n_block)
+    return tl.where(tl.load(active) > 0, before, r * n_block)
 
 
 @triton.jit
@@ -161,37 +162,35 @@ def _softmax_step(acc, top, total, row, keys, values, visible, PRECISION: tl.con
 
 @triton.jit
 def _attend_kernel(
-    q, k, v, kept, counts, open_, out, lse,
+    q, k, v, kept, counts, active, out, lse,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, n_head, n_token, n_block, n_tile, scale,
     PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """out [B, T, H, D], lse [B, H, T]; counts [R]: how many stay at the end of block r."""
     program, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
-    r, tile = program // n_tile, program % n_tile
+    r, begin, end, rows, inside = _queries_of(program, n_tile, n_block, n_token, BLOCK)
     b, h = bh // n_head, bh % n_head
     q, k, v = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h
-    begin, end = r * n_block, tl.minimum((r + 1) * n_block, n_token)
-    rows, d = begin + tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
-    inside = rows < end
-    row = _rows(q, rows, q_t, inside, D)
+    d = tl.arange(0, D)
+    row = rows_of(q, rows, q_t, inside, D)
     row = (row * (scale * LOG2E)).to(row.dtype)
     acc = tl.zeros([BLOCK, D], tl.float32)
     top, total = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
-    n_kept = _n_kept(counts, open_, r, n_block)
+    n_kept = _n_kept(counts, active, r, n_block)
     listed = kept + (bh * tl.cdiv(n_token, n_block) + r) * n_token
     for at in range(0, n_kept, STEP):
         places = at + tl.arange(0, STEP)
         there = places < n_kept
         cols = tl.load(listed + places, mask=there, other=0)
         acc, top, total = _softmax_step(
-            acc, top, total, row, _rows(k, cols, k_t, there, D), _rows(v, cols, v_t, there, D), there[None, :],
+            acc, top, total, row, rows_of(k, cols, k_t, there, D), rows_of(v, cols, v_t, there, D), there[None, :],
             PRECISION,
         )  # fmt: skip
-    for at in range(begin, tl.minimum(begin + (tile + 1) * BLOCK, end), STEP):
+    for at in range(begin, end, STEP):
         cols = at + tl.arange(0, STEP)
         there = cols < end
         acc, top, total = _softmax_step(
-            acc, top, total, row, _rows(k, cols, k_t, there, D), _rows(v, cols, v_t, there, D),
+            acc, top, total, row, rows_of(k, cols, k_t, there, D), rows_of(v, cols, v_t, there, D),
             (cols[None, :] <= rows[:, None]) & there[None, :], PRECISION,
         )  # fmt: skip
     where = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
@@ -211,37 +210,35 @@ def _query_step(d_q, row, d_o, sums, delta, keys, values, visible, PRECISION: tl
 
 @triton.jit
 def _queries_kernel(
-    q, k, v, kept, counts, open_, grad, out, lse, delta, d_q,
+    q, k, v, kept, counts, active, grad, out, lse, delta, d_q,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, n_block, n_tile, scale,
     PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """d_q [B, T, H, D], and delta [B, H, T] for the keys' kernel, which runs after this one."""
     program, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
-    r, tile = program // n_tile, program % n_tile
+    r, begin, end, rows, inside = _queries_of(program, n_tile, n_block, n_token, BLOCK)
     b, h = bh // n_head, bh % n_head
     q, k, v = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h
-    begin, end = r * n_block, tl.minimum((r + 1) * n_block, n_token)
-    rows, d = begin + tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
-    inside = rows < end
+    d = tl.arange(0, D)
     where = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
-    row, d_o = _rows(q, rows, q_t, inside, D), _rows(grad + b * g_b + h * g_h, rows, g_t, inside, D)
+    row, d_o = rows_of(q, rows, q_t, inside, D), rows_of(grad + b * g_b + h * g_h, rows, g_t, inside, D)
     row = (row * (scale * LOG2E)).to(row.dtype)
     y = tl.load(out + where, mask=inside[:, None], other=0.0).to(tl.float32)
     taken = tl.sum(d_o.to(tl.float32) * y, 1)
     tl.store(delta + bh * n_token + rows, taken, mask=inside)
     sums = tl.load(lse + bh * n_token + rows, mask=inside, other=float("inf"))
-    acc, n_kept = tl.zeros([BLOCK, D], tl.float32), _n_kept(counts, open_, r, n_block)
+    acc, n_kept = tl.zeros([BLOCK, D], tl.float32), _n_kept(counts, active, r, n_block)
     listed = kept + (bh * tl.cdiv(n_token, n_block) + r) * n_token
     for at in range(0, n_kept, STEP):
         places = at + tl.arange(0, STEP)
         there = places < n_kept
         cols = tl.load(listed + places, mask=there, other=0)
-        keys, values = _rows(k, cols, k_t, there, D), _rows(v, cols, v_t, there, D)
+        keys, values = rows_of(k, cols, k_t, there, D), rows_of(v, cols, v_t, there, D)
         acc = _query_step(acc, row, d_o, sums, taken, keys, values, there[None, :], PRECISION)
-    for at in range(begin, tl.minimum(begin + (tile + 1) * BLOCK, end), STEP):
+    for at in range(begin, end, STEP):
         cols = at + tl.arange(0, STEP)
         there = cols < end
-        keys, values = _rows(k, cols, k_t, there, D), _rows(v, cols, v_t, there, D)
+        keys, values = rows_of(k, cols, k_t, there, D), rows_of(v, cols, v_t, there, D)
         visible = (cols[None, :] <= rows[:, None]) & there[None, :]
         acc = _query_step(acc, row, d_o, sums, taken, keys, values, visible, PRECISION)
     tl.store(d_q + where, (acc * scale).to(d_q.dtype.element_ty), mask=inside[:, None])
@@ -261,14 +258,14 @@ def _keys_kernel(
     there = place < n_token
     cols = tl.load(by_life + bh * n_token + place, mask=there, other=n_token)
     gone = tl.load(life + bh * n_token + cols, mask=there, other=0)
-    keys, values = _rows(k, cols, k_t, there, D), _rows(v, cols, v_t, there, D)
+    keys, values = rows_of(k, cols, k_t, there, D), rows_of(v, cols, v_t, there, D)
     scaled = (keys * (scale * LOG2E)).to(keys.dtype)
     sum_k, sum_v = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK, D], tl.float32)
     begin, end = tl.min(cols, 0) // STEP * STEP, tl.max(gone, 0)
     for at in range(begin, end, STEP):
         rows = at + tl.arange(0, STEP)
         inside = rows < n_token
-        q_i, d_o = _rows(q, rows, q_t, inside, D), _rows(grad, rows, g_t, inside, D)
+        q_i, d_o = rows_of(q, rows, q_t, inside, D), rows_of(grad, rows, g_t, inside, D)
         sums = tl.load(lse + bh * n_token + rows, mask=inside, other=float("inf"))
         probs = tl.exp2(tl.dot(scaled, tl.trans(q_i), input_precision=PRECISION) - sums[None, :])
         probs = tl.where((cols[:, None] <= rows[None, :]) & (rows[None, :] < gone[:, None]), probs, 0.0)
@@ -284,7 +281,7 @@ def _keys_kernel(
 
 POINTERS = {
     **dict.fromkeys(("q", "k", "v", "out", "grad", "d_q", "d_k", "d_v"), "input"),
-    **dict.fromkeys(("lse", "delta", "mass", "order", "total", "open_"), "fp32"),
+    **dict.fromkeys(("lse", "delta", "mass", "order", "total", "active"), "fp32"),
     **dict.fromkeys(("life", "kept", "counts", "recent", "by_life"), "i32"),
 }
 
@@ -303,7 +300,7 @@ def cases(arch: str) -> Iterator[tuple[str, object, dict[str, object], Tile]]:
         yield f"kv_prune select T={size}", _select_kernel, constants, tile
 
 
-def keep(q, k, order, open_, *, counts, recent, block: int, sinks: int, exposure: bool, both: bool, scale: float):
+def keep(q, k, order, active, *, counts, recent, block: int, sinks: int, exposure: bool, both: bool, scale: float):
     """life [B, H, T] and kept [B, H, R, T], int32: who stays at the end of each block, and until when.
 
     `counts` and `recent` hold a number per end of block. `both`: keys leave with their values, so that the mass of a
@@ -315,8 +312,8 @@ def keep(q, k, order, open_, *, counts, recent, block: int, sinks: int, exposure
     kept = torch.full((batch, n_head, rows, n_token), n_token, dtype=torch.int32, device=q.device)
     lse, total = torch.empty(life.shape, **wide), torch.zeros(life.shape, **wide)
     mass = torch.empty(kept.shape, **wide)
-    sizes, heads = (*_strides(q, k), n_head, n_token), batch * n_head
-    flags = {"PRECISION": _precision(q), "D": head_dim}
+    sizes, heads = (*strides(q, k), n_head, n_token), batch * n_head
+    flags = {"PRECISION": precision(q), "D": head_dim}
     numbers = _on_device(counts, q.device), _on_device(recent, q.device)
     for first, last in [(r, r + 1) for r in range(rows - 1)] if both else [(0, rows - 1)][: rows - 1]:
         begin, end = first * block, last * block
@@ -332,35 +329,35 @@ def keep(q, k, order, open_, *, counts, recent, block: int, sinks: int, exposure
         size = triton.next_power_of_2(n_token)
         tile = config("kv_prune", "select", size)
         _select_kernel[(heads,)](
-            mass, order, *numbers, open_, total, life, kept, n_head, n_token, block, sinks,
+            mass, order, *numbers, active, total, life, kept, n_head, n_token, block, sinks,
             first, last, EXPOSED=exposure and order is None, ORDERED=order is not None, SIZE=size, num_warps=tile.warps,
         )  # fmt: skip
     return life, kept
 
 
-def attend(q, k, v, kept, open_, *, counts, block: int, scale: float) -> tuple[Tensor, Tensor]:
+def attend(q, k, v, kept, active, *, counts, block: int, scale: float) -> tuple[Tensor, Tensor]:
     """y [B, H, T, D], lying as [B, T, H, D], and the log of each row's sum [B, H, T]."""
     batch, n_head, n_token, head_dim = q.shape
     out, lse = q.new_empty(batch, n_token, n_head, head_dim), q.new_empty(q.shape[:3], dtype=torch.float32)
     tile = config("kv_prune", "attend", head_dim)
     tiles = triton.cdiv(min(block, n_token), tile.block)
     _attend_kernel[triton.cdiv(n_token, block) * tiles, batch * n_head](
-        q, k, v, kept, _on_device(counts, q.device), open_, out, lse, *_strides(q, k, v), n_head, n_token, block, tiles,
-        scale, PRECISION=_precision(q), D=head_dim, **tile.options(),
+        q, k, v, kept, _on_device(counts, q.device), active, out, lse, *strides(q, k, v), n_head, n_token, block, tiles,
+        scale, PRECISION=precision(q), D=head_dim, **tile.options(),
     )  # fmt: skip
     return out.transpose(1, 2), lse
 
 
-def backward(grad, q, k, v, life, kept, open_, y, lse, *, counts, block: int, scale: float) -> tuple[Tensor, ...]:
+def backward(grad, q, k, v, life, kept, active, y, lse, *, counts, block: int, scale: float) -> tuple[Tensor, ...]:
     """Gradients of q, k and v, each [B, H, T, D], lying as [B, T, H, D]."""
     batch, n_head, n_token, head_dim = q.shape
     d_q, d_k, d_v = (q.new_empty(batch, n_token, n_head, head_dim) for _ in range(3))
-    delta, sizes = torch.empty_like(lse), (*_strides(q, k, v, grad), n_head, n_token)
-    flags = {"PRECISION": _precision(q), "D": head_dim}
+    delta, sizes = torch.empty_like(lse), (*strides(q, k, v, grad), n_head, n_token)
+    flags = {"PRECISION": precision(q), "D": head_dim}
     tile = config("kv_prune", "queries", head_dim)
     tiles = triton.cdiv(min(block, n_token), tile.block)
     _queries_kernel[triton.cdiv(n_token, block) * tiles, batch * n_head](
-        q, k, v, kept, _on_device(counts, q.device), open_, grad, y.transpose(1, 2).contiguous(), lse, delta, d_q,
+        q, k, v, kept, _on_device(counts, q.device), active, grad, y.transpose(1, 2).contiguous(), lse, delta, d_q,
         *sizes, block, tiles, scale, **flags, **tile.options(),
     )  # fmt: skip
     tile, by_life = config("kv_prune", "keys", head_dim), life.argsort(dim=-1, stable=True).int()
@@ -374,12 +371,3 @@ def backward(grad, q, k, v, life, kept, open_, y, lse, *, counts, block: int, sc
 def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """Copied there once: a copy in every step would wait for the host."""
     return torch.tensor(numbers or (0,), dtype=torch.int32, device=device)
-
-
-def _strides(*tensors: Tensor) -> tuple[int, ...]:
-    """Of batch, head and token; channels must lie side by side."""
-    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
-
-
-def _precision(q: Tensor) -> str:
-    return "ieee" if q.dtype == torch.float32 else "tf32"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ratrain.kernels.placement import check_kernel, laid_out, like, runs_kernel
+from ratrain.kernels.placement import check_qkv, laid_out, like, runs_kernel
 
 from . import reference
 
@@ -35,7 +35,7 @@ def keep(
     the mass, nonnegative fp32. `both`: keys leave with their values, so that mass is over those who are left. Where
     `active`, 0-d fp32, is 0, all stay. Nothing of this has a gradient. Raises ValueError on what does not fit.
     """
-    _check(q, k, k)
+    check_qkv("keep", q, k, k)
     ends = -(-q.shape[2] // block) - 1
     if len(counts) != ends or len(recent) != ends:
         raise ValueError(f"keep: {ends} blocks end before the last, got {len(counts)} counts and {len(recent)} recent")
@@ -57,22 +57,12 @@ def pruned_attention(
     life, kept, counts, block and active are those of `keep`. Gradients reach q, k and v. Raises ValueError on shapes,
     dtypes or devices that do not fit.
     """
-    _check(q, k, v)
+    check_qkv("pruned_attention", q, k, v)
     if life.shape != q.shape[:3] or life.dtype != torch.int32:
         raise ValueError(f"pruned_attention: life must be int32 {tuple(q.shape[:3])}, got {tuple(life.shape)}")
     active = q.new_ones((), dtype=torch.float32) if active is None else active
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return _attend(q, k, v, life, kept, active, list(counts), block, scale)[0]
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if q.dim() != 4 or k.shape != q.shape or v.shape != q.shape or not all(q.shape):
-        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
-        raise ValueError(f"kv_prune: q, k, v must be alike [B, H, T, D] and hold something, got {shapes}")
-    if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"kv_prune: q, k, v must be of one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
-    if q.device.type != "cpu":
-        check_kernel("kv_prune", q, k, v)
 
 
 @torch.library.custom_op("ratrain::kv_keep", mutates_args=())

@@ -1,4 +1,4 @@
-# pyright: reportCallIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # (a launch passes what the compiled kernel takes, and not the parameters that stand here)
 """Triton: causal flash attention whose scores have a gate per channel and, if tied, the other direction as well.
 
@@ -20,16 +20,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ratrain.kernels.tiles import LOG2E, precision, rows_of, strides
 from ratrain.kernels.tuning import Tile, config
-
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _rows(x, at, stride, inside, D: tl.constexpr):
-    """Rows `at` [N] of x, each of D channels; 0 where not inside."""
-    where = at[:, None].to(tl.int64) * stride + tl.arange(0, D)[None, :]
-    return tl.load(x + where, mask=inside[:, None], other=0.0)
+def _scores(
+    row_1, row_2, cols, inside, k, q, bias, stride_k, stride_q,
+    TIED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Of queries row_1 (and row_2, the other direction's) for the keys `cols`: [M, N], and those keys' k and q."""
+    k_j = rows_of(k, cols, stride_k, inside, D)
+    scores = tl.dot(row_1, tl.trans(k_j), input_precision=PRECISION)
+    q_j = k_j
+    if TIED:
+        q_j = rows_of(q, cols, stride_q, inside, D)
+        scores = tl.dot(row_2, tl.trans(q_j), scores, input_precision=PRECISION)
+    if BIASED:
+        scores += tl.load(bias + cols, mask=inside, other=0.0)[None, :] * LOG2E
+    return scores, k_j, q_j
 
 
 @triton.jit
@@ -43,17 +52,13 @@ def _seen(
     for at in range(start, stop, STEP):
         cols = at + tl.arange(0, STEP)
         inside = cols < n_token
-        scores = tl.dot(row_1, tl.trans(_rows(k, cols, stride_k, inside, D)), input_precision=PRECISION)
-        if TIED:
-            scores = tl.dot(row_2, tl.trans(_rows(q, cols, stride_q, inside, D)), scores, input_precision=PRECISION)
-        if BIASED:
-            scores += tl.load(bias + cols, mask=inside, other=0.0)[None, :] * LOG2E
+        scores, _, _ = _scores(row_1, row_2, cols, inside, k, q, bias, stride_k, stride_q, TIED, BIASED, PRECISION, D)
         if MASKED:
             scores = tl.where((cols[None, :] <= rows[:, None]) & inside[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         probs, fade = tl.exp2(scores - new_top[:, None]), tl.exp2(top - new_top)
         total, top = total * fade + tl.sum(probs, 1), new_top
-        values = _rows(v, cols, stride_v, inside, D)
+        values = rows_of(v, cols, stride_v, inside, D)
         acc = tl.dot(probs.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)
     return acc, top, total
 
@@ -74,11 +79,11 @@ def _forward_kernel(
         bias += bh * n_token
     rows, d = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
     inside = rows < n_token
-    row_1 = _rows(q, rows, q_t, inside, D)
+    row_1 = rows_of(q, rows, q_t, inside, D)
     row_1 = (row_1 * (tl.load(gate + h * D + d) * (scale * LOG2E))[None, :]).to(row_1.dtype)
     row_2 = row_1
     if TIED:
-        row_2 = _rows(k, rows, k_t, inside, D)
+        row_2 = rows_of(k, rows, k_t, inside, D)
         row_2 = (row_2 * (tl.load(w_r + h) * scale * LOG2E)).to(row_2.dtype)
     acc = tl.zeros([BLOCK, D], tl.float32)
     top, total = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
@@ -95,7 +100,7 @@ def _forward_kernel(
     at = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
     if BLENDED:
         tl.store(plain + at, acc.to(plain.dtype.element_ty), mask=inside[:, None])
-        acc += tl.load(alpha + h) * (_rows(v, rows, v_t, inside, D).to(tl.float32) - acc)
+        acc += tl.load(alpha + h) * (rows_of(v, rows, v_t, inside, D).to(tl.float32) - acc)
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=inside[:, None])
 
 
@@ -112,10 +117,10 @@ def _delta_kernel(
     inside = rows < n_token
     at = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
     o = tl.load(plain + at, mask=inside[:, None], other=0.0).to(tl.float32)
-    g = _rows(grad + b * g_b + h * g_h, rows, g_t, inside, D).to(tl.float32)
+    g = rows_of(grad + b * g_b + h * g_h, rows, g_t, inside, D).to(tl.float32)
     dot = tl.sum(g * o, 1)
     if BLENDED:
-        values = _rows(v + b * v_b + h * v_h, rows, v_t, inside, D).to(tl.float32)
+        values = rows_of(v + b * v_b + h * v_h, rows, v_t, inside, D).to(tl.float32)
         tl.store(d_alpha + bh * tl.num_programs(0) + block, tl.sum(tl.sum(g * values, 1) - dot, 0))
         dot *= 1 - tl.load(alpha + h)
     tl.store(delta + bh * n_token + rows, dot, mask=inside)
@@ -132,11 +137,11 @@ def _as_keys(
     for at in range(start, stop, STEP):
         rows = at + tl.arange(0, STEP)
         inside = rows < n_token
-        q_i = _rows(q, rows, stride_q, inside, D)
+        q_i = rows_of(q, rows, stride_q, inside, D)
         scores = tl.dot(col_1, tl.trans(q_i), input_precision=PRECISION)  # [keys, queries]
         k_i = q_i
         if TIED:
-            k_i = _rows(k, rows, stride_k, inside, D)
+            k_i = rows_of(k, rows, stride_k, inside, D)
             scores = tl.dot(col_2, tl.trans(k_i), scores, input_precision=PRECISION)
         if BIASED:
             scores += key_bias[:, None]
@@ -144,7 +149,7 @@ def _as_keys(
         probs = tl.exp2(scores - tl.load(lse + rows, mask=inside, other=float("inf"))[None, :])
         if MASKED:
             probs = tl.where(cols[:, None] <= rows[None, :], probs, 0.0)
-        d_o = _rows(grad, rows, stride_g, inside, D)
+        d_o = rows_of(grad, rows, stride_g, inside, D)
         d_o = (d_o * keep).to(d_o.dtype)
         d_v = tl.dot(probs.to(d_o.dtype), d_o, d_v, input_precision=PRECISION)
         d_probs = tl.dot(values, tl.trans(d_o), input_precision=PRECISION)
@@ -169,18 +174,13 @@ def _as_queries(
     for at in range(start, stop, STEP):
         cols = at + tl.arange(0, STEP)
         inside = cols < n_token
-        k_j = _rows(k, cols, stride_k, inside, D)
-        scores = tl.dot(row_1, tl.trans(k_j), input_precision=PRECISION)
-        q_j = k_j
-        if TIED:
-            q_j = _rows(q, cols, stride_q, inside, D)
-            scores = tl.dot(row_2, tl.trans(q_j), scores, input_precision=PRECISION)
-        if BIASED:
-            scores += tl.load(bias + cols, mask=inside, other=0.0)[None, :] * LOG2E
+        scores, k_j, q_j = _scores(
+            row_1, row_2, cols, inside, k, q, bias, stride_k, stride_q, TIED, BIASED, PRECISION, D
+        )
         probs = tl.exp2(scores - row_lse[:, None])
         if MASKED:
             probs = tl.where((cols[None, :] <= rows[:, None]) & inside[None, :], probs, 0.0)
-        d_probs = tl.dot(d_o, tl.trans(_rows(v, cols, stride_v, inside, D)), input_precision=PRECISION)
+        d_probs = tl.dot(d_o, tl.trans(rows_of(v, cols, stride_v, inside, D)), input_precision=PRECISION)
         d_scores = (probs * (d_probs - row_delta[:, None])).to(k_j.dtype)
         d_q = tl.dot(d_scores, k_j, d_q, input_precision=PRECISION)
         if TIED:
@@ -213,14 +213,14 @@ def _backward_kernel(
     keep = 1.0
     if BLENDED:
         keep = 1 - tl.load(alpha + h)
-    q_own, k_own = _rows(q, own, q_t, inside, D), _rows(k, own, k_t, inside, D)
+    q_own, k_own = rows_of(q, own, q_t, inside, D), rows_of(k, own, k_t, inside, D)
     # (gate q) . k is q . (gate k): gated once, whichever side stays in place
     gated_k, tied_q = (k_own * (gates * (scale * LOG2E))).to(k_own.dtype), (q_own * (w * scale * LOG2E)).to(q_own.dtype)
     key_bias = tl.zeros([BLOCK], tl.float32)
     if BIASED:
         key_bias = tl.load(bias + own, mask=inside, other=0.0) * LOG2E
 
-    values = _rows(v, own, v_t, inside, D)
+    values = rows_of(v, own, v_t, inside, D)
     sum_v, from_q = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK, D], tl.float32)
     from_k, sum_bias = from_q, tl.zeros([BLOCK], tl.float32)
     sum_v, from_q, from_k, sum_bias = _as_keys(
@@ -232,7 +232,7 @@ def _backward_kernel(
         q, k, grad, lse, delta, keep, q_t, k_t, g_t, n_token, TIED, BIASED, False, PRECISION, D, STEP,
     )  # fmt: skip
     at = ((b * n_token + own.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
-    d_o = _rows(grad, own, g_t, inside, D)
+    d_o = rows_of(grad, own, g_t, inside, D)
     if BLENDED:
         sum_v += (1 - keep) * d_o
     tl.store(d_v + at, sum_v.to(d_v.dtype.element_ty), mask=inside[:, None])
@@ -294,7 +294,7 @@ def forward(q, k, v, gate, w_r, bias, alpha, scale: float) -> tuple[Tensor, Tens
     tile = config("ra_attention", "forward" if w_r is None else "tied_forward", head_dim)
     grid = triton.cdiv(n_token, tile.block), batch * n_head
     _forward_kernel[grid](
-        q, k, v, gate, w_r, bias, alpha, out, plain, lse, *_strides(q, k, v), n_head, n_token, scale,
+        q, k, v, gate, w_r, bias, alpha, out, plain, lse, *strides(q, k, v), n_head, n_token, scale,
         **_flags(q, w_r, bias, alpha), D=head_dim, **tile.options(),
     )  # fmt: skip
     return out.transpose(1, 2), plain if alpha is None else plain.transpose(1, 2), lse
@@ -313,7 +313,7 @@ def backward(
     delta, d_alpha = torch.empty_like(lse), None if alpha is None else torch.empty(parts, **wide)
     plain = plain.transpose(1, 2).contiguous()  # as it was written
     _delta_kernel[grid](
-        grad, plain, v, alpha, delta, d_alpha, *_strides(grad, v), n_head, n_token,
+        grad, plain, v, alpha, delta, d_alpha, *strides(grad, v), n_head, n_token,
         BLENDED=flags["BLENDED"], D=head_dim, BLOCK=tile.block,
     )  # fmt: skip
     d_q, d_k, d_v = (q.new_empty(sizes) for _ in range(3))
@@ -322,7 +322,7 @@ def backward(
     d_bias = None if bias is None else torch.empty_like(lse)
     _backward_kernel[grid](
         q, k, v, gate, w_r, bias, alpha, grad, lse, delta, d_q, d_k, d_v, d_gate, d_w_r, d_bias,
-        *_strides(q, k, v, grad), n_head, n_token, scale,
+        *strides(q, k, v, grad), n_head, n_token, scale,
         **flags, D=head_dim, **tile.options(),
     )  # fmt: skip
     return (
@@ -336,11 +336,6 @@ def backward(
     )
 
 
-def _strides(*tensors: Tensor) -> tuple[int, ...]:
-    """Of batch, head and token; channels must lie side by side."""
-    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
-
-
 def _flags(q: Tensor, w_r: Tensor | None, bias: Tensor | None, alpha: Tensor | None) -> dict[str, object]:
-    precision = "ieee" if q.dtype == torch.float32 else "tf32"
-    return {"TIED": w_r is not None, "BIASED": bias is not None, "BLENDED": alpha is not None, "PRECISION": precision}
+    given = {"TIED": w_r, "BIASED": bias, "BLENDED": alpha}
+    return {"PRECISION": precision(q), **{flag: x is not None for flag, x in given.items()}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ratrain.kernels.placement import check_kernel, laid_out, like, runs_kernel
+from ratrain.kernels.placement import check_qkv, laid_out, like, runs_kernel
 
 from . import reference
 
@@ -34,27 +34,16 @@ def ra_attention(
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, *others: Tensor | None) -> None:
-    if q.dim() != 4 or k.shape != q.shape or v.shape != q.shape:
-        raise ValueError(f"ra_attention: q, k, v must be alike [B, H, T, D], got {_shapes(q, k, v)}")
-    if not all(q.shape):
-        raise ValueError(f"ra_attention: q must hold something, got {_shapes(q)}")
+    check_qkv("ra_attention", q, k, v)
     batch, n_head, n_token, head_dim = q.shape
     wanted = {"gate": (n_head, head_dim), "w_r": (n_head,), "bias": (batch, n_head, n_token), "alpha": (n_head,)}
     for (name, shape), given in zip(wanted.items(), (gate, *others), strict=True):
         if given is not None and tuple(given.shape) != shape:
-            raise ValueError(f"ra_attention: {name} must be {shape}, got {_shapes(given)}")
+            raise ValueError(f"ra_attention: {name} must be {shape}, got {tuple(given.shape)}")
         if given is not None and given.dtype != torch.promote_types(q.dtype, torch.float32):
             raise ValueError(f"ra_attention: {name} must be fp32, got {given.dtype}")
-    if any(given is not None and given.device != q.device for given in (k, v, gate, *others)):
-        raise ValueError(f"ra_attention: all must be on the device of q, {q.device}")
-    if k.dtype != q.dtype or v.dtype != q.dtype:
-        raise ValueError(f"ra_attention: q, k, v must be of one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
-    if q.device.type != "cpu":
-        check_kernel("ra_attention", q, k, v)
-
-
-def _shapes(*tensors: Tensor) -> str:
-    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        if given is not None and given.device != q.device:
+            raise ValueError(f"ra_attention: {name} must be on the device of q, {q.device}, got {given.device}")
 
 
 @torch.library.custom_op("ratrain::ra_attention", mutates_args=())

@@ -19,7 +19,7 @@ from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
 from ratrain.engine.check import Checked, check
 from ratrain.errors import Fault, ManifestError, MissingError, UsageError
-from ratrain.registry import Kinds, optim_kinds, patch_kinds
+from ratrain.registry import optim_kinds, patch_kinds
 
 # what every arm of a study must share with the baseline, or their losses are of different things
 _SHARED = ("model.block_size", "model.vocab_size", "data", "eval.windows", "train.precision", "scale")
@@ -36,6 +36,11 @@ class Arm:
     built: Checked
     recipe: str
 
+    def folder(self, init: int, data: int) -> str:
+        """Of the run with these seeds, below the folder of runs."""
+        seed = self.manifest.seed.model_copy(update={"init": init, "data": data})
+        return run_folder(self.manifest.model_copy(update={"seed": seed}))
+
 
 @dataclass(frozen=True)
 class Task:
@@ -47,6 +52,10 @@ class Task:
     source: Source
     patches: tuple[Path, ...]
     folder: str  # below the folder of runs
+
+    def manifest(self) -> Manifest:
+        """Resolved where it is asked for: the classes of kinds do not go to another process."""
+        return resolved(self.source, self.patches)
 
 
 @dataclass(frozen=True)
@@ -75,9 +84,7 @@ class Plan:
         """Every run, one seed after the other: a study that is stopped has whole blocks of arms."""
         for init, data in self.seeds:
             for arm in self.arms:
-                source = arm.source_of(init, data)
-                folder = run_folder(_resolved(source, _kinds(source, self.patches)))
-                yield Task(arm.name, init, data, source, self.patches, folder)
+                yield Task(arm.name, init, data, arm.source_of(init, data), self.patches, arm.folder(init, data))
 
 
 def make_plan(
@@ -165,18 +172,14 @@ def _arm(
         return read_source(file, scale=scale, overrides=[*draft.layers, *overrides, seed])
 
     source = source_of(*first)
-    manifest = _resolved(source, _kinds(source, patches))
+    manifest = resolved(source, patches)
     name = draft.name or manifest.id
     return Arm(name, draft.point, source_of, manifest, check(manifest), recipe_hash(manifest))
 
 
-def _kinds(source: Source, patches: Sequence[Path]) -> Kinds:
-    beside = (file.parent / "patches" for file in source.files)
-    return patch_kinds([*(folder for folder in beside if folder.is_dir()), *patches])
-
-
-def _resolved(source: Source, kinds: Kinds) -> Manifest:
-    return resolve(source, patches=kinds, optimizers=optim_kinds())
+def resolved(source: Source, patches: Sequence[Path]) -> Manifest:
+    """With the kinds of `patches` folders, and of those beside the manifest's files."""
+    return resolve(source, patches=patch_kinds(patches, beside=source.files), optimizers=optim_kinds())
 
 
 # -- what would mislead -------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from typing import Any
 
 from ratrain.ablation.plan import Arm, Plan
 from ratrain.atomic import write_file
-from ratrain.config.identity import run_folder
 from ratrain.engine.folder import RunFolder
 from ratrain.report.figures import sweep_figure
 
@@ -63,8 +62,7 @@ def rows_of(plan: Plan, out: Path) -> list[Row]:
 def _reached(arm: Arm, plan: Plan, out: Path) -> tuple[Reached, ...]:
     found = []
     for init, data in plan.seeds:
-        seed = arm.manifest.seed.model_copy(update={"init": init, "data": data})
-        folder = run_folder(arm.manifest.model_copy(update={"seed": seed}))
+        folder = arm.folder(init, data)
         state = RunFolder(out / folder).read_state()
         found.append(Reached(init, data, folder, str(state.get("status", "missing")), state.get("loss")))
     return tuple(found)

@@ -10,11 +10,9 @@ from multiprocessing.connection import Connection
 import torch
 
 from ratrain.ablation.plan import Task
-from ratrain.config.resolve import resolve
 from ratrain.engine.launch import AlreadyDone, Launch, train
 from ratrain.errors import Exit, RatrainError
 from ratrain.events import Compiled, Emit, Evaluated, Event, RunEnded, Window
-from ratrain.registry import optim_kinds, patch_kinds
 
 _TOLD = (Compiled, Window, Evaluated, RunEnded)  # what the table of the study shows
 
@@ -34,11 +32,8 @@ def work(task: Task, launch: Launch, pipe: Connection, lifeline: Connection) -> 
 
 
 def _ran(task: Task, launch: Launch, tell: Emit) -> tuple[int, str]:
-    beside = [file.parent / "patches" for file in task.source.files]
-    kinds = patch_kinds([*(folder for folder in beside if folder.is_dir()), *task.patches])
     try:
-        manifest = resolve(task.source, patches=kinds, optimizers=optim_kinds())
-        train(manifest, task.source, launch, sink=tell)
+        train(task.manifest(), task.source, launch, sink=tell)
     except AlreadyDone:
         return Exit.DONE, ""
     except RatrainError as error:

@@ -130,7 +130,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
     from ratrain.config.resolve import steps_total
 
     if as_json:
-        arms = [{"arm": arm.name, "recipe": arm.recipe, "file": str(arm.manifest.id)} for arm in plan.arms]
+        arms = [{"arm": arm.name, "id": arm.manifest.id, "recipe": arm.recipe} for arm in plan.arms]
         print(json.dumps({"name": plan.name, "seeds": plan.seeds, "arms": arms}, indent=1))
         return
     rows: list[tuple[str, ...]] = [("arm", "recipe", "steps", "parameters", "train FLOPs/token", "KV bytes/token")]

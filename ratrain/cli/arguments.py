@@ -58,8 +58,7 @@ def open_manifest(name: str, args: argparse.Namespace) -> tuple[Source, Kinds]:
     seeds = [] if seed is None else [f"seed.init={seed}", f"seed.data={seed}"]
     base = None if args.base is None else find_manifest(args.base)
     source = read_source(find_manifest(name), base=base, scale=args.scale, overrides=[*seeds, *args.set])
-    beside = (file.parent / "patches" for file in source.files)
-    return source, patch_kinds([*(folder for folder in beside if folder.is_dir()), *args.patches])
+    return source, patch_kinds(args.patches, beside=source.files)
 
 
 def resolve_manifest(name: str, args: argparse.Namespace) -> tuple[Manifest, Source]:

@@ -31,8 +31,7 @@ def spliced(word: str, root: Path, overrides: Sequence[str]) -> tuple[Manifest, 
     keys = [f"id={_MARK}{own['id'].removeprefix(_MARK)}", f"title={quoted(own['title'].removesuffix(_TITLE) + _TITLE)}"]
     keys += [f"{_PATCH}.enabled=true", f"{_PATCH}.activation={{ kind = 'at_once' }}", *overrides]
     source = read_source(folder / "resolved.toml", overrides=keys)
-    beside = folder / "patches"
-    kinds = patch_kinds([beside] if beside.is_dir() else [])
+    kinds = patch_kinds(beside=source.files)
     return resolve(source, patches=kinds, optimizers=optim_kinds()), source, branch
 
 

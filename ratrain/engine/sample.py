@@ -78,9 +78,8 @@ def load_run(folder: Path, *, device: torch.device, warn: Callable[[str], None])
 
     `warn` is told of each newer checkpoint that does not.
     """
-    beside = folder / "patches"
     source = read_source(folder / "resolved.toml")
-    kinds = patch_kinds([beside] if beside.is_dir() else [])
+    kinds = patch_kinds(beside=source.files)
     manifest = resolve(source, patches=kinds, optimizers=optim_kinds())
     checkpoint, path, failures = load_newest(folder / "checkpoints")
     if checkpoint is None:

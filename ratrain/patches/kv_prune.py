@@ -185,8 +185,10 @@ class PrunedCore(Core):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, cache=None) -> Tensor:  # each [B, H, S, D]
         if cache is None:
             return self._whole(q, k, v)
-        if isinstance(cache, KVCache):  # switched off, or half-way: nothing can leave yet
+        if isinstance(cache, QueryCache):
             return self._whole(*cache.append(q, k, v))[:, :, -q.shape[2] :]
+        if isinstance(cache, KVCache):
+            return super().forward(q, k, v, cache)
         pieces = []
         while q.shape[2]:
             fresh = min(q.shape[2], self.block - cache.size % self.block)
@@ -195,8 +197,9 @@ class PrunedCore(Core):
         return torch.cat(pieces, dim=2)
 
     def new_cache(self, length: int, code: ValueCode = PLAIN):
-        """A cache from which the evicted are gone, where this is switched on for good."""
-        return PrunedCache(self, length, code) if self.s == 1 else KVCache(length, code)
+        """A cache from which the evicted are gone, where this is switched on for good; the base's where it is off."""
+        kinds = {0.0: KVCache, 1.0: partial(PrunedCache, self)}
+        return kinds.get(self.s.item(), QueryCache)(length, code)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All queries from the first token on."""
@@ -411,6 +414,10 @@ class LearnedCore(PrunedCore):
 
     def probes(self) -> dict[str, Tensor]:
         return {"kept fraction": self.ratio.sigmoid()}
+
+
+class QueryCache(KVCache):
+    """Of a pruning that is half open: nothing may leave yet, and who would is decided anew from all queries."""
 
 
 class PrunedCache:

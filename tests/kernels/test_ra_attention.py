@@ -101,8 +101,8 @@ def test_the_result_flattens_its_heads_without_a_copy():
         ({"w_r": torch.zeros(8, dtype=torch.float64)}, r"w_r must be \(3,\)"),
         ({"bias": torch.zeros(3, 17, dtype=torch.float64)}, r"bias must be \(2, 3, 17\)"),
         ({"alpha": torch.zeros(3, dtype=torch.bfloat16)}, "alpha must be fp32, got torch.bfloat16"),
-        ({"v": torch.zeros(2, 3, 17, 8)}, "of one dtype"),
-        ({"gate": torch.zeros(3, 8, dtype=torch.float64, device="meta")}, "on the device of q, cpu"),
+        ({"v": torch.zeros(2, 3, 17, 8)}, "q, k, v must be of one dtype"),
+        ({"gate": torch.zeros(3, 8, dtype=torch.float64, device="meta")}, "gate must be on the device of q, cpu"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, told):

@@ -217,6 +217,18 @@ def test_until_it_is_switched_on_nothing_leaves_the_cache(pruned, s):
     torch.testing.assert_close(decode(model, tokens), model.logits(tokens), rtol=0, atol=1e-12)
 
 
+def test_switched_off_the_cache_is_the_bases(pruned):
+    model, caches = pruned(block=5), []
+    for s in (0.0, 0.5):
+        for block in model.blocks:
+            block.attn.core.s.fill_(s)
+        caches.append(model.new_caches()[0])
+        model.logits(tokens_of(24), [caches[-1], *model.new_caches()[1:]])
+    dense = 8 * 2 * 24 * 16  # float64, two sequences, tokens, channels
+    assert caches[0].nbytes == (dense, dense)
+    assert caches[1].nbytes == (2 * dense, dense)  # half open it keeps the queries too: who leaves is not decided yet
+
+
 # -- the learned ratio ------------------------------------------------------------------------------------------
 
 
