@@ -66,12 +66,12 @@ class Standing:
 
     def marks(self, arm: str) -> str:
         """A word per seed: a loss, how far it is, or how it ended."""
-        return "  ".join(self._mark(task) for task in self.arms[arm])
+        return "  ".join(f"{self._mark(task):>6}" for task in self.arms[arm])
 
     def _mark(self, task: Task) -> str:
         if (code := self.code.get(task.folder)) is not None:
             return f"{self.loss[task.folder]:.4f}" if code == Exit.DONE else _ENDS.get(Exit(code), f"exit {code}")
-        return f"{100 * self.spent[task.folder]:4.0f} %" if task.folder in self.spent else "."
+        return f"{100 * self.spent[task.folder]:.0f} %" if task.folder in self.spent else "."
 
 
 def line_of(said: Ended, standing: Standing) -> str:
@@ -79,10 +79,12 @@ def line_of(said: Ended, standing: Standing) -> str:
     task, loss = said.task, standing.loss.get(said.task.folder)
     seed = f"s{task.init}" if task.init == task.data else f"s{task.init}-{task.data}"
     done = sum(code == Exit.DONE for code in standing.code.values())
-    told = f"validation loss {loss:.4f}" if said.code == Exit.DONE and loss is not None else said.reason
-    what = _ENDS.get(Exit(said.code), f"failed with exit code {said.code}")
-    eta = "" if standing.eta is None else f"  ETA {standing.eta / 60:.0f} min"
-    return f"[{done}/{standing.total}] {task.arm} {seed}: {what}{f', {told}' if told else ''}{eta}"
+    if said.code == Exit.DONE:
+        what = "done" if loss is None else f"validation loss {loss:.4f}"
+    else:
+        what = said.reason or _ENDS.get(Exit(said.code), f"failed with exit code {said.code}")
+    eta = "" if standing.eta is None or standing.eta < 60 else f"  ETA {standing.eta / 60:.0f} min"
+    return f"[{done}/{standing.total}] {task.arm} {seed}: {what}{eta}"
 
 
 class Board:
@@ -107,7 +109,7 @@ class Board:
         s = self._standing
         eta = "" if s.eta is None else f", ETA {s.eta / 60:.0f} min"
         table = Table(title=f"{s.plan.name}: {100 * s.share:.0f} %{eta}", title_justify="left", box=None)
-        for head in ("arm", "by seed", f"- {s.plan.base.name}"):
+        for head in ("arm", "by seed", f"vs {s.plan.base.name}"):
             table.add_column(head, no_wrap=True)
         room = max(4, self._console.height - 4)
         names = list(s.arms)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,9 +49,8 @@ class Row:
     @property
     def status(self) -> str:
         """How many runs are done, and what became of those that are not."""
-        done = len(self.losses)
-        others = sorted({run.status for run in self.runs if run.status != "done"})
-        return ", ".join([f"{done}/{len(self.runs)}", *others])
+        others = Counter(run.status for run in self.runs if run.status != "done")
+        return ", ".join([f"{len(self.losses)}/{len(self.runs)}", *(f"{n} {word}" for word, n in others.items())])
 
 
 def rows_of(plan: Plan, out: Path) -> list[Row]:
@@ -64,7 +64,7 @@ def _reached(arm: Arm, plan: Plan, out: Path) -> tuple[Reached, ...]:
     for init, data in plan.seeds:
         folder = arm.folder(init, data)
         state = RunFolder(out / folder).read_state()
-        found.append(Reached(init, data, folder, str(state.get("status", "missing")), state.get("loss")))
+        found.append(Reached(init, data, folder, str(state.get("status", "not begun")), state.get("loss")))
     return tuple(found)
 
 
@@ -77,7 +77,7 @@ def _row(arm: Arm, base: Sequence[Reached], runs: Sequence[Reached]) -> Row:
     return Row(arm.name, arm.point, *costs, tuple(runs), differences)
 
 
-HEAD = ("arm", "val loss", "- base", "by seed", "parameters", "KV bytes/token", "runs")
+HEAD = ("arm", "val loss", "vs base", "by seed", "parameters", "KV bytes/token", "runs")
 
 
 def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
