@@ -1,36 +1,54 @@
 """Compiles every Triton kernel ahead of time, without a GPU: registers, spills, shared memory, tensor cores.
 
-    python -m ratrain.kernels.ahead [ARCH ...]
+    python -m ratrain.kernels.ahead [ARCH ...] [--repair] [--json]
 
-Exits with 1 where a configuration spills, or where a matrix product does not reach the tensor cores.
+Exits with 1 where a configuration spills registers, asks for more shared memory than there is, or has a 16-bit matrix
+product that does not reach the tensor cores. --repair writes the nearest tile that does not into `tuned/`.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import IO
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ratrain.kernels.tuning import Case, Tile, config, neighbours, tuned, write_tuned
+
 OPS = ("ra_attention", "kv_prune", "linear_cross_entropy")
+
+
+@dataclass(frozen=True)
+class Target:
+    """An architecture: the instruction that a bf16 product must become, and bytes of shared memory for a program."""
+
+    gpu: GPUTarget
+    matrix: str
+    shared: int
+
+
 TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-    "gfx1100": GPUTarget("hip", "gfx1100", 32),
+    "sm_80": Target(GPUTarget("cuda", 80, 32), "HMMA", 163 << 10),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), "HGMMA", 227 << 10),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), "UTCHMMA", 227 << 10),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), "v_mfma", 64 << 10),
+    "gfx1100": Target(GPUTarget("hip", "gfx1100", 32), "v_wmma", 64 << 10),
 }
-# the instruction that a bf16 product must become
-_MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma", "gfx1100": "v_wmma"}
 
 
 @dataclass(frozen=True)
@@ -43,42 +61,98 @@ class Compiled:
     registers: int
     spilled: int
     shared: int
-    products: bool  # whether it multiplies matrices
-    matrix: str  # the instruction by which it does; empty where there is none
+    matrix: str  # the instruction by which it multiplies matrices; empty where there is none
+    fault: str  # empty where it may be used
 
-    @property
-    def sound(self) -> bool:
-        return not self.spilled and bool(self.matrix) >= self.products
-
-
-def compile_all(archs: list[str]) -> Iterator[Compiled]:
-    """Every case of every op on each architecture."""
-    for arch in archs:
-        for op in OPS:
-            module = importlib.import_module(f"{__package__}.{op}.kernel")
-            for name, kernel, constants, tile in module.cases(arch):
-                yield compile_one(arch, name, kernel, constants, tile, module.POINTERS)
+    def __str__(self) -> str:
+        return (
+            f"{self.arch:8} {self.kernel:52} {self.tile:30} {self.registers:4} registers {self.spilled:5} B spilled "
+            f"{self.shared:7} B shared  {self.matrix:8} {self.fault}"
+        ).rstrip()
 
 
-def compile_one(arch: str, name: str, kernel, constants: dict, tile, pointers: dict[str, str]) -> Compiled:
-    """With bf16 tensors, and pointers and strides that 16 divides, as a model's are."""
-    types, attributes, constants = {}, {}, dict(constants)
-    for at, argument in enumerate(kernel.arg_names):
-        if argument in constants or argument.isupper():
-            types[argument] = "constexpr"
-        elif argument in pointers:
-            types[argument] = {"input": "*bf16", "fp32": "*fp32"}.get(pointers[argument], f"*{pointers[argument]}")
-        else:
-            types[argument] = "fp32" if argument == "scale" else "i32"
-        if types[argument] != "constexpr" and not argument.startswith(("n_", "scale")):
-            attributes[(at,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, types, constants, attributes)
+def all_cases() -> list[Case]:
+    """Of every op."""
+    modules = [importlib.import_module(f"{__package__}.{op}.kernel") for op in OPS]
+    return [case for module in modules for case in module.cases()]
+
+
+def compile_one(arch: str, case: Case, tile: Tile) -> Compiled:
+    """With pointers and strides that 16 divides, as a model's are."""
+    target = TARGETS[arch]
+    source = _source(case, tile)
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    built = triton.compile(source, target=TARGETS[arch], options=options)
-    registers, spilled, code = (_amd if arch.startswith("gfx") else _nvidia)(built.asm)
-    matrix = _MATRIX[arch] if _MATRIX[arch] in code else ""
     shape = f"{tile.block} x {tile.step}, {tile.warps} warps, {tile.stages} stages"
-    return Compiled(arch, name, shape, registers, spilled, built.metadata.shared, "PRECISION" in constants, matrix)
+    with tempfile.TemporaryFile() as said:
+        try:
+            with _stderr_to(said):
+                built = triton.compile(source, target=target.gpu, options=options)
+        except Exception as error:  # the compiler's own are of many kinds
+            said.seek(0)
+            told = re.search(rb"error: (.*)", said.read())
+            reason = told[1].decode() if told else f"{type(error).__name__}: {error}".splitlines()[0]
+            return Compiled(arch, case.name, shape, 0, 0, 0, "", f"does not compile: {reason}")
+    registers, spilled, code = (_amd if arch.startswith("gfx") else _nvidia)(built.asm)
+    matrix = target.matrix if target.matrix in code else ""
+    multiplies = "PRECISION" in case.constants and case.dtype != torch.float32
+    faults = {
+        "spills registers": spilled > 0,
+        f"asks for more than {target.shared} B of shared memory": built.metadata.shared > target.shared,
+        f"has no {target.matrix}": multiplies and not matrix,
+    }
+    fault = ", ".join(text for text, there in faults.items() if there)
+    return Compiled(arch, case.name, shape, registers, spilled, built.metadata.shared, matrix, fault)
+
+
+@contextmanager
+def _stderr_to(file: IO[bytes]) -> Iterator[None]:
+    """The compiler writes whole programs there when it fails, from C++."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def _source(case: Case, tile: Tile) -> ASTSource:
+    pointers = importlib.import_module(f"{__package__}.{case.op}.kernel").POINTERS
+    names = case.kernel.arg_names
+    constants = {**case.constants, **{key: value for key, value in tile.constants().items() if key in names}}
+    types, attributes = {}, {}
+    tensor = "*fp32" if case.dtype == torch.float32 else "*bf16"
+    for at, name in enumerate(names):
+        if name in constants:
+            types[name] = "constexpr"
+        elif name in pointers:
+            types[name] = {"input": tensor, "fp32": "*fp32"}.get(pointers[name], f"*{pointers[name]}")
+        else:
+            types[name] = "fp32" if name == "scale" else "i32"
+        if types[name] != "constexpr" and not name.startswith(("n_", "scale")):
+            attributes[(at,)] = [["tt.divisibility", 16]]
+    return ASTSource(case.kernel, types, constants, attributes)
+
+
+def repair(arch: str, cases: Iterable[Case]) -> Iterator[str]:
+    """Gives every tile with which one of its cases is refused to the nearest with which none is; tells each change."""
+    table = tuned(arch)
+    for key, group in groupby(sorted(cases, key=lambda case: case.key), key=lambda case: case.key):
+        op, phase, size = key
+        same = list(group)
+        old = config(*key, arch)
+        new = next((tile for tile in [old, *neighbours(old)] if _serves(arch, same, tile)), None)
+        if new is None:
+            yield f"{arch} {' '.join(key)}: no tile serves"
+        elif new != old:
+            table[op][phase][size] = [new.block, new.step, new.warps, new.stages]
+            write_tuned(arch, table)
+            yield f"{arch} {' '.join(key)}: {old} -> {new}"
+
+
+def _serves(arch: str, cases: Iterable[Case], tile: Tile) -> bool:
+    return not any(compile_one(arch, case, tile).fault for case in cases)
 
 
 def _nvidia(asm) -> tuple[int, int, str]:
@@ -106,27 +180,30 @@ def _run(tool: str, *arguments: str) -> str:
     return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def main(archs: list[str]) -> int:
-    unknown = set(archs) - {*TARGETS, "--json"}
-    if unknown:
-        print(f"no such architecture: {', '.join(sorted(unknown))}; expected some of {', '.join(TARGETS)}")
-        return 2
-    as_json, found = "--json" in archs, []
-    for one in compile_all([arch for arch in archs if arch != "--json"] or list(TARGETS)):
-        found.append(one)
-        if not as_json:
-            mark = "" if one.sound else "  REFUSED"
-            print(
-                f"{one.arch:8} {one.kernel:40} {one.tile:32} {one.registers:4} registers {one.spilled:5} B spilled "
-                f"{one.shared:7} B shared  {one.matrix}{mark}",
-                flush=True,
-            )
-    if as_json:
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m ratrain.kernels.ahead", description="Compiles every kernel without a GPU."
+    )
+    parser.add_argument("arch", nargs="*", help=f"some of {', '.join(TARGETS)} (all)")
+    parser.add_argument("--repair", action="store_true", help="replace the tiles that are refused")
+    parser.add_argument("--json", action="store_true", help="one JSON document in place of a line a kernel")
+    args = parser.parse_args()
+    if unknown := [arch for arch in args.arch if arch not in TARGETS]:
+        parser.error(f"no such architecture: {', '.join(unknown)}; expected some of {', '.join(TARGETS)}")
+    cases, found = all_cases(), []
+    for arch in args.arch or list(TARGETS):
+        for line in repair(arch, cases) if args.repair else ():
+            print(line, flush=True)
+        for case in cases:
+            found.append(compile_one(arch, case, config(*case.key, arch)))
+            if not args.json:
+                print(found[-1], flush=True)
+    if args.json:
         print(json.dumps([asdict(one) for one in found], indent=1))
-    refused = [one for one in found if not one.sound]
-    print(f"{len(found)} kernels, {len(refused)} refused", file=sys.stderr)
+    refused = sum(bool(one.fault) for one in found)
+    print(f"{len(found)} kernels, {refused} refused", file=sys.stderr)
     return 1 if refused else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

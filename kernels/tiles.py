@@ -22,6 +22,6 @@ def strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
 
 
-def precision(q: Tensor) -> str:
+def precision(dtype: torch.dtype) -> str:
     """Of fp32 products, which are to be exact; other dtypes do not look at it."""
-    return "ieee" if q.dtype == torch.float32 else "tf32"
+    return "ieee" if dtype == torch.float32 else "tf32"

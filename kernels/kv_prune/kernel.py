@@ -11,6 +11,7 @@ owns keys, sorted by how long they live, so that those of a tile are seen by muc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import cache
 
@@ -19,8 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ratrain.kernels.placement import HEAD_DIMS
 from ratrain.kernels.tiles import LOG2E, precision, rows_of, strides
-from ratrain.kernels.tuning import Tile, config
+from ratrain.kernels.tuning import Case, Tile, config, size_of
 
 
 @triton.jit
@@ -115,14 +117,13 @@ def _select_kernel(
         there = (at < seen) & (ends >= seen)
         bits = tl.where(there, bits, -1)
         count = tl.where(tl.load(active) > 0, tl.load(counts + r), seen)
-        low, high = tl.full([], 0, tl.int64), tl.full([], 0x7F800000, tl.int64) + 4 * n_token
+        low, high = tl.full([], 0, tl.int32), above + 4 * n_token  # below 2^31 up to two million tokens
         while low < high:  # the least bits that fewer than `count` keys exceed
-            middle = (low + high) // 2
-            more = tl.sum((bits.to(tl.int64) > middle).to(tl.int32), 0)
+            middle = low + (high - low) // 2
+            more = tl.sum((bits > middle).to(tl.int32), 0)
             low = tl.where(more < count, low, middle + 1)
             high = tl.where(more < count, middle, high)
-        better = bits.to(tl.int64) > low
-        equal = bits.to(tl.int64) == low
+        better, equal = bits > low, bits == low
         room = count - tl.sum(better.to(tl.int32), 0)
         stays = better | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))  # of equals the older ones
         ends = tl.where(there & ~stays, seen, ends)
@@ -279,25 +280,88 @@ def _keys_kernel(
     tl.store(d_v + where, sum_v.to(d_v.dtype.element_ty), mask=there[:, None])
 
 
+@triton.jit
+def _scores_kernel(
+    q, keys, scores, tops, totals, q_b, q_h, k_b, k_h, k_t, n_head, n_key, scale,
+    D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of one query a head: scores [B, H, N] to base 2, and each tile's largest and sum [B, H, tiles]."""
+    tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    b, h = bh // n_head, bh % n_head
+    at, d = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
+    there = at < n_key
+    row = tl.load(q + b * q_b + h * q_h + d).to(tl.float32) * (scale * LOG2E)
+    found = tl.sum(rows_of(keys + b * k_b + h * k_h, at, k_t, there, D).to(tl.float32) * row[None, :], 1)
+    tl.store(scores + bh * n_key + at, found, mask=there)
+    found = tl.where(there, found, float("-inf"))
+    top = tl.max(found, 0)
+    part = bh * tl.num_programs(0) + tile
+    tl.store(tops + part, top)
+    tl.store(totals + part, tl.sum(tl.exp2(found - top), 0))
+
+
+@triton.jit
+def _mix_kernel(
+    values, scores, tops, totals, places, weight, mass, y, spent, v_b, v_h, v_t, p_b, p_h, w_b, w_h, m_b, m_h,
+    n_head, n_key, n_value, n_part,
+    PLACED: tl.constexpr, WEIGHTED: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """A tile of values of one head: y [B, H, tiles, E] and spent [B, H, tiles], to be summed; mass grows."""
+    tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    b, h = bh // n_head, bh % n_head
+    parts = tl.arange(0, PARTS)
+    top = tl.load(tops + bh * n_part + parts, mask=parts < n_part, other=float("-inf"))
+    largest = tl.max(top, 0)
+    total = tl.load(totals + bh * n_part + parts, mask=parts < n_part, other=0.0)
+    norm = largest + tl.log2(tl.sum(total * tl.exp2(top - largest), 0))
+    at, d = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
+    there = at < n_value
+    where = at
+    if PLACED:
+        where = tl.load(places + b * p_b + h * p_h + at, mask=there, other=0)
+    probs = tl.exp2(tl.load(scores + bh * n_key + where, mask=there, other=float("-inf")) - norm)
+    held = mass + b * m_b + h * m_h + at
+    tl.store(held, tl.load(held, mask=there, other=0.0) + probs, mask=there)
+    if WEIGHTED:
+        probs *= tl.load(weight + b * w_b + h * w_h + at, mask=there, other=0.0)
+    mixed = tl.sum(probs[:, None] * rows_of(values + b * v_b + h * v_h, at, v_t, there, D).to(tl.float32), 0)
+    part = bh * tl.num_programs(0) + tile
+    tl.store(y + part * D + d, mixed)
+    tl.store(spent + part, tl.sum(probs, 0))
+
+
+_LENGTHS = "1024", "4096"  # of contexts that `select` has tiles for
+
+
 POINTERS = {
-    **dict.fromkeys(("q", "k", "v", "out", "grad", "d_q", "d_k", "d_v"), "input"),
+    **dict.fromkeys(("q", "k", "v", "out", "grad", "d_q", "d_k", "d_v", "keys", "values"), "input"),
     **dict.fromkeys(("lse", "delta", "mass", "order", "total", "active"), "fp32"),
+    **dict.fromkeys(("scores", "tops", "totals", "weight", "y", "spent"), "fp32"),
     **dict.fromkeys(("life", "kept", "counts", "recent", "by_life"), "i32"),
+    "places": "i64",
 }
 
 
-def cases(arch: str) -> Iterator[tuple[str, object, dict[str, object], Tile]]:
-    """What is compiled ahead of time: a name, the kernel, its constants, its tile."""
-    walks = {"sum": _sum_kernel, "mass": _mass_kernel, "attend": _attend_kernel, "queries": _queries_kernel}
-    for head_dim in (32, 64, 128):
-        for phase, kernel in {**walks, "keys": _keys_kernel}.items():
-            tile = config("kv_prune", phase, head_dim, arch)
-            constants = {"PRECISION": "tf32", "D": head_dim, "BLOCK": tile.block, "STEP": tile.step}
-            yield f"kv_prune {phase} D={head_dim}", kernel, constants, tile
-    for size in (1024, 4096):
-        tile = config("kv_prune", "select", size, arch)
-        constants = {"EXPOSED": True, "ORDERED": False, "order": None, "SIZE": size}
-        yield f"kv_prune select T={size}", _select_kernel, constants, tile
+def cases() -> Iterator[Case]:
+    """What is compiled ahead of time."""
+    walks = {
+        "sum": _sum_kernel, "mass": _mass_kernel, "attend": _attend_kernel, "queries": _queries_kernel,
+        "keys": _keys_kernel,
+    }  # fmt: skip
+    for dtype, head_dim in itertools.product((torch.bfloat16, torch.float32), HEAD_DIMS):
+        constants = {"PRECISION": precision(dtype), "D": head_dim}
+        for phase, kernel in walks.items():
+            yield Case("kv_prune", phase, size_of(head_dim, dtype), kernel, constants, dtype)
+        for phase, kernel in {"scores": _scores_kernel, "mix": _mix_kernel}.items():
+            flags = {"PLACED": True, "WEIGHTED": True, "PARTS": 64} if phase == "mix" else {}
+            yield Case("kv_prune", phase, size_of(head_dim, dtype), kernel, {"D": head_dim, **flags}, dtype)
+    for size in _LENGTHS:
+        constants = {"EXPOSED": True, "ORDERED": False, "order": None, "SIZE": int(size)}
+        yield Case("kv_prune", "select", size, _select_kernel, constants)
+
+
+def _tile(phase: str, q: Tensor) -> Tile:
+    return config("kv_prune", phase, size_of(q.shape[-1], q.dtype))
 
 
 def keep(q, k, order, active, *, counts, recent, block: int, sinks: int, exposure: bool, both: bool, scale: float):
@@ -313,21 +377,21 @@ def keep(q, k, order, active, *, counts, recent, block: int, sinks: int, exposur
     lse, total = torch.empty(life.shape, **wide), torch.zeros(life.shape, **wide)
     mass = torch.empty(kept.shape, **wide)
     sizes, heads = (*strides(q, k), n_head, n_token), batch * n_head
-    flags = {"PRECISION": precision(q), "D": head_dim}
+    flags = {"PRECISION": precision(q.dtype), "D": head_dim}
     numbers = _on_device(counts, q.device), _on_device(recent, q.device)
     for first, last in [(r, r + 1) for r in range(rows - 1)] if both else [(0, rows - 1)][: rows - 1]:
         begin, end = first * block, last * block
         if order is None:  # else nobody looks at the mass
-            tile = config("kv_prune", "sum", head_dim)
+            tile = _tile("sum", q)
             _sum_kernel[triton.cdiv(end - begin, tile.block), heads](
                 q, k, life, lse, *sizes, begin, end, scale, **flags, **tile.options()
             )
-            tile = config("kv_prune", "mass", head_dim)
+            tile = _tile("mass", q)
             _mass_kernel[triton.cdiv(n_token, tile.block), heads, last - first](
                 q, k, life, lse, mass, *sizes, block, first, scale, **flags, **tile.options()
             )
         size = triton.next_power_of_2(n_token)
-        tile = config("kv_prune", "select", size)
+        tile = config("kv_prune", "select", next((key for key in _LENGTHS if int(key) >= size), _LENGTHS[-1]))
         _select_kernel[(heads,)](
             mass, order, *numbers, active, total, life, kept, n_head, n_token, block, sinks,
             first, last, EXPOSED=exposure and order is None, ORDERED=order is not None, SIZE=size, num_warps=tile.warps,
@@ -339,11 +403,11 @@ def attend(q, k, v, kept, active, *, counts, block: int, scale: float) -> tuple[
     """y [B, H, T, D], lying as [B, T, H, D], and the log of each row's sum [B, H, T]."""
     batch, n_head, n_token, head_dim = q.shape
     out, lse = q.new_empty(batch, n_token, n_head, head_dim), q.new_empty(q.shape[:3], dtype=torch.float32)
-    tile = config("kv_prune", "attend", head_dim)
+    tile = _tile("attend", q)
     tiles = triton.cdiv(min(block, n_token), tile.block)
     _attend_kernel[triton.cdiv(n_token, block) * tiles, batch * n_head](
         q, k, v, kept, _on_device(counts, q.device), active, out, lse, *strides(q, k, v), n_head, n_token, block, tiles,
-        scale, PRECISION=precision(q), D=head_dim, **tile.options(),
+        scale, PRECISION=precision(q.dtype), D=head_dim, **tile.options(),
     )  # fmt: skip
     return out.transpose(1, 2), lse
 
@@ -353,18 +417,47 @@ def backward(grad, q, k, v, life, kept, active, y, lse, *, counts, block: int, s
     batch, n_head, n_token, head_dim = q.shape
     d_q, d_k, d_v = (q.new_empty(batch, n_token, n_head, head_dim) for _ in range(3))
     delta, sizes = torch.empty_like(lse), (*strides(q, k, v, grad), n_head, n_token)
-    flags = {"PRECISION": precision(q), "D": head_dim}
-    tile = config("kv_prune", "queries", head_dim)
+    flags = {"PRECISION": precision(q.dtype), "D": head_dim}
+    tile = _tile("queries", q)
     tiles = triton.cdiv(min(block, n_token), tile.block)
     _queries_kernel[triton.cdiv(n_token, block) * tiles, batch * n_head](
         q, k, v, kept, _on_device(counts, q.device), active, grad, y.transpose(1, 2).contiguous(), lse, delta, d_q,
         *sizes, block, tiles, scale, **flags, **tile.options(),
     )  # fmt: skip
-    tile, by_life = config("kv_prune", "keys", head_dim), life.argsort(dim=-1, stable=True).int()
+    tile, by_life = _tile("keys", q), life.argsort(dim=-1, stable=True).int()
     _keys_kernel[triton.cdiv(n_token, tile.block), batch * n_head](
         q, k, v, by_life, life, grad, lse, delta, d_k, d_v, *sizes, scale, **flags, **tile.options()
     )
     return d_q.transpose(1, 2), d_k.transpose(1, 2), d_v.transpose(1, 2)
+
+
+def decode(q, keys, values, mass, places, weight, *, renormalise: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """y [B, H, 1, E] and the spent probability [B, H, 1], of one query a head; mass [B, H, M] grows in place."""
+    batch, n_head, n_key, head_dim = keys.shape
+    n_value, heads = values.shape[2], batch * n_head
+    wide = {"dtype": torch.float32, "device": q.device}
+    tile = _tile("scores", q)
+    n_part = triton.cdiv(n_key, tile.block)
+    scores, tops, totals = (torch.empty(batch, n_head, n, **wide) for n in (n_key, n_part, n_part))
+    _scores_kernel[n_part, heads](
+        q, keys, scores, tops, totals, *q.stride()[:2], *strides(keys), n_head, n_key, scale,
+        D=head_dim, BLOCK=tile.block, num_warps=tile.warps,
+    )  # fmt: skip
+    tile = _tile("mix", values)
+    tiles = triton.cdiv(n_value, tile.block)
+    y, spent = torch.empty(batch, n_head, tiles, values.shape[3], **wide), torch.empty(batch, n_head, tiles, **wide)
+    _mix_kernel[tiles, heads](
+        values, scores, tops, totals, places, weight, mass, y, spent,
+        *strides(values), *_head_strides(places), *_head_strides(weight), *_head_strides(mass),
+        n_head, n_key, n_value, n_part, PLACED=places is not None, WEIGHTED=weight is not None, D=values.shape[3],
+        BLOCK=tile.block, PARTS=triton.next_power_of_2(n_part), num_warps=tile.warps,
+    )  # fmt: skip
+    y, spent = y.sum(2, keepdim=True), spent.sum(2, keepdim=True)
+    return (y / spent[..., None] if renormalise else y).to(values.dtype), spent
+
+
+def _head_strides(x: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if x is None else (x.stride(0), x.stride(1))
 
 
 @cache

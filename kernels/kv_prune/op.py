@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ratrain.kernels.placement import check_qkv, laid_out, like, runs_kernel
+from ratrain.kernels.placement import HEAD_DIMS, check_qkv, laid_out, like, on_kernels, runs_kernel
 
 from . import reference
 
@@ -63,6 +63,51 @@ def pruned_attention(
     active = q.new_ones((), dtype=torch.float32) if active is None else active
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return _attend(q, k, v, life, kept, active, list(counts), block, scale)[0]
+
+
+def decode_kept(
+    q: Tensor, keys: Tensor, values: Tensor, mass: Tensor, *, places: Tensor | None = None,
+    weight: Tensor | None = None, renormalise: bool = False, scale: float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The newest tokens attend to a cache from which the evicted are gone: y [B, H, S, E], and how much of the
+    probability [B, H, S] was spent on values that are there.
+
+    q [B, H, S, D]: the newest S of the tokens in keys [B, H, N, D]. values [B, H, M, E]: of all keys, M = N; or of
+    those at `places` [B, H, M] int64, probabilities being over all keys. `weight` [B, H, M]: 0 for a value that only
+    other heads hold. `renormalise`: what is spent is brought to 1. mass [B, H, M] grows by what each value received.
+    Nothing has a gradient. Raises ValueError on what does not fit.
+    """
+    batch, n_head, _, head_dim = q.shape
+    if keys.shape[:2] != (batch, n_head) or keys.shape[3] != head_dim or keys.dtype != q.dtype:
+        raise ValueError(f"decode_kept: keys {tuple(keys.shape)} do not fit q {tuple(q.shape)}")
+    n_value = keys.shape[2] if places is None else places.shape[2]
+    wanted = {"values": values.shape[:3], "mass": mass.shape, **({} if weight is None else {"weight": weight.shape})}
+    for name, shape in wanted.items():
+        if tuple(shape) != (batch, n_head, n_value):
+            raise ValueError(f"decode_kept: {name} must be {(batch, n_head, n_value)} first, got {tuple(shape)}")
+    scale = head_dim**-0.5 if scale is None else scale
+    return _decode(q.detach(), keys, values, mass, places, weight, renormalise, scale)
+
+
+@torch.library.custom_op("ratrain::decode_kept", mutates_args=("mass",))
+def _decode(
+    q: Tensor, keys: Tensor, values: Tensor, mass: Tensor, places: Tensor | None, weight: Tensor | None,
+    renormalise: bool, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    # a prompt's many queries, and codes of odd widths, are left to the vendor's products
+    if on_kernels(q) and q.shape[2] == 1 and {q.shape[3], values.shape[3]} <= {*HEAD_DIMS}:
+        from . import kernel
+
+        return kernel.decode(q, keys, values, mass, places, weight, renormalise=renormalise, scale=scale)
+    y, total, received = reference.decode(q, keys, values, places, weight, renormalise=renormalise, scale=scale)
+    mass += received
+    return y, total
+
+
+@_decode.register_fake
+def _(q, keys, values, mass, places, weight, renormalise, scale):
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return values.new_empty(*q.shape[:3], values.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
 
 
 @torch.library.custom_op("ratrain::kv_keep", mutates_args=())

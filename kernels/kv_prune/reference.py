@@ -65,6 +65,30 @@ def listed(life: Tensor, block: int, n_token: int) -> Tensor:
     return torch.stack(seen, dim=2)
 
 
+def decode(
+    q: Tensor, keys: Tensor, values: Tensor, places: Tensor | None, weight: Tensor | None, *, renormalise: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y [B, H, S, E], how much of the probability is spent [B, H, S], and what each value received [B, H, M].
+
+    q [B, H, S, D] are the newest S of the tokens in keys [B, H, N, D]. Values [B, H, M, E] are those of all keys, or of
+    the keys at `places` [B, H, M]; `weight` [B, H, M] is 0 for a value that is there for other heads only, else 1.
+    """
+    n_query, n_key = q.shape[2], keys.shape[2]
+    visible = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device).tril(n_key - n_query)
+    scores = scale * q @ keys.mT
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    probs = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    if places is not None:
+        probs = probs.gather(3, places[:, :, None].expand(-1, -1, n_query, -1))
+    received = probs.sum(2)
+    spent = probs if weight is None else probs * weight[:, :, None]
+    total = spent.sum(-1)
+    if renormalise:
+        spent = spent / total[..., None]
+    return spent.to(values.dtype) @ values, total, received
+
+
 def _ordered(value: Tensor, rank: Tensor, places: Tensor) -> Tensor:
     """Positions by rank, then among the newest by age, then by value; equals by position."""
     by_value = value.argsort(dim=-1, descending=True, stable=True)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ratrain.kernels.tuning import Tile, config
+from ratrain.kernels.tuning import Case, config
 
 
 @triton.jit
@@ -51,16 +51,15 @@ def _rows_kernel(
 POINTERS = {"logits": "input", "targets": "i64", "losses": "fp32"}
 
 
-def cases(arch: str) -> Iterator[tuple[str, object, dict[str, object], Tile]]:
-    """What is compiled ahead of time: a name, the kernel, its constants, its tile."""
-    tile = config("linear_cross_entropy", "rows", 0, arch)
-    yield "linear_cross_entropy rows", _rows_kernel, {"WANTS_GRAD": True, "BLOCK": tile.block}, tile
+def cases() -> Iterator[Case]:
+    """What is compiled ahead of time."""
+    yield Case("linear_cross_entropy", "rows", "any", _rows_kernel, {"WANTS_GRAD": True})
 
 
 def losses_and_gradient(logits: Tensor, targets: Tensor, *, n_class: int, ignore: int, wants_grad: bool) -> Tensor:
     """The loss of each row [n], fp32; with `wants_grad` the logits [n, V] become the gradient of the losses' sum."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    tile = config("linear_cross_entropy", "rows", 0)
+    tile = config("linear_cross_entropy", "rows", "any")
     _rows_kernel[(len(logits),)](
         logits, targets, losses, logits.stride(0), n_class, logits.shape[1], ignore,
         WANTS_GRAD=wants_grad, BLOCK=tile.block, num_warps=tile.warps,

@@ -2,17 +2,19 @@
 # (a launch passes what the compiled kernel takes, and not the parameters that stand here)
 """Triton: causal flash attention whose scores have a gate per channel and, if tied, the other direction as well.
 
-One program owns a block of tokens of one head. Forward: its queries walk over the keys before them, twice where tied:
-`gate q_i . k_j` and `w_r k_i . q_j` add up in one accumulator, so that nothing is ever twice as wide. Backward: the
-same block is first a block of keys, walked over by all later queries, then a block of queries; a token's q and k
-collect gradients in both roles and are written once. No atomics: equal inputs give equal bits. Probabilities are
-recomputed from the saved log of each row's sum (FlashAttention-2, Dao 2023, arXiv:2307.08691), to base 2.
+One program owns a block of tokens of one head. Forward: its queries walk over the keys before them; where tied,
+`gate q_i . k_j` and `w_r k_i . q_j` add up in one accumulator, so that nothing is ever twice as wide. Backward, two
+kernels: a block of keys is walked over by all later queries, then a block of queries walks over the keys before it. A
+token's q and k collect gradients in both roles: what the first kernel finds waits in fp32 for the second. No atomics:
+equal inputs give equal bits. Probabilities are recomputed from the saved log of each row's sum, to base 2
+(FlashAttention-2, Dao 2023, arXiv:2307.08691).
 
 A tensor [B, H, T, D] comes with its three strides, and channels side by side: the packed projection is read in place.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -20,8 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ratrain.kernels.placement import HEAD_DIMS
 from ratrain.kernels.tiles import LOG2E, precision, rows_of, strides
-from ratrain.kernels.tuning import Tile, config
+from ratrain.kernels.tuning import Case, Tile, config, size_of
 
 
 @triton.jit
@@ -189,97 +192,139 @@ def _as_queries(
 
 
 @triton.jit
-def _backward_kernel(
-    q, k, v, gate, w_r, bias, alpha, grad, lse, delta, d_q, d_k, d_v, d_gate, d_w_r, d_bias,
+def _keys_kernel(
+    q, k, v, gate, w_r, bias, alpha, grad, lse, delta, d_k, d_v, half_q, half_k, d_gate, d_w_r, d_bias,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, scale,
     TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr, PRECISION: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """d_q, d_k, d_v [B, T, H, D]; d_gate [B, H, blocks, D] and d_w_r [B, H, blocks], to be summed; d_bias [B, H, T]."""
+    """d_v, d_k [B, T, H, D]; d_gate, d_w_r [B, H, blocks, D], to be summed; d_bias [B, H, T].
+
+    Where tied, half_q and half_k [B, T, H, D], fp32: what tokens get in this role, without scale; d_k waits for both.
+    """
     block, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     b, h = bh // n_head, bh % n_head
     q, k, v, grad = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h, grad + b * g_b + h * g_h
     lse, delta = lse + bh * n_token, delta + bh * n_token
+    start, d = block * BLOCK, tl.arange(0, D)
+    own = start + tl.arange(0, BLOCK)
+    inside = own < n_token
+    gates = tl.load(gate + h * D + d)[None, :]
+    k_own, values = rows_of(k, own, k_t, inside, D), rows_of(v, own, v_t, inside, D)
+    # (gate q) . k is q . (gate k): gated once, on the side that stays in place
+    col_1 = (k_own * (gates * (scale * LOG2E))).to(k_own.dtype)
+    col_2, w, keep = col_1, 0.0, 1.0
+    if TIED:
+        w = tl.load(w_r + h)
+        col_2 = (rows_of(q, own, q_t, inside, D) * (w * scale * LOG2E)).to(k_own.dtype)
+    if BLENDED:
+        keep = 1 - tl.load(alpha + h)
+    key_bias = tl.zeros([BLOCK], tl.float32)
+    if BIASED:
+        key_bias = tl.load(bias + bh * n_token + own, mask=inside, other=0.0) * LOG2E
+    sum_v, from_q, from_k = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK, D], tl.float32), 0.0
+    if TIED:
+        from_k = tl.zeros([BLOCK, D], tl.float32)
+    sum_bias = tl.zeros([BLOCK], tl.float32)
+    sum_v, from_q, from_k, sum_bias = _as_keys(
+        sum_v, from_q, from_k, sum_bias, col_1, col_2, values, own, key_bias, start,
+        tl.minimum(start + BLOCK, n_token), q, k, grad, lse, delta, keep, q_t, k_t, g_t, n_token, TIED, BIASED, True,
+        PRECISION, D, STEP,
+    )  # fmt: skip
+    sum_v, from_q, from_k, sum_bias = _as_keys(
+        sum_v, from_q, from_k, sum_bias, col_1, col_2, values, own, key_bias, start + BLOCK, n_token,
+        q, k, grad, lse, delta, keep, q_t, k_t, g_t, n_token, TIED, BIASED, False, PRECISION, D, STEP,
+    )  # fmt: skip
+    at = ((b * n_token + own.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    if BLENDED:
+        sum_v += (1 - keep) * rows_of(grad, own, g_t, inside, D)
+    tl.store(d_v + at, sum_v.to(d_v.dtype.element_ty), mask=inside[:, None])
+    if BIASED:
+        tl.store(d_bias + bh * n_token + own, sum_bias, mask=inside)
+    # the sum over pairs of d_score q_i k_j, taken here by the keys; that of k_i q_j likewise
+    part = (bh * tl.num_programs(0) + block) * D + d
+    tl.store(d_gate + part, tl.sum(rows_of(k, own, k_t, inside, D) * from_q, 0) * scale)
+    if TIED:
+        tl.store(d_w_r + part, tl.sum(rows_of(q, own, q_t, inside, D) * from_k, 0) * scale)
+        tl.store(half_k + at, gates * from_q, mask=inside[:, None])
+        tl.store(half_q + at, w * from_k, mask=inside[:, None])
+    else:
+        tl.store(d_k + at, (scale * (gates * from_q)).to(d_k.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _queries_kernel(
+    q, k, v, gate, w_r, bias, alpha, grad, lse, delta, half_q, half_k, d_q, d_k,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, scale,
+    TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """d_q [B, T, H, D] and, where tied, d_k: what half_q and half_k hold, and what tokens get as queries."""
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest walks first
+    bh = tl.program_id(1).to(tl.int64)
+    b, h = bh // n_head, bh % n_head
+    q, k, v, grad = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h, grad + b * g_b + h * g_h
     if BIASED:
         bias += bh * n_token
     start, d = block * BLOCK, tl.arange(0, D)
     own = start + tl.arange(0, BLOCK)
     inside = own < n_token
-    end = tl.minimum(start + BLOCK, n_token)
     gates = tl.load(gate + h * D + d)[None, :]
-    w = 0.0
-    if TIED:
-        w = tl.load(w_r + h)
-    keep = 1.0
-    if BLENDED:
-        keep = 1 - tl.load(alpha + h)
-    q_own, k_own = rows_of(q, own, q_t, inside, D), rows_of(k, own, k_t, inside, D)
-    # (gate q) . k is q . (gate k): gated once, whichever side stays in place
-    gated_k, tied_q = (k_own * (gates * (scale * LOG2E))).to(k_own.dtype), (q_own * (w * scale * LOG2E)).to(q_own.dtype)
-    key_bias = tl.zeros([BLOCK], tl.float32)
-    if BIASED:
-        key_bias = tl.load(bias + own, mask=inside, other=0.0) * LOG2E
-
-    values = rows_of(v, own, v_t, inside, D)
-    sum_v, from_q = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK, D], tl.float32)
-    from_k, sum_bias = from_q, tl.zeros([BLOCK], tl.float32)
-    sum_v, from_q, from_k, sum_bias = _as_keys(
-        sum_v, from_q, from_k, sum_bias, gated_k, tied_q, values, own, key_bias, start, end,
-        q, k, grad, lse, delta, keep, q_t, k_t, g_t, n_token, TIED, BIASED, True, PRECISION, D, STEP,
-    )  # fmt: skip
-    sum_v, from_q, from_k, sum_bias = _as_keys(
-        sum_v, from_q, from_k, sum_bias, gated_k, tied_q, values, own, key_bias, start + BLOCK, n_token,
-        q, k, grad, lse, delta, keep, q_t, k_t, g_t, n_token, TIED, BIASED, False, PRECISION, D, STEP,
-    )  # fmt: skip
-    at = ((b * n_token + own.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
     d_o = rows_of(grad, own, g_t, inside, D)
     if BLENDED:
-        sum_v += (1 - keep) * d_o
-    tl.store(d_v + at, sum_v.to(d_v.dtype.element_ty), mask=inside[:, None])
-    if BIASED:
-        tl.store(d_bias + bh * n_token + own, sum_bias, mask=inside)
-
-    d_o = (d_o * keep).to(d_o.dtype)
-    gated_q, tied_k = (q_own * (gates * (scale * LOG2E))).to(q_own.dtype), (k_own * (w * scale * LOG2E)).to(k_own.dtype)
-    row_lse = tl.load(lse + own, mask=inside, other=float("inf"))
-    row_delta = tl.load(delta + own, mask=inside, other=0.0)
-    to_q, to_k = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK, D], tl.float32)
+        d_o = (d_o * (1 - tl.load(alpha + h))).to(d_o.dtype)
+    row_1 = rows_of(q, own, q_t, inside, D)
+    row_1 = (row_1 * (gates * (scale * LOG2E))).to(row_1.dtype)
+    row_2, w, to_k = row_1, 0.0, 0.0
+    if TIED:
+        w, to_k = tl.load(w_r + h), tl.zeros([BLOCK, D], tl.float32)
+        row_2 = (rows_of(k, own, k_t, inside, D) * (w * scale * LOG2E)).to(row_1.dtype)
+    row_lse = tl.load(lse + bh * n_token + own, mask=inside, other=float("inf"))
+    row_delta = tl.load(delta + bh * n_token + own, mask=inside, other=0.0)
+    to_q = tl.zeros([BLOCK, D], tl.float32)
     to_q, to_k = _as_queries(
-        to_q, to_k, gated_q, tied_k, d_o, own, row_lse, row_delta, 0, start,
+        to_q, to_k, row_1, row_2, d_o, own, row_lse, row_delta, 0, start,
         q, k, v, bias, q_t, k_t, v_t, n_token, TIED, BIASED, False, PRECISION, D, STEP,
     )  # fmt: skip
     to_q, to_k = _as_queries(
-        to_q, to_k, gated_q, tied_k, d_o, own, row_lse, row_delta, start, end,
+        to_q, to_k, row_1, row_2, d_o, own, row_lse, row_delta, start, tl.minimum(start + BLOCK, n_token),
         q, k, v, bias, q_t, k_t, v_t, n_token, TIED, BIASED, True, PRECISION, D, STEP,
     )  # fmt: skip
-    part = bh * tl.num_programs(0) + block
-    tl.store(d_gate + part * D + d, tl.sum(q_own * to_q, 0) * scale)
-    total_q, total_k = gates * to_q, gates * from_q
+    at = ((b * n_token + own.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    to_q = gates * to_q
     if TIED:
-        tl.store(d_w_r + part, tl.sum(tl.sum(k_own * to_k, 1), 0) * scale)
-        total_q, total_k = total_q + w * from_k, total_k + w * to_k
-    tl.store(d_q + at, (scale * total_q).to(d_q.dtype.element_ty), mask=inside[:, None])
-    tl.store(d_k + at, (scale * total_k).to(d_k.dtype.element_ty), mask=inside[:, None])
+        to_q += tl.load(half_q + at, mask=inside[:, None], other=0.0)
+        to_k = w * to_k + tl.load(half_k + at, mask=inside[:, None], other=0.0)
+        tl.store(d_k + at, (scale * to_k).to(d_k.dtype.element_ty), mask=inside[:, None])
+    tl.store(d_q + at, (scale * to_q).to(d_q.dtype.element_ty), mask=inside[:, None])
 
 
 # of each argument by name, for compiling ahead of time; what is not named is an int
 POINTERS = {
     **dict.fromkeys(("q", "k", "v", "out", "plain", "grad", "d_q", "d_k", "d_v"), "input"),
     **dict.fromkeys(("gate", "w_r", "bias", "alpha", "lse", "delta", "d_gate", "d_w_r", "d_bias", "d_alpha"), "fp32"),
+    **dict.fromkeys(("half_q", "half_k"), "fp32"),
 }
 
 
-def cases(arch: str) -> Iterator[tuple[str, object, dict[str, object], Tile]]:
-    """What is compiled ahead of time: a name, the kernel, its constants, its tile."""
-    for head_dim in (32, 64, 128):
-        for tied in (False, True):
-            flags = {"TIED": tied, "BIASED": False, "BLENDED": False, "PRECISION": "tf32", "D": head_dim}
-            for phase, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
-                tile = config("ra_attention", f"tied_{phase}" if tied else phase, head_dim, arch)
-                yield (
-                    f"ra_attention {'tied' if tied else 'folded'} {phase} D={head_dim}",
-                    kernel, {**flags, "BLOCK": tile.block, "STEP": tile.step}, tile,
-                )  # fmt: skip
+def cases() -> Iterator[Case]:
+    """What is compiled ahead of time: both directions and one, with all that may be added and with nothing."""
+    phases = {"forward": _forward_kernel, "keys": _keys_kernel, "queries": _queries_kernel}
+    for dtype, head_dim in itertools.product((torch.bfloat16, torch.float32), HEAD_DIMS):
+        shared = {"PRECISION": precision(dtype), "D": head_dim}
+        for tied, added, (phase, kernel) in itertools.product((False, True), (False, True), phases.items()):
+            flags = {"TIED": tied, "BIASED": added, "BLENDED": added}
+            absent = {name: None for name, there in {"w_r": tied, "bias": added, "alpha": added}.items() if not there}
+            constants, key = {**shared, **flags, **absent}, (_phase(phase, tied=tied), size_of(head_dim, dtype))
+            yield Case("ra_attention", *key, kernel, constants, dtype, "with bias and blend" if added else "")
+
+
+def _phase(name: str, *, tied: bool) -> str:
+    return f"tied_{name}" if tied else name
+
+
+def _tile(name: str, q: Tensor, w_r: Tensor | None) -> Tile:
+    return config("ra_attention", _phase(name, tied=w_r is not None), size_of(q.shape[-1], q.dtype))
 
 
 def forward(q, k, v, gate, w_r, bias, alpha, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -291,7 +336,7 @@ def forward(q, k, v, gate, w_r, bias, alpha, scale: float) -> tuple[Tensor, Tens
     out = q.new_empty(batch, n_token, n_head, head_dim)
     plain = q.new_empty(0) if alpha is None else torch.empty_like(out)
     lse = q.new_empty(batch, n_head, n_token, dtype=torch.float32)
-    tile = config("ra_attention", "forward" if w_r is None else "tied_forward", head_dim)
+    tile = _tile("forward", q, w_r)
     grid = triton.cdiv(n_token, tile.block), batch * n_head
     _forward_kernel[grid](
         q, k, v, gate, w_r, bias, alpha, out, plain, lse, *strides(q, k, v), n_head, n_token, scale,
@@ -305,11 +350,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, gate, w_r, bias, alpha; nothing for what is None. `plain` is o."""
     batch, n_head, n_token, head_dim = q.shape
-    tile = config("ra_attention", "backward" if w_r is None else "tied_backward", head_dim)
-    blocks = triton.cdiv(n_token, tile.block)
-    grid, sizes = (blocks, batch * n_head), (batch, n_token, n_head, head_dim)
-    flags, parts = _flags(q, w_r, bias, alpha), (batch, n_head, blocks)
+    flags, sizes = _flags(q, w_r, bias, alpha), (batch, n_token, n_head, head_dim)
     wide = {"dtype": torch.float32, "device": q.device}
+    tile = _tile("keys", q, w_r)
+    blocks = triton.cdiv(n_token, tile.block)
+    grid, parts = (blocks, batch * n_head), (batch, n_head, blocks)
     delta, d_alpha = torch.empty_like(lse), None if alpha is None else torch.empty(parts, **wide)
     plain = plain.transpose(1, 2).contiguous()  # as it was written
     _delta_kernel[grid](
@@ -317,20 +362,25 @@ def backward(
         BLENDED=flags["BLENDED"], D=head_dim, BLOCK=tile.block,
     )  # fmt: skip
     d_q, d_k, d_v = (q.new_empty(sizes) for _ in range(3))
+    half_q, half_k = (None if w_r is None else torch.empty(sizes, **wide) for _ in range(2))
     d_gate = torch.empty(*parts, head_dim, **wide)
-    d_w_r = None if w_r is None else torch.empty(parts, **wide)
+    d_w_r = None if w_r is None else torch.empty_like(d_gate)
     d_bias = None if bias is None else torch.empty_like(lse)
-    _backward_kernel[grid](
-        q, k, v, gate, w_r, bias, alpha, grad, lse, delta, d_q, d_k, d_v, d_gate, d_w_r, d_bias,
-        *strides(q, k, v, grad), n_head, n_token, scale,
+    given, where = (q, k, v, gate, w_r, bias, alpha, grad, lse, delta), strides(q, k, v, grad)
+    _keys_kernel[grid](
+        *given, d_k, d_v, half_q, half_k, d_gate, d_w_r, d_bias, *where, n_head, n_token, scale,
         **flags, D=head_dim, **tile.options(),
     )  # fmt: skip
+    tile = _tile("queries", q, w_r)
+    _queries_kernel[triton.cdiv(n_token, tile.block), batch * n_head](
+        *given, half_q, half_k, d_q, d_k, *where, n_head, n_token, scale, **flags, D=head_dim, **tile.options()
+    )
     return (
         d_q.transpose(1, 2),
         d_k.transpose(1, 2),
         d_v.transpose(1, 2),
         d_gate.sum((0, 2)),
-        q.new_empty(0) if d_w_r is None else d_w_r.sum((0, 2)),
+        q.new_empty(0) if d_w_r is None else d_w_r.sum((0, 2, 3)),
         q.new_empty(0) if d_bias is None else d_bias,
         q.new_empty(0) if d_alpha is None else d_alpha.sum((0, 2)),
     )
@@ -338,4 +388,4 @@ def backward(
 
 def _flags(q: Tensor, w_r: Tensor | None, bias: Tensor | None, alpha: Tensor | None) -> dict[str, object]:
     given = {"TIED": w_r, "BIASED": bias, "BLENDED": alpha}
-    return {"PRECISION": precision(q), **{flag: x is not None for flag, x in given.items()}}
+    return {"PRECISION": precision(q.dtype), **{flag: x is not None for flag, x in given.items()}}

@@ -33,7 +33,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec, Section
-from ratrain.kernels.kv_prune import keep, pruned_attention
+from ratrain.kernels.kv_prune import decode_kept, keep, pruned_attention
 from ratrain.kernels.placement import runs_kernel
 from ratrain.model.cache import PLAIN, KVCache, ValueCode
 from ratrain.model.gpt2 import Core
@@ -427,52 +427,78 @@ class PrunedCache:
     Heads that have learned to keep fewer than others hold as many, of which `weight` [B, H, held] counts theirs.
     """
 
-    keys: Tensor
-    values: Tensor
-    places: Tensor  # [B, H, held], positions of the values
-    mass: Tensor
-    weight: Tensor
     lost: Tensor  # [B, H, D], sum of the values that have left, folded as the code folds them
 
     def __init__(self, core: PrunedCore, length: int, code: ValueCode = PLAIN):
-        self.core, self.length, self.code, self.size = core, length, code, 0
+        self.core, self.length, self.code, self.size, self.held = core, length, code, 0, 0
         self.v_only = core.options.mode == "v_only"
+        self._room: dict[str, Tensor] = {}  # each [B, H, room, ...], of which the first `held` (or `size`) count
 
     @property
     def nbytes(self) -> tuple[int, int]:
         """Of the keys and of the values that are held."""
-        return (self.keys.nbytes, self.values.nbytes) if self.size else (0, 0)
+        if not self.size:
+            return 0, 0
+        return tuple(held.numel() * held.element_size() for held in (self.keys, self.values))  # type: ignore[return-value]
+
+    @property
+    def keys(self) -> Tensor:
+        return self._room["keys"][:, :, : self.size if self.v_only else self.held]
+
+    @property
+    def values(self) -> Tensor:
+        return self._room["values"][:, :, : self.held]
+
+    @property
+    def places(self) -> Tensor:
+        """Positions of the values [B, H, held]."""
+        return self._room["places"][:, :, : self.held]
+
+    @property
+    def mass(self) -> Tensor:
+        return self._room["mass"][:, :, : self.held]
+
+    @property
+    def weight(self) -> Tensor:
+        return self._room["weight"][:, :, : self.held]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Adds tokens of one block, [B, H, S, D] each, attends for them and, at the block's end, evicts."""
         self._append(k, v)
-        probs = self.core.probabilities(q, self.keys, None)
-        if self.v_only:
-            probs = probs.gather(3, self.places[:, :, None].expand(-1, -1, q.shape[2], -1))
-        self.mass = self.mass + probs.sum(2)
-        values = self.code.fold(self.values)
-        n_lost = self.size - self.weight.sum(2, keepdim=True)  # [B, H, 1]
-        if not self.v_only or self.size <= self.core.block:
-            y = probs.to(v.dtype) @ values
-        else:
-            mean = self.lost / n_lost.clamp(min=1) if self.core.options.missing == "residual" else None
-            y = self.core.finish(probs * self.weight[:, :, None], values, mean)
+        places, weight = (self.places, self.weight) if self.v_only else (None, None)
+        y, spent = decode_kept(
+            q, self.keys, self.code.fold(self.values), self.mass, places=places, weight=weight,
+            renormalise=self.v_only and self.core.options.missing == "renormalise",
+        )  # fmt: skip
+        if self.core.options.missing == "residual":
+            n_lost = self.size - self.weight.sum(2, keepdim=True)  # [B, H, 1]
+            y = y + ((1 - spent)[..., None] * (self.lost / n_lost.clamp(min=1))[:, :, None]).to(y.dtype)
         if self.size % self.core.block == 0:
             self._evict()
         return self.code.unfold(y).to(v.dtype)
 
     def _append(self, k: Tensor, v: Tensor) -> None:
         v = self.code.compress(v)
-        places = torch.arange(self.size, self.size + k.shape[2], device=k.device).expand(k.shape[:3])
-        none = torch.zeros(k.shape[:3], dtype=torch.promote_types(k.dtype, torch.float32), device=k.device)
+        fresh = k.shape[2]
         if not self.size:
-            self.keys, self.values, self.places, self.mass, self.weight = k, v, places, none, none + 1
-            self.lost = torch.zeros_like(self.code.fold(v)[:, :, 0], dtype=none.dtype)
-        else:
-            self.keys, self.values = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
-            self.places = torch.cat([self.places, places], dim=2)
-            self.mass, self.weight = torch.cat([self.mass, none], dim=2), torch.cat([self.weight, none + 1], dim=2)
-        self.size += k.shape[2]
+            self._make_room(k, v)
+        self.size, self.held = self.size + fresh, self.held + fresh
+        self.keys[:, :, -fresh:], self.values[:, :, -fresh:] = k, v
+        self.places[:, :, -fresh:] = torch.arange(self.size - fresh, self.size, device=k.device)
+        self.mass[:, :, -fresh:], self.weight[:, :, -fresh:] = 0.0, 1.0
+
+    def _make_room(self, k: Tensor, v: Tensor) -> None:
+        """Once, for all that will ever be held: a cache that is made anew for every token is copied for every token."""
+        room = min(self.length, int(self.core.counts(self.length).ceil().max()) + self.core.block)
+        wide = torch.promote_types(k.dtype, torch.float32)
+        self._room = {
+            "keys": k.new_empty(*k.shape[:2], self.length if self.v_only else room, k.shape[3]),
+            "values": v.new_empty(*v.shape[:2], room, v.shape[3]),
+            "places": torch.empty(*k.shape[:2], room, dtype=torch.int64, device=k.device),
+            "mass": k.new_empty(*k.shape[:2], room, dtype=wide),
+            "weight": k.new_empty(*k.shape[:2], room, dtype=wide),
+        }
+        self.lost = torch.zeros_like(self.code.fold(v)[:, :, 0], dtype=wide)
 
     def _evict(self) -> None:
         order = self.core.priority(self.mass, self.places, self.size).masked_fill(self.weight == 0, float("-inf"))
@@ -481,15 +507,14 @@ class PrunedCache:
         own = (torch.arange(best.shape[2], device=best.device) < counts[:, None]).expand(best.shape)
         stay, order = best.sort(dim=-1)  # in the order of their positions
         whole = self._sum()
-        self.weight = self.weight.gather(2, stay) * own.gather(2, order)
-        self.values, self.mass, self.places = (
-            _rows(self.values, stay),
-            self.mass.gather(2, stay),
-            self.places.gather(2, stay),
-        )
-        self.lost = self.lost + whole - self._sum()
+        left = {name: getattr(self, name).gather(2, stay) for name in ("mass", "places")}
+        left |= {"values": _rows(self.values, stay), "weight": self.weight.gather(2, stay) * own.gather(2, order)}
         if not self.v_only:
-            self.keys = _rows(self.keys, stay)
+            left["keys"] = _rows(self.keys, stay)
+        self.held = stay.shape[2]
+        for name, tensor in left.items():
+            self._room[name][:, :, : self.held] = tensor
+        self.lost = self.lost + whole - self._sum()
 
     def _sum(self) -> Tensor:
         """Of the values that are held, folded."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ratrain.kernels.kv_prune import keep, op, pruned_attention, reference
+from ratrain.kernels.kv_prune import decode_kept, keep, op, pruned_attention, reference
 from ratrain.patches.kv_prune import Budget, KVPrune, PrunedCore
 
 SHAPES = [(1, 1, 1, 32), (2, 2, 40, 32), (1, 3, 65, 64), (1, 1, 130, 128)]
@@ -116,6 +118,60 @@ def test_what_does_not_fit_is_refused(options, told):
         keep(q, k, block=16, **options)
 
 
+# -- decoding -----------------------------------------------------------------------------------------------------
+
+
+def cached(shape=(2, 3, 21, 8), *, n_query=1, share=0.5, dtype=torch.float64, room=4):
+    """What `decode_kept` takes: the newest queries, and a cache in storage that has room for more tokens."""
+    batch, n_head, n_key, head_dim = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*sizes):
+        return torch.randn(*sizes, generator=generator, dtype=torch.float64)
+
+    n_value = max(1, round(share * n_key))
+    q, keys = drawn(batch, n_head, n_query, head_dim), drawn(batch, n_head, n_key + room, head_dim)[:, :, :n_key]
+    values, mass = (drawn(batch, n_head, n_value + room, d)[:, :, :n_value] for d in (head_dim, 1))
+    wide = torch.promote_types(dtype, torch.float32)
+    order = torch.rand(batch, n_head, n_key, generator=generator).argsort(-1)
+    places = order[:, :, :n_value].sort(-1).values
+    weight = (torch.rand(batch, n_head, n_value, generator=generator) < 0.7).to(wide)
+    weight[:, :, 0] = 1.0
+    given = {"q": q.to(dtype), "keys": keys.to(dtype), "values": values.to(dtype), "mass": mass[..., 0].abs().to(wide)}
+    return {**given, "places": places, "weight": weight}
+
+
+@pytest.mark.parametrize("n_query", [1, 4])
+def test_decoding_is_attention_over_what_is_there(n_query):
+    given = cached(n_query=n_query)
+    before = given["mass"].clone()
+    y, spent = decode_kept(**given, renormalise=True)
+    for b, h, i in itertools.product(range(2), range(3), range(n_query)):
+        last = 21 - n_query + i
+        scores = given["keys"][b, h, : last + 1] @ given["q"][b, h, i] / 8**0.5
+        probs = F.pad(scores.softmax(0), (0, 20 - last))[given["places"][b, h]]
+        held = probs * given["weight"][b, h]
+        torch.testing.assert_close(spent[b, h, i], held.sum())
+        torch.testing.assert_close(y[b, h, i], held @ given["values"][b, h] / held.sum())
+        before[b, h] += probs
+    torch.testing.assert_close(given["mass"], before)
+
+
+def test_decoding_keeps_torchs_rules():
+    given = cached()
+    torch.library.opcheck(op._decode, (*given.values(), True, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("keys", "keys .* do not fit q"), ("values", r"values must be \(2, 3, 10\) first"), ("mass", "mass must be")],
+)
+def test_a_cache_that_does_not_fit_is_refused(name, told):
+    given = cached()
+    with pytest.raises(ValueError, match=told):
+        decode_kept(**{**given, name: given[name][:, :1]})
+
+
 # -- the kernel ---------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +209,22 @@ def test_the_kernel_attends_as_the_reference(shape, share):
     near(y, reference.forward(*exact, life, shape[-1] ** -0.5))
     wanted = reference.backward(grad.double(), *exact, life, shape[-1] ** -0.5)
     for found, expected in zip(torch.autograd.grad(y, (q, k, v), grad), wanted, strict=True):
+        near(found, expected)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("both", [False, True], ids=["v_only", "kv"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (2, 3, 33, 64), (1, 2, 300, 128)], ids=str)
+def test_the_kernel_decodes_as_the_reference(shape, both, renormalise):
+    given = cached(shape, share=1.0 if both else 0.4, dtype=torch.float32)
+    if both:
+        given |= {"places": None, "weight": None}
+    exact = {name: x.double() if x is not None and x.is_floating_point() else x for name, x in given.items()}
+    grown = exact.pop("mass")
+    y, spent = decode_kept(**given, renormalise=renormalise)
+    wanted = reference.decode(**exact, renormalise=renormalise, scale=shape[-1] ** -0.5)
+    for found, expected in zip((y, spent, given["mass"]), (*wanted[:2], grown + wanted[2]), strict=True):
         near(found, expected)
 
 
