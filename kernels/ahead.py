@@ -129,8 +129,8 @@ def _source(case: Case, tile: Tile) -> ASTSource:
         elif name in pointers:
             types[name] = {"input": tensor, "fp32": "*fp32"}.get(pointers[name], f"*{pointers[name]}")
         else:
-            types[name] = "fp32" if name == "scale" else "i32"
-        if types[name] != "constexpr" and not name.startswith(("n_", "scale")):
+            types[name] = "fp32" if name in ("scale", "z_loss") else "i32"
+        if types[name] != "constexpr" and not name.startswith(("n_", "scale", "z_loss")):
             attributes[(at,)] = [["tt.divisibility", 16]]
     return ASTSource(case.kernel, types, constants, attributes)
 

@@ -21,7 +21,7 @@ from ratrain.kernels.tuning import Case, config
 
 @triton.jit
 def _rows_kernel(
-    logits, targets, losses, stride, n_class, n_column, ignore,
+    logits, targets, losses, stride, n_class, n_column, ignore, z_loss,
     WANTS_GRAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A row a program: losses [n]; logits [n, V] become d loss / d logits, 0 from n_class on and where ignored."""
@@ -40,7 +40,7 @@ def _rows_kernel(
     picked = tl.load(at + tl.where(counted, target, 0)).to(tl.float32)
     tl.store(losses + row, tl.where(counted, norm - picked, 0.0))
     if WANTS_GRAD:
-        slope = tl.where(counted, 1.0, 0.0)
+        slope = tl.where(counted, 1.0 + 2 * z_loss * norm, 0.0)
         for start in range(0, n_column, BLOCK):
             cols = start + tl.arange(0, BLOCK)
             x = tl.load(at + cols, mask=cols < n_class, other=float("-inf")).to(tl.float32)
@@ -56,12 +56,14 @@ def cases() -> Iterator[Case]:
     yield Case("linear_cross_entropy", "rows", "any", _rows_kernel, {"WANTS_GRAD": True})
 
 
-def losses_and_gradient(logits: Tensor, targets: Tensor, *, n_class: int, ignore: int, wants_grad: bool) -> Tensor:
+def losses_and_gradient(
+    logits: Tensor, targets: Tensor, *, n_class: int, ignore: int, z_loss: float, wants_grad: bool
+) -> Tensor:
     """The loss of each row [n], fp32; with `wants_grad` the logits [n, V] become the gradient of the losses' sum."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     tile = config("linear_cross_entropy", "rows", "any")
     _rows_kernel[(len(logits),)](
-        logits, targets, losses, logits.stride(0), n_class, logits.shape[1], ignore,
+        logits, targets, losses, logits.stride(0), n_class, logits.shape[1], ignore, z_loss,
         WANTS_GRAD=wants_grad, BLOCK=tile.block, num_warps=tile.warps,
     )  # fmt: skip
     return losses

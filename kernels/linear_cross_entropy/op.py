@@ -18,13 +18,15 @@ _MIN_ROWS = 256  # below this each chunk spends more time adding to d_weight tha
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, n_class: int | None = None, ignore: int = -1
+    x: Tensor, weight: Tensor, targets: Tensor, *, n_class: int | None = None, ignore: int = -1, z_loss: float = 0.0
 ) -> Tensor:
     """Mean cross-entropy of `x @ weight.T` against targets, in nats; 0-d, fp32 (float64 stays).
 
     x: [..., C], weight: [V, C] with V >= n_class, targets: [...] int64. Rows whose target is `ignore` count neither
     in the sum nor in the mean. Columns from n_class on (padding of the table) are never predicted. Products run in
     x's dtype, or in autocast's where that is on; sums and d_weight accumulate in fp32.
+    z_loss: weight of the mean of logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, section 5), which
+    enters the gradient; the value stays the cross-entropy, which can be compared with an evaluation's.
     Raises ValueError on shapes or dtypes that do not fit.
     """
     n_class = weight.shape[0] if n_class is None else n_class
@@ -32,7 +34,8 @@ def linear_cross_entropy(
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    total, count, _, _ = _forward(x.flatten(0, -2), weight, targets.flatten(), n_class, ignore, dtype, wants_grad)
+    rows = x.flatten(0, -2)
+    total, count, _, _ = _forward(rows, weight, targets.flatten(), n_class, ignore, z_loss, dtype, wants_grad)
     return total / count.clamp(min=1)
 
 
@@ -49,8 +52,9 @@ def _check(x: Tensor, weight: Tensor, targets: Tensor, n_class: int) -> None:
 
 @torch.library.custom_op("ratrain::linear_cross_entropy", mutates_args=())
 def _forward(
-    x: Tensor, weight: Tensor, targets: Tensor, n_class: int, ignore: int, dtype: torch.dtype, wants_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, targets: Tensor, n_class: int, ignore: int, z_loss: float, dtype: torch.dtype,
+    wants_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Summed loss, count of rows, and the gradients of the sum for x and weight (empty unless wanted)."""
     wide = torch.promote_types(x.dtype, torch.float32)  # sums: fp32, or float64 in tests
     w = weight.to(dtype)
@@ -66,12 +70,15 @@ def _forward(
             part = slice(start, start + step)
             rows, counted = x[part].to(dtype), (targets[part] != ignore)[:, None]  # [n, C], [n, 1]
             if fused:
-                total += _fused(rows, w, targets[part], n_class, ignore, d_x[part], d_weight, wants_grad)
+                options = {"n_class": n_class, "ignore": ignore, "z_loss": z_loss, "wants_grad": wants_grad}
+                total += _fused(rows, w, targets[part], d_x[part], d_weight, **options)
                 continue
             index = targets[part, None].where(counted, 0)
-            losses, probs = _softmax(rows, w, index, n_class, buffer[: len(rows)])
-            total += losses.where(counted, 0).sum()
+            norm, picked, probs = _softmax(rows, w, index, n_class, buffer[: len(rows)])
+            total += (norm - picked).where(counted, 0).sum()
             if wants_grad:
+                if z_loss:
+                    probs *= 1 + 2 * z_loss * norm
                 d_logits = probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide)).to(dtype)
                 d_x[part] = (d_logits @ w) * counted
                 _add_product(d_weight, d_logits.T, rows * counted)
@@ -80,13 +87,16 @@ def _forward(
 
 
 def _fused(
-    rows: Tensor, w: Tensor, targets: Tensor, n_class: int, ignore: int, d_x: Tensor, d_weight: Tensor, wants_grad: bool
-) -> Tensor:
+    rows: Tensor, w: Tensor, targets: Tensor, d_x: Tensor, d_weight: Tensor, *, n_class: int, ignore: int,
+    z_loss: float, wants_grad: bool,
+) -> Tensor:  # fmt: skip
     """The summed loss of a chunk by the kernel, which leaves the gradient where the logits were."""
     from . import kernel
 
     logits = rows @ w.T
-    losses = kernel.losses_and_gradient(logits, targets, n_class=n_class, ignore=ignore, wants_grad=wants_grad)
+    losses = kernel.losses_and_gradient(
+        logits, targets, n_class=n_class, ignore=ignore, z_loss=z_loss, wants_grad=wants_grad
+    )
     if wants_grad:
         d_x.copy_(logits @ w)
         _add_product(d_weight, logits.T, rows)
@@ -98,8 +108,8 @@ def _rows(x: Tensor, weight: Tensor) -> int:
     return max(_MIN_ROWS, budget // (4 * weight.shape[0]))
 
 
-def _softmax(rows: Tensor, w: Tensor, index: Tensor, n_class: int, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses [n, 1] of rows [n, C] against index [n, 1], and the probabilities, in `out` [n, V].
+def _softmax(rows: Tensor, w: Tensor, index: Tensor, n_class: int, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of rows [n, C]: logsumexp and the logit at `index`, [n, 1] each, and the probabilities, in `out` [n, V].
 
     Each pass over [n, V] shows in the time of a step: this makes two, beside the product and a softmax in place.
     """
@@ -108,7 +118,7 @@ def _softmax(rows: Tensor, w: Tensor, index: Tensor, n_class: int, out: Tensor) 
     picked, largest = logits.gather(1, index), logits.amax(-1, keepdim=True)
     probs = torch.softmax(logits, -1, out=out)  # in place: an element is read for the last time before it is written
     norm = largest - probs.amax(-1, keepdim=True).log()  # logsumexp: the largest probability is exp(largest - norm)
-    return norm - picked, probs
+    return norm, picked, probs
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -120,7 +130,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 @_forward.register_fake
-def _(x, weight, targets, n_class, ignore, dtype, wants_grad):
+def _(x, weight, targets, n_class, ignore, z_loss, dtype, wants_grad):
     wide = torch.promote_types(x.dtype, torch.float32)
     total = x.new_empty((), dtype=wide)
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
@@ -138,7 +148,7 @@ def _backward(ctx, grad: Tensor, *_unused: Tensor):
     d_x, d_weight = ctx.saved_tensors
     assert ctx.wants_grad, "linear_cross_entropy: the gradients were not formed in the forward pass"
     # grad is 0-d: it scales in its own precision and does not widen the product
-    return d_x * grad, d_weight * grad, None, None, None, None, None
+    return d_x * grad, d_weight * grad, None, None, None, None, None, None
 
 
 _forward.register_autograd(_backward, setup_context=_save)

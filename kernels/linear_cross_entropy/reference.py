@@ -19,11 +19,13 @@ def forward(x: Tensor, weight: Tensor, targets: Tensor, n_class: int, ignore: in
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, targets: Tensor, n_class: int, ignore: int
+    grad: Tensor, x: Tensor, weight: Tensor, targets: Tensor, n_class: int, ignore: int, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the summed loss for x [N, C] and weight [V, C]: (softmax - onehot) times the other factor."""
+    """Gradients of the summed loss for x [N, C] and weight [V, C]: (softmax - onehot) times the other factor, and those
+    of z_loss times the sum of logsumexp^2."""
     counted = targets != ignore
-    d_logits = (x @ weight[:n_class].T).softmax(-1)  # [N, n_class]
+    logits = x @ weight[:n_class].T
+    d_logits = logits.softmax(-1) * (1 + 2 * z_loss * logits.logsumexp(-1, keepdim=True))  # [N, n_class]
     d_logits.scatter_add_(1, targets.where(counted, 0)[:, None], d_logits.new_full((len(x), 1), -1.0))
     d_logits = d_logits * (grad * counted)[:, None]
     d_weight = torch.zeros_like(weight)

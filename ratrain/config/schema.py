@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -168,6 +169,9 @@ class TrainSection(Section):
     micro_batch: PositiveInt = Field(description="sequences per forward pass; must divide batch")
     precision: Literal["fp32", "bf16", "amp_bf16"] = "fp32"
     deterministic: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on for CPU, off on a GPU")
+    z_loss: NonNegativeFloat = Field(
+        default=0.0, description="weight of the squared log of the softmax's sum, in the gradient, not in the loss told"
+    )
     max_skips: NonNegativeInt = Field(default=10, description="non-finite steps in a row before the run gives up")
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
     """
     with torch.device("meta"):
         model = GPT2(manifest.model)
+    model.z_loss = manifest.train.z_loss
     base_names = {id(module): name for name, module in model.named_modules()}
     replaced = replace_sites(model, manifest.patch)
     for site, name in model.claimed.items():

@@ -271,6 +271,7 @@ class GPT2(nn.Module):
         # all filled in when it is built
         self.claimed: dict[str, str] = {}  # patch by site
         self.priced: list[Any] = []  # modules of patches that state a `penalty()`
+        self.z_loss = 0.0  # weight of the squared log-partition in the gradient of the loss
         self.base_names: dict[str, str] = {}  # of its own modules: a patch may keep one elsewhere
         self.wte = Embedding(spec.padded_vocab, spec.n_embd)
         self.pos = Position(spec.block_size, spec.n_embd) if spec.pos == "learned" else Same()
@@ -289,7 +290,10 @@ class GPT2(nn.Module):
 
     def head(self, h: Tensor, targets: Tensor) -> Tensor:
         """Mean loss in nats of [B, T, C] against targets [B, T]; a target of -1 does not count."""
-        return linear_cross_entropy(self.norm(h), self.head_weight, targets, n_class=self.spec.vocab_size)
+        z_loss = self.z_loss if self.training else 0.0
+        return linear_cross_entropy(
+            self.norm(h), self.head_weight, targets, n_class=self.spec.vocab_size, z_loss=z_loss
+        )
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of the targets, both [B, T] int64, in nats; 0-d."""

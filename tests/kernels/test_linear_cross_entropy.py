@@ -40,6 +40,22 @@ def test_loss_and_gradients_are_those_of_torch_whatever_the_chunks(monkeypatch, 
     torch.testing.assert_close(torch.autograd.grad(ours * scale, (x, weight)), expected)
 
 
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_the_z_loss_enters_the_gradient_and_not_the_value(monkeypatch, rows):
+    chunked(monkeypatch, rows)
+    x, weight, targets = drawn()
+    ours = linear_cross_entropy(x, weight, targets, n_class=N_CLASS, z_loss=0.01)
+    logits, counted = x @ weight[:N_CLASS].T, targets != -1
+    plain = F.cross_entropy(logits, targets, ignore_index=-1)
+    torch.testing.assert_close(ours, plain)
+    whole = plain + 0.01 * logits[counted].logsumexp(-1).square().mean()
+    expected = torch.autograd.grad(whole, (x, weight), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(ours, (x, weight)), expected)
+    summed = torch.ones((), dtype=torch.float64) / counted.sum()
+    stated = reference.backward(summed, x, weight, targets, N_CLASS, -1, 0.01)
+    torch.testing.assert_close(stated, expected)
+
+
 def test_leading_dimensions_do_not_matter():
     x, weight, targets = drawn()
     flat = linear_cross_entropy(x, weight, targets)
@@ -110,7 +126,7 @@ def test_the_backward_that_the_reference_states_is_that_of_its_forward():
 def test_the_op_is_its_reference(monkeypatch, rows, dtype):
     chunked(monkeypatch, rows)
     x, weight, targets = drawn(dtype)
-    total, count, d_x, d_weight = op._forward(x, weight, targets, N_CLASS, -1, x.dtype, True)
+    total, count, d_x, d_weight = op._forward(x, weight, targets, N_CLASS, -1, 0.0, x.dtype, True)
     expected, counted = reference.forward(x, weight, targets, N_CLASS, -1)
     torch.testing.assert_close(total, expected)
     assert count == counted
@@ -122,7 +138,7 @@ def test_the_op_is_its_reference(monkeypatch, rows, dtype):
 def test_the_op_keeps_the_rules_of_torch_library(wants_grad):
     x, weight, targets = drawn(torch.float32)
     inputs = (x, weight) if wants_grad else (x.detach(), weight.detach())
-    torch.library.opcheck(op._forward, (*inputs, targets, N_CLASS, -1, torch.float32, wants_grad))
+    torch.library.opcheck(op._forward, (*inputs, targets, N_CLASS, -1, 0.01, torch.float32, wants_grad))
 
 
 @pytest.mark.parametrize(
@@ -206,14 +222,17 @@ def test_the_logits_of_all_rows_never_stand_in_memory():
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("rows", [7, 1000])
-def test_the_kernel_is_torchs_own(monkeypatch, dtype, rows):
+def test_the_kernel_is_torchs_own(monkeypatch, dtype, rows, z_loss):
     chunked(monkeypatch, rows)
     x, weight, targets = drawn(dtype, v=300, n_class=259)
-    loss = linear_cross_entropy(x, weight, targets, n_class=259)
+    loss = linear_cross_entropy(x, weight, targets, n_class=259, z_loss=z_loss)
     exact = [t.detach().double().requires_grad_() for t in (x, weight)]
-    expected = F.cross_entropy(exact[0] @ exact[1][:259].T, targets, ignore_index=-1)
+    logits = exact[0] @ exact[1][:259].T
+    expected = F.cross_entropy(logits, targets, ignore_index=-1)
     near = {"rtol": 0, "atol": 1e-6 if dtype == torch.float32 else 4e-3}
     torch.testing.assert_close(loss.double(), expected, **near)
-    for found, wanted in zip(torch.autograd.grad(loss, (x, weight)), torch.autograd.grad(expected, exact), strict=True):
+    whole = expected + z_loss * logits[targets != -1].logsumexp(-1).square().mean()
+    for found, wanted in zip(torch.autograd.grad(loss, (x, weight)), torch.autograd.grad(whole, exact), strict=True):
         torch.testing.assert_close(found.double(), wanted, **near)

@@ -75,6 +75,19 @@ def test_logits_loss_and_gradients_are_those_of_gpt2_written_out(model_of, bias,
     torch.testing.assert_close({name: t.grad for name, t in model.named_parameters()}, expected)
 
 
+def test_the_z_loss_moves_what_is_learned_and_nothing_that_is_told(tiny):
+    tokens, targets = TOKENS % 64, TARGETS % 64
+    told, learned = [], []
+    for z_loss in (0.0, 0.1):
+        model = build(tiny("gpt2", f"train.z_loss={z_loss}"))
+        loss = model(tokens, targets)
+        loss.backward()
+        told.append((loss, model.eval()(tokens, targets)))
+        learned.append(model.wte.weight.grad)
+    torch.testing.assert_close(told[0], told[1], rtol=0, atol=0)
+    assert not torch.equal(*learned)
+
+
 def test_the_tanh_gelu_is_torchs_and_differs_from_the_exact_one(model_of):
     exact, tanh = (model_of(act=form).blocks[0].mlp.act for form in ("gelu", "gelu_tanh"))
     x = torch.linspace(-4, 4, 101)
