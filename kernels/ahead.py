@@ -94,7 +94,7 @@ def compile_one(arch: str, case: Case, tile: Tile) -> Compiled:
             return Compiled(arch, case.name, shape, 0, 0, 0, "", f"does not compile: {reason}")
     registers, spilled, code = (_amd if arch.startswith("gfx") else _nvidia)(built.asm)
     matrix = target.matrix if target.matrix in code else ""
-    multiplies = "PRECISION" in case.constants and case.dtype != torch.float32
+    multiplies = case.products and case.dtype != torch.float32
     faults = {
         "spills registers": spilled > 0,
         f"asks for more than {target.shared} B of shared memory": built.metadata.shared > target.shared,

@@ -44,6 +44,8 @@ def check_kernel(op: str, *tensors: Tensor) -> None:
             raise ValueError(f"{op}: q, k and v must be fp32, fp16 or bf16 on a GPU, got {x.dtype}")
         if x.stride(-1) != 1:
             raise ValueError(f"{op}: the channels of q, k and v must lie side by side (stride 1)")
+        if x.shape[2] * max(x.stride(2), x.shape[1] * x.shape[3]) >= 1 << 31:  # offsets in a sequence have 32 bits
+            raise ValueError(f"{op}: a sequence of q, k or v spans 2^31 elements or more; shorten it")
 
 
 def laid_out(x: Tensor) -> Tensor:

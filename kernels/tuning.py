@@ -46,6 +46,7 @@ class Case:
     constants: dict[str, object]
     dtype: torch.dtype = torch.bfloat16
     variant: str = ""
+    products: bool = True  # whether it multiplies matrices
 
     @property
     def name(self) -> str:

@@ -21,14 +21,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ratrain.kernels.placement import HEAD_DIMS
-from ratrain.kernels.tiles import LOG2E, precision, rows_of, strides
+from ratrain.kernels.tiles import LOG2E, product, rows_of, strides
 from ratrain.kernels.tuning import Case, Tile, config, size_of
 
 
 @triton.jit
 def _sum_kernel(
     q, k, life, lse, q_b, q_h, q_t, k_b, k_h, k_t, n_head, n_token, begin, end, scale,
-    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """lse [B, H, T] (base 2) of the scores of queries begin to end, over the keys that they see."""
     tile, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -41,7 +41,7 @@ def _sum_kernel(
     for at in range(0, tl.minimum(begin + (tile + 1) * BLOCK, end), STEP):
         cols = at + tl.arange(0, STEP)
         there = cols < end
-        scores = tl.dot(row, tl.trans(rows_of(k + b * k_b + h * k_h, cols, k_t, there, D)), input_precision=PRECISION)
+        scores = product(row, tl.trans(rows_of(k + b * k_b + h * k_h, cols, k_t, there, D)))
         gone = tl.load(life + bh * n_token + cols, mask=there, other=0)
         scores = tl.where((cols[None, :] <= rows[:, None]) & (rows[:, None] < gone[None, :]), scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
@@ -55,7 +55,7 @@ def _sum_kernel(
 @triton.jit
 def _mass_kernel(
     q, k, life, lse, mass, q_b, q_h, q_t, k_b, k_h, k_t, n_head, n_token, n_block, first, scale,
-    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """mass [B, H, R, T]: what the queries of block `first` + program give to a tile of keys."""
     tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -72,9 +72,7 @@ def _mass_kernel(
         for at in range(begin, end, STEP):
             rows = at + tl.arange(0, STEP)
             inside = rows < end
-            scores = tl.dot(
-                col, tl.trans(rows_of(q + b * q_b + h * q_h, rows, q_t, inside, D)), input_precision=PRECISION
-            )
+            scores = product(col, tl.trans(rows_of(q + b * q_b + h * q_h, rows, q_t, inside, D)))
             sums = tl.load(lse + bh * n_token + rows, mask=inside, other=float("inf"))
             probs = tl.exp2(scores - sums[None, :])
             given += tl.sum(tl.where((cols[:, None] <= rows[None, :]) & (rows[None, :] < gone[:, None]), probs, 0.0), 1)
@@ -96,15 +94,15 @@ def _select_kernel(
     at = tl.arange(0, SIZE)
     inside = at < n_token
     n_rows = tl.cdiv(n_token, n_block)
-    sums = tl.load(total + bh * n_token + at, mask=inside, other=0.0)
-    ends = tl.load(life + bh * n_token + at, mask=inside, other=0)
     for r in range(first, last):
         seen = (r + 1) * n_block
+        ends = tl.load(life + bh * n_token + at, mask=inside, other=0)
         if ORDERED:
             value = tl.load(order + (bh % n_head) * n_token + at, mask=inside, other=0.0)
         else:
-            sums += tl.load(mass + (bh * n_rows + r) * n_token + at, mask=inside, other=0.0)
-            value = sums
+            value = tl.load(total + bh * n_token + at, mask=inside, other=0.0)
+            value += tl.load(mass + (bh * n_rows + r) * n_token + at, mask=inside, other=0.0)
+            tl.store(total + bh * n_token + at, value, mask=inside)
         if EXPOSED:
             value = value / tl.maximum(seen - at, 1).to(tl.float32)
         newest = tl.load(recent + r)
@@ -126,12 +124,10 @@ def _select_kernel(
         better, equal = bits > low, bits == low
         room = count - tl.sum(better.to(tl.int32), 0)
         stays = better | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))  # of equals the older ones
-        ends = tl.where(there & ~stays, seen, ends)
+        tl.store(life + bh * n_token + at, tl.where(there & ~stays, seen, ends), mask=inside)
         place = tl.cumsum(stays.to(tl.int32), 0) - 1
         listed = kept + (bh * n_rows + r + 1) * n_token
         tl.store(listed + place, at, mask=stays)
-    tl.store(life + bh * n_token + at, ends, mask=inside)
-    tl.store(total + bh * n_token + at, sums, mask=inside)
 
 
 @triton.jit
@@ -151,13 +147,13 @@ def _n_kept(counts, active, r, n_block):
 
 
 @triton.jit
-def _softmax_step(acc, top, total, row, keys, values, visible, PRECISION: tl.constexpr):
-    scores = tl.dot(row, tl.trans(keys), input_precision=PRECISION)
+def _softmax_step(acc, top, total, row, keys, values, visible):
+    scores = product(row, tl.trans(keys))
     scores = tl.where(visible, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
     safe = tl.where(new_top == float("-inf"), 0.0, new_top)
     probs, fade = tl.exp2(scores - safe[:, None]), tl.exp2(top - safe)
-    acc = tl.dot(probs.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)
+    acc = product(probs.to(values.dtype), values, acc * fade[:, None])
     return acc, new_top, total * fade + tl.sum(probs, 1)
 
 
@@ -165,7 +161,7 @@ def _softmax_step(acc, top, total, row, keys, values, visible, PRECISION: tl.con
 def _attend_kernel(
     q, k, v, kept, counts, active, out, lse,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, n_head, n_token, n_block, n_tile, scale,
-    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """out [B, T, H, D], lse [B, H, T]; counts [R]: how many stay at the end of block r."""
     program, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -185,35 +181,34 @@ def _attend_kernel(
         cols = tl.load(listed + places, mask=there, other=0)
         acc, top, total = _softmax_step(
             acc, top, total, row, rows_of(k, cols, k_t, there, D), rows_of(v, cols, v_t, there, D), there[None, :],
-            PRECISION,
         )  # fmt: skip
     for at in range(begin, end, STEP):
         cols = at + tl.arange(0, STEP)
         there = cols < end
         acc, top, total = _softmax_step(
             acc, top, total, row, rows_of(k, cols, k_t, there, D), rows_of(v, cols, v_t, there, D),
-            (cols[None, :] <= rows[:, None]) & there[None, :], PRECISION,
+            (cols[None, :] <= rows[:, None]) & there[None, :],
         )  # fmt: skip
-    where = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    head, where = (b * n_token * n_head + h) * D, rows[:, None] * (n_head * D) + d[None, :]
     total = tl.where(inside, total, 1.0)
-    tl.store(out + where, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
+    tl.store(out + head + where, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
     tl.store(lse + bh * n_token + rows, top + tl.log2(total), mask=inside)
 
 
 @triton.jit
-def _query_step(d_q, row, d_o, sums, delta, keys, values, visible, PRECISION: tl.constexpr):
-    probs = tl.exp2(tl.dot(row, tl.trans(keys), input_precision=PRECISION) - sums[:, None])
+def _query_step(d_q, row, d_o, sums, delta, keys, values, visible):
+    probs = tl.exp2(product(row, tl.trans(keys)) - sums[:, None])
     probs = tl.where(visible, probs, 0.0)
-    d_probs = tl.dot(d_o, tl.trans(values), input_precision=PRECISION)
+    d_probs = product(d_o, tl.trans(values))
     d_scores = (probs * (d_probs - delta[:, None])).to(keys.dtype)
-    return tl.dot(d_scores, keys, d_q, input_precision=PRECISION)
+    return product(d_scores, keys, d_q)
 
 
 @triton.jit
 def _queries_kernel(
     q, k, v, kept, counts, active, grad, out, lse, delta, d_q,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, n_block, n_tile, scale,
-    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """d_q [B, T, H, D], and delta [B, H, T] for the keys' kernel, which runs after this one."""
     program, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -221,10 +216,10 @@ def _queries_kernel(
     b, h = bh // n_head, bh % n_head
     q, k, v = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h
     d = tl.arange(0, D)
-    where = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    head, where = (b * n_token * n_head + h) * D, rows[:, None] * (n_head * D) + d[None, :]
     row, d_o = rows_of(q, rows, q_t, inside, D), rows_of(grad + b * g_b + h * g_h, rows, g_t, inside, D)
     row = (row * (scale * LOG2E)).to(row.dtype)
-    y = tl.load(out + where, mask=inside[:, None], other=0.0).to(tl.float32)
+    y = tl.load(out + head + where, mask=inside[:, None], other=0.0).to(tl.float32)
     taken = tl.sum(d_o.to(tl.float32) * y, 1)
     tl.store(delta + bh * n_token + rows, taken, mask=inside)
     sums = tl.load(lse + bh * n_token + rows, mask=inside, other=float("inf"))
@@ -235,21 +230,21 @@ def _queries_kernel(
         there = places < n_kept
         cols = tl.load(listed + places, mask=there, other=0)
         keys, values = rows_of(k, cols, k_t, there, D), rows_of(v, cols, v_t, there, D)
-        acc = _query_step(acc, row, d_o, sums, taken, keys, values, there[None, :], PRECISION)
+        acc = _query_step(acc, row, d_o, sums, taken, keys, values, there[None, :])
     for at in range(begin, end, STEP):
         cols = at + tl.arange(0, STEP)
         there = cols < end
         keys, values = rows_of(k, cols, k_t, there, D), rows_of(v, cols, v_t, there, D)
         visible = (cols[None, :] <= rows[:, None]) & there[None, :]
-        acc = _query_step(acc, row, d_o, sums, taken, keys, values, visible, PRECISION)
-    tl.store(d_q + where, (acc * scale).to(d_q.dtype.element_ty), mask=inside[:, None])
+        acc = _query_step(acc, row, d_o, sums, taken, keys, values, visible)
+    tl.store(d_q + head + where, (acc * scale).to(d_q.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit
 def _keys_kernel(
     q, k, v, by_life, life, grad, lse, delta, d_k, d_v,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, scale,
-    PRECISION: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """d_k, d_v [B, T, H, D]; by_life [B, H, T]: positions, those that live alike side by side."""
     tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -268,16 +263,16 @@ def _keys_kernel(
         inside = rows < n_token
         q_i, d_o = rows_of(q, rows, q_t, inside, D), rows_of(grad, rows, g_t, inside, D)
         sums = tl.load(lse + bh * n_token + rows, mask=inside, other=float("inf"))
-        probs = tl.exp2(tl.dot(scaled, tl.trans(q_i), input_precision=PRECISION) - sums[None, :])
+        probs = tl.exp2(product(scaled, tl.trans(q_i)) - sums[None, :])
         probs = tl.where((cols[:, None] <= rows[None, :]) & (rows[None, :] < gone[:, None]), probs, 0.0)
-        sum_v = tl.dot(probs.to(d_o.dtype), d_o, sum_v, input_precision=PRECISION)
-        d_probs = tl.dot(values, tl.trans(d_o), input_precision=PRECISION)
+        sum_v = product(probs.to(d_o.dtype), d_o, sum_v)
+        d_probs = product(values, tl.trans(d_o))
         taken = tl.load(delta + bh * n_token + rows, mask=inside, other=0.0)
         d_scores = (probs * (d_probs - taken[None, :])).to(q_i.dtype)
-        sum_k = tl.dot(d_scores, q_i, sum_k, input_precision=PRECISION)
-    where = ((b * n_token + cols.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
-    tl.store(d_k + where, (sum_k * scale).to(d_k.dtype.element_ty), mask=there[:, None])
-    tl.store(d_v + where, sum_v.to(d_v.dtype.element_ty), mask=there[:, None])
+        sum_k = product(d_scores, q_i, sum_k)
+    head, where = (b * n_token * n_head + h) * D, cols[:, None] * (n_head * D) + d[None, :]
+    tl.store(d_k + head + where, (sum_k * scale).to(d_k.dtype.element_ty), mask=there[:, None])
+    tl.store(d_v + head + where, sum_v.to(d_v.dtype.element_ty), mask=there[:, None])
 
 
 @triton.jit
@@ -349,15 +344,17 @@ def cases() -> Iterator[Case]:
         "keys": _keys_kernel,
     }  # fmt: skip
     for dtype, head_dim in itertools.product((torch.bfloat16, torch.float32), HEAD_DIMS):
-        constants = {"PRECISION": precision(dtype), "D": head_dim}
+        constants = {"D": head_dim}
         for phase, kernel in walks.items():
             yield Case("kv_prune", phase, size_of(head_dim, dtype), kernel, constants, dtype)
         for phase, kernel in {"scores": _scores_kernel, "mix": _mix_kernel}.items():
             flags = {"PLACED": True, "WEIGHTED": True, "PARTS": 64} if phase == "mix" else {}
-            yield Case("kv_prune", phase, size_of(head_dim, dtype), kernel, {"D": head_dim, **flags}, dtype)
+            yield Case(
+                "kv_prune", phase, size_of(head_dim, dtype), kernel, {"D": head_dim, **flags}, dtype, products=False
+            )
     for size in _LENGTHS:
         constants = {"EXPOSED": True, "ORDERED": False, "order": None, "SIZE": int(size)}
-        yield Case("kv_prune", "select", size, _select_kernel, constants)
+        yield Case("kv_prune", "select", size, _select_kernel, constants, products=False)
 
 
 def _tile(phase: str, q: Tensor) -> Tile:
@@ -377,7 +374,7 @@ def keep(q, k, order, active, *, counts, recent, block: int, sinks: int, exposur
     lse, total = torch.empty(life.shape, **wide), torch.zeros(life.shape, **wide)
     mass = torch.empty(kept.shape, **wide)
     sizes, heads = (*strides(q, k), n_head, n_token), batch * n_head
-    flags = {"PRECISION": precision(q.dtype), "D": head_dim}
+    flags = {"D": head_dim}
     numbers = _on_device(counts, q.device), _on_device(recent, q.device)
     for first, last in [(r, r + 1) for r in range(rows - 1)] if both else [(0, rows - 1)][: rows - 1]:
         begin, end = first * block, last * block
@@ -407,7 +404,7 @@ def attend(q, k, v, kept, active, *, counts, block: int, scale: float) -> tuple[
     tiles = triton.cdiv(min(block, n_token), tile.block)
     _attend_kernel[triton.cdiv(n_token, block) * tiles, batch * n_head](
         q, k, v, kept, _on_device(counts, q.device), active, out, lse, *strides(q, k, v), n_head, n_token, block, tiles,
-        scale, PRECISION=precision(q.dtype), D=head_dim, **tile.options(),
+        scale, D=head_dim, **tile.options(),
     )  # fmt: skip
     return out.transpose(1, 2), lse
 
@@ -417,7 +414,7 @@ def backward(grad, q, k, v, life, kept, active, y, lse, *, counts, block: int, s
     batch, n_head, n_token, head_dim = q.shape
     d_q, d_k, d_v = (q.new_empty(batch, n_token, n_head, head_dim) for _ in range(3))
     delta, sizes = torch.empty_like(lse), (*strides(q, k, v, grad), n_head, n_token)
-    flags = {"PRECISION": precision(q.dtype), "D": head_dim}
+    flags = {"D": head_dim}
     tile = _tile("queries", q)
     tiles = triton.cdiv(min(block, n_token), tile.block)
     _queries_kernel[triton.cdiv(n_token, block) * tiles, batch * n_head](

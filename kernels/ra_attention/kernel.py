@@ -23,22 +23,22 @@ import triton.language as tl
 from torch import Tensor
 
 from ratrain.kernels.placement import HEAD_DIMS
-from ratrain.kernels.tiles import LOG2E, precision, rows_of, strides
+from ratrain.kernels.tiles import LOG2E, product, rows_of, strides
 from ratrain.kernels.tuning import Case, Tile, config, size_of
 
 
 @triton.jit
 def _scores(
     row_1, row_2, cols, inside, k, q, bias, stride_k, stride_q,
-    TIED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr,
+    TIED: tl.constexpr, BIASED: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Of queries row_1 (and row_2, the other direction's) for the keys `cols`: [M, N], and those keys' k and q."""
     k_j = rows_of(k, cols, stride_k, inside, D)
-    scores = tl.dot(row_1, tl.trans(k_j), input_precision=PRECISION)
+    scores = product(row_1, tl.trans(k_j))
     q_j = k_j
     if TIED:
         q_j = rows_of(q, cols, stride_q, inside, D)
-        scores = tl.dot(row_2, tl.trans(q_j), scores, input_precision=PRECISION)
+        scores = product(row_2, tl.trans(q_j), scores)
     if BIASED:
         scores += tl.load(bias + cols, mask=inside, other=0.0)[None, :] * LOG2E
     return scores, k_j, q_j
@@ -48,21 +48,21 @@ def _scores(
 def _seen(
     acc, top, total, row_1, row_2, rows, start, stop,
     k, q, v, bias, stride_k, stride_q, stride_v, n_token,
-    TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr,
     D: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Adds the keys from start to stop to an online softmax: acc [M, D], top and total [M]."""
     for at in range(start, stop, STEP):
         cols = at + tl.arange(0, STEP)
         inside = cols < n_token
-        scores, _, _ = _scores(row_1, row_2, cols, inside, k, q, bias, stride_k, stride_q, TIED, BIASED, PRECISION, D)
+        scores, _, _ = _scores(row_1, row_2, cols, inside, k, q, bias, stride_k, stride_q, TIED, BIASED, D)
         if MASKED:
             scores = tl.where((cols[None, :] <= rows[:, None]) & inside[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         probs, fade = tl.exp2(scores - new_top[:, None]), tl.exp2(top - new_top)
         total, top = total * fade + tl.sum(probs, 1), new_top
         values = rows_of(v, cols, stride_v, inside, D)
-        acc = tl.dot(probs.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)
+        acc = product(probs.to(values.dtype), values, acc * fade[:, None])
     return acc, top, total
 
 
@@ -70,7 +70,7 @@ def _seen(
 def _forward_kernel(
     q, k, v, gate, w_r, bias, alpha, out, plain, lse,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, n_head, n_token, scale,
-    TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr, PRECISION: tl.constexpr,
+    TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """out, plain [B, T, H, D]: y and, where it is blended, o; lse [B, H, T]."""
@@ -92,19 +92,19 @@ def _forward_kernel(
     top, total = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
     acc, top, total = _seen(
         acc, top, total, row_1, row_2, rows, 0, block * BLOCK, k, q, v, bias, k_t, q_t, v_t, n_token,
-        TIED, BIASED, False, PRECISION, D, STEP,
+        TIED, BIASED, False, D, STEP,
     )  # fmt: skip
     acc, top, total = _seen(
         acc, top, total, row_1, row_2, rows, block * BLOCK, tl.minimum((block + 1) * BLOCK, n_token),
-        k, q, v, bias, k_t, q_t, v_t, n_token, TIED, BIASED, True, PRECISION, D, STEP,
+        k, q, v, bias, k_t, q_t, v_t, n_token, TIED, BIASED, True, D, STEP,
     )  # fmt: skip
     acc = acc / total[:, None]
     tl.store(lse + bh * n_token + rows, top + tl.log2(total), mask=inside)
-    at = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    head, at = (b * n_token * n_head + h) * D, rows[:, None] * (n_head * D) + d[None, :]
     if BLENDED:
-        tl.store(plain + at, acc.to(plain.dtype.element_ty), mask=inside[:, None])
+        tl.store(plain + head + at, acc.to(plain.dtype.element_ty), mask=inside[:, None])
         acc += tl.load(alpha + h) * (rows_of(v, rows, v_t, inside, D).to(tl.float32) - acc)
-    tl.store(out + at, acc.to(out.dtype.element_ty), mask=inside[:, None])
+    tl.store(out + head + at, acc.to(out.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit
@@ -118,8 +118,8 @@ def _delta_kernel(
     b, h = bh // n_head, bh % n_head
     rows, d = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
     inside = rows < n_token
-    at = ((b * n_token + rows.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
-    o = tl.load(plain + at, mask=inside[:, None], other=0.0).to(tl.float32)
+    head, at = (b * n_token * n_head + h) * D, rows[:, None] * (n_head * D) + d[None, :]
+    o = tl.load(plain + head + at, mask=inside[:, None], other=0.0).to(tl.float32)
     g = rows_of(grad + b * g_b + h * g_h, rows, g_t, inside, D).to(tl.float32)
     dot = tl.sum(g * o, 1)
     if BLENDED:
@@ -132,20 +132,21 @@ def _delta_kernel(
 @triton.jit
 def _as_keys(
     d_v, d_k, d_q, d_bias, col_1, col_2, values, cols, key_bias, start, stop,
-    q, k, grad, lse, delta, keep, stride_q, stride_k, stride_g, n_token,
-    TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, grad, lse, delta, stride_q, stride_k, stride_g, n_token,
+    TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr,
     D: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """What the queries from start to stop leave for a block of keys; d_k and d_q still lack gate, w_r and scale."""
+    """What the queries from start to stop leave for a block of keys; d_k and d_q still lack gate, w_r and scale, and
+    d_v the share of gradients that a blend gives to attention, which `values` come with."""
     for at in range(start, stop, STEP):
         rows = at + tl.arange(0, STEP)
         inside = rows < n_token
         q_i = rows_of(q, rows, stride_q, inside, D)
-        scores = tl.dot(col_1, tl.trans(q_i), input_precision=PRECISION)  # [keys, queries]
+        scores = product(col_1, tl.trans(q_i))  # [keys, queries]
         k_i = q_i
         if TIED:
             k_i = rows_of(k, rows, stride_k, inside, D)
-            scores = tl.dot(col_2, tl.trans(k_i), scores, input_precision=PRECISION)
+            scores = product(col_2, tl.trans(k_i), scores)
         if BIASED:
             scores += key_bias[:, None]
         # a row beyond the end has an infinite sum, and so no probabilities
@@ -153,16 +154,15 @@ def _as_keys(
         if MASKED:
             probs = tl.where(cols[:, None] <= rows[None, :], probs, 0.0)
         d_o = rows_of(grad, rows, stride_g, inside, D)
-        d_o = (d_o * keep).to(d_o.dtype)
-        d_v = tl.dot(probs.to(d_o.dtype), d_o, d_v, input_precision=PRECISION)
-        d_probs = tl.dot(values, tl.trans(d_o), input_precision=PRECISION)
+        d_v = product(probs.to(d_o.dtype), d_o, d_v)
+        d_probs = product(values, tl.trans(d_o))
         d_scores = probs * (d_probs - tl.load(delta + rows, mask=inside, other=0.0)[None, :])
         if BIASED:
             d_bias += tl.sum(d_scores, 1)
         d_scores = d_scores.to(q_i.dtype)
-        d_k = tl.dot(d_scores, q_i, d_k, input_precision=PRECISION)
+        d_k = product(d_scores, q_i, d_k)
         if TIED:
-            d_q = tl.dot(d_scores, k_i, d_q, input_precision=PRECISION)
+            d_q = product(d_scores, k_i, d_q)
     return d_v, d_k, d_q, d_bias
 
 
@@ -170,24 +170,22 @@ def _as_keys(
 def _as_queries(
     d_q, d_k, row_1, row_2, d_o, rows, row_lse, row_delta, start, stop,
     q, k, v, bias, stride_q, stride_k, stride_v, n_token,
-    TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr,
     D: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """What the keys from start to stop leave for a block of queries; both still lack gate, w_r and scale."""
     for at in range(start, stop, STEP):
         cols = at + tl.arange(0, STEP)
         inside = cols < n_token
-        scores, k_j, q_j = _scores(
-            row_1, row_2, cols, inside, k, q, bias, stride_k, stride_q, TIED, BIASED, PRECISION, D
-        )
+        scores, k_j, q_j = _scores(row_1, row_2, cols, inside, k, q, bias, stride_k, stride_q, TIED, BIASED, D)
         probs = tl.exp2(scores - row_lse[:, None])
         if MASKED:
             probs = tl.where((cols[None, :] <= rows[:, None]) & inside[None, :], probs, 0.0)
-        d_probs = tl.dot(d_o, tl.trans(rows_of(v, cols, stride_v, inside, D)), input_precision=PRECISION)
+        d_probs = product(d_o, tl.trans(rows_of(v, cols, stride_v, inside, D)))
         d_scores = (probs * (d_probs - row_delta[:, None])).to(k_j.dtype)
-        d_q = tl.dot(d_scores, k_j, d_q, input_precision=PRECISION)
+        d_q = product(d_scores, k_j, d_q)
         if TIED:
-            d_k = tl.dot(d_scores, q_j, d_k, input_precision=PRECISION)
+            d_k = product(d_scores, q_j, d_k)
     return d_q, d_k
 
 
@@ -195,7 +193,7 @@ def _as_queries(
 def _keys_kernel(
     q, k, v, gate, w_r, bias, alpha, grad, lse, delta, d_k, d_v, half_q, half_k, d_gate, d_w_r, d_bias,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, scale,
-    TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr, PRECISION: tl.constexpr,
+    TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """d_v, d_k [B, T, H, D]; d_gate, d_w_r [B, H, blocks, D], to be summed; d_bias [B, H, T].
@@ -213,12 +211,12 @@ def _keys_kernel(
     k_own, values = rows_of(k, own, k_t, inside, D), rows_of(v, own, v_t, inside, D)
     # (gate q) . k is q . (gate k): gated once, on the side that stays in place
     col_1 = (k_own * (gates * (scale * LOG2E))).to(k_own.dtype)
-    col_2, w, keep = col_1, 0.0, 1.0
+    col_2, w = col_1, 0.0
     if TIED:
         w = tl.load(w_r + h)
         col_2 = (rows_of(q, own, q_t, inside, D) * (w * scale * LOG2E)).to(k_own.dtype)
-    if BLENDED:
-        keep = 1 - tl.load(alpha + h)
+    if BLENDED:  # attention's part of each gradient, on the side that stays in place
+        values = (values * (1 - tl.load(alpha + h))).to(values.dtype)
     key_bias = tl.zeros([BLOCK], tl.float32)
     if BIASED:
         key_bias = tl.load(bias + bh * n_token + own, mask=inside, other=0.0) * LOG2E
@@ -228,17 +226,13 @@ def _keys_kernel(
     sum_bias = tl.zeros([BLOCK], tl.float32)
     sum_v, from_q, from_k, sum_bias = _as_keys(
         sum_v, from_q, from_k, sum_bias, col_1, col_2, values, own, key_bias, start,
-        tl.minimum(start + BLOCK, n_token), q, k, grad, lse, delta, keep, q_t, k_t, g_t, n_token, TIED, BIASED, True,
-        PRECISION, D, STEP,
+        tl.minimum(start + BLOCK, n_token), q, k, grad, lse, delta, q_t, k_t, g_t, n_token, TIED, BIASED, True, D, STEP,
     )  # fmt: skip
     sum_v, from_q, from_k, sum_bias = _as_keys(
         sum_v, from_q, from_k, sum_bias, col_1, col_2, values, own, key_bias, start + BLOCK, n_token,
-        q, k, grad, lse, delta, keep, q_t, k_t, g_t, n_token, TIED, BIASED, False, PRECISION, D, STEP,
+        q, k, grad, lse, delta, q_t, k_t, g_t, n_token, TIED, BIASED, False, D, STEP,
     )  # fmt: skip
-    at = ((b * n_token + own.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
-    if BLENDED:
-        sum_v += (1 - keep) * rows_of(grad, own, g_t, inside, D)
-    tl.store(d_v + at, sum_v.to(d_v.dtype.element_ty), mask=inside[:, None])
+    head, at = (b * n_token * n_head + h) * D, own[:, None] * (n_head * D) + d[None, :]
     if BIASED:
         tl.store(d_bias + bh * n_token + own, sum_bias, mask=inside)
     # the sum over pairs of d_score q_i k_j, taken here by the keys; that of k_i q_j likewise
@@ -246,17 +240,21 @@ def _keys_kernel(
     tl.store(d_gate + part, tl.sum(rows_of(k, own, k_t, inside, D) * from_q, 0) * scale)
     if TIED:
         tl.store(d_w_r + part, tl.sum(rows_of(q, own, q_t, inside, D) * from_k, 0) * scale)
-        tl.store(half_k + at, gates * from_q, mask=inside[:, None])
-        tl.store(half_q + at, w * from_k, mask=inside[:, None])
+        tl.store(half_k + head + at, gates * from_q, mask=inside[:, None])
+        tl.store(half_q + head + at, w * from_k, mask=inside[:, None])
     else:
-        tl.store(d_k + at, (scale * (gates * from_q)).to(d_k.dtype.element_ty), mask=inside[:, None])
+        tl.store(d_k + head + at, (scale * (gates * from_q)).to(d_k.dtype.element_ty), mask=inside[:, None])
+    if BLENDED:
+        share = tl.load(alpha + h)
+        sum_v = (1 - share) * sum_v + share * rows_of(grad, own, g_t, inside, D)
+    tl.store(d_v + head + at, sum_v.to(d_v.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit
 def _queries_kernel(
     q, k, v, gate, w_r, bias, alpha, grad, lse, delta, half_q, half_k, d_q, d_k,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, scale,
-    TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr, PRECISION: tl.constexpr,
+    TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """d_q [B, T, H, D] and, where tied, d_k: what half_q and half_k hold, and what tokens get as queries."""
@@ -284,19 +282,19 @@ def _queries_kernel(
     to_q = tl.zeros([BLOCK, D], tl.float32)
     to_q, to_k = _as_queries(
         to_q, to_k, row_1, row_2, d_o, own, row_lse, row_delta, 0, start,
-        q, k, v, bias, q_t, k_t, v_t, n_token, TIED, BIASED, False, PRECISION, D, STEP,
+        q, k, v, bias, q_t, k_t, v_t, n_token, TIED, BIASED, False, D, STEP,
     )  # fmt: skip
     to_q, to_k = _as_queries(
         to_q, to_k, row_1, row_2, d_o, own, row_lse, row_delta, start, tl.minimum(start + BLOCK, n_token),
-        q, k, v, bias, q_t, k_t, v_t, n_token, TIED, BIASED, True, PRECISION, D, STEP,
+        q, k, v, bias, q_t, k_t, v_t, n_token, TIED, BIASED, True, D, STEP,
     )  # fmt: skip
-    at = ((b * n_token + own.to(tl.int64)) * n_head + h)[:, None] * D + d[None, :]
+    head, at = (b * n_token * n_head + h) * D, own[:, None] * (n_head * D) + d[None, :]
     to_q = gates * to_q
     if TIED:
-        to_q += tl.load(half_q + at, mask=inside[:, None], other=0.0)
-        to_k = w * to_k + tl.load(half_k + at, mask=inside[:, None], other=0.0)
-        tl.store(d_k + at, (scale * to_k).to(d_k.dtype.element_ty), mask=inside[:, None])
-    tl.store(d_q + at, (scale * to_q).to(d_q.dtype.element_ty), mask=inside[:, None])
+        to_q += tl.load(half_q + head + at, mask=inside[:, None], other=0.0)
+        to_k = w * to_k + tl.load(half_k + head + at, mask=inside[:, None], other=0.0)
+        tl.store(d_k + head + at, (scale * to_k).to(d_k.dtype.element_ty), mask=inside[:, None])
+    tl.store(d_q + head + at, (scale * to_q).to(d_q.dtype.element_ty), mask=inside[:, None])
 
 
 # of each argument by name, for compiling ahead of time; what is not named is an int
@@ -311,11 +309,10 @@ def cases() -> Iterator[Case]:
     """What is compiled ahead of time: both directions and one, with all that may be added and with nothing."""
     phases = {"forward": _forward_kernel, "keys": _keys_kernel, "queries": _queries_kernel}
     for dtype, head_dim in itertools.product((torch.bfloat16, torch.float32), HEAD_DIMS):
-        shared = {"PRECISION": precision(dtype), "D": head_dim}
         for tied, added, (phase, kernel) in itertools.product((False, True), (False, True), phases.items()):
             flags = {"TIED": tied, "BIASED": added, "BLENDED": added}
             absent = {name: None for name, there in {"w_r": tied, "bias": added, "alpha": added}.items() if not there}
-            constants, key = {**shared, **flags, **absent}, (_phase(phase, tied=tied), size_of(head_dim, dtype))
+            constants, key = {"D": head_dim, **flags, **absent}, (_phase(phase, tied=tied), size_of(head_dim, dtype))
             yield Case("ra_attention", *key, kernel, constants, dtype, "with bias and blend" if added else "")
 
 
@@ -340,7 +337,7 @@ def forward(q, k, v, gate, w_r, bias, alpha, scale: float) -> tuple[Tensor, Tens
     grid = triton.cdiv(n_token, tile.block), batch * n_head
     _forward_kernel[grid](
         q, k, v, gate, w_r, bias, alpha, out, plain, lse, *strides(q, k, v), n_head, n_token, scale,
-        **_flags(q, w_r, bias, alpha), D=head_dim, **tile.options(),
+        **_flags(w_r, bias, alpha), D=head_dim, **tile.options(),
     )  # fmt: skip
     return out.transpose(1, 2), plain if alpha is None else plain.transpose(1, 2), lse
 
@@ -350,7 +347,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, gate, w_r, bias, alpha; nothing for what is None. `plain` is o."""
     batch, n_head, n_token, head_dim = q.shape
-    flags, sizes = _flags(q, w_r, bias, alpha), (batch, n_token, n_head, head_dim)
+    flags, sizes = _flags(w_r, bias, alpha), (batch, n_token, n_head, head_dim)
     wide = {"dtype": torch.float32, "device": q.device}
     tile = _tile("keys", q, w_r)
     blocks = triton.cdiv(n_token, tile.block)
@@ -386,6 +383,6 @@ def backward(
     )
 
 
-def _flags(q: Tensor, w_r: Tensor | None, bias: Tensor | None, alpha: Tensor | None) -> dict[str, object]:
+def _flags(w_r: Tensor | None, bias: Tensor | None, alpha: Tensor | None) -> dict[str, object]:
     given = {"TIED": w_r, "BIASED": bias, "BLENDED": alpha}
-    return {"PRECISION": precision(q.dtype), **{flag: x is not None for flag, x in given.items()}}
+    return {flag: x is not None for flag, x in given.items()}
