@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := main
-.PHONY: main install test faults lint check golden bench kernels clean help
+.PHONY: main install test faults lint check golden bench kernels gpu-check clean help
 
 main: install ## set up, then train V9, draw a sample and write a report (the default)
 	$(BIN)/ratrain manifests/unified_ra_v9.toml
@@ -43,8 +43,11 @@ bench: install ## measure the cost of a step of every variant against V0
 kernels: install ## compile every Triton kernel for five GPUs: registers, spills, shared memory, tensor cores
 	$(BIN)/python -m ratrain.kernels.ahead
 
+gpu-check: ## are the kernels right on this GPU, and how fast? Then steps of every variant
+	$(PYTHON) bench/gpu_check.py
+
 clean: ## remove the virtual environment and build products; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .benchmarks
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10

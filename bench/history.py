@@ -30,8 +30,13 @@ def record(suite: str, rows: dict[str, Any]) -> None:
         "rows": rows,
     }
     _FOLDER.mkdir(exist_ok=True)
-    with (_FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', machine().lower()).strip('-')}.jsonl").open("a") as file:
+    with (_FOLDER / f"{file_name()}.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def file_name() -> str:
+    """Of what this machine measures, without an ending."""
+    return re.sub(r"[^a-z0-9]+", "-", machine().lower()).strip("-")
 
 
 def machine() -> str:

@@ -1,0 +1,88 @@
+"""What the kernels are checked and timed on, and the processes that compile them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and at which size everything is measured: GPT-2 124M's attention, its loss, and decoding at length."""
+
+    device: str = "cuda"
+    batch: int = 16
+    n_head: int = 12
+    n_token: int = 1024
+    head_dim: int = 64
+    block: int = 128  # of queries, for pruning
+    n_class: int = 50304
+    channels: int = 768
+    decode_batch: int = 64
+    decode_context: int = 8192
+    dtype: torch.dtype = torch.bfloat16
+    checked: tuple[int, int, int] = (2, 3, 200)  # batch, heads, tokens at which results are compared: odd on purpose
+    repeats_ms: float = 100.0  # how long each figure is measured
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.n_head, self.n_token, self.head_dim
+
+    def packed(self, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """q, k, v [B, H, T, D] wanting gradients, as views of one projection; drawn, since zeros run faster."""
+        batch, n_head, n_token, head_dim = shape or self.shape
+        generator = torch.Generator(self.device).manual_seed(0)
+        qkv = torch.randn(batch, n_token, 3, n_head, head_dim, generator=generator, device=self.device)
+        return [x.requires_grad_() for x in qkv.to(dtype or self.dtype).permute(2, 0, 3, 1, 4).unbind(0)]
+
+
+REHEARSAL = Setting("cpu", 1, 1, 48, 32, 32, 128, 64, 2, 64, torch.float32, (1, 2, 33), 0.0)
+
+
+def plan_of(n_token: int, block: int) -> dict[str, Any]:
+    ends = range(block, n_token, block)
+    return {"counts": [max(1, round(0.382 * end)) for end in ends], "recent": [4 for _ in ends], "block": block}
+
+
+def cache_of(setting: Setting, shape: Sequence[int], *, keep: float, both: bool, dtype: torch.dtype) -> dict[str, Any]:
+    """What `decode_kept` takes: one query a head, and `keep` of the context; of its values alone unless `both`."""
+    batch, n_head, context, head_dim = shape
+    generator = torch.Generator(setting.device).manual_seed(0)
+
+    def drawn(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator, device=setting.device).to(dtype)
+
+    held = max(1, round(keep * context))
+    q, keys = drawn(batch, n_head, 1, head_dim), drawn(batch, n_head, held if both else context, head_dim)
+    mass = torch.zeros(batch, n_head, held, device=setting.device)
+    given = {"q": q, "keys": keys, "values": drawn(batch, n_head, held, head_dim), "mass": mass}
+    if both:
+        return {**given, "places": None, "weight": None}
+    order = torch.rand(batch, n_head, context, generator=generator, device=setting.device).argsort(-1)
+    return {**given, "places": order[:, :, :held].sort(-1).values, "weight": torch.ones_like(mass)}
+
+
+def head_of(setting: Setting, rows: int, channels: int, n_class: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """x [rows, C] and weight [V, C] wanting gradients, targets [rows]."""
+    generator = torch.Generator(setting.device).manual_seed(0)
+    x = torch.randn(rows, channels, generator=generator, device=setting.device).to(dtype)
+    weight = (0.3 * torch.randn(n_class, channels, generator=generator, device=setting.device)).to(dtype)
+    targets = torch.randint(n_class - 10, (rows,), generator=generator, device=setting.device)
+    return x.requires_grad_(), weight.requires_grad_(), targets
+
+
+def spread(work: Callable[[Any], Any], tasks: Sequence[Any], setting: Setting) -> Iterator[Any]:
+    """work(task) for each, over the machine's cores; one after the other in a rehearsal."""
+    if setting.device == "cpu":
+        yield from map(work, tasks)
+        return
+    workers = min(12, os.cpu_count() or 1, len(tasks))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(work, tasks)

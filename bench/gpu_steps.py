@@ -1,0 +1,170 @@
+"""Whole train steps of every variant at GPT-2 124M on a GPU, in rounds with V0; needs the package's dependencies."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from paired import Ratio
+
+from ratrain.config.catalogue import catalogue
+from ratrain.config.read import find_manifest, read_source
+from ratrain.config.resolve import resolve
+from ratrain.engine.compile import compile_model, keep_compiled_code
+from ratrain.engine.device import peak_flops, peak_memory, synchronize
+from ratrain.engine.step import Precision, TrainStep
+from ratrain.model.build import build
+from ratrain.model.count import count
+from ratrain.recipe.groups import group_parameters
+from ratrain.registry import optim_kinds, patch_kinds
+
+BASE = "unified_ra_v0"
+# of V0's step: what the design asks for on an H200
+TARGET = {"unified_ra_v1": 1.01, "tied_ra": 1.08, "unified_ra_v19": 1.10}
+NAMES = [
+    Path(entry.file).stem for entry in catalogue() if entry.same_as is None and "ideas" not in Path(entry.file).parts
+    and not entry.id.startswith(("gpt2", "modern", "aa_", "c"))
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is common to all: `keys` are laid over each manifest."""
+
+    device: str
+    scale: str
+    keys: tuple[str, ...]
+    rounds: int
+
+
+FULL = Recipe(
+    "cuda", "gpt2_124m", ("train.batch=16", "train.micro_batch=16", "train.precision=bf16", "compile.scope=block"), 30
+)
+REHEARSAL = Recipe("cpu", "tiny", ("compile.scope=off",), 2)
+
+
+@dataclass
+class Stepping:
+    """A variant that is ready to step; each call takes other tokens."""
+
+    step: Callable[[], object]
+    tokens: int  # per step
+    flops: int  # of training, per token
+    memory: int  # bytes at the most, while it took its first steps
+
+
+def stepping(name: str, recipe: Recipe) -> Stepping:
+    """The manifest's train step, compiled and warm. Data are drawn: what a token costs does not depend on it."""
+    device = torch.device(recipe.device)
+    source = read_source(find_manifest(name), scale=recipe.scale, overrides=recipe.keys)
+    manifest = resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    model = build(manifest, device=device)
+    compile_model(model, manifest.compile)
+    step = TrainStep(
+        model,
+        manifest.optim,
+        groups=group_parameters(model, manifest.optim.weight_decay),
+        precision=Precision(manifest.train.precision, model),
+        micro_batch=manifest.train.micro_batch,
+    )
+    step.set_lr(1e-4)
+    generator = torch.Generator(device).manual_seed(0)
+    shape = manifest.train.batch, manifest.model.block_size + 1
+
+    def once() -> object:
+        tokens = torch.randint(manifest.model.vocab_size, shape, generator=generator, device=device)
+        return step(tokens[:, :-1], tokens[:, 1:])
+
+    for _ in range(3):
+        once()
+    synchronize(device)
+    memory = peak_memory(device) - before
+    return Stepping(once, shape[0] * (shape[1] - 1), count(model).train_flops_per_token, memory)
+
+
+def warm(task: tuple[str, Recipe]) -> tuple[str, str]:
+    """Compiles a variant for all processes that come; tells what went wrong."""
+    name, recipe = task
+    keep_compiled_code()
+    try:
+        stepping(name, recipe)
+    except Exception as error:
+        return name, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return name, ""
+
+
+def time_steps(names: list[str], recipe: Recipe, *, deadline: float) -> Iterator[dict[str, Any]]:
+    """A row a variant: milliseconds, ratio to V0 in the same rounds, tokens/s, MFU, memory.
+
+    What cannot be compiled by `deadline` (time.monotonic) is left out, and said so.
+    """
+    keep_compiled_code()
+    ready: dict[str, Stepping] = {}
+    for name, why in _warmed([BASE, *(name for name in names if name != BASE)], recipe, deadline):
+        if why:
+            yield {"variant": name, "why": why}
+        else:
+            ready[name] = stepping(name, recipe)
+    if BASE not in ready:
+        return
+    steps = {f"{BASE} again": ready[BASE].step} | {name: one.step for name, one in ready.items()}
+    ms = _rounds(steps, recipe, deadline + 60)
+    peak = peak_flops(torch.device(recipe.device), "fp32" if recipe.device == "cpu" else "bf16")
+    for name in steps:
+        one, ratio = ready[name.removesuffix(" again")], Ratio.of(ms[name], ms[BASE])
+        rate = one.tokens / statistics.median(ms[name]) * 1e3
+        mfu = {f"mfu_{kind}": round(one.flops * rate / top, 3) for kind, top in peak.items() if top}
+        row = {"variant": name, "ms": round(statistics.median(ms[name]), 3), "ratio": round(ratio.median, 4)}
+        row |= {"low": round(ratio.low, 4), "high": round(ratio.high, 4), "rounds": len(ms[name])}
+        row |= {"tokens_per_s": round(rate), **mfu, "peak_MiB": one.memory >> 20}
+        if (target := TARGET.get(name)) is not None:
+            row |= {"target": target, "met": ratio.median <= target}
+        yield row
+
+
+def _warmed(names: list[str], recipe: Recipe, deadline: float) -> Iterator[tuple[str, str]]:
+    if recipe.device == "cpu":
+        yield from (warm((name, recipe)) for name in names)
+        return
+    with ProcessPoolExecutor(5, mp_context=get_context("spawn")) as pool:
+        found = [(name, pool.submit(warm, (name, recipe))) for name in names]
+        for name, future in found:
+            try:
+                yield future.result(timeout=max(0.1, deadline - time.monotonic()))
+            except TimeoutError:
+                yield name, "not compiled in time"
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _rounds(steps: dict[str, Callable[[], object]], recipe: Recipe, deadline: float) -> dict[str, list[float]]:
+    """Milliseconds of each, by round: the mean of the two times it is taken, in one order and in the other."""
+    ms: dict[str, list[float]] = {name: [] for name in steps}
+    for done in range(recipe.rounds):
+        if done >= 5 and time.monotonic() > deadline:
+            break
+        once = dict.fromkeys(steps, 0.0)
+        for name in (*steps, *reversed(steps)):
+            once[name] += _timed(steps[name], recipe.device) / 2
+        for name, cost in once.items():
+            ms[name].append(cost)
+    return ms
+
+
+def _timed(step: Callable[[], object], device: str) -> float:
+    """Wall time of three steps on an idle device, per step: a step leaves before its work is done."""
+    synchronize(torch.device(device))
+    start = time.perf_counter()
+    for _ in range(3):
+        step()
+    synchronize(torch.device(device))
+    return 1e3 * (time.perf_counter() - start) / 3

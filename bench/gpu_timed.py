@@ -1,0 +1,281 @@
+"""The kernels timed beside torch's own attention and loss, and raced over tile sizes."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gpu_inputs import Setting, cache_of, head_of, plan_of, spread
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ratrain.kernels import kv_prune, ra_attention
+from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
+from ratrain.kernels.tuning import Tile, architecture, config, neighbours, size_of, trial
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+def milliseconds(run: Callable[[], object], setting: Setting) -> float:
+    """Median time of a call; on a GPU by its own clock, with a second-level cache that holds something else."""
+    run()
+    if setting.device == "cpu":
+        start = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - start)
+    other = torch.empty(256 << 20, dtype=torch.int8, device=setting.device)
+    times, spent = [], 0.0
+    while len(times) < 5 or (spent < setting.repeats_ms and len(times) < 200):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        other.zero_()
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+        spent += times[-1]
+    return statistics.median(times)
+
+
+def both_ways(run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[], object]:
+    """The call and its gradients for `inputs`."""
+    grad = torch.randn_like(run())
+    return lambda: torch.autograd.grad(run(), inputs, grad)
+
+
+@dataclass
+class Peaks:
+    """What the machine reaches here and now: FLOP/s of a large product, bytes/s of a large copy."""
+
+    flops: float
+    bytes: float
+
+
+def peaks(setting: Setting) -> Peaks:
+    size = 8192 if setting.device != "cpu" else 128
+    a, b = (torch.randn(size, size, device=setting.device).to(setting.dtype) for _ in range(2))
+    product = milliseconds(lambda: a @ b, setting)
+    source = torch.randn(1 << 28 if setting.device != "cpu" else 1 << 12, device=setting.device)
+    target = torch.empty_like(source)
+    copy = milliseconds(lambda: target.copy_(source), setting)
+    return Peaks(2e3 * size**3 / product, 2e3 * source.nbytes / copy)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One thing that is timed: FLOPs and bytes that it cannot do without; `beside` names what it is compared with."""
+
+    name: str
+    run: Callable[[], object]
+    flops: float = 0.0
+    bytes: float = 0.0
+    beside: str = ""
+    target: float | None = None  # of the ratio of times to that
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def time_all(setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
+    """A row for each kernel and for what it competes with, on the same inputs."""
+    for group in (_attention, _loss_and_memory, _decoding):
+        ms: dict[str, float] = {}
+        for one in group(setting):
+            row: dict[str, Any] = {"kernel": one.name, **one.fields}
+            try:
+                ms[one.name] = milliseconds(one.run, setting)
+            except Exception as error:
+                yield {**row, "why": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+                continue
+            seconds = ms[one.name] / 1e3
+            row |= {"ms": round(ms[one.name], 4), "tflops": round(one.flops / seconds / 1e12, 1)}
+            row |= {"of_peak": round(one.flops / seconds / peak.flops, 3)}
+            row |= {"of_bandwidth": round(one.bytes / seconds / peak.bytes, 3)}
+            rivals = [time for name, time in ms.items() if one.beside and name.startswith(one.beside)]
+            if rivals:
+                row |= {"ratio": round(ms[one.name] / min(rivals), 3), "beside": one.beside}
+            if rivals and one.target is not None:
+                row |= {"target": one.target, "met": row["ratio"] <= one.target}
+            yield row
+
+
+def _attention(setting: Setting) -> Iterator[Timed]:
+    q, k, v = inputs = setting.packed()
+    batch, n_head, n_token, head_dim = setting.shape
+    forward = 2.0 * batch * n_head * n_token**2 * head_dim  # two products, half of each masked
+    size = q.numel() * q.element_size()
+    gate = torch.full((n_head, head_dim), 1.1, device=setting.device, requires_grad=True)
+    w_r = torch.full((n_head,), 0.3, device=setting.device, requires_grad=True)
+    plan = plan_of(n_token, setting.block)
+
+    def pruned(both: bool) -> Tensor:
+        life, kept = kv_prune.keep(q, k, **plan, both=both)
+        return kv_prune.pruned_attention(q, k, v, life, kept, counts=plan["counts"], block=plan["block"])
+
+    def plain(backend: SDPBackend | None) -> Tensor:
+        with nullcontext() if backend is None else sdpa_kernel([backend]):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    ours = {
+        "folded": (lambda: ra_attention.ra_attention(q, k, v, gate), [*inputs, gate], 1.0, 1.0),
+        "tied": (lambda: ra_attention.ra_attention(q, k, v, gate, w_r=w_r), [*inputs, gate, w_r], 1.5, 1.5),
+        "pruned kv": (lambda: pruned(True), inputs, 1.0, None),
+        "pruned v_only": (lambda: pruned(False), inputs, 1.0, None),
+    }
+    rivals = BACKENDS if setting.device != "cpu" else {"cpu": None}
+    for way, flops, moved in (("forward", forward, 4 * size), ("forward + backward", 3.5 * forward, 12 * size)):
+        for name, backend in rivals.items():
+            run = partial(plain, backend)
+            yield Timed(f"sdpa {way} {name}", run if way == "forward" else _lazily(run, inputs), flops, moved)
+        for name, (run, wanting, work, target) in ours.items():
+            call = run if way == "forward" else _lazily(run, wanting)
+            yield Timed(f"{name} {way}", call, work * flops, moved, f"sdpa {way} ", target)
+
+
+def _lazily(run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[], object]:
+    """`both_ways`, made at the first call: a backend that cannot serve is to fail where it is timed."""
+    made: list[Callable[[], object]] = []
+
+    def call() -> object:
+        if not made:
+            made.append(both_ways(run, inputs))
+        return made[0]()
+
+    return call
+
+
+def _loss_and_memory(setting: Setting) -> Iterator[Timed]:
+    rows = setting.batch * setting.n_token
+    x, weight, targets = head_of(setting, rows, setting.channels, setting.n_class, setting.dtype)
+    calls: dict[str, Callable[[], Tensor]] = {
+        "loss unfused": lambda: F.cross_entropy((x @ weight.T).float(), targets),
+        "loss linear_cross_entropy": lambda: linear_cross_entropy(x, weight, targets),
+    }
+    flops = 6.0 * rows * setting.channels * setting.n_class
+    for name, run in calls.items():
+        call = _lazily(run, (x, weight))
+        memory = _memory(call, setting)
+        target = 1.0 if name.endswith("entropy") else None
+        yield Timed(name, call, flops, 0.0, "loss unfused", target, {"peak_MiB": memory})
+
+
+def _memory(call: Callable[[], object], setting: Setting) -> int | None:
+    """MiB beyond what stood before the call, at the most."""
+    if setting.device == "cpu":
+        call()
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) >> 20
+
+
+def _decoding(setting: Setting) -> Iterator[Timed]:
+    shape = setting.decode_batch, setting.n_head, setting.decode_context, setting.head_dim
+    dense = cache_of(setting, shape, keep=1.0, both=True, dtype=setting.dtype)
+    q, keys, values = dense["q"], dense["keys"], dense["values"]
+    yield Timed(
+        "decode dense sdpa", lambda: F.scaled_dot_product_attention(q, keys, values), bytes=keys.nbytes + values.nbytes
+    )
+    for name, keep, both, target in (
+        ("decode dense ours", 1.0, True, None), ("decode kv 0.382", 0.382, True, 0.5),
+        ("decode v_only 0.382", 0.382, False, None),
+    ):  # fmt: skip
+        given = cache_of(setting, shape, keep=keep, both=both, dtype=setting.dtype)
+        held = given["keys"].nbytes + given["values"].nbytes
+        run = partial(kv_prune.decode_kept, **given, renormalise=not both)
+        yield Timed(name, run, bytes=held, beside="decode dense", target=target)
+
+
+# -- races ----------------------------------------------------------------------------------------------------------
+
+Key = tuple[str, str, str]
+
+
+def raced(setting: Setting) -> dict[Key, Callable[[Setting], Callable[[], object]]]:
+    """The tiles that are raced, at the measured head dimension, each with what its kernel is timed in."""
+    size = size_of(setting.head_dim, setting.dtype)
+    calls: dict[Key, Callable[[Setting], Callable[[], object]]] = {}
+    for phase in ("forward", "keys", "queries"):
+        for tied in (False, True):
+            key = ("ra_attention", f"tied_{phase}" if tied else phase, size)
+            calls[key] = partial(_ra_call, tied=tied, backward=phase != "forward")
+    for phase in ("sum", "mass", "attend", "queries", "keys"):
+        calls["kv_prune", phase, size] = partial(_kv_call, backward=phase in ("queries", "keys"))
+    for phase in ("scores", "mix"):
+        calls["kv_prune", phase, size] = _decode_call
+    return calls
+
+
+def _ra_call(setting: Setting, *, tied: bool, backward: bool) -> Callable[[], object]:
+    inputs = setting.packed()
+    gate = torch.ones(setting.n_head, setting.head_dim, device=setting.device)
+    w_r = torch.ones(setting.n_head, device=setting.device) if tied else None
+    run = partial(ra_attention.ra_attention, *inputs, gate, w_r=w_r)
+    return both_ways(run, inputs) if backward else run
+
+
+def _kv_call(setting: Setting, *, backward: bool) -> Callable[[], object]:
+    q, k, v = inputs = setting.packed()
+    plan = plan_of(setting.n_token, setting.block)
+
+    def run() -> Tensor:
+        life, kept = kv_prune.keep(q, k, **plan)
+        return kv_prune.pruned_attention(q, k, v, life, kept, counts=plan["counts"], block=plan["block"])
+
+    return both_ways(run, inputs) if backward else run
+
+
+def _decode_call(setting: Setting) -> Callable[[], object]:
+    shape = setting.decode_batch, setting.n_head, setting.decode_context, setting.head_dim
+    return partial(kv_prune.decode_kept, **cache_of(setting, shape, keep=0.382, both=True, dtype=setting.dtype))
+
+
+def prepare(task: tuple[Key, Tile, Setting]) -> str:
+    """Compiles a kernel with a tile, here and for all processes; tells why it is out of the race, if it is."""
+    key, tile, setting = task
+    if setting.device != "cpu":
+        from ratrain.kernels.ahead import TARGETS, all_cases, compile_one
+
+        arch = architecture()
+        same = [case for case in all_cases() if case.key == key]
+        if arch in TARGETS and (fault := next((f for c in same if (f := compile_one(arch, c, tile).fault)), "")):
+            return fault
+    try:
+        with trial(key, tile):
+            raced(setting)[key](setting)()
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return ""
+
+
+def race(setting: Setting, *, lanes: int) -> Iterator[dict[str, Any]]:
+    """For each kernel the fastest of its tile and its `lanes` nearest: a row a kernel, with all that ran."""
+    calls = raced(setting)
+    field_of = {key: [config(*key), *itertools.islice(neighbours(config(*key)), lanes)] for key in calls}
+    tasks = [(key, tile, setting) for key, tiles in field_of.items() for tile in tiles]
+    faults = dict(zip(((key, tile) for key, tile, _ in tasks), spread(prepare, tasks, setting), strict=True))
+    for key, tiles in field_of.items():
+        run, ms = calls[key](setting), {}
+        for tile in (tile for tile in tiles if not faults[key, tile]):
+            with trial(key, tile):
+                ms[tile] = milliseconds(run, setting)
+        if not ms:
+            yield {"kernel": " ".join(key), "why": faults[key, tiles[0]]}
+            continue
+        best = min(ms, key=lambda tile: ms[tile])
+        yield {
+            "kernel": " ".join(key), "tile": list(vars(best).values()), "ms": round(ms[best], 4),
+            "before": round(ms[tiles[0]], 4) if tiles[0] in ms else None, "ran": len(ms),
+            "refused": len(tiles) - len(ms),
+        }  # fmt: skip
