@@ -28,7 +28,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ratrain.kernels.tuning import Case, Tile, config, neighbours, tuned, write_tuned
+from ratrain.kernels.tuning import Case, Tile, config, neighbours, serves, tuned, write_tuned
 
 OPS = ("ra_attention", "kv_prune", "linear_cross_entropy")
 
@@ -192,9 +192,10 @@ def main() -> int:
         parser.error(f"no such architecture: {', '.join(unknown)}; expected some of {', '.join(TARGETS)}")
     cases, found = all_cases(), []
     for arch in args.arch or list(TARGETS):
-        for line in repair(arch, cases) if args.repair else ():
+        served = [case for case in cases if serves(case.op, case.size, arch)]
+        for line in repair(arch, served) if args.repair else ():
             print(line, flush=True)
-        for case in cases:
+        for case in served:
             found.append(compile_one(arch, case, config(*case.key, arch)))
             if not args.json:
                 print(found[-1], flush=True)

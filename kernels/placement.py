@@ -7,6 +7,8 @@ import os
 import torch
 from torch import Tensor
 
+from ratrain.kernels.tuning import serves, size_of
+
 HEAD_DIMS = (32, 64, 128)  # that the kernels have tiles for
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -16,9 +18,15 @@ def on_kernels(x: Tensor) -> bool:
     return x.dtype in DTYPES and (x.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
 
 
-def runs_kernel(q: Tensor) -> bool:
-    """Whether queries go to a kernel; what a GPU's cannot take is refused there, and not by the interpreter."""
-    return q.device.type == "cuda" or (on_kernels(q) and q.shape[-1] in HEAD_DIMS)
+def suits_kernel(q: Tensor) -> bool:
+    """Whether queries are such as a kernel takes, where there are kernels."""
+    return on_kernels(q) and q.shape[-1] in HEAD_DIMS
+
+
+def runs_kernel(op: str, q: Tensor) -> bool:
+    """Whether the op's kernel runs for these queries; not where their width has no tile, which would spill: there the
+    definition does. (For an op's own body: it reads a file, which no graph can hold.)"""
+    return suits_kernel(q) and serves(op, size_of(q.shape[-1], q.dtype))
 
 
 def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:

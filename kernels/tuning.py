@@ -37,7 +37,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel to compile ahead of time; its tile is that of (op, phase, size)."""
+    """A kernel to compile ahead of time; its tile is that of (op, phase, size), where the architecture has one."""
 
     op: str
     phase: str
@@ -88,6 +88,13 @@ def tuned(arch: str) -> dict[str, dict[str, dict[str, list[int]]]]:
     return json.loads(file.read_text())
 
 
+@cache
+def serves(op: str, size: str, arch: str | None = None) -> bool:
+    """Whether an architecture has a tile of this size for the op's kernels; those that would spill are left out."""
+    phases = tuned(arch or architecture())[op].values()
+    return any(size in sizes for sizes in phases)
+
+
 def write_tuned(arch: str, table: dict[str, dict[str, dict[str, list[int]]]]) -> None:
     """Writes `tuned/<arch>.json`, a line a phase."""
     ops = []
@@ -96,6 +103,7 @@ def write_tuned(arch: str, table: dict[str, dict[str, dict[str, list[int]]]]) ->
         ops.append(f' "{op}": {{\n' + ",\n".join(lines) + "\n }")
     (TUNED / f"{arch}.json").write_text("{\n" + ",\n".join(ops) + "\n}\n")
     tuned.cache_clear()
+    serves.cache_clear()
 
 
 _trials: dict[tuple[str, str, str], Tile] = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ratrain.kernels.placement import HEAD_DIMS, check_qkv, laid_out, like, on_kernels, runs_kernel
+from ratrain.kernels.placement import check_qkv, laid_out, like, runs_kernel
 
 from . import reference
 
@@ -95,7 +95,7 @@ def _decode(
     renormalise: bool, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     # a prompt's many queries, and codes of odd widths, are left to the vendor's products
-    if on_kernels(q) and q.shape[2] == 1 and {q.shape[3], values.shape[3]} <= {*HEAD_DIMS}:
+    if q.shape[2] == 1 and all(runs_kernel("kv_prune", x) for x in (q, values)):
         from . import kernel
 
         return kernel.decode(q, keys, values, mass, places, weight, renormalise=renormalise, scale=scale)
@@ -115,7 +115,7 @@ def _keep(
     q: Tensor, k: Tensor, order: Tensor | None, active: Tensor, counts: list[int], recent: list[int], block: int,
     sinks: int, exposure: bool, both: bool, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    if runs_kernel(q):
+    if runs_kernel("kv_prune", q):
         from . import kernel
 
         return kernel.keep(
@@ -143,7 +143,7 @@ def _attend(
     scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y, and the log of each row's sum [B, H, T] where the kernel ran, else nothing."""
-    if runs_kernel(q):
+    if runs_kernel("kv_prune", q):
         from . import kernel
 
         return kernel.attend(q, k, v, kept, active, counts=tuple(counts), block=block, scale=scale)
@@ -152,7 +152,7 @@ def _attend(
 
 @_attend.register_fake
 def _(q, k, v, life, kept, active, counts, block, scale):
-    return like(q), q.new_empty(q.shape[:3] if runs_kernel(q) else 0, dtype=torch.float32)
+    return like(q), q.new_empty(q.shape[:3] if runs_kernel("kv_prune", q) else 0, dtype=torch.float32)
 
 
 @torch.library.custom_op("ratrain::pruned_attention_backward", mutates_args=())
@@ -160,7 +160,7 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, life: Tensor, kept: Tensor, active: Tensor, y: Tensor, lse: Tensor,
     counts: list[int], block: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if runs_kernel(q):
+    if runs_kernel("kv_prune", q):
         from . import kernel
 
         return kernel.backward(

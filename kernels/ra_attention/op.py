@@ -52,7 +52,7 @@ def _forward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y; o where alpha blends, else nothing; the log of each row's sum [B, H, T] where the kernel ran, else nothing."""
-    if runs_kernel(q):
+    if runs_kernel("ra_attention", q):
         from . import kernel  # Triton is needed only where it runs
 
         return kernel.forward(q, k, v, gate, w_r, bias, alpha, scale)
@@ -65,7 +65,7 @@ def _(q, k, v, gate, w_r, bias, alpha, scale):
     def none() -> Tensor:
         return q.new_empty(0)
 
-    blended, kernel = alpha is not None, runs_kernel(q)
+    blended, kernel = alpha is not None, runs_kernel("ra_attention", q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if kernel else none()
     return like(q), like(q) if blended and kernel else none(), lse
 
@@ -76,7 +76,7 @@ def _backward(
     w_r: Tensor | None, bias: Tensor | None, alpha: Tensor | None, plain: Tensor, lse: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, gate, w_r, bias, alpha; nothing for what is None."""
-    if runs_kernel(q):
+    if runs_kernel("ra_attention", q):
         from . import kernel
 
         return kernel.backward(grad, q, k, v, gate, w_r, bias, alpha, plain, lse, scale)

@@ -82,7 +82,11 @@ def line_of(said: Ended, standing: Standing) -> str:
     if said.code == Exit.DONE:
         what = "done" if loss is None else f"validation loss {loss:.4f}"
     else:
-        what = said.reason or _ENDS.get(Exit(said.code), f"failed with exit code {said.code}")
+        what = _ENDS.get(Exit(said.code), f"failed with exit code {said.code}")
+        # of a stop its reason says all
+        what = (
+            said.reason if said.code == Exit.PREEMPTED and said.reason else ", ".join(filter(None, (what, said.reason)))
+        )
     eta = "" if standing.eta is None or standing.eta < 60 else f"  ETA {standing.eta / 60:.0f} min"
     return f"[{done}/{standing.total}] {task.arm} {seed}: {what}{eta}"
 
