@@ -10,8 +10,8 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,9 +173,7 @@ def _sound(value: object) -> bool:
 
 def measure(case: Case) -> dict[str, float]:
     """Median seconds of a forward and a backward pass by each backend that serves, in rounds so that drift hits all."""
-    on_gpu = case.device.type == "cuda"
-    devices = [case.device] if on_gpu else []
-    with torch.cuda.device(case.device) if on_gpu else nullcontext(), torch.random.fork_rng(devices):
+    with _aside(case.device):
         passes = {name: one for name in BACKENDS if (one := _pass(case, name)) is not None}
         for one in passes.values():
             for _ in range(_WARMUP):
@@ -183,17 +181,27 @@ def measure(case: Case) -> dict[str, float]:
         seconds: dict[str, list[float]] = {name: [] for name in passes}
         for _ in range(_ROUNDS):
             for name, one in passes.items():
-                seconds[name].append(_timed(one, on_gpu=on_gpu))
-    if on_gpu:
-        torch.cuda.empty_cache()  # math has written all scores out
-        torch.cuda.reset_peak_memory_stats(case.device)  # the run's peak is what will be asked for
+                seconds[name].append(_timed(one, case.device))
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def serves(case: Case, name: str) -> bool:
     """Whether a backend by itself can compute the case, forward and backward."""
-    with torch.random.fork_rng([case.device] if case.device.type == "cuda" else []):
+    with _aside(case.device):
         return _pass(case, name) is not None
+
+
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """What happens in it leaves no trace in a run: neither in its random numbers nor in its peak of memory."""
+    if device.type != "cuda":
+        with torch.random.fork_rng([]):
+            yield
+        return
+    with torch.cuda.device(device), torch.random.fork_rng([device]):
+        yield
+    torch.cuda.empty_cache()  # math writes all scores out
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 def _pass(case: Case, name: str) -> Callable[[], None] | None:
@@ -219,8 +227,8 @@ def _pass(case: Case, name: str) -> Callable[[], None] | None:
     return once
 
 
-def _timed(once: Callable[[], None], *, on_gpu: bool) -> float:
-    if not on_gpu:
+def _timed(once: Callable[[], None], device: torch.device) -> float:
+    if device.type != "cuda":
         start = time.perf_counter()
         once()
         return time.perf_counter() - start
