@@ -44,6 +44,7 @@ def arms(tmp_path):
         for sink in (Jsonl(tmp_path / "events.jsonl"), Lines(log, stamped=True), Monitor(emit)):
             emit.add(sink)
         engine.total_steps = 1 << 40  # as many windows as are asked for
+        engine._choose_attention()
         engine._compile()
         stop, batch = StopRequest(), engine.sampler.batch(0)
 

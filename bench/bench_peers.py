@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import CompileSection, Manifest
+from ratrain.engine.attention import choose, pin
 from ratrain.engine.compile import compile_model, keep_compiled_code
 from ratrain.engine.device import set_determinism
 from ratrain.engine.step import Precision, TrainStep
@@ -80,6 +81,7 @@ def load_code(checkout: Path) -> ModuleType:
 
 def our_step(manifest: Manifest, compiler: CompileSection) -> Step:
     model = build(manifest)
+    pin(model, choose(manifest, rows=manifest.train.micro_batch, device=torch.device("cpu")))
     compile_model(model, compiler)
     step = TrainStep(
         model,

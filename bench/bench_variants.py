@@ -20,6 +20,7 @@ from paired import Ratio, measure, rows_of
 from ratrain.config.catalogue import catalogue
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
+from ratrain.engine.attention import choose, pin
 from ratrain.engine.compile import compile_model, keep_compiled_code
 from ratrain.engine.device import keep_freed_memory, set_determinism
 from ratrain.engine.step import Precision, TrainStep
@@ -50,6 +51,8 @@ def step_of(name: str) -> Callable[[], object]:
     corpus = open_corpus(manifest.data, vocab_size=manifest.model.vocab_size)
     sampler = Sampler(corpus.train, seed=1, batch=manifest.train.batch, block_size=manifest.model.block_size)
     model = build(manifest)
+    attention = choose(manifest, rows=manifest.train.micro_batch, device=torch.device("cpu"))
+    pin(model, attention, strict=manifest.compile.strict)
     compile_model(model, manifest.compile)
     step = TrainStep(
         model,

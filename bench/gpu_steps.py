@@ -17,6 +17,7 @@ from paired import Ratio
 from ratrain.config.catalogue import catalogue
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
+from ratrain.engine.attention import choose, pin
 from ratrain.engine.compile import compile_model, keep_compiled_code
 from ratrain.engine.device import peak_flops, peak_memory, synchronize
 from ratrain.engine.step import Precision, TrainStep
@@ -69,6 +70,7 @@ def stepping(name: str, recipe: Recipe) -> Stepping:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     model = build(manifest, device=device)
+    pin(model, choose(manifest, rows=manifest.train.micro_batch, device=device))
     compile_model(model, manifest.compile)
     step = TrainStep(
         model,

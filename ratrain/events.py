@@ -41,6 +41,16 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True)
+class AttentionChosen(Event):
+    """What computes the base's causal attention in training and evaluation, and how that was found."""
+
+    backend: str  # flash, cudnn, efficient, math, ours; torch: its own choice, made anew for each call
+    source: str  # asked, measured, cached (measured before), recorded (by this run), default (torch's own)
+    case: str  # dtype, [B, H, T, D] and device
+    seconds: dict[str, float]  # of a forward and a backward pass; empty where nothing was measured
+
+
+@dataclass(frozen=True)
 class Resumed(Event):
     step: int
     checkpoint: str

@@ -64,6 +64,8 @@ def _recipe(manifest: Manifest) -> dict[str, Any]:
         assert "sha256" in init, "resolve() looks it up"
         recipe["init"] = init
     recipe["eval"] = {name: value for name, value in recipe["eval"].items() if name != "every"}
+    # strict only says whether a run is refused: one that is not has the same bits
+    recipe["compile"] = {name: value for name, value in recipe["compile"].items() if name != "strict"}
     schedule = manifest.schedule
     if schedule.kind == "constant" and schedule.warmup.unit == "steps":
         # no step depends on how many there are: a longer budget is the same run, longer

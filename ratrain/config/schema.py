@@ -241,6 +241,12 @@ class CompileSection(Section):
         default="auto", description="what becomes one graph; auto: each block on CPU, the model on a GPU"
     )
     backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math", "ours"] = Field(
+        default="auto", description="what computes causal attention; auto: on a GPU the fastest that is measured there"
+    )
+    strict: bool = Field(
+        default=False, description="an attention that cannot be had ends the run, where another would compute it"
+    )
 
 
 class LogSection(Section):

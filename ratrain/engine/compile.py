@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from ratrain.config.schema import CompileSection
@@ -52,6 +53,9 @@ def keep_compiled_code() -> None:
     # torch writes its own default, a temporary folder, into the environment when it is imported
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / f"inductor-{torch.__version__}")
+    # what a graph with a chosen attention calls beside operations: their arguments are part of the key already
+    calls = ("torch.nn.attention._sdpa_kernel", "torch.nn.attention._backend_from_string")
+    inductor_config.unsafe_marked_cacheable_functions |= dict.fromkeys(calls, torch.__version__)
 
 
 class GraphCounter:

@@ -11,9 +11,10 @@ import torch
 
 from ratrain.config.resolve import steps_total, tokens_per_step
 from ratrain.config.schema import ActivationSection, Budget, Manifest, Span
+from ratrain.engine.attention import choose
 from ratrain.engine.checkpoint import check_room, listed, load
 from ratrain.engine.compile import keep_compiled_code
-from ratrain.engine.device import pick_device
+from ratrain.engine.device import pick_device, set_determinism
 from ratrain.engine.engine import Engine
 from ratrain.engine.state import restore, snapshot
 from ratrain.events import Emit, Evaluated, Event, Saved, Window
@@ -37,8 +38,11 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path =
         seen.append(event)
         emit(event)
 
+    place = pick_device(device)
+    set_determinism(manifest.train.deterministic, place)  # which decides what can compute attention
+    attention = choose(manifest, rows=manifest.train.micro_batch, device=place, emit=listen)
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(_tiny(manifest), checkpoints=Path(folder), device=pick_device(device), emit=listen)
+        engine = Engine(_tiny(manifest), checkpoints=Path(folder), device=place, emit=listen, attention=attention)
         check_room(checkpoints, engine.checkpoint_bytes, keep=manifest.checkpoint.keep)
         ended = engine.run()
         newest = listed(Path(folder))[0]
@@ -54,6 +58,7 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path =
         "parameters": engine.cost.parameters,
         "losses": [loss for window in windows for loss in window.losses],
         "validation_loss": next(event.loss for event in seen if isinstance(event, Evaluated)),
+        "attention": attention.record(),
         "graphs": windows[-1].graphs,
         "recompiles": windows[-1].recompiles,
         "compile_seconds": ended.seconds.get("compile", 0.0),
@@ -104,6 +109,7 @@ def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit, check
         f"({seen['recompiles']} recompiles), trained {_STEPS} steps (loss {losses}), evaluated "
         f"({seen['validation_loss']:.4f}), saved and restored",
         f"parameters     {seen['parameters']:,}",
+        f"attention      {seen['attention']['backend']} ({seen['attention']['source']})",
         f"memory         {_size(seen['state_bytes'])} of weights, gradients and moments; peak {peak} here, with",
         f"               one sequence a pass where train.micro_batch is {manifest.train.micro_batch}",
         f"disk           {_size(seen['disk_bytes'])} of checkpoints",

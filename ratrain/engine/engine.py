@@ -16,6 +16,7 @@ from ratrain import events
 from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
 from ratrain.engine import tell
+from ratrain.engine.attention import Choice, choose, pin, require, unpin
 from ratrain.engine.branch import Branch
 from ratrain.engine.checkpoint import listed, save, stored_bytes
 from ratrain.engine.compile import GraphCounter, compile_model
@@ -57,11 +58,13 @@ class Engine:
         emit: events.Emit,
         world: World = World(),  # noqa: B008 - frozen
         branch: Branch | None = None,
+        attention: Choice | None = None,
     ):
         self.manifest, self.device, self.world = manifest, device, world
         self.emit: events.Emit = emit if world.leads else lambda event: None
         self.checkpoints, self.branch = checkpoints, branch
         self.parent = branch.parent if branch else None
+        self.attention = attention  # None: chosen when the run begins
         keep_freed_memory()
         self.deterministic = set_determinism(manifest.train.deterministic, device)
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase
@@ -100,6 +103,7 @@ class Engine:
             micro_batch=local_rows(world, batch=manifest.train.batch, micro_batch=manifest.train.micro_batch),
             world=world,
         )
+        require(manifest, rows=self.train_step.micro_batch, device=device)
         self.evaluator = Evaluator(
             self.model, windows, precision=self.precision, batch=self.train_step.micro_batch, world=world
         )
@@ -128,6 +132,7 @@ class Engine:
             resume(self)
             if self.world.leads:
                 self.emit(tell.started(self))
+            self._choose_attention()
             self._compile()
             self._switch()
             asked = None
@@ -153,6 +158,7 @@ class Engine:
         """Fits, without training, what is to be fitted in the run that this one begins with: its model, and a fit."""
         if self.world.leads:
             self.emit(tell.started(self))
+        self._choose_attention()
         graft(self)
         spent = self.spent_after(0, self.spent_seconds, self.steps_done)
         self._switch(spent)
@@ -167,6 +173,18 @@ class Engine:
     def _asked(self, stop: StopRequest) -> str | None:
         """The signal that asks to stop, whichever process it reached: all must leave after the same step."""
         return next(filter(None, self.world.gather(stop.asked)), None)
+
+    def _choose_attention(self) -> None:
+        """Settles what computes attention, before anything is compiled; all processes take what the first chooses."""
+        if self.attention is None or self.attention.source == "recorded":
+            rows, known = self.train_step.micro_batch, self.attention
+            chosen = self.world.lead(
+                lambda: choose(self.manifest, rows=rows, device=self.device, emit=self.emit, known=known)
+            )
+            self.attention = self.world.share(chosen)
+        assert self.attention
+        pin(self.model, self.attention, strict=self.manifest.compile.strict)
+        self.emit(self.attention.event())
 
     def _compile(self) -> None:
         """Compiles every graph the run needs before the clock of the first window starts."""
@@ -333,6 +351,7 @@ class Engine:
         if not self.world.leads:
             return
         self.model.eval()
+        unpin(self.model)  # what was chosen for training need not serve here
         prompt = torch.tensor([self.corpus.tokenizer.eot_token], device=self.device)
         # each length of the cache is another shape: a graph for each would take longer than the run
         with self.precision.forward(), torch.compiler.set_stance("force_eager"):

@@ -253,6 +253,12 @@ def _machine_failure(error: Exception, manifest: Manifest) -> RatrainError | Non
             f"out of memory at train.micro_batch = {micro}; "
             f"--set train.micro_batch={max(1, micro // 2)} gives the same gradients in less"
         )
+    unserved = ("No available kernel", "No viable backend for scaled_dot_product_attention")
+    if manifest.compile.strict and any(sign in text for sign in unserved):
+        return UnavailableError(
+            "compile.strict: the attention that was chosen cannot compute all that this variant asks of it; "
+            "--set compile.strict=false has another one do it"
+        )
     if any(name in text for name in ("InvalidCxxCompiler", "No working C++ compiler", "CppCompileError")):
         return UnavailableError(
             "torch.compile needs a C++ compiler with OpenMP (g++, or clang and libomp); "

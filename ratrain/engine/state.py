@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ratrain.config.identity import run_hash
+from ratrain.engine.attention import recorded
 from ratrain.engine.checkpoint import (
     Checkpoint,
     flatten_optimizer,
@@ -40,6 +41,7 @@ def snapshot(engine: Engine) -> Checkpoint:
         "optim": type(engine.manifest.optim).kind,
         "data": engine.corpus.fingerprint,
         "machine": _machine(engine),
+        "attention": engine.attention.record() if engine.attention else None,
         "optimizer": plain,
         "activation": engine.switchboard.state_dict(),
         "fitting": engine.fitting.state_dict(),
@@ -61,6 +63,8 @@ def resume(engine: Engine) -> None:
         checkpoint = checkpoint or load(path)
         for warning in _check_origin(engine, checkpoint, path):
             engine.emit(Notice(warning, "warning"))
+        if kept := checkpoint.state.get("attention"):
+            engine.attention = recorded(kept)
         restore(engine, checkpoint)
         engine.saved_at = engine.steps_done
         engine.emit(Resumed(engine.steps_done, str(path), failures))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
+from ratrain.model.backends import causal_attention
 from ratrain.model.cache import PLAIN, KVCache, ValueCode
 from ratrain.model.norm import norm_of
 from ratrain.model.rotary import Rotary
@@ -143,11 +144,12 @@ class Value(nn.Module):
 
 
 class Core(nn.Module):
-    """Causal attention by SDPA, scores scaled by `scale` (None: by one over the root of q's channels)."""
+    """Causal attention, scores scaled by `scale` (None: by one over the root of q's channels)."""
 
     def __init__(self, dropout: float, *, scale: float | None = None):
         super().__init__()
         self.dropout, self.scale = dropout, scale
+        self.backends: tuple[str, ...] = ()  # tried in this order; empty: as torch chooses
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, cache=None) -> Tensor:
         """q, k, v [B, H, S, D] of the newest S tokens -> y like q; what older tokens left is in the cache.
@@ -164,11 +166,11 @@ class Core(nn.Module):
 
         A mixture over tokens that treats every channel of v alike; what does more belongs in `forward`.
         """
-        options = {"dropout_p": self.dropout if self.training else 0.0, "scale": self.scale}
+        dropout = self.dropout if self.training else 0.0
         if q.shape[2] == k.shape[2]:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen.tril(k.shape[2] - q.shape[2]), **options)
+            return causal_attention(q, k, v, backends=self.backends, dropout=dropout, scale=self.scale)
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=self.scale)
 
     def new_cache(self, length: int, code: ValueCode = PLAIN) -> Any:
         """An empty cache for `length` tokens: what `forward` is given to decode with.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ratrain.atomic import write_file
@@ -19,12 +21,17 @@ def cache_folder() -> Path:
     return (Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~/.cache"))) / "ratrain"
 
 
-def remembered(kind: str, key: str, compute: Callable[[], dict]) -> dict:
-    """The JSON object cached for `key`, else what `compute` returns, kept where the cache can be written."""
+def remembered(
+    kind: str, key: str, compute: Callable[[], dict], *, sound: Callable[[dict], bool] = lambda value: True
+) -> dict:
+    """The JSON object cached for `key`, else what `compute` returns, kept where the cache can be written.
+
+    One that is not `sound` is taken for damaged.
+    """
     file = cache_folder() / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
         known = json.loads(file.read_bytes())
-        if known["key"] == key:
+        if known["key"] == key and sound(known["value"]):
             return known["value"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # absent or damaged: made again
@@ -41,3 +48,16 @@ def keep(file: Path, parts: list[bytes | memoryview]) -> bool:
     except (OSError, CannotCreateError, DiskError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def alone(kind: str) -> Iterator[None]:
+    """Waits while another process is in a block of the same kind; where the cache cannot be written, nobody waits."""
+    folder = cache_folder() / kind
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            opened.callback(os.close, lock)  # gives the lock back
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

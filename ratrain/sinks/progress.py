@@ -41,6 +41,14 @@ def _started(e: events.RunStarted) -> list[str]:
     ]  # fmt: skip
 
 
+def _attention(e: events.AttentionChosen) -> list[str]:
+    name = "torch's own choice" if e.backend == "torch" else e.backend
+    how = {"asked": ", as asked", "measured": ", the fastest", "cached": ", the fastest when measured", "default": ""}
+    times = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in sorted(e.seconds.items(), key=lambda item: item[1]))
+    told = f"attention by {name}{how.get(e.source, ', as recorded')}"
+    return [f"{told} for {e.case}" + (f": {times}" if times else "")]
+
+
 def _window(e: events.Window) -> list[str]:
     line = (
         f"step {e.step:6d}  {100 * e.spent:5.1f} %  loss {_mean(e.losses):.4f}  lr {e.lr:.2e}  "
@@ -81,6 +89,7 @@ def _ended(e: events.RunEnded) -> list[str]:
 
 _TELLERS: dict[type, Callable[..., list[str]]] = {
     events.RunStarted: _started,
+    events.AttentionChosen: _attention,
     events.Resumed: lambda e: [*(f"warning: {f}" for f in e.skipped), f"resumed at step {e.step} from {e.checkpoint}"],
     events.Activated: lambda e: [f"step {e.step:6d}  {e.patch} is switched on" + (f", s {e.s:.3g}" if e.s < 1 else "")],
     events.Branched: lambda e: [f"begins at step {e.step} of {e.run}"],

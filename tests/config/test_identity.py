@@ -12,12 +12,13 @@ from ratrain.config.identity import Parent, _recipe, plain, recipe_hash, run_fol
 SAME_RECIPE = [
     "id=other", "title=x", "scale=other", "same_as=x", "origin.step=V1", "seed.init=7", "seed.data=7", "log.every=3",
     "log.trackers=['wandb']", "log.study=pilot", "eval.every=3", "checkpoint.every=3", "checkpoint.keep=5",
+    "compile.strict=true",
 ]  # fmt: skip
 OTHER_RECIPE = [
     "model.n_layer=5", "model.dropout=0.1", "data.source=x", "optim.weight_decay=0", "optim.betas=[0.8, 0.95]",
     "optim.kind=muon", "schedule.lr=1e-3", "schedule.warmup.steps=3", "train.batch=16", "train.budget.tokens=3000001",
     "train.precision=bf16", "patch.unified_ra.rank=3", "patch.unified_ra.enabled=false", "patch.kv_prune.keep=1",
-    "patch.late.kind=unified_ra", "train.budget.steps=5000",
+    "patch.late.kind=unified_ra", "train.budget.steps=5000", "compile.attention=math",
 ]  # fmt: skip
 
 

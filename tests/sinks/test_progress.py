@@ -54,6 +54,16 @@ def test_the_start_says_what_is_trained_on_what_and_where(started):
         assert part in text
 
 
+def test_what_computes_attention_is_one_line():
+    seconds = {"math": 0.0098, "flash": 0.00112, "cudnn": 0.001}
+    (line,) = told(events.AttentionChosen("cudnn", "measured", "bfloat16 [8, 12, 1024, 64] on H100", seconds))
+    assert line == (
+        "attention by cudnn, the fastest for bfloat16 [8, 12, 1024, 64] on H100: cudnn 1 ms, flash 1.12 ms, math 9.8 ms"
+    )
+    (line,) = told(events.AttentionChosen("torch", "default", "float32 [4, 2, 32, 16] on cpu", {}))
+    assert line == "attention by torch's own choice for float32 [4, 2, 32, 16] on cpu"
+
+
 def test_two_seeds_are_told_where_they_differ(started):
     assert "seed 1-7," in "\n".join(told(started(seed_data=7)))
 
