@@ -164,6 +164,9 @@ class Engine:
         self._switch(spent)
         self.emit(events.Notice(f"validation loss {self.evaluator():.4f} before the fit"))
         for name in self.fitting.modules:
+            if self.fitting.has_plain(name):
+                self.fit(name, spent, plain=True)
+                self.emit(events.Notice(f"validation loss {self.evaluator():.4f} by plain PCA in as many channels"))
             self.fit(name, spent)
         self._evaluate()
         self._save()
@@ -292,13 +295,13 @@ class Engine:
         for name in self.fitting.due(self.steps_done, spent, self.switchboard.is_open()):
             self.fit(name, spent)
 
-    def fit(self, name: str, spent: float) -> None:
+    def fit(self, name: str, spent: float, *, plain: bool = False) -> None:
         self.emit(events.PhaseStarted("fit"))
         with self._phase("fit"):
             told = self.fitting.fit(
-                name, self.steps_done, spent, rows=self.train_step.micro_batch, precision=self.precision
+                name, self.steps_done, spent, rows=self.train_step.micro_batch, precision=self.precision, plain=plain
             )
-        if told:
+        if told and not plain:
             self.emit(told)
 
     def _warn_of_unfitted(self) -> None:

@@ -73,6 +73,10 @@ class Fitting:
         self.last[name] = (step, spent)
         return found
 
+    def has_plain(self, name: str) -> bool:
+        """Whether the patch can be fitted plainly as well."""
+        return all(hasattr(module, "fit_plain") for module in self.modules[name].values())
+
     def unfitted(self) -> list[str]:
         """Patches that are still without a fit somewhere."""
         return [name for name, modules in self.modules.items() if not all(m.fitted for m in modules.values())]
@@ -153,10 +157,12 @@ def fit_modules(
     *,
     rows: int = 1,
     precision: Any = None,
+    plain: bool = False,
 ) -> list[Any]:
     """Fits modules, by site, to tokens [n, T] of which the last part is held out; returns what each says of it.
 
-    `rows` sequences go through the model at a time, in `precision`.
+    `rows` sequences go through the model at a time, in `precision`. `plain`: by their `fit_plain`, what a fit has to
+    beat.
     """
     fitted_to = max(1, len(windows) * _HELD_OUT // (_HELD_OUT + 1))
     passes = {"rows": rows, "precision": precision, "generator": generator}
@@ -166,7 +172,8 @@ def fit_modules(
         if not (x[site].isfinite().all() and held_out[site].isfinite().all()):
             raise NotFiniteError(f"what {site} is given is not finite")
     parents = {site: model.get_submodule(site.rpartition(".")[0]) for site in modules}
-    return [module.fit(x[site], held_out[site], parents[site], generator) for site, module in modules.items()]
+    fits = {site: module.fit_plain if plain else module.fit for site, module in modules.items()}
+    return [fit(x[site], held_out[site], parents[site], generator) for site, fit in fits.items()]
 
 
 def fit_briefly(model: GPT2, windows: Tensor) -> GPT2:

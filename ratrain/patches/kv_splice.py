@@ -227,11 +227,17 @@ class SplinedValue(SplicedValue):
         return y
 
     @torch.no_grad()
+    def fit_plain(self, x: Tensor, held_out: Tensor, attn: Any, generator: torch.Generator) -> Error:
+        """As `fit`, with splines that bend nothing: PCA."""
+        knots = quantile_knots(x.to(self.mean.dtype), self.options.knots)
+        self._bend(knots, torch.ones_like(knots[..., 1:]))
+        return super().fit(x, held_out, attn, generator)
+
+    @torch.no_grad()
     def fit(self, x: Tensor, held_out: Tensor, attn: Any, generator: torch.Generator) -> Error:
         x, root = x.to(self.mean.dtype), self._root(attn)
         knots = quantile_knots(x, self.options.knots)
-        self._bend(knots, torch.ones_like(knots[..., 1:]))
-        super().fit(x, held_out, attn, generator)
+        self.fit_plain(x, held_out, attn, generator)
         plain = Plane(self.mean.clone(), self.down.clone(), self.up.clone())
         slopes = fit_slopes(x, knots, self.kept_channels, epochs=self.options.epochs, root=root, generator=generator)
         self._bend(knots, slopes)

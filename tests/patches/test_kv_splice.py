@@ -493,11 +493,13 @@ def finished(tmp_path_factory):
 
 
 def calibrated(ratrain, out, *words):
-    """(code, events by name, stderr) of a calibration."""
+    """(code, the last event of each name, stderr) of a calibration; notices as a list under "Notices"."""
     words = (*words, "--set", "patch.kv_splice.vectors=64")
     code, told, err = ratrain("calibrate", "v19", "--out", out, "--device", "cpu", "--json", *words)
     lines = [json.loads(line) for line in told.splitlines()]
-    return code, {line["event"]: line for line in lines if "event" in line}, err
+    events = {line["event"]: line for line in lines if "event" in line}
+    notices = [line["message"] for line in lines if line.get("event") == "Notice"]
+    return code, {**events, "Notices": notices} if events else {}, err
 
 
 def test_calibrating_makes_a_run_with_the_same_weights_and_a_smaller_cache(ratrain, finished):
@@ -514,13 +516,20 @@ def test_calibrating_makes_a_run_with_the_same_weights_and_a_smaller_cache(ratra
     assert 0 < fitted["error"] <= fitted["error_of_pca"] < 1
     torch.testing.assert_close(new["blocks.0.attn.value.lost"].mean(), torch.tensor(fitted["error"]))
     before = json.loads((parent / "state.json").read_text())["loss"]
-    assert told["Notice"]["message"] == f"validation loss {before:.4f} before the fit"
+    assert told["Notices"][0] == f"validation loss {before:.4f} before the fit"
     _, model = load_run(folder, device=torch.device("cpu"), warn=pytest.fail)
     assert all(cache.code is values_of(model)[0] for cache in model.new_caches())
     assert told["RunEnded"]["loss"] == loss != before
     code, out, _ = ratrain("sample", "spliced-v19", "--out", finished, "--tokens", 3)
     assert code == 0
     assert out
+
+
+def test_plain_pca_is_told_beside_the_spline_as_by_a_calibration_of_its_own(ratrain, finished):
+    _, spline, _ = calibrated(ratrain, finished, "--channels", "0.125")
+    _, pca, _ = calibrated(ratrain, finished, "--channels", "0.125", "--transform", "pca")
+    assert spline["Notices"][1] == f"validation loss {pca['Evaluated']['loss']:.4f} by plain PCA in as many channels"
+    assert len(pca["Notices"]) == 1
 
 
 def test_calibrating_twice_is_done_and_other_options_are_other_runs(ratrain, finished):
