@@ -18,15 +18,14 @@ def on_kernels(x: Tensor) -> bool:
     return x.dtype in DTYPES and (x.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
 
 
-def suits_kernel(q: Tensor) -> bool:
-    """Whether queries are such as a kernel takes, where there are kernels."""
-    return on_kernels(q) and q.shape[-1] in HEAD_DIMS
-
-
 def runs_kernel(op: str, q: Tensor) -> bool:
-    """Whether the op's kernel runs for these queries; not where their width has no tile, which would spill: there the
-    definition does. (For an op's own body: it reads a file, which no graph can hold.)"""
-    return suits_kernel(q) and serves(op, size_of(q.shape[-1], q.dtype))
+    """Whether the op's kernel runs for these queries; not where their width has no tile without spills."""
+    return on_kernels(q) and q.shape[-1] in HEAD_DIMS and _has_tile(op, q.shape[-1], q.dtype == torch.float32)
+
+
+@torch.compiler.assume_constant_result  # it reads a file, which no graph can hold
+def _has_tile(op: str, channels: int, exact: bool) -> bool:
+    return serves(op, size_of(channels, torch.float32 if exact else torch.bfloat16))
 
 
 def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:

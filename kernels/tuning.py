@@ -90,9 +90,8 @@ def tuned(arch: str) -> dict[str, dict[str, dict[str, list[int]]]]:
 
 @cache
 def serves(op: str, size: str, arch: str | None = None) -> bool:
-    """Whether an architecture has a tile of this size for the op's kernels; those that would spill are left out."""
-    phases = tuned(arch or architecture())[op].values()
-    return any(size in sizes for sizes in phases)
+    """Whether an architecture has tiles of this size for the op's kernels; a file leaves out what would spill."""
+    return any(size in sizes for sizes in tuned(arch or architecture())[op].values())
 
 
 def write_tuned(arch: str, table: dict[str, dict[str, dict[str, list[int]]]]) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ratrain.kernels.placement import DTYPES, HEAD_DIMS
+from ratrain.kernels.placement import runs_kernel
 from ratrain.kernels.ra_attention import ra_attention
 
 SDPA = {
@@ -55,4 +55,4 @@ def _ours_serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
     alike = q.shape == k.shape == v.shape and q.dtype == k.dtype == v.dtype
     if q.device.type == "cpu":  # where the operation is its definition, in plain PyTorch
         return alike and q.dtype in (torch.float32, torch.float64)
-    return alike and q.shape[-1] in HEAD_DIMS and q.dtype in DTYPES and all(x.stride(-1) == 1 for x in (q, k, v))
+    return alike and runs_kernel("ra_attention", q) and all(x.stride(-1) == 1 for x in (q, k, v))

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec, Section
 from ratrain.kernels.kv_prune import decode_kept, keep, pruned_attention
-from ratrain.kernels.placement import suits_kernel
+from ratrain.kernels.placement import runs_kernel
 from ratrain.model.cache import PLAIN, KVCache, ValueCode
 from ratrain.model.gpt2 import Core
 from ratrain.model.scores import causal, scores_of
@@ -212,7 +212,7 @@ class PrunedCore(Core):
         """Whether the kernels serve: they know neither dropout, nor a prior, nor a mechanism that is half open."""
         over = self.options.mode == "kv" or self.options.missing == "renormalise"  # a softmax over the kept, either way
         plain = over and not (self.options.prior or self.options.learned or (self.training and self.dropout))
-        return plain and not self.gradual and suits_kernel(q)
+        return plain and not self.gradual and runs_kernel("kv_prune", q)
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         n_token = q.shape[2]

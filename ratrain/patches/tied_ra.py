@@ -28,7 +28,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
-from ratrain.kernels.placement import suits_kernel
+from ratrain.kernels.placement import runs_kernel
 from ratrain.kernels.ra_attention import ra_attention
 from ratrain.model.gpt2 import Core
 from ratrain.model.scores import causal, scores_of
@@ -90,7 +90,7 @@ class TiedCore(Core):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, cache=None) -> Tensor:  # each [B, H, S, D]
         if cache is None and self.widths > 1:
-            if suits_kernel(q) and not (self.training and self.dropout):
+            if runs_kernel("ra_attention", q) and not (self.training and self.dropout):
                 return self._fused(q, k, v)
             if q.shape[2] <= _SHORT:
                 return self._written_out(q, k, v)

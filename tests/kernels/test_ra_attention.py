@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ratrain.kernels import placement
 from ratrain.kernels.placement import check_kernel
 from ratrain.kernels.ra_attention import op, ra_attention, reference
 
@@ -127,6 +128,16 @@ def test_channels_apart_are_refused_by_the_kernel():
     q = torch.zeros(1, 1, 64, 64).mT
     with pytest.raises(ValueError, match="side by side"):
         check_kernel("it", q, q, q)
+
+
+def test_without_a_tile_the_definition_serves(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # as if there were kernels here
+    monkeypatch.setattr(placement, "serves", lambda op, size: False)
+    given = drawn((1, 2, 9, 64), torch.float32, **ONE_WAY)
+    assert not placement.runs_kernel("ra_attention", given["q"])
+    gated = given["q"] * given["gate"][:, None]
+    expected = F.scaled_dot_product_attention(gated, given["k"], given["v"], is_causal=True)
+    torch.testing.assert_close(torch.compile(ra_attention, backend="eager", fullgraph=True)(**given), expected)
 
 
 # -- the kernel ---------------------------------------------------------------------------------------------------
