@@ -1,6 +1,6 @@
 """Compiles every Triton kernel ahead of time, without a GPU: registers, spills, shared memory, tensor cores.
 
-    python -m ratrain.kernels.ahead [ARCH ...] [--repair] [--json]
+    python -m ratrain.kernels.ahead [ARCH ...] [--repair] [--markdown | --json]
 
 Exits with 1 where a configuration spills registers, asks for more shared memory than there is, or has a 16-bit matrix
 product that does not reach the tensor cores. --repair writes the nearest tile that does not into `tuned/`.
@@ -180,12 +180,25 @@ def _run(tool: str, *arguments: str) -> str:
     return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
 
 
+def _markdown(found: Iterable[Compiled]) -> str:
+    """Registers, KiB of shared memory and what is wrong, by kernel and architecture; - where it has no tile."""
+    cells: dict[str, dict[str, str]] = {}
+    for one in found:
+        said = f"{one.registers}, {one.shared / 1024:.0f} KiB" + (f", {one.fault}" if one.fault else "")
+        cells.setdefault(one.kernel, {})[one.arch] = said
+    archs = list(dict.fromkeys(arch for row in cells.values() for arch in row))
+    lines = [["kernel", *archs], ["---"] * (1 + len(archs))]
+    lines += [[kernel, *(row.get(arch, "-") for arch in archs)] for kernel, row in cells.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ratrain.kernels.ahead", description="Compiles every kernel without a GPU."
     )
     parser.add_argument("arch", nargs="*", help=f"some of {', '.join(TARGETS)} (all)")
     parser.add_argument("--repair", action="store_true", help="replace the tiles that are refused")
+    parser.add_argument("--markdown", action="store_true", help="a table, a row a kernel, in place of a line a kernel")
     parser.add_argument("--json", action="store_true", help="one JSON document in place of a line a kernel")
     args = parser.parse_args()
     if unknown := [arch for arch in args.arch if arch not in TARGETS]:
@@ -197,10 +210,12 @@ def main() -> int:
             print(line, flush=True)
         for case in served:
             found.append(compile_one(arch, case, config(*case.key, arch)))
-            if not args.json:
+            if not (args.json or args.markdown):
                 print(found[-1], flush=True)
     if args.json:
         print(json.dumps([asdict(one) for one in found], indent=1))
+    if args.markdown:
+        print(_markdown(found))
     refused = sum(bool(one.fault) for one in found)
     print(f"{len(found)} kernels, {refused} refused", file=sys.stderr)
     return 1 if refused else 0
