@@ -7,6 +7,9 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given as fuzzed
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from ratrain.kernels.kv_prune import decode_kept, keep, op, pruned_attention, reference
 from ratrain.patches.kv_prune import Budget, KVPrune, PrunedCore
@@ -210,6 +213,23 @@ def test_the_kernel_attends_as_the_reference(shape, share):
     wanted = reference.backward(grad.double(), *exact, life, shape[-1] ** -0.5)
     for found, expected in zip(torch.autograd.grad(y, (q, k, v), grad), wanted, strict=True):
         near(found, expected)
+
+
+@pytest.mark.interpreter
+@settings(max_examples=8, deadline=None, derandomize=True)
+@fuzzed(
+    st.integers(1, 2), st.integers(1, 3), st.integers(1, 90), st.sampled_from([7, 16, 40]), st.floats(0.05, 1),
+    st.booleans(),
+)  # fmt: skip
+def test_the_kernels_are_the_reference_at_any_shape(batch, n_head, n_token, block, share, both):
+    q, k, v = drawn((batch, n_head, n_token, 32), torch.float32)
+    options = plan(n_token, block=block, share=share, recency=1)
+    life, kept = keep(q, k, both=both, **options)
+    exact = [x.detach().double() for x in (q, k, v)]
+    rest = {"sinks": 0, "exposure": True, "both": both, "scale": 32**-0.5}
+    assert torch.equal(life, reference.keep(exact[0], exact[1], None, **options, **rest))
+    y = pruned_attention(q, k, v, life, kept, counts=options["counts"], block=block)
+    near(y, reference.forward(*exact, life, 32**-0.5))
 
 
 @pytest.mark.interpreter

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given as fuzzed
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from ratrain.kernels import placement
 from ratrain.kernels.placement import check_kernel
@@ -176,6 +179,28 @@ def close(found, expected, name="y", *, share):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_kernel_is_the_reference(shape, parts):
     compare(shape, torch.float32, parts, near=partial(close, share=5e-6))
+
+
+@pytest.mark.interpreter
+@settings(max_examples=8, deadline=None, derandomize=True)
+@fuzzed(
+    st.integers(1, 2), st.integers(1, 3), st.integers(1, 90), st.sampled_from([32, 64]), st.booleans(), st.booleans()
+)
+def test_the_kernel_is_the_reference_at_any_shape(batch, n_head, n_token, head_dim, tied, added):
+    parts = {"tied": tied, "bias": added, "alpha": added}
+    compare((batch, n_head, n_token, head_dim), torch.float32, parts, near=partial(close, share=5e-6))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gated", [1, 31])
+def test_one_channel_may_score_in_its_own_way_and_so_may_all_but_one(gated):
+    parts = drawn((1, 2, 37, 32), torch.float32, packed=True, **ONE_WAY)
+    gate = torch.ones(2, 32)
+    gate[:, -gated:] = 0.1
+    y = ra_attention(parts["q"], parts["k"], parts["v"], gate)
+    q, k, v = (parts[name].detach().double() for name in "qkv")
+    near = F.scaled_dot_product_attention(q * gate.double()[:, None], k, v, is_causal=True)
+    close(y, near, share=5e-6)
 
 
 @pytest.mark.interpreter
