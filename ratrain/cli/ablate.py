@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from ratrain.cli.tables import table
 from ratrain.errors import Exit, Fault, ManifestError
 
 if TYPE_CHECKING:
+    from ratrain.ablation.estimate import Estimate
     from ratrain.ablation.plan import Plan, Task
     from ratrain.engine.launch import Launch
 
@@ -57,7 +59,7 @@ def _ablate(args: argparse.Namespace) -> int:
         scale=args.scale, overrides=args.set, seeds=args.seeds, only=args.only, patches=args.patches,
     )  # fmt: skip
     if args.dry_run:
-        _print_plan(plan, as_json=args.json)
+        _print_plan(plan, _estimate(plan, args), as_json=args.json)
         return Exit.DONE
     code = _run(plan, args)
     rows = rows_of(plan, args.out)
@@ -126,12 +128,28 @@ def _devices(device: str, jobs: int | None) -> list[str]:
     return [gpus[n % len(gpus)] for n in range(jobs or len(gpus))]
 
 
-def _print_plan(plan: Plan, *, as_json: bool) -> None:
+def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
+    """What the runs that are not done yet will take, from a short probe of the baseline."""
+    from ratrain.ablation.estimate import estimate, probe
+    from ratrain.engine.device import pick_device
+    from ratrain.engine.launch import Launch
+
+    devices, tasks = _devices(args.device, args.jobs), list(plan.tasks())
+    if pick_device(args.device).type == "cpu":
+        import torch
+
+        torch.set_num_threads(1)  # as each of the study's processes has
+    done = {} if args.fresh else _done(plan, tasks, Launch(args.out, accept_code_change=True))
+    left = {task.folder: task for task in tasks if task.folder not in done}
+    return estimate(plan, left.values(), probe(plan, device=devices[0]), lanes=len(devices))
+
+
+def _print_plan(plan: Plan, needs: Estimate, *, as_json: bool) -> None:
     from ratrain.config.resolve import steps_total
 
     if as_json:
         arms = [{"arm": arm.name, "id": arm.manifest.id, "recipe": arm.recipe} for arm in plan.arms]
-        print(json.dumps({"name": plan.name, "seeds": plan.seeds, "arms": arms}, indent=1))
+        print(json.dumps({"name": plan.name, "seeds": plan.seeds, "arms": arms, "needs": asdict(needs)}, indent=1))
         return
     rows: list[tuple[str, ...]] = [("arm", "recipe", "steps", "parameters", "train FLOPs/token", "KV bytes/token")]
     for arm in plan.arms:
@@ -141,6 +159,17 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
     print(table(rows))
     seeds = ", ".join(f"{init}" if init == data else f"{init}-{data}" for init, data in plan.seeds)
     print(f"\n{plan.name}: {len(plan.arms)} arms x seeds {seeds} = {len(plan.arms) * len(plan.seeds)} runs")
+    if not needs.runs:
+        print("all are done")
+        return
+    print(
+        f"{needs.runs} are left: about {_time(needs.seconds)}, {needs.lanes} at a time (the baseline makes "
+        f"{needs.rate:,.0f} tokens/s here), and {needs.disk / 2**20:,.0f} MiB of checkpoints; nothing was written"
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
 
 
 COMMANDS: dict[str, Command] = {"--ablate": Command(_ablate_arguments, _ablate)}

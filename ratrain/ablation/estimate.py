@@ -1,0 +1,93 @@
+"""What a study will take, from a dozen steps of its baseline here and now."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ratrain.ablation.plan import Plan, Task
+from ratrain.config.resolve import steps_total, tokens_per_step
+from ratrain.config.schema import Budget, Manifest
+from ratrain.engine.launch import Launch, train
+from ratrain.events import Evaluated, Event, Saved, Window
+
+_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How the baseline goes: seconds of an evaluation, and of all else that is not training (building, compiling,
+    saving, a sample); tokens/s of training; bytes of a checkpoint."""
+
+    start: float
+    evaluation: float
+    rate: float
+    checkpoint: int
+
+
+def probe(plan: Plan, *, device: str) -> Probe:
+    """Trains the baseline for a few steps in a folder that is thrown away."""
+    seen: list[Event] = []
+    manifest = _short(plan.base.manifest)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        train(manifest, plan.base.source_of(*plan.seeds[0]), Launch(Path(folder), device), sink=seen.append)
+    took = time.monotonic() - began
+    rate = max(event.tokens_per_second for event in seen if isinstance(event, Window))
+    trained = _STEPS * tokens_per_step(manifest) / rate
+    evaluation = max(event.seconds for event in seen if isinstance(event, Evaluated))
+    size = max(event.bytes for event in seen if isinstance(event, Saved))
+    return Probe(max(0.0, took - trained - evaluation), evaluation, rate, size)
+
+
+def _short(manifest: Manifest) -> Manifest:
+    sections = {
+        "train": {"budget": Budget(steps=_STEPS)},
+        "log": {"every": _STEPS // 3, "trackers": ()},
+        "eval": {"every": _STEPS},
+    }
+    return manifest.model_copy(
+        update={name: getattr(manifest, name).model_copy(update=keys) for name, keys in sections.items()}
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Wall time of the runs that are left, `lanes` at a time, and the disk that they fill."""
+
+    runs: int
+    lanes: int
+    seconds: float
+    disk: int
+    rate: float
+
+
+def estimate(plan: Plan, left: Iterable[Task], found: Probe, *, lanes: int) -> Estimate:
+    """Arms that compute more per token than the baseline are taken to be slower by as much."""
+    arms = {arm.name: arm for arm in plan.arms}
+    tasks, seconds, disk = list(left), 0.0, 0
+    for task in tasks:
+        arm = arms[task.arm]
+        factor = arm.built.train_flops_per_token / plan.base.built.train_flops_per_token
+        trained = _train_seconds(arm.manifest, found.rate / factor)
+        seconds += found.start + trained + _evaluations(arm.manifest) * found.evaluation
+        size = arm.built.parameters / plan.base.built.parameters
+        disk += round(found.checkpoint * size * arm.manifest.checkpoint.keep)
+    return Estimate(len(tasks), lanes, seconds / max(1, min(lanes, len(tasks))), disk, found.rate)
+
+
+def _evaluations(manifest: Manifest) -> int:
+    """How many there are in a run, the last one at its end."""
+    steps, every = steps_total(manifest), manifest.eval.every
+    return 1 if steps is None or not every else max(1, -(-steps // every))
+
+
+def _train_seconds(manifest: Manifest, rate: float) -> float:
+    """By the budget: steps at `rate` tokens/s, or the seconds that it names."""
+    steps = steps_total(manifest)
+    if steps is None:
+        return float(manifest.train.budget.seconds or 0.0)
+    return steps * tokens_per_step(manifest) / rate

@@ -1,0 +1,41 @@
+"""What a study will take: each arm as slow as its FLOPs, evaluations and starts counted, finished runs left out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ratrain.ablation.estimate import Probe, estimate
+from ratrain.ablation.plan import make_plan
+from ratrain.config.resolve import tokens_per_step
+
+
+def test_runs_share_the_lanes_and_wide_arms_take_longer(study):
+    text = study().read_text() + "\n[arm.wide]\nmanifest = 'v0'\nset.model.mlp_ratio = 8\n"
+    plan = make_plan(study(text), overrides=["eval.every=2"], seeds=[(1, 1)], only=["wide"])
+    tokens = 6 * tokens_per_step(plan.base.manifest)
+    found = Probe(start=10.0, evaluation=2.0, rate=float(tokens), checkpoint=1000)  # a run of the baseline takes 1 s
+    base, wide = (arm.built for arm in plan.arms)
+    slower = wide.train_flops_per_token / base.train_flops_per_token
+    one = estimate(plan, plan.tasks(), found, lanes=1)
+    assert one.seconds == pytest.approx(2 * (10 + 3 * 2) + 1 + slower)  # six steps, evaluated every second one
+    assert estimate(plan, plan.tasks(), found, lanes=2).seconds == pytest.approx(one.seconds / 2)
+    keep = plan.base.manifest.checkpoint.keep
+    assert one.disk == pytest.approx(1000 * keep * (1 + wide.parameters / base.parameters), abs=1)
+
+
+def test_a_budget_in_seconds_is_its_own_estimate(study):
+    plan = make_plan(study(), overrides=["train.budget={ seconds = 30 }"], seeds=[(1, 1)], only=["v9"])
+    found = Probe(start=0.0, evaluation=0.0, rate=1.0, checkpoint=0)
+    assert estimate(plan, plan.tasks(), found, lanes=1).seconds == 60
+
+
+def test_a_dry_run_tells_what_is_left_and_writes_nothing(study, ratrain, tmp_path):
+    words = ("--ablate", study(), "--out", tmp_path / "runs", "--device", "cpu", "--seeds", "1", "--only", "v9")
+    code, out, err = ratrain(*words, "--dry-run", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["needs"]["runs"] == 2
+    assert not (tmp_path / "runs").exists()
+    assert ratrain(*words, "--json")[0] == 0
+    assert "all are done" in ratrain(*words, "--dry-run")[1]
