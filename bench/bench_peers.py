@@ -28,18 +28,16 @@ import pytest
 import torch
 from history import record
 from paired import Ratio, measure, rows_of
+from stepping import train_step
 from torch import Tensor, nn
 
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import CompileSection, Manifest
-from ratrain.engine.attention import choose, pin
-from ratrain.engine.compile import compile_model, keep_compiled_code
+from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import set_determinism
-from ratrain.engine.step import Precision, TrainStep
 from ratrain.model.build import build
 from ratrain.recipe.data import open_corpus
-from ratrain.recipe.groups import group_parameters
 from ratrain.recipe.sampling import Sampler
 from ratrain.registry import optim_kinds, patch_kinds
 
@@ -80,17 +78,7 @@ def load_code(checkout: Path) -> ModuleType:
 
 
 def our_step(manifest: Manifest, compiler: CompileSection) -> Step:
-    model = build(manifest)
-    pin(model, choose(manifest, rows=manifest.train.micro_batch, device=torch.device("cpu")))
-    compile_model(model, compiler)
-    step = TrainStep(
-        model,
-        manifest.optim,
-        groups=group_parameters(model, manifest.optim.weight_decay),
-        precision=Precision(manifest.train.precision, model),
-        micro_batch=manifest.train.micro_batch,
-    )
-    step.set_lr(LR)
+    _, step = train_step(manifest, lr=LR, compiler=compiler)
 
     def run(tokens: Tensor, targets: Tensor) -> Tensor:
         set_determinism(manifest.train.deterministic, torch.device("cpu"))

@@ -16,17 +16,14 @@ import pytest
 import torch
 from history import record
 from paired import Ratio, measure, rows_of
+from stepping import train_step
 
 from ratrain.config.catalogue import catalogue
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
-from ratrain.engine.attention import choose, pin
-from ratrain.engine.compile import compile_model, keep_compiled_code
+from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import keep_freed_memory, set_determinism
-from ratrain.engine.step import Precision, TrainStep
-from ratrain.model.build import build
 from ratrain.recipe.data import open_corpus
-from ratrain.recipe.groups import group_parameters
 from ratrain.recipe.sampling import Sampler
 from ratrain.registry import optim_kinds, patch_kinds
 
@@ -50,18 +47,7 @@ def step_of(name: str) -> Callable[[], object]:
     manifest = resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
     corpus = open_corpus(manifest.data, vocab_size=manifest.model.vocab_size)
     sampler = Sampler(corpus.train, seed=1, batch=manifest.train.batch, block_size=manifest.model.block_size)
-    model = build(manifest)
-    attention = choose(manifest, rows=manifest.train.micro_batch, device=torch.device("cpu"))
-    pin(model, attention, strict=manifest.compile.strict)
-    compile_model(model, manifest.compile)
-    step = TrainStep(
-        model,
-        manifest.optim,
-        groups=group_parameters(model, manifest.optim.weight_decay),
-        precision=Precision(manifest.train.precision, model),
-        micro_batch=manifest.train.micro_batch,
-    )
-    step.set_lr(1e-3)
+    _, step = train_step(manifest, lr=1e-3)
     batches = iter(range(1 << 60))
     for _ in range(3):
         step(*sampler.batch(next(batches)))

@@ -13,17 +13,14 @@ from typing import Any
 
 import torch
 from paired import Ratio
+from stepping import train_step
 
 from ratrain.config.catalogue import catalogue
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
-from ratrain.engine.attention import choose, pin
-from ratrain.engine.compile import compile_model, keep_compiled_code
+from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import peak_flops, peak_memory, synchronize
-from ratrain.engine.step import Precision, TrainStep
-from ratrain.model.build import build
 from ratrain.model.count import count
-from ratrain.recipe.groups import group_parameters
 from ratrain.registry import optim_kinds, patch_kinds
 
 BASE = "unified_ra_v0"
@@ -69,17 +66,7 @@ def stepping(name: str, recipe: Recipe) -> Stepping:
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    model = build(manifest, device=device)
-    pin(model, choose(manifest, rows=manifest.train.micro_batch, device=device))
-    compile_model(model, manifest.compile)
-    step = TrainStep(
-        model,
-        manifest.optim,
-        groups=group_parameters(model, manifest.optim.weight_decay),
-        precision=Precision(manifest.train.precision, model),
-        micro_batch=manifest.train.micro_batch,
-    )
-    step.set_lr(1e-4)
+    model, step = train_step(manifest, lr=1e-4, device=recipe.device)
     generator = torch.Generator(device).manual_seed(0)
     shape = manifest.train.batch, manifest.model.block_size + 1
 
