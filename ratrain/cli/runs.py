@@ -8,9 +8,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from ratrain.cli.arguments import Command, natural
+from ratrain.cli.arguments import Command, count, natural
 from ratrain.cli.tables import aligned, table
-from ratrain.errors import ManifestError, UsageError
+from ratrain.errors import Exit, ManifestError, MissingError, UsageError
 
 
 def _run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -248,6 +248,56 @@ def _calibrate(args: argparse.Namespace) -> None:
         print(f"everything is in {folder}; ratrain sample {folder} draws text")
 
 
+def _replay_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--arm", metavar="A", help="RUN is the folder of a study, or its name: this arm of it")
+    parser.add_argument("--seed", type=natural, default=1, metavar="N", help="with --arm: of this seed (1)")
+    parser.add_argument("--from", dest="begin", type=natural, default=0, metavar="STEP", help="a checkpoint's (0)")
+    parser.add_argument("--steps", type=count, default=50, metavar="N", help="how many (50)")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _replay(args: argparse.Namespace) -> int:
+    """Take some steps of a finished run again, and compare losses and weights with what it logged."""
+    from ratrain.engine.replay import TOLERANCE, replay
+
+    found = replay(_run_of(args), begin=args.begin, steps=args.steps, device=args.device)
+    if args.json:
+        print(json.dumps(found.record(), indent=1))
+        return Exit.DONE if found.holds else Exit.BAD_DATA
+    print(f"{found.run}, steps {found.begin + 1} to {found.end}")
+    print(f"losses         {found.equal} of {found.compared} equal to the bit, largest difference {found.largest:.2g}")
+    for step, same in found.weights.items():
+        print(f"weights        {'equal to the bit' if same else 'other bits'} at step {step}")
+    for line in found.unlike:
+        print(f"not as it was  {line}")
+    told = "the log holds" if found.exact else f"the log holds within {TOLERANCE:g}" if found.holds else "NOT as logged"
+    print(told)
+    return Exit.DONE if found.holds else Exit.BAD_DATA
+
+
+def _run_of(args: argparse.Namespace) -> Path:
+    """RUN itself, or the run of an arm and seed of the study that it names."""
+    from ratrain.engine.folder import find_run
+
+    if args.arm is None:
+        return find_run(args.run, args.out)
+    places = [Path(args.run), *sorted((args.out / "studies").glob(f"{args.run}*"))]
+    studies = [place for place in places if (place / "results.json").is_file()]
+    if not studies:
+        raise MissingError(f"{args.run}: no such study in {args.out / 'studies'}")
+    if len(studies) > 1:
+        raise UsageError(f"{args.run}: fits {', '.join(study.name for study in studies)}")
+    arms = {arm["arm"]: arm["runs"] for arm in json.loads((studies[0] / "results.json").read_text())["arms"]}
+    if args.arm not in arms:
+        raise UsageError(f"--arm {args.arm}: the arms of {studies[0].name} are {', '.join(arms)}")
+    seeds = {run["init"]: run["folder"] for run in arms[args.arm]}
+    if args.seed not in seeds:
+        raise UsageError(f"--seed {args.seed}: the seeds of {studies[0].name} are {', '.join(map(str, seeds))}")
+    return studies[0].parents[1] / seeds[args.seed]
+
+
 COMMANDS: dict[str, Command] = {
     "runs": Command(_runs_arguments, _runs),
     "runs rm": Command(_rm_arguments, _rm),
@@ -257,5 +307,6 @@ COMMANDS: dict[str, Command] = {
     "report": Command(_report_arguments, _report),
     "calibrate": Command(_calibrate_arguments, _calibrate),
     "prune-eval": Command(_prune_eval_arguments, _prune_eval),
+    "replay": Command(_replay_arguments, _replay),
     "tail": Command(_tail_arguments, _tail),
 }

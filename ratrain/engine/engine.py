@@ -123,8 +123,8 @@ class Engine:
 
     # -- the run ------------------------------------------------------------------------------------------------
 
-    def run(self) -> events.RunEnded:
-        """Trains to the end of the budget.
+    def run(self, *, until: int | None = None) -> events.RunEnded:
+        """Trains to the end of the budget, or to the first window that ends at step `until` or later.
 
         Raises PreemptedError when asked to stop, after saving; DivergedError, with the last checkpoint as it was.
         """
@@ -136,7 +136,7 @@ class Engine:
             self._compile()
             self._switch()
             asked = None
-            while not self._finished() and not (asked := self._asked(stop)):
+            while not self._finished() and not (asked := self._asked(stop, until)):
                 self._fit_if_due()
                 self._window(stop)
                 self._evaluate_if_due()
@@ -173,8 +173,10 @@ class Engine:
         self._sample()
         return self._done()
 
-    def _asked(self, stop: StopRequest) -> str | None:
+    def _asked(self, stop: StopRequest, until: int | None = None) -> str | None:
         """The signal that asks to stop, whichever process it reached: all must leave after the same step."""
+        if until is not None and self.steps_done >= until:
+            return "its caller"
         return next(filter(None, self.world.gather(stop.asked)), None)
 
     def _choose_attention(self) -> None:

@@ -56,6 +56,16 @@ def test_differences_are_paired_by_seed_and_the_files_agree(ablate, study, tmp_p
     assert len([link for link in (folder / "runs").iterdir() if (link / "state.json").exists()]) == 4
 
 
+def test_a_run_of_a_study_can_be_replayed(ablate, study, ratrain, tmp_path):
+    ablate(study(), "--only", "v9")
+    words = ("replay", "two", "--out", tmp_path / "runs", "--device", "cpu", "--json")
+    code, out, err = ratrain(*words, "--arm", "v9", "--seed", 2, "--steps", 4)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["equal"] == 4
+    assert "the arms of two-tiny-" in ratrain(*words, "--arm", "v8")[2]
+    assert "the seeds of two-tiny-" in ratrain(*words, "--arm", "v9", "--seed", 3)[2]
+
+
 def test_a_grid_is_drawn(ablate, study, tmp_path):
     ablate(study(), "--only", "kept*", "--seeds", "1")
     (figure,) = (tmp_path / "runs" / "studies").glob("*/figures/sweep.png")
