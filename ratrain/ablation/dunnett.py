@@ -1,0 +1,159 @@
+"""Many arms against one baseline: Dunnett's family of comparisons, for designs that lack cells too.
+
+The estimates of k effects share the baseline, so they are correlated, and they share one estimate of the variance.
+Their correlation is taken as a product of two loadings, which it is in every table without gaps and nearly is in the
+others; then the distribution of the largest |t| is a double integral, done by the trapezoid rule (which is spectrally
+accurate here): no sampling, no tables.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+HALF = math.sqrt(0.5)  # the loading of every arm in a table without gaps: correlation 1/2
+
+
+@dataclass(frozen=True)
+class Family:
+    """k comparisons with one baseline, and the degrees of freedom of the variance that they share."""
+
+    loadings: tuple[float, ...]
+    df: float
+
+    @classmethod
+    def full(cls, arms: int, df: float) -> Family:
+        """Of a table without gaps."""
+        return cls((HALF,) * arms, df)
+
+    @classmethod
+    def of(cls, correlation: np.ndarray, df: float) -> Family:
+        """With loadings whose products are the correlations, by least squares off the diagonal."""
+        r = correlation - np.diag(np.diag(correlation))
+        loadings = np.full(len(r), HALF)
+        for _ in range(100 if len(r) > 1 else 0):
+            new = r @ loadings / (loadings @ loadings - loadings**2)
+            loadings = np.clip(np.sqrt(np.clip(new, 0, None) * loadings), 0.0, 0.999)  # damped: k = 2 would swing
+        return cls(tuple(np.round(loadings, 6).tolist()), df)
+
+    def p(self, t: np.ndarray) -> np.ndarray:
+        """Adjusted two-sided p-values: the chance of a largest |t| beyond each of these, were all effects zero."""
+        return _tail(self, np.abs(np.atleast_1d(t)))
+
+    def critical(self, level: float) -> float:
+        """What the largest |t| exceeds with probability `level`, were all effects zero."""
+        return _critical(self, level)
+
+    def one_sided(self, level: float) -> float:
+        """What an equivalence test's t must exceed on both sides for all false claims together to stay at `level`.
+
+        A claim is false of an arm in one of three ways that exclude each other: the effect is zero and it is called
+        better or worse, or it is at least delta, or at most -delta, and it is called equivalent. So each of the three
+        is tested at the full level without a share for the others (the partitioning principle; Goeman, Solari &
+        Stijnen, Statistics in Medicine 29, 2010), and per arm an equivalence test is one-sided. Over arms the worst
+        mixture of the three decides, found among all of them; with gaps, at the arms' mean loading.
+        """
+        return _one_sided(len(self.loadings), float(np.mean(self.loadings)), self.df, level)
+
+
+def t_cdf(t: float, df: float) -> float:
+    from scipy.special import ndtr, stdtr
+
+    return float(ndtr(t) if math.isinf(df) else stdtr(df, t))
+
+
+def t_quantile(p: float, df: float) -> float:
+    from scipy.special import ndtri, stdtrit
+
+    return float(ndtri(p) if math.isinf(df) else stdtrit(df, p))
+
+
+def carried(t: float, df: float, to: float) -> float:
+    """The t of `to` degrees of freedom that is as improbable as `t` is with `df`: one marginal level for all arms."""
+    if df == to:
+        return t
+    return math.copysign(t_quantile(t_cdf(-abs(t), df), to), t)
+
+
+@lru_cache(maxsize=64)
+def _nodes(df: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Values and weights of the shared estimate of the standard deviation (in true ones), and of the baseline."""
+    from scipy.special import chdtri
+
+    z = np.linspace(-8.0, 8.0, 65)
+    if math.isinf(df):
+        s, log_w = np.ones(1), np.zeros(1)
+    else:
+        low, high = np.sqrt(chdtri(df, [1 - 1e-12, 1e-14]) / df)
+        u = np.linspace(math.log(low), math.log(high), 65)
+        s, log_w = np.exp(u), df * u - df * np.exp(2 * u) / 2
+    w, v = np.exp(log_w - log_w.max()), np.exp(-(z**2) / 2)
+    return s, w / w.sum(), z, v / v.sum()
+
+
+def _sides(c: np.ndarray, loading: float, df: float) -> tuple[np.ndarray, np.ndarray]:
+    """Chance that one arm's t is below c and below -c, given the shared deviation and baseline: [..., S, Z] each."""
+    from scipy.special import ndtr
+
+    s, _, z, _ = _nodes(df)
+    edge, shift = c[..., None, None] * s[:, None], loading * z
+    width = math.sqrt(1 - loading**2)
+    return ndtr((edge - shift) / width), ndtr((-edge - shift) / width)
+
+
+def _mean(values: np.ndarray, df: float) -> np.ndarray:
+    """Over the shared deviation and baseline, the last two axes."""
+    _, w, _, v = _nodes(df)
+    return values @ v @ w
+
+
+def _tail(family: Family, c: np.ndarray) -> np.ndarray:
+    inside = 0.0  # log of the chance that all |t| are within c
+    values, counts = np.unique(family.loadings, return_counts=True)
+    for loading, count in zip(values.tolist(), counts.tolist(), strict=True):
+        below, far = _sides(c, 0.0 if len(family.loadings) == 1 else loading, family.df)
+        inside = inside + count * np.log(np.maximum(below - far, 1e-300))
+    return np.clip(_mean(-np.expm1(inside), family.df), 0.0, 1.0)
+
+
+@lru_cache(maxsize=1024)
+def _critical(family: Family, level: float) -> float:
+    from scipy.optimize import brentq
+
+    if not 0 < level < 1:
+        raise ValueError(f"a level is between 0 and 1, got {level}")
+    single, bonferroni = (-t_quantile(level / 2 / n, family.df) for n in (1, len(family.loadings)))
+    if len(family.loadings) == 1:
+        return single
+    if level < 1e-8:  # beyond what the integral resolves, and Bonferroni's is as good
+        return bonferroni
+    return float(brentq(lambda c: _tail(family, np.array([c]))[0] - level, single - 1e-6, bonferroni + 1e-6, xtol=1e-7))
+
+
+@lru_cache(maxsize=1024)
+def _one_sided(arms: int, loading: float, df: float, level: float) -> float:
+    from scipy.optimize import brentq
+
+    two_sided, low, high = (
+        Family((loading,) * arms, df).critical(level),
+        *(-t_quantile(level / n, df) for n in (1, arms)),
+    )
+    if arms == 1:
+        return low
+    two_sided = _critical(Family((loading,) * arms, df), level)
+    # arms of effect zero, of delta, of -delta
+    mixtures = np.array([(zero, up, arms - zero - up) for zero in range(arms) for up in range(arms - zero + 1)])
+    below, far = (np.maximum(side, 1e-300) for side in _sides(np.array(two_sided), loading, df))
+    none = np.log(np.maximum(below - far, 1e-300))
+
+    def excess(c: float) -> float:
+        under, beyond = _sides(np.array(c), loading, df)
+        logs = np.stack([none, np.log(np.maximum(1 - beyond, 1e-300)), np.log(np.maximum(under, 1e-300))])
+        errors = _mean(-np.expm1(np.tensordot(mixtures, logs, 1)), df)
+        return float(errors.max()) - level
+
+    top = max(high, two_sided)
+    return two_sided if excess(top) > 0 else float(brentq(excess, low - 1e-6, top, xtol=1e-5))

@@ -1,0 +1,99 @@
+"""Where the noise of a study comes from: A/A twins, seeds, the documents that it is evaluated on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ratrain.ablation.statistics import Losses, Table
+
+COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class Component:
+    """Variance among runs that differ in one kind of noise alone; `added` is what it has beyond that of `ulp`."""
+
+    variance: float
+    interval: tuple[float, float]
+    df: float
+    added: float
+
+
+def components(twins: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Component]:
+    """By kind of A/A twin (`ulp`, `init`, `order`): the pooled variance within groups of runs that differ in it alone.
+
+    A group is one run and its twins, the baseline's of one seed say. A smallest disturbance grows in any run, so the
+    variance of `init` and `order` holds that of `ulp`; what each adds is the rest, and not less than zero.
+    """
+    from scipy.special import chdtri
+
+    found: dict[str, Component] = {}
+    for kind, groups in twins.items():
+        known = [np.array(group)[np.isfinite(group)] for group in groups]
+        df = float(sum(max(0, len(group) - 1) for group in known))
+        if not df:
+            raise ValueError(f"{kind}: expected a group of two finite losses or more")
+        variance = float(sum(((group - group.mean()) ** 2).sum() for group in known if len(group)) / df)
+        low, high = (df * variance / float(chdtri(df, p)) for p in ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2))
+        found[kind] = Component(variance, (low, high), df, variance)
+    floor = found["ulp"].variance if "ulp" in found else 0.0
+    return {
+        kind: Component(c.variance, c.interval, c.df, c.variance if kind == "ulp" else max(0.0, c.variance - floor))
+        for kind, c in found.items()
+    }
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Variance of a difference within seeds over that between runs of unlike seeds: 1 buys nothing, 0.25 is as good
+    as four times the seeds."""
+
+    ratio: float
+    interval: tuple[float, float]
+
+
+def pairing(losses: Losses, baseline: str) -> Pairing:
+    """Measured on the seeds that all arms finished; a ratio of mean squares, so the interval is exact (F)."""
+    from scipy.special import fdtri
+
+    y = Table.of(losses, baseline).losses
+    y = y[:, np.isfinite(y).all(0)]
+    arms, seeds = y.shape
+    if seeds < 2:
+        raise ValueError("expected two seeds or more that every arm finished")
+    effects = y - y.mean(1, keepdims=True)
+    between = arms * (effects.mean(0) ** 2).sum() / (seeds - 1)
+    within = ((effects - effects.mean(0)) ** 2).sum() / ((arms - 1) * (seeds - 1))
+    f = between / within if within else math.inf
+    # var(unpaired) / var(paired) = (within + (between - within) / arms) / within
+    df = seeds - 1, (arms - 1) * (seeds - 1)
+    tails = [float(fdtri(*df, p)) for p in ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)]
+    low, high = (arms / (arms - 1 + f / tail) for tail in tails)
+    return Pairing(arms / (arms - 1 + f), (low, high))
+
+
+@dataclass(frozen=True)
+class EvaluationNoise:
+    """Standard error of a difference of losses for want of documents: another validation set of this size would move
+    it by so much."""
+
+    se: float
+    documents: int
+
+
+def evaluation_noise(baseline: Sequence[float], arm: Sequence[float], tokens: Sequence[int]) -> EvaluationNoise:
+    """From the mean loss of every document under both, each the average over the seeds, and the documents' tokens.
+
+    Tokens of a document are not independent, documents are: the difference is a ratio of sums over documents, its
+    error that of the ratio estimator. Every run is evaluated on the same documents, so seeds do not average it away.
+    """
+    a, b, n = (np.asarray(values, dtype=float) for values in (baseline, arm, tokens))
+    if not len(a) == len(b) == len(n) >= 2:
+        raise ValueError(f"expected as many losses as documents, two at least, got {len(a)}, {len(b)} and {len(n)}")
+    difference = b - a
+    off = n * (difference - (n @ difference) / n.sum())
+    return EvaluationNoise(math.sqrt(len(n) / (len(n) - 1) * float(off @ off)) / float(n.sum()), len(n))

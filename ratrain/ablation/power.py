@@ -1,0 +1,69 @@
+"""What a study can find: the effect that it claims with a given power, and what more seeds would buy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from ratrain.ablation.dunnett import Family
+from ratrain.ablation.looks import levels, look_times
+
+POWER = 0.8
+
+
+def power(
+    effect: float, sd: float, *, arms: int, seeds: int, alpha: float = 0.05, spending: str = "obrien_fleming",
+    looks: Sequence[int] | None = None,
+) -> float:  # fmt: skip
+    """The chance that an arm with this effect is called better or worse at one of the looks; `sd` is the pooled one."""
+    times = look_times(seeds) if looks is None else tuple(looks)
+    return _power(effect / sd, arms, times, alpha, spending) if times else 0.0
+
+
+def detectable(
+    sd: float, *, arms: int, seeds: int, alpha: float = 0.05, power: float = POWER, spending: str = "obrien_fleming",
+    looks: Sequence[int] | None = None,
+) -> float:  # fmt: skip
+    """The smallest effect, in the unit of `sd`, that a study of so many seeds finds with this power; infinite where
+    no verdict is possible."""
+    from scipy.optimize import brentq
+
+    times = look_times(seeds) if looks is None else tuple(looks)
+    if not times:
+        return math.inf
+    return sd * float(brentq(lambda d: _power(d, arms, times, alpha, spending) - power, 0.0, 200.0, xtol=1e-4))
+
+
+def more_seeds(
+    sd: float, *, arms: int, counts: Sequence[int] = range(3, 11), alpha: float = 0.05, power: float = POWER,
+    spending: str = "obrien_fleming",
+) -> dict[int, float]:  # fmt: skip
+    """The smallest detectable effect by the number of seeds planned."""
+    options = {"alpha": alpha, "power": power, "spending": spending}
+    return {seeds: detectable(sd, arms=arms, seeds=seeds, **options) for seeds in counts}
+
+
+def _power(effect: float, arms: int, times: tuple[int, ...], alpha: float, spending: str) -> float:
+    found = False
+    for seeds, level, noise, sd in zip(times, levels(arms, times, alpha, spending), *_paths(arms, times), strict=True):
+        critical = Family.full(arms, arms * (seeds - 1)).critical(level)
+        found |= np.abs(effect * math.sqrt(seeds / 2) + noise) > critical * sd
+    return float(np.mean(found))
+
+
+@lru_cache(maxsize=32)
+def _paths(arms: int, times: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:  # [L, M] each
+    """One arm's z and the pooled estimate of the standard deviation over the looks, in simulated studies.
+
+    The estimate's growth is taken as independent of the arm's own path, which costs nothing that shows with two arms
+    or more.
+    """
+    rng, studies = np.random.default_rng(1), 40_000
+    steps = np.diff(times, prepend=0)[:, None]
+    z = np.cumsum(np.sqrt(steps) * rng.standard_normal((len(times), studies)), 0) / np.sqrt(np.cumsum(steps, 0))
+    df = arms * (np.array(times)[:, None] - 1)
+    grown = rng.chisquare(np.diff(df, axis=0, prepend=0), (len(times), studies))
+    return z, np.sqrt(np.cumsum(grown, 0) / df)
