@@ -6,9 +6,9 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, ValidationError, model_validator
 
 from ratrain.config.faults import faults_of, key_homes
 from ratrain.config.find import ablations, did_you_mean
@@ -49,6 +49,20 @@ class ArmSection(Section):
     grid: Mapping[str, Any] = Field(default={}, description="keys as in a manifest, each with a list of values")
 
 
+class Verdicts(Section):
+    """What may be claimed of an arm, and when."""
+
+    delta: PositiveFloat | None = Field(
+        default=None,
+        description="nats per token: an arm is equivalent where its difference lies within; unset: none is",
+    )
+    alpha: float = Field(default=0.05, gt=0, lt=0.5, description="chance of any false verdict in the whole study")
+    spending: Literal["obrien_fleming", "pocock"] = Field(
+        default="obrien_fleming", description="how alpha is spent over looks: late, or evenly"
+    )
+    stop: bool = Field(default=False, description="an arm that has its verdict runs no more seeds")
+
+
 class AblationManifest(Section):
     """A study: the arms, what they are compared with, and what holds for all of them."""
 
@@ -57,6 +71,7 @@ class AblationManifest(Section):
     base: str = Field(default="v0", description="what every arm is compared with: path, file name or id")
     scale: str | None = Field(default=None, description="overlay of sizes for every arm; --scale wins")
     seed: Seeds = Seeds(init=(1, 2, 3))
+    verdict: Verdicts = Verdicts()
     arms: tuple[str, ...] = Field(default=(), description="manifests as they are: path, file name, id, pattern of ids")
     arm: Mapping[str, ArmSection] = Field(default={}, description="manifests with keys changed, by the arm's name")
     set: Mapping[str, Any] = Field(default={}, description="keys changed in every arm, the base included")

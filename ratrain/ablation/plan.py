@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ratrain.ablation.manifest import AblationManifest, changes, points, read_ablation
+from ratrain.ablation.manifest import AblationManifest, Verdicts, changes, points, read_ablation
 from ratrain.config.catalogue import catalogue
 from ratrain.config.find import find_manifest
 from ratrain.config.identity import recipe_hash, run_folder
@@ -68,6 +68,7 @@ class Plan:
     arms: tuple[Arm, ...]
     seeds: tuple[tuple[int, int], ...]
     patches: tuple[Path, ...]
+    verdict: Verdicts
 
     @property
     def base(self) -> Arm:
@@ -75,8 +76,8 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """`<id>-<scale>-<hash8>`, of what is trained and compared."""
-        facts = [[(arm.name, arm.recipe) for arm in self.arms], self.seeds]
+        """`<id>-<scale>-<hash8>`, of what is trained, compared, and may be claimed."""
+        facts = [[(arm.name, arm.recipe) for arm in self.arms], self.seeds, self.verdict.model_dump(mode="json")]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         return f"{self.id}-{self.base.manifest.scale}-{digest[:8]}"
 
@@ -113,7 +114,7 @@ def make_plan(
     faults = [*_twins(arms, layer), *_unlike(arms, layer)]
     if faults:
         raise ManifestError(faults)
-    return Plan(study.id, study.title, layer.label, tuple(_asked(arms, only)), pairs, tuple(patches))
+    return Plan(study.id, study.title, layer.label, tuple(_asked(arms, only)), pairs, tuple(patches), study.verdict)
 
 
 # -- arms as the file names them ----------------------------------------------------------------------------------

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ratrain.ablation.plan import Arm, Plan
+from ratrain.ablation.verdict import Verdict
 from ratrain.atomic import write_file
 from ratrain.engine.folder import RunFolder
 from ratrain.report.figures import sweep_figure
@@ -77,34 +79,43 @@ def _row(arm: Arm, base: Sequence[Reached], runs: Sequence[Reached]) -> Row:
     return Row(arm.name, arm.point, *costs, tuple(runs), differences)
 
 
-HEAD = ("arm", "val loss", "vs base", "by seed", "parameters", "KV bytes/token", "runs")
+HEAD = ("arm", "val loss", "vs base", "interval", "verdict", "by seed", "parameters", "KV bytes/token", "runs")
 
 
-def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """The table under HEAD: means over the seeds that are done, and the paired difference of each seed."""
+def cells(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> list[tuple[str, ...]]:
+    """The table under HEAD: means over the seeds that are done, the effect beside its interval, which holds for all
+    arms together, and the paired difference of each seed."""
     table = []
     for at, row in enumerate(rows):
         loss = f"{statistics.fmean(row.losses):.4f}" if row.losses else "-"
-        known = at > 0 and row.differences
-        difference = f"{statistics.fmean(row.differences):+.4f}" if known else "-"
-        each = " ".join(f"{value:+.4f}" for value in row.differences) if known else "-"
-        table.append(
-            (row.arm, loss, difference, each, f"{row.parameters:,}", f"{row.kv_bytes_per_token:,}", row.status)
-        )
+        effect = interval = word = each = "-"
+        if at and row.differences:
+            effect = f"{statistics.fmean(row.differences):+.4f}"
+            each = " ".join(f"{value:+.4f}" for value in row.differences)
+        if verdict := verdicts.get(row.arm):
+            effect, word = f"{verdict.effect:+.4f}", verdict.word
+            if all(map(math.isfinite, verdict.interval)):
+                interval = f"{verdict.interval[0]:+.4f} to {verdict.interval[1]:+.4f}"
+        costs = f"{row.parameters:,}", f"{row.kv_bytes_per_token:,}"
+        table.append((row.arm, loss, effect, interval, word, each, *costs, row.status))
     return table
 
 
-def write_study(plan: Plan, rows: Sequence[Row], out: Path) -> Path:
-    """The study's folder, `<out>/studies/<name>`: results.json, results.csv, results.md, figures, links to its runs."""
+def write_study(plan: Plan, rows: Sequence[Row], verdicts: Mapping[str, Verdict], record: Any, out: Path) -> Path:
+    """The study's folder, `<out>/studies/<name>`: results.json, results.csv, results.md, figures, links to its runs.
+
+    `record` is what results.json says of the study's conclusion.
+    """
     folder = out / "studies" / plan.name
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     for row in rows:
         for run in row.runs:
             _link(folder / "runs" / f"{row.arm} {Path(run.folder).name}".replace("/", "-"), out / run.folder)
     study = {"id": plan.id, "title": plan.title, "file": plan.file, "seeds": plan.seeds, "arms": [*map(asdict, rows)]}
+    study["conclusion"] = record
     write_file(folder / "results.json", [json.dumps(study, indent=1).encode()])
     write_file(folder / "results.csv", [_csv(rows).encode()])
-    write_file(folder / "results.md", [_markdown(plan, rows).encode()])
+    write_file(folder / "results.md", [_markdown(plan, rows, verdicts).encode()])
     if any(row.point and row.losses for row in rows):
         (folder / "figures").mkdir(exist_ok=True)
         points = [(row.arm.partition(" ")[0], row.point, row.losses) for row in rows if row.losses]
@@ -128,8 +139,9 @@ def _csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _markdown(plan: Plan, rows: Sequence[Row]) -> str:
+def _markdown(plan: Plan, rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> str:
     lines = [f"# {plan.title or plan.id}", "", f"`{plan.file}`, {len(plan.seeds)} seeds, {plan.name}", ""]
     lines += [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
-    lines += [f"| {' | '.join(row)} |" for row in cells(rows)]
+    lines += [f"| {' | '.join(row)} |" for row in cells(rows, verdicts)]
+    lines += ["", *(f"* {verdict.arm}: {verdict.word}; {verdict.why}" for verdict in verdicts.values())]
     return "\n".join(lines) + "\n"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from ratrain.cli.tables import table
 from ratrain.errors import Exit, Fault, ManifestError
 
 if TYPE_CHECKING:
+    from ratrain.ablation.conclusion import Conclusion
     from ratrain.ablation.estimate import Estimate
     from ratrain.ablation.plan import Plan, Task
     from ratrain.engine.launch import Launch
@@ -50,6 +52,7 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _ablate(args: argparse.Namespace) -> int:
     """Train every arm of an ablation manifest with every seed, and compare them with the baseline."""
+    from ratrain.ablation.conclusion import conclude
     from ratrain.ablation.manifest import find_ablation
     from ratrain.ablation.plan import make_plan
     from ratrain.ablation.results import HEAD, cells, rows_of, write_study
@@ -63,9 +66,34 @@ def _ablate(args: argparse.Namespace) -> int:
         return Exit.DONE
     code = _run(plan, args)
     rows = rows_of(plan, args.out)
-    folder = write_study(plan, rows, args.out)
-    print((folder / "results.json").read_text() if args.json else f"\n{table([HEAD, *cells(rows)])}\n\n{folder}")
+    found = conclude(plan, rows)
+    verdicts = {verdict.arm: verdict for verdict in found.judgement.verdicts} if found else {}
+    folder = write_study(plan, rows, verdicts, found.record() if found else None, args.out)
+    if args.json:
+        print((folder / "results.json").read_text())
+        return code
+    print(f"\n{table([HEAD, *cells(rows, verdicts)])}\n")
+    for line in _told(found) if found else ():
+        print(line)
+    print(folder)
     return code
+
+
+def _told(found: Conclusion) -> Iterator[str]:
+    """The noise that the verdicts stand on, and what more seeds would buy."""
+    judgement = found.judgement
+    if not judgement.looks:
+        yield "no verdicts: they need three seeds or more that all arms have finished"
+    yield f"noise of a run within its seed: {judgement.sd:.4f} nats ({judgement.df:.0f} degrees of freedom)"
+    for kind, part in found.noise.items():
+        low, high = (math.sqrt(limit) for limit in part.interval)
+        yield f"  A/A {kind}: {math.sqrt(part.variance):.4f} [{low:.4f}, {high:.4f}]"
+    if found.pairing:
+        low, high = found.pairing.interval
+        yield f"pairing by seed: {found.pairing.ratio:.2f} [{low:.2f}, {high:.2f}] of the unpaired variance"
+    if found.more:
+        counts = ", ".join(f"{seeds}: {effect:.4f}" for seeds, effect in found.more.items())
+        yield f"smallest effect that is found four times of five, by seeds: {counts}"
 
 
 def _run(plan: Plan, args: argparse.Namespace) -> int:
