@@ -68,7 +68,7 @@ def pairing(losses: Losses, baseline: str) -> Pairing:
     effects = y - y.mean(1, keepdims=True)
     between = arms * (effects.mean(0) ** 2).sum() / (seeds - 1)
     within = ((effects - effects.mean(0)) ** 2).sum() / ((arms - 1) * (seeds - 1))
-    f = between / within if within else math.inf
+    f = float(between / within) if within else math.inf
     # var(unpaired) / var(paired) = (within + (between - within) / arms) / within
     df = seeds - 1, (arms - 1) * (seeds - 1)
     tails = [float(fdtri(*df, p)) for p in ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)]

@@ -28,7 +28,7 @@ class Reading:
     note: str
 
     def __str__(self) -> str:
-        gain, low, high = ("?" if x is None else f"{x:+.1%}" for x in (self.gain, *self.interval))
+        gain, low, high = ("?" if x is None else f"{round(x, 3) + 0.0:+.1%}" for x in (self.gain, *self.interval))
         return f"{gain} [{low}, {high}]" + (f"; {self.note}" if self.note else "")
 
 

@@ -3,6 +3,7 @@
 loss = arm + seed + residual, by least squares over the cells that are there, with one residual variance for all arms:
 three seeds of twenty arms leave 38 degrees of freedom, where an arm's own three losses leave 2. For an arm and a
 baseline that ran the same seeds the effect is the mean of their paired differences, whatever the other arms lack.
+Nothing is resampled: a bootstrap of fewer than eight seeds draws from too few values to have tails.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from functools import lru_cache
 import numpy as np
 
 Losses = Mapping[str, Sequence[float | None]]  # by arm, one per seed: None where there is none, not finite: diverged
-SCREEN = 0.05  # chance that a study of equally variable arms takes any of them for more variable
+SCREEN = 0.05  # chance that a study of equally variable arms takes any of them for more variable, or any for less
+LEAST = 10  # degrees of freedom that a pool keeps when an arm leaves it; fewer were chosen for being small
 
 
 @dataclass(frozen=True)
@@ -71,24 +73,27 @@ def effects(losses: Losses | Table, baseline: str = "") -> Effects:
 
     An arm is judged by its own differences, whose mean over their standard error is Student's t whatever the other
     arms do, where an F test finds its residuals more variable than those of the others (the sum of squares that goes
-    when the arm is left out, against what remains; `SCREEN` divided among the arms, the most variable arm first).
-    Such an arm leaves the pool. Where it is the baseline, every arm is judged by its own differences.
+    when the arm is left out, against what remains; the most variable arm first). Such an arm leaves the pool, where
+    that keeps `LEAST` degrees of freedom. Where it is the baseline, every arm is judged by its own differences: half
+    of `SCREEN` is spent on it, since it enters every comparison, the other half is divided among the arms.
     """
     table = losses if isinstance(losses, Table) else Table.of(losses, baseline)
     y, pairs = table.losses, table.pairs
     linked = np.where(pairs[:, None] > 0, y, np.nan)  # an arm that shares no seed with the baseline says nothing
     noisy = _more_variable(linked)
-    pooled = _Fit(np.where(np.isin(np.arange(len(y)), noisy)[:, None] & (0 not in noisy), np.nan, linked))
-    of = {a: pooled.effect(a) for a in range(1, len(y))}
+    pooled = _Fit(linked)
+    if noisy and 0 not in noisy:
+        rest = _Fit(_blank(linked, noisy))
+        pooled = rest if rest.df >= LEAST else pooled
     arms = []
     for a, name in enumerate(table.names[1:], start=1):
-        value, variance = of[a]
         if a in noisy or 0 in noisy:
             who = "its losses vary" if a in noisy else f"the losses of {table.names[0]} vary"
             own = f"{who} significantly more than those of the other arms"
             arms.append(Effect(name, *_own(y[a] - y[0]), int(pairs[a]), own=own))
         else:
             steady = _own(y[a] - y[0])[1:] if _steadier(pooled, y[a] - y[0], a) else None
+            value, variance = pooled.effect(a)
             arms.append(Effect(name, value, math.sqrt(variance), pooled.df, int(pairs[a]), steady=steady))
     alone = all(arm.own for arm in arms)
     return Effects(tuple(arms), pooled.correlation(), math.sqrt(pooled.variance), math.inf if alone else pooled.df)
@@ -108,18 +113,23 @@ def _more_variable(y: np.ndarray) -> list[int]:
 
     found: list[int] = []
     while True:
-        fit = _Fit(np.where(np.isin(np.arange(len(y)), found)[:, None], np.nan, y))
-        tests = {}
+        fit = _Fit(_blank(y, found))
+        tests: dict[int, float] = {}  # p times what it is to be divided by, so that all compare with SCREEN
         for a in range(len(y)):
             extra, extra_df, rest, rest_df = fit.without(a)
             if extra_df > 0 and rest_df > 0 and extra > 0:
-                tests[a] = float(fdtrc(extra_df, rest_df, extra / extra_df / (rest / rest_df))) if rest else 0.0
+                p = float(fdtrc(extra_df, rest_df, extra / extra_df / (rest / rest_df))) if rest else 0.0
+                tests[a] = 2 * p * (len(y) - 1 if a else 1)
         worst = min(tests, key=tests.__getitem__, default=None)
-        if worst is None or tests[worst] > SCREEN / len(y):
+        if worst is None or tests[worst] > SCREEN:
             return found
         found.append(worst)
         if worst == 0:
             return found
+
+
+def _blank(y: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+    return np.where(np.isin(np.arange(len(y)), rows)[:, None], np.nan, y)
 
 
 def _steadier(pooled: _Fit, differences: np.ndarray, arm: int) -> bool:
@@ -142,8 +152,8 @@ class _Fit:
         self.y, self._design = y, _design(present.tobytes(), *y.shape)
         cells = y[present] - (y[present].mean() if present.any() else 0.0)
         self._cells, residuals = cells, cells - self._design.hat @ cells
-        scale = np.abs(cells).max(initial=0.0)
-        self._residuals = np.where(np.abs(residuals) > 1e-12 * scale, residuals, 0.0)
+        self._least = 1e-12 * np.abs(cells).max(initial=0.0)  # below it is rounding, and none of it a difference
+        self._residuals = np.where(np.abs(residuals) > self._least, residuals, 0.0)
         self.rss, self.df = float(self._residuals @ self._residuals), float(self._design.df)
 
     @property
@@ -154,7 +164,10 @@ class _Fit:
         """Of row `arm` against row 0: the estimate and its variance; NaN where they share nothing."""
         row = self._design.contrasts[arm - 1]
         known = np.isfinite(self.y[[0, arm]]).any(1).all()
-        return (float(row @ self._cells), float(row @ row) * self.variance) if known else (math.nan, math.nan)
+        if not known:
+            return math.nan, math.nan
+        value = float(row @ self._cells)
+        return value if abs(value) > self._least else 0.0, float(row @ row) * self.variance
 
     def correlation(self) -> np.ndarray:  # [A - 1, A - 1]
         """Of the effects' estimates; 1/2, as in a full table, for a row that has no cells here."""

@@ -5,7 +5,9 @@ The rate `alpha` bounds the chance of any false claim of any kind, about any arm
 - over kinds of claim: nothing, since they are false of an arm under conditions that exclude each other
   (`Family.one_sided`); the equivalence test is thus two one-sided tests, the interval of a difference is two-sided;
 - over looks: a spending function (`looks.levels`). A verdict once given stays, and its arm may stop: what it runs later
-  is not read. Arms without a verdict run to the planned end, and the baseline as long as any of them.
+  is not read, but for a divergence, which withdraws what it bars. Arms without a verdict run to the planned end, the
+baseline as long as any of them. An arm shown to be within delta is called equivalent even where its sign is sure: delta
+is what the study said does not matter.
 
 What is claimed holds for other seeds and, where the noise of the evaluation is given, for other documents too: its
 variance is added to that of the seeds (a little is counted twice: the part of a document's noise that seeds average).
@@ -23,7 +25,7 @@ import numpy as np
 from ratrain.ablation.dunnett import Family, carried, t_quantile
 from ratrain.ablation.looks import FIRST, levels, look_times
 from ratrain.ablation.noise import EvaluationNoise
-from ratrain.ablation.statistics import Effect, Losses, Table, effects
+from ratrain.ablation.statistics import Effect, Effects, Losses, Table, effects
 
 Word = Literal["better", "worse", "equivalent", "inconclusive"]
 
@@ -83,37 +85,33 @@ def judge(
 
     `looks` are numbers of seeds, the last one `planned`; by default every one from the third on. Two seeds or fewer
     give no verdict. A block is complete when no arm that still runs lacks a loss in it (None); `blocks` says otherwise
-    where some never will. A loss that is not finite is a diverged run.
+    where some never will. A loss that is not finite is a diverged run: it bars 'better' and 'equivalent' for its arm,
+    'worse' and 'equivalent' against its baseline, and does so after a verdict too.
     """
-    times = look_times(planned) if looks is None else tuple(looks)
     table = Table.of(losses, baseline)
+    times = look_times(planned) if looks is None else tuple(looks)
     if not 0 < alpha < 0.5 or (delta is not None and delta <= 0):
         raise ValueError(f"alpha is between 0 and 0.5 and delta above 0, got {alpha} and {delta}")
     if table.losses.shape[1] > planned or (times and times[-1] != planned):
         raise ValueError(f"{planned} seeds are planned, got {table.losses.shape[1]} and looks at {times}")
     times = tuple(seeds for seeds in times if seeds >= FIRST)
-    rule = _Rule(alpha, delta, planned, noise or {})
+    at_level = dict(zip(times, levels(len(table.names) - 1, times, alpha, spending) if times else (), strict=True))
+    rule = _Rule(alpha, delta, planned, noise or {}, table.diverged.sum(1))
     given: dict[str, Verdict] = {}
-    seen = []
-    for seeds, level in zip(times, levels(len(table.names) - 1, times, alpha, spending) if times else (), strict=True):
+    looked = 0
+    for seeds, level in at_level.items():
         if seeds > (_complete(table, given) if blocks is None else blocks):
             break
-        read = _until(table, seeds, given)
-        found = rule.verdicts(read, seeds, level)
-        given |= {verdict.arm: verdict for verdict in found if verdict.stops and verdict.arm not in given}
-        seen.append((seeds, found, read))
-    if not seen:  # numbers, but no verdict
-        seeds = min(_complete(table, given) if blocks is None else blocks, planned)
-        found = [
-            replace(v, word="inconclusive", why=_too_early(seeds, times)) for v in rule.verdicts(table, seeds, alpha)
-        ]
-        seen.append((seeds, found, table))
-    _, last, read = seen[-1]
+        pool = effects(_until(table, seeds, given))
+        last, looked = rule.verdicts(pool, seeds, level), seeds
+        given |= {verdict.arm: verdict for verdict in last if verdict.stops and verdict.arm not in given}
+    if not looked:  # numbers, but no verdict
+        seeds, pool = _complete(table, given) if blocks is None else blocks, effects(table)
+        why = _too_early(seeds, times)
+        last = [replace(v, word="inconclusive", why=why) for v in rule.verdicts(pool, seeds, alpha)]
     verdicts = tuple(given.get(verdict.arm, verdict) for verdict in last)
-    over = bool(times) and seen[-1][0] == planned
-    pool = effects(read)
-    looked = tuple(seeds for seeds, *_ in seen if seeds in times)
-    return Judgement(verdicts, looked, pool.sd, pool.df, () if over else tuple(v.arm for v in verdicts if not v.stops))
+    still = () if looked == planned else tuple(verdict.arm for verdict in verdicts if not verdict.stops)
+    return Judgement(verdicts, tuple(seeds for seeds in times if seeds <= looked), pool.sd, pool.df, still)
 
 
 def _complete(table: Table, given: Mapping[str, Verdict]) -> int:
@@ -146,24 +144,22 @@ class _Rule:
     delta: float | None
     planned: int
     noise: Mapping[str, EvaluationNoise]
+    lost: np.ndarray  # [A], how many seeds diverged; the baseline's first
 
-    def verdicts(self, table: Table, seeds: int, level: float) -> list[Verdict]:
+    def verdicts(self, found: Effects, seeds: int, level: float) -> list[Verdict]:
         """Of every arm, at this level, without regard to earlier looks."""
-        found = effects(table)
         family = Family.of(found.correlation, found.df)
         errors = [_combined(arm.se, arm.df, self.noise.get(arm.arm)) for arm in found.arms]
         t = [_t(arm.value, se, df, family.df) for arm, (se, df) in zip(found.arms, errors, strict=True)]
-        p = family.p(np.array(t))
-        lost = table.diverged.sum(1)
+        p, lost = family.p(np.array(t)).tolist(), self.lost[1:].tolist()
         return [
-            self._verdict(arm, error, float(p[at]), family, level, seeds, (int(lost[0]), int(lost[at + 1])))
-            for at, (arm, error) in enumerate(zip(found.arms, errors, strict=True))
+            self._verdict(arm, error, p, lost, family, level, seeds)
+            for arm, error, p, lost in zip(found.arms, errors, p, lost, strict=True)
         ]
 
     def _verdict(
-        self, arm: Effect, error: tuple[float, float], p: float, family: Family, level: float, seeds: int,
-        lost: tuple[int, int],
-    ) -> Verdict:  # fmt: skip
+        self, arm: Effect, error: tuple[float, float], p: float, lost: int, family: Family, level: float, seeds: int
+    ) -> Verdict:
         noise = self.noise.get(arm.arm)
         steady = _combined(*arm.steady, noise) if arm.steady else error
         interval = _around(arm.value, *error, carry=family.critical(level), df_of=family.df)
@@ -171,9 +167,9 @@ class _Rule:
         equivalence = _around(arm.value, *steady, carry=family.one_sided(level), df_of=family.df)
         verdict = Verdict(
             arm.arm, "inconclusive", arm.value, interval, pointwise, equivalence, p if error[1] else math.nan, level,
-            arm.se, noise.se if noise else 0.0, error[1], seeds, lost[1], "",
+            arm.se, noise.se if noise else 0.0, error[1], seeds, lost, "",
         )  # fmt: skip
-        word, why = self._word(verdict, arm, lost[0])
+        word, why = self._word(verdict, arm, int(self.lost[0]))
         return replace(verdict, word=word, why="; ".join(filter(None, (why, arm.own, self._scope(arm, noise)))))
 
     def _word(self, v: Verdict, arm: Effect, base_lost: int) -> tuple[Word, str]:

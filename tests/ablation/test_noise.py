@@ -1,0 +1,69 @@
+"""Where the noise comes from, against planted variances and written-out sums."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from ratrain.ablation.noise import components, evaluation_noise, pairing
+
+
+def test_twins_tell_what_each_kind_of_noise_adds():
+    rng = np.random.default_rng(0)
+    sds = {"ulp": 0.5, "init": 1.3, "order": 1.0}
+    twins = {
+        kind: (rng.normal(0, 9, (400, 1)) + sd * rng.standard_normal((400, 3))).tolist() for kind, sd in sds.items()
+    }
+    found = components(twins)
+    assert found["ulp"].added == found["ulp"].variance == pytest.approx(0.25, rel=0.1)
+    assert found["init"].added == pytest.approx(1.69 - 0.25, rel=0.1)
+    assert found["order"].added == pytest.approx(1.0 - 0.25, rel=0.1)
+    assert found["init"].df == 800
+
+
+def test_the_interval_of_a_component_holds_its_variance():
+    rng = np.random.default_rng(1)
+    groups = rng.standard_normal((1000, 4, 2))
+    held = [low <= 1 <= high for g in groups for low, high in [components({"init": g.tolist()})["init"].interval]]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_component_is_not_negative_and_needs_two_runs():
+    assert components({"ulp": [[0.0, 9.0]], "init": [[1.0, 1.1]]})["init"].added == 0
+    with pytest.raises(ValueError, match="ulp: expected a group of two"):
+        components({"ulp": [[1.0], [math.nan, 2.0]]})
+
+
+def test_pairing_is_measured_and_its_interval_holds():
+    rng, wanted, found = np.random.default_rng(2), 1 / (1 + 2.0**2), []
+    for _ in range(800):
+        y = rng.normal(0, 2.0, 5) + rng.standard_normal((8, 5))
+        found.append(pairing({f"a{arm}": row for arm, row in enumerate(y.tolist())}, "a0"))
+    assert np.mean([p.interval[0] <= wanted <= p.interval[1] for p in found]) == pytest.approx(0.95, abs=0.02)
+    assert np.median([p.ratio for p in found]) == pytest.approx(wanted, rel=0.25)
+
+
+def test_seeds_that_say_nothing_buy_nothing():
+    y = np.random.default_rng(3).standard_normal((40, 60))
+    assert pairing({f"a{arm}": row for arm, row in enumerate(y.tolist())}, "a0").ratio == pytest.approx(1, abs=0.03)
+
+
+def test_evaluation_noise_is_that_of_a_ratio_over_documents():
+    rng = np.random.default_rng(4)
+
+    def sample(documents=200):
+        tokens = rng.integers(20, 2000, documents)
+        base = rng.normal(3, 1, documents)
+        return base, base - 0.01 + rng.normal(0, 0.05, documents), tokens
+
+    means = [float(np.average(arm - base, weights=tokens)) for base, arm, tokens in (sample() for _ in range(800))]
+    told = [evaluation_noise(*sample()).se for _ in range(100)]
+    assert np.mean(told) == pytest.approx(np.std(means), rel=0.1)
+
+
+def test_documents_that_agree_leave_no_noise():
+    assert evaluation_noise([1.0, 2.0, 3.0], [1.5, 2.5, 3.5], [10, 20, 30]).se == pytest.approx(0)
+    with pytest.raises(ValueError, match="as many losses as documents"):
+        evaluation_noise([1.0, 2.0], [1.0, 2.0], [10])
