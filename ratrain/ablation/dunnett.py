@@ -132,7 +132,7 @@ def _critical(family: Family, level: float) -> float:
         return single
     if level < 1e-8:  # beyond what the integral resolves, and Bonferroni's is as good
         return bonferroni
-    return float(brentq(lambda c: _tail(family, np.array([c]))[0] - level, single - 1e-6, bonferroni + 1e-6, xtol=1e-7))
+    return float(brentq(lambda c: _tail(family, np.array([c]))[0] - level, single - 1e-6, bonferroni + 1e-6, xtol=1e-7))  # pyright: ignore[reportArgumentType]
 
 
 @lru_cache(maxsize=1024)
@@ -158,4 +158,4 @@ def _one_sided(arms: int, loading: float, df: float, level: float) -> float:
         return float(errors.max()) - level
 
     top = max(high, two_sided)
-    return two_sided if excess(top) > 0 else float(brentq(excess, low - 1e-6, top, xtol=1e-5))
+    return two_sided if excess(top) > 0 else float(brentq(excess, low - 1e-6, top, xtol=1e-5))  # pyright: ignore[reportArgumentType]

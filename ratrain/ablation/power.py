@@ -34,7 +34,7 @@ def detectable(
     times = look_times(seeds) if looks is None else tuple(looks)
     if not times:
         return math.inf
-    return sd * float(brentq(lambda d: _power(d, arms, times, alpha, spending) - power, 0.0, 200.0, xtol=1e-4))
+    return sd * float(brentq(lambda d: _power(d, arms, times, alpha, spending) - power, 0.0, 200.0, xtol=1e-4))  # pyright: ignore[reportArgumentType]
 
 
 def more_seeds(

@@ -117,11 +117,30 @@ def _run(plan: Plan, args: argparse.Namespace) -> int:
 
     pool = Pool(launch, _devices(args.device, args.jobs), tell)
     try:
-        # arms that say they are the same share their runs
-        pool.run([task for folder, task in {task.folder: task for task in tasks}.items() if folder not in done])
+        for block in _blocks(plan, tasks, args.out):
+            # arms that say they are the same share their runs
+            pool.run([task for folder, task in {task.folder: task for task in block}.items() if folder not in done])
+            if pool.asked:
+                break
     finally:
         show.close()
     return Exit.PREEMPTED if pool.asked else next(iter(failed), Exit.DONE)
+
+
+def _blocks(plan: Plan, tasks: Sequence[Task], out: Path) -> Iterator[list[Task]]:
+    """All runs at once; where arms stop at their verdict, seed by seed, those of arms that have none yet."""
+    from ratrain.ablation.conclusion import conclude
+    from ratrain.ablation.results import rows_of
+
+    if not plan.verdict.stop:
+        yield list(tasks)
+        return
+    running = {arm.name for arm in plan.arms}
+    for init, data in plan.seeds:
+        yield [task for task in tasks if (task.init, task.data) == (init, data) and task.arm in running]
+        found = conclude(plan, rows_of(plan, out))
+        if found and found.judgement.looks:
+            running = {plan.base.name, *found.judgement.open} if found.judgement.open else set()
 
 
 def _done(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, float]:

@@ -66,6 +66,15 @@ def test_a_run_of_a_study_can_be_replayed(ablate, study, ratrain, tmp_path):
     assert "the seeds of two-tiny-" in ratrain(*words, "--arm", "v9", "--seed", 3)[2]
 
 
+def test_an_arm_with_its_verdict_runs_no_more_seeds(ablate, study):
+    text = study().read_text().replace("[1, 2]", "[1, 2, 3, 4]")
+    text = text.replace("[arm.kept]", "[verdict]\ndelta = 50.0\nstop = true\n\n[arm.kept]")
+    results, _ = ablate(study(text), "--only", "v9")
+    assert [verdict["word"] for verdict in results["conclusion"]["judgement"]["verdicts"]] == ["equivalent"]
+    assert results["conclusion"]["judgement"]["looks"] == [3]
+    assert [[run["status"] for run in arm["runs"]] for arm in results["arms"]] == [["done"] * 3 + ["not begun"]] * 2
+
+
 def test_a_grid_is_drawn(ablate, study, tmp_path):
     ablate(study(), "--only", "kept*", "--seeds", "1")
     (figure,) = (tmp_path / "runs" / "studies").glob("*/figures/sweep.png")
