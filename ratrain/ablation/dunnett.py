@@ -9,12 +9,14 @@ accurate here): no sampling, no tables.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 HALF = math.sqrt(0.5)  # the loading of every arm in a table without gaps: correlation 1/2
+_RESOLVED = 1e-8  # levels below are beyond the integral, and Bonferroni's bound is as good there
 
 
 @dataclass(frozen=True)
@@ -123,32 +125,27 @@ def _tail(family: Family, c: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _critical(family: Family, level: float) -> float:
-    from scipy.optimize import brentq
-
     if not 0 < level < 1:
         raise ValueError(f"a level is between 0 and 1, got {level}")
     single, bonferroni = (-t_quantile(level / 2 / n, family.df) for n in (1, len(family.loadings)))
     if len(family.loadings) == 1:
         return single
-    if level < 1e-8:  # beyond what the integral resolves, and Bonferroni's is as good
+    if level < _RESOLVED:
         return bonferroni
-    return float(brentq(lambda c: _tail(family, np.array([c]))[0] - level, single - 1e-6, bonferroni + 1e-6, xtol=1e-7))  # pyright: ignore[reportArgumentType]
+    return root(lambda c: float(_tail(family, np.array([c]))[0]) - level, single - 1e-6, bonferroni + 1e-6)
 
 
 @lru_cache(maxsize=1024)
 def _one_sided(arms: int, loading: float, df: float, level: float) -> float:
-    from scipy.optimize import brentq
-
-    two_sided, low, high = (
-        Family((loading,) * arms, df).critical(level),
-        *(-t_quantile(level / n, df) for n in (1, arms)),
-    )
+    single, bonferroni = (-t_quantile(level / n, df) for n in (1, arms))
     if arms == 1:
-        return low
+        return single
+    if level < _RESOLVED:
+        return bonferroni
     two_sided = _critical(Family((loading,) * arms, df), level)
     # arms of effect zero, of delta, of -delta
     mixtures = np.array([(zero, up, arms - zero - up) for zero in range(arms) for up in range(arms - zero + 1)])
-    below, far = (np.maximum(side, 1e-300) for side in _sides(np.array(two_sided), loading, df))
+    below, far = _sides(np.array(two_sided), loading, df)
     none = np.log(np.maximum(below - far, 1e-300))
 
     def excess(c: float) -> float:
@@ -157,5 +154,12 @@ def _one_sided(arms: int, loading: float, df: float, level: float) -> float:
         errors = _mean(-np.expm1(np.tensordot(mixtures, logs, 1)), df)
         return float(errors.max()) - level
 
-    top = max(high, two_sided)
-    return two_sided if excess(top) > 0 else float(brentq(excess, low - 1e-6, top, xtol=1e-5))  # pyright: ignore[reportArgumentType]
+    # at the two-sided value every mixture is within the two-sided family
+    return root(excess, single - 1e-6, two_sided) if excess(two_sided) < 0 else two_sided
+
+
+def root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that changes its sign between `low` and `high` is zero."""
+    from scipy.optimize import root_scalar
+
+    return float(root_scalar(function, bracket=(low, high), xtol=1e-6).root)

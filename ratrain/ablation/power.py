@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ratrain.ablation.dunnett import Family
+from ratrain.ablation.dunnett import Family, root
 from ratrain.ablation.looks import levels, look_times
 
 POWER = 0.8
@@ -29,12 +29,10 @@ def detectable(
 ) -> float:  # fmt: skip
     """The smallest effect, in the unit of `sd`, that a study of so many seeds finds with this power; infinite where
     no verdict is possible."""
-    from scipy.optimize import brentq
-
     times = look_times(seeds) if looks is None else tuple(looks)
     if not times:
         return math.inf
-    return sd * float(brentq(lambda d: _power(d, arms, times, alpha, spending) - power, 0.0, 200.0, xtol=1e-4))  # pyright: ignore[reportArgumentType]
+    return sd * root(lambda d: _power(d, arms, times, alpha, spending) - power, 0.0, 200.0)
 
 
 def more_seeds(
