@@ -1,4 +1,4 @@
-"""Are the kernels right on this GPU, and how fast? Then whole train steps. Under eight minutes.
+"""Are the kernels right on this GPU, and how fast? Then whole train steps. Meant to take under eight minutes.
 
     python3 bench/gpu_check.py [--part kernels|steps] [--out DIR] [--write-tuned]
 
