@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
-import time
 from dataclasses import replace
 
 import pytest
@@ -21,6 +21,7 @@ from ratrain.errors import UnavailableError
 from ratrain.events import AttentionChosen, Notice, Window
 from ratrain.model.build import build
 from ratrain.model.gpt2 import Core
+from ratrain.recipe.cache import cache_folder
 
 CPU = torch.device("cpu")
 CASE = Case((2, 2, 16, 8), torch.float32, 0.0, CPU)
@@ -132,24 +133,30 @@ def test_a_cache_that_cannot_be_written_changes_nothing(measured, cache):
     assert fastest(CASE).backend == "cudnn"
 
 
-def _race(start, note):
+def _race(knocked, note):
     """In a process of its own: the choice, with a note of each measurement."""
+    take = fcntl.flock
 
     def measure(case):
+        assert all(knocked.acquire(timeout=20) for _ in range(2))  # the other has come to the lock, and is to wait
+        with (cache_folder() / "attention" / "lock").open() as lock, pytest.raises(BlockingIOError):
+            take(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with note.open("a") as file:
             file.write("measured\n")
-        time.sleep(0.3)  # the other has long come to it
         return {"math": 1.0}
 
-    attention.measure = measure
-    start.wait()
+    def flock(*words):
+        knocked.release()
+        take(*words)
+
+    attention.measure, fcntl.flock = measure, flock
     assert fastest(CASE).backend == "math"
 
 
 def test_processes_that_come_at_the_same_time_measure_once(tmp_path):
     context = multiprocessing.get_context("fork")
-    start = context.Barrier(2, timeout=20)
-    processes = [context.Process(target=_race, args=(start, tmp_path / "note")) for _ in range(2)]
+    knocked = context.Semaphore(0)
+    processes = [context.Process(target=_race, args=(knocked, tmp_path / "note")) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
