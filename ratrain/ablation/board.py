@@ -81,12 +81,11 @@ def line_of(said: Ended, standing: Standing) -> str:
     done = sum(code == Exit.DONE for code in standing.code.values())
     if said.code == Exit.DONE:
         what = "done" if loss is None else f"validation loss {loss:.4f}"
+    elif said.code == Exit.PREEMPTED and said.reason:
+        what = said.reason  # it says that the run was stopped
     else:
-        what = _ENDS.get(Exit(said.code), f"failed with exit code {said.code}")
-        # of a stop its reason says all
-        what = (
-            said.reason if said.code == Exit.PREEMPTED and said.reason else ", ".join(filter(None, (what, said.reason)))
-        )
+        end = _ENDS.get(Exit(said.code), f"failed with exit code {said.code}")
+        what = f"{end}, {said.reason}" if said.reason else end
     eta = "" if standing.eta is None or standing.eta < 60 else f"  ETA {standing.eta / 60:.0f} min"
     return f"[{done}/{standing.total}] {task.arm} {seed}: {what}{eta}"
 

@@ -40,8 +40,9 @@ def conclude(plan: Plan, rows: Sequence[Row]) -> Conclusion | None:
     rule = plan.verdict
     planned = len(plan.seeds)
     judgement = judge(
-        losses, plan.base.name, planned=planned, alpha=rule.alpha, delta=rule.delta, spending=rule.spending
-    )
+        losses, plan.base.name, planned=planned, alpha=rule.alpha, delta=rule.delta, spending=rule.spending,
+        blocks=None if rule.stop else _ended(rows),
+    )  # fmt: skip
     whole = sum(all(column) for column in zip(*finished, strict=True))
     options: dict[str, Any] = {"arms": len(rows) - 1, "alpha": rule.alpha, "spending": rule.spending}
     known = math.isfinite(judgement.sd) and judgement.sd > 0
@@ -52,6 +53,13 @@ def conclude(plan: Plan, rows: Sequence[Row]) -> Conclusion | None:
         detectable(judgement.sd, seeds=planned, **options) if known else math.inf,
         more_seeds(judgement.sd, **options) if known else {},
     )
+
+
+def _ended(rows: Sequence[Row]) -> int:
+    """Leading seeds of which every run has ended, failed ones too: the others are not to wait for them for ever."""
+    seeds = zip(*(row.runs for row in rows), strict=True)
+    over = [all(run.status in ("done", "diverged", "failed") for run in seed) for seed in seeds]
+    return over.index(False) if False in over else len(over)
 
 
 def _loss(run: Reached) -> float | None:

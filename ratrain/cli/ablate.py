@@ -177,17 +177,19 @@ def _devices(device: str, jobs: int | None) -> list[str]:
 
 def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
     """What the runs that are not done yet will take, from a short probe of the baseline."""
-    from ratrain.ablation.estimate import estimate, probe
+    from ratrain.ablation.estimate import Estimate, estimate, probe
     from ratrain.engine.device import pick_device
     from ratrain.engine.launch import Launch
 
     devices, tasks = _devices(args.device, args.jobs), list(plan.tasks())
+    done = {} if args.fresh else _done(plan, tasks, Launch(args.out, accept_code_change=True))
+    left = {task.folder: task for task in tasks if task.folder not in done}
+    if not left:
+        return Estimate(runs=0, lanes=len(devices), seconds=0.0, disk=0, rate=0.0)
     if pick_device(args.device).type == "cpu":
         import torch
 
         torch.set_num_threads(1)  # as each of the study's processes has
-    done = {} if args.fresh else _done(plan, tasks, Launch(args.out, accept_code_change=True))
-    left = {task.folder: task for task in tasks if task.folder not in done}
     return estimate(plan, left.values(), probe(plan, device=devices[0]), lanes=len(devices))
 
 

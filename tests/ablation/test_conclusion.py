@@ -36,11 +36,15 @@ def concluded(study):
 
 
 def _row(name, losses):
-    runs = [
-        Reached(at, at, "", "diverged" if math.isnan(loss) else "done", None if math.isnan(loss) else loss)
-        for at, loss in enumerate(losses, 1)
-    ]
+    runs = [_reached(seed, loss) for seed, loss in enumerate(losses, 1)]
     return Row(name, {}, 1, 1, 1, tuple(runs), ())
+
+
+def _reached(seed, loss):
+    if loss is None:
+        return Reached(seed, seed, "", "failed", None)
+    status = "diverged" if math.isnan(loss) else "done"
+    return Reached(seed, seed, "", status, loss if status == "done" else None)
 
 
 def words(found):
@@ -64,6 +68,13 @@ def test_a_diverged_seed_bars_better(concluded):
     found = concluded(5, v9=losses)
     assert words(found)["v9"] == "inconclusive"
     assert "1 seed diverged" in found.judgement["v9"].why
+
+
+def test_a_run_that_failed_for_good_does_not_hold_up_the_others(concluded):
+    losses = [loss - 0.05 for loss in BASE]
+    found = concluded(5, v1=[None, *BASE[1:]], v9=losses)
+    assert words(found)["v9"] == "better"
+    assert found.judgement.looks == (3, 4, 5)
 
 
 def test_the_noise_of_twins_is_measured_beside_the_baseline(concluded):
