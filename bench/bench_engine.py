@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from history import record
-from paired import Ratio, measure, rows_of
 
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.engine import Engine
+from ratrain.engine.paired import Ratio, measure, rows_of
 from ratrain.engine.signals import StopRequest
 from ratrain.registry import optim_kinds, patch_kinds
 from ratrain.sinks.fanout import Fanout

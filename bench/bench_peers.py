@@ -27,8 +27,6 @@ from types import ModuleType
 import pytest
 import torch
 from history import record
-from paired import Ratio, measure, rows_of
-from stepping import train_step
 from torch import Tensor, nn
 
 from ratrain.config.read import find_manifest, read_source
@@ -36,6 +34,8 @@ from ratrain.config.resolve import resolve
 from ratrain.config.schema import CompileSection, Manifest
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import set_determinism
+from ratrain.engine.paired import Ratio, measure, rows_of
+from ratrain.engine.stepping import train_step
 from ratrain.model.build import build
 from ratrain.recipe.data import open_corpus
 from ratrain.recipe.sampling import Sampler

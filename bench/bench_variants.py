@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 from history import record
-from paired import Ratio, measure, rows_of
-from stepping import train_step
 
 from ratrain.config.catalogue import catalogue
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import keep_freed_memory, set_determinism
+from ratrain.engine.paired import Ratio, measure, rows_of
+from ratrain.engine.stepping import train_step
 from ratrain.recipe.data import open_corpus
 from ratrain.recipe.sampling import Sampler
 from ratrain.registry import optim_kinds, patch_kinds

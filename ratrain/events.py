@@ -38,6 +38,20 @@ class RunStarted(Event):
     peak_flops: dict[str, float | None]  # "datasheet", "measured"
     baselines: dict[str, float]  # nats per token: "uniform", "unigram", "bigram"
     processes: int = 1  # that train it together
+    manifest: dict[str, Any] = field(default_factory=dict)  # resolved, every key
+    environment: dict[str, Any] = field(default_factory=dict)  # as env.json has it
+
+
+@dataclass(frozen=True)
+class Fingerprints(Event):
+    """What two runs must have in common for their difference to be the variants' own; SHA-256, 16 digits of each."""
+
+    data: str  # the corpus
+    order: str  # tokens of the first batches
+    windows: str  # tokens of the evaluation
+    weights: dict[str, str]  # the base model's tensors as they begin, by name
+    unit: str  # what the windows are a sample of: "document", "passage"
+    sizes: tuple[int, ...]  # targets in each of these
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,7 @@ class Evaluated(Event):
     loss: float
     tokens: int
     seconds: float
+    parts: tuple[float, ...] = ()  # of the documents or passages that Fingerprints tells of
 
 
 @dataclass(frozen=True)
@@ -164,6 +179,7 @@ class Saved(Event):
     path: str
     bytes: int
     seconds: float
+    weights: str = ""  # SHA-256 of model.safetensors
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ product of the size of the head (the idea is Liger-Kernel's fused linear cross-e
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -18,25 +20,30 @@ _MIN_ROWS = 256  # below this each chunk spends more time adding to d_weight tha
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, n_class: int | None = None, ignore: int = -1, z_loss: float = 0.0
-) -> Tensor:
+    x: Tensor, weight: Tensor, targets: Tensor, *, n_class: int | None = None, ignore: int = -1, z_loss: float = 0.0,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:  # fmt: skip
     """Mean cross-entropy of `x @ weight.T` against targets, in nats; 0-d, fp32 (float64 stays).
+
+    With `reduction` "none" the loss of each row, [...], 0 where it is ignored; it has no gradient.
 
     x: [..., C], weight: [V, C] with V >= n_class, targets: [...] int64. Rows whose target is `ignore` count neither
     in the sum nor in the mean. Columns from n_class on (padding of the table) are never predicted. Products run in
     x's dtype, or in autocast's where that is on; sums and d_weight accumulate in fp32.
     z_loss: weight of the mean of logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, section 5), which
     enters the gradient; the value stays the cross-entropy, which can be compared with an evaluation's.
-    Raises ValueError on shapes or dtypes that do not fit.
+    Raises ValueError on shapes or dtypes that do not fit, and where losses of rows are asked for a gradient.
     """
     n_class = weight.shape[0] if n_class is None else n_class
     _check(x, weight, targets, n_class)
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if wants_grad and reduction == "none":
+        raise ValueError("linear_cross_entropy: losses of rows have no gradient; ask under no_grad, or for the mean")
     rows = x.flatten(0, -2)
-    total, count, _, _ = _forward(rows, weight, targets.flatten(), n_class, ignore, z_loss, dtype, wants_grad)
-    return total / count.clamp(min=1)
+    total, count, losses, _, _ = _forward(rows, weight, targets.flatten(), n_class, ignore, z_loss, dtype, wants_grad)
+    return losses.view(targets.shape) if reduction == "none" else total / count.clamp(min=1)
 
 
 def _check(x: Tensor, weight: Tensor, targets: Tensor, n_class: int) -> None:
@@ -54,11 +61,12 @@ def _check(x: Tensor, weight: Tensor, targets: Tensor, n_class: int) -> None:
 def _forward(
     x: Tensor, weight: Tensor, targets: Tensor, n_class: int, ignore: int, z_loss: float, dtype: torch.dtype,
     wants_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Summed loss, count of rows, and the gradients of the sum for x and weight (empty unless wanted)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Summed loss, count of rows, the loss of each row, and the gradients of the sum for x and weight (empty unless
+    wanted)."""
     wide = torch.promote_types(x.dtype, torch.float32)  # sums: fp32, or float64 in tests
     w = weight.to(dtype)
-    total = torch.zeros((), dtype=wide, device=x.device)
+    total, losses = torch.zeros((), dtype=wide, device=x.device), torch.empty(len(x), dtype=wide, device=x.device)
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
     d_weight = torch.zeros_like(weight, dtype=wide) if wants_grad else weight.new_empty(0)
     step = _rows(x, weight)
@@ -71,11 +79,13 @@ def _forward(
             rows, counted = x[part].to(dtype), (targets[part] != ignore)[:, None]  # [n, C], [n, 1]
             if fused:
                 options = {"n_class": n_class, "ignore": ignore, "z_loss": z_loss, "wants_grad": wants_grad}
-                total += _fused(rows, w, targets[part], d_x[part], d_weight, **options)
+                losses[part] = _fused(rows, w, targets[part], d_x[part], d_weight, **options)
+                total += losses[part].sum()
                 continue
             index = targets[part, None].where(counted, 0)
             norm, picked, probs = _softmax(rows, w, index, n_class, buffer[: len(rows)])
-            total += (norm - picked).where(counted, 0).sum()
+            losses[part] = (norm - picked).where(counted, 0)[:, 0]
+            total += losses[part].sum()
             if wants_grad:
                 if z_loss:
                     probs *= 1 + 2 * z_loss * norm
@@ -83,14 +93,14 @@ def _forward(
                 d_x[part] = (d_logits @ w) * counted
                 _add_product(d_weight, d_logits.T, rows * counted)
     count = (targets != ignore).sum()
-    return total, count, d_x, d_weight.to(weight.dtype)
+    return total, count, losses, d_x, d_weight.to(weight.dtype)
 
 
 def _fused(
     rows: Tensor, w: Tensor, targets: Tensor, d_x: Tensor, d_weight: Tensor, *, n_class: int, ignore: int,
     z_loss: float, wants_grad: bool,
 ) -> Tensor:  # fmt: skip
-    """The summed loss of a chunk by the kernel, which leaves the gradient where the logits were."""
+    """The losses of a chunk's rows by the kernel, which leaves the gradient where the logits were."""
     from . import kernel
 
     logits = rows @ w.T
@@ -100,7 +110,7 @@ def _fused(
     if wants_grad:
         d_x.copy_(logits @ w)
         _add_product(d_weight, logits.T, rows)
-    return losses.sum()
+    return losses
 
 
 def _rows(x: Tensor, weight: Tensor) -> int:
@@ -135,13 +145,13 @@ def _(x, weight, targets, n_class, ignore, z_loss, dtype, wants_grad):
     total = x.new_empty((), dtype=wide)
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
     d_weight = torch.empty_like(weight) if wants_grad else weight.new_empty(0)
-    return total, targets.new_empty(()), d_x, d_weight
+    return total, targets.new_empty(()), x.new_empty(len(x), dtype=wide), d_x, d_weight
 
 
 def _save(ctx, inputs, output) -> None:
     ctx.wants_grad = inputs[-1]
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[2:])
+    ctx.save_for_backward(*output[3:])
 
 
 def _backward(ctx, grad: Tensor, *_unused: Tensor):

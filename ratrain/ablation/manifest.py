@@ -41,6 +41,22 @@ class Seeds(Section):
         return list(zip(self.init, self.data or self.init, strict=True))
 
 
+class Metric(Section):
+    """What an arm is judged by: fixed before the first step."""
+
+    last: PositiveInt = Field(default=1, description="mean validation loss of so many evaluations, the last ones")
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="evaluate an average of the weights with this decay per step; 0: none"
+    )
+
+
+class Tune(Section):
+    """The same grid for every arm, on seeds of its own; a second verdict is at each arm's own best point."""
+
+    grid: Mapping[str, Any] = Field(description="keys as in a manifest, each with a list of values")
+    seed: Seeds = Field(description="apart from those that verdicts rest on")
+
+
 class ArmSection(Section):
     """A manifest with keys changed; `grid` has a list of values per key and makes an arm of every combination."""
 
@@ -61,6 +77,10 @@ class Verdicts(Section):
         default="obrien_fleming", description="how alpha is spent over looks: late, or evenly"
     )
     stop: bool = Field(default=False, description="an arm that has its verdict runs no more seeds")
+    noise: PositiveFloat | None = Field(
+        default=None,
+        description="nats: what a run differs by within its seed, as known before; for what a dry run foretells",
+    )
 
 
 class AblationManifest(Section):
@@ -72,6 +92,20 @@ class AblationManifest(Section):
     scale: str | None = Field(default=None, description="overlay of sizes for every arm; --scale wins")
     seed: Seeds = Seeds(init=(1, 2, 3))
     verdict: Verdicts = Verdicts()
+    metric: Metric = Metric()
+    match: Literal["tokens", "flops", "parameters", "seconds"] = Field(
+        default="tokens",
+        description="what arms have in common: training tokens; FLOPs or measured step time, by fewer or more tokens; "
+        "parameters, by the width of their MLP",
+    )
+    controls: bool = Field(default=True, description="beside an arm of more parameters or FLOPs, a base as wide as that")
+    ruler: tuple[PositiveFloat, ...] = Field(
+        default=(), description="budgets of the baseline, in parts of its own, by which effects are read as tokens"
+    )
+    tune: Tune | None = None
+    keep: Literal["weights", "checkpoints"] = Field(
+        default="weights", description="of a finished run: the last weights alone, or whole checkpoints"
+    )
     arms: tuple[str, ...] = Field(default=(), description="manifests as they are: path, file name, id, pattern of ids")
     arm: Mapping[str, ArmSection] = Field(default={}, description="manifests with keys changed, by the arm's name")
     set: Mapping[str, Any] = Field(default={}, description="keys changed in every arm, the base included")
@@ -80,6 +114,19 @@ class AblationManifest(Section):
     def _has_arms(self):
         if not (self.arms or self.arm):
             raise ValueError("there is nothing to compare; expected arms = [...] or [arm.NAME]")
+        return self
+
+    @model_validator(mode="after")
+    def _tunes_apart(self):
+        shared = {*self.seed.pairs} & {*self.tune.seed.pairs} if self.tune else ()
+        if shared:
+            raise ValueError(f"tune.seed and seed share {sorted(shared)[0]}: a verdict would rest on what was tuned on")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_ruler(self):
+        if self.ruler and len({*self.ruler, 1.0}) < 3:
+            raise ValueError("ruler needs two budgets beside 1, one below it and one above")
         return self
 
 

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, Literal
 
-from ratrain.ablation.manifest import AblationManifest, Verdicts, changes, points, read_ablation
+from ratrain.ablation.manifest import AblationManifest, changes, points, read_ablation
 from ratrain.config.catalogue import catalogue
 from ratrain.config.find import find_manifest
-from ratrain.config.identity import recipe_hash, run_folder
+from ratrain.config.identity import plain, recipe_hash, run_folder
 from ratrain.config.parse import Layer
 from ratrain.config.read import Source, read_source
-from ratrain.config.resolve import resolve
+from ratrain.config.resolve import resolve, steps_total, tokens_per_step
 from ratrain.config.schema import Manifest
 from ratrain.engine.check import Checked, check
 from ratrain.errors import Fault, ManifestError, MissingError, UsageError
+from ratrain.model.widen import widen
 from ratrain.registry import optim_kinds, patch_kinds
 
 # what every arm of a study must share with the baseline, or their losses are of different things
-_SHARED = ("model.block_size", "model.vocab_size", "data", "eval.windows", "train.precision", "scale")
+_SHARED = ("model.block_size", "model.vocab_size", "data", "eval.windows", "eval.ema", "train.precision", "scale")
+
+# base: what arms are compared with; arm: what the study asks about; control: the base as wide as a costly arm; ruler:
+# the base at another budget; tuning: an arm at a point of the tuning grid; tuned: an arm at its own best point
+Role = Literal["base", "arm", "control", "ruler", "tuning", "tuned"]
+Seeds = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,21 @@ class Arm:
     manifest: Manifest  # of the first seeds
     built: Checked
     recipe: str
+    seeds: Seeds
+    role: Role = "arm"
+    of: str = ""  # the arm that a tuning or a tuned one varies
+    control: str = ""  # the arm that costs as much
 
     def folder(self, init: int, data: int) -> str:
         """Of the run with these seeds, below the folder of runs."""
         seed = self.manifest.seed.model_copy(update={"init": init, "data": data})
         return run_folder(self.manifest.model_copy(update={"seed": seed}))
+
+    @property
+    def tokens(self) -> int | None:
+        """Of its budget; None where that is in seconds."""
+        steps = steps_total(self.manifest)
+        return None if steps is None else steps * tokens_per_step(self.manifest)
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,8 @@ class Task:
     source: Source
     patches: tuple[Path, ...]
     folder: str  # below the folder of runs
+    graphs: str = ""  # equal where runs compile the same
+    thin: bool = False  # whether the run keeps its last weights alone
 
     def manifest(self) -> Manifest:
         """Resolved where it is asked for: the classes of kinds do not go to another process."""
@@ -60,15 +79,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study: the baseline first among its arms."""
+    """A study: the baseline first among its arms. `asked` are the names that run now."""
 
-    id: str
-    title: str
+    study: AblationManifest
     file: str
     arms: tuple[Arm, ...]
-    seeds: tuple[tuple[int, int], ...]
+    seeds: Seeds
     patches: tuple[Path, ...]
-    verdict: Verdicts
+    asked: frozenset[str]
+    build: _Builder
 
     @property
     def base(self) -> Arm:
@@ -76,16 +95,33 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """`<id>-<scale>-<hash8>`, of what is trained, compared, and may be claimed."""
-        facts = [[(arm.name, arm.recipe) for arm in self.arms], self.seeds, self.verdict.model_dump(mode="json")]
-        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-        return f"{self.id}-{self.base.manifest.scale}-{digest[:8]}"
+        """Of the study's folder."""
+        return f"{self.study.id}-{self.base.manifest.scale}"
 
-    def tasks(self) -> Iterator[Task]:
-        """Every run, one seed after the other: a study that is stopped has whole blocks of arms."""
-        for init, data in self.seeds:
-            for arm in self.arms:
-                yield Task(arm.name, init, data, arm.source_of(init, data), self.patches, arm.folder(init, data))
+    def of_role(self, *roles: Role) -> list[Arm]:
+        return [arm for arm in self.arms if arm.role in roles]
+
+    def tasks(self, arms: Sequence[Arm] | None = None) -> Iterator[Task]:
+        """Every run that is asked for, one seed after the other: a study that is stopped has whole blocks of arms."""
+        chosen = [arm for arm in self.arms if arm.name in self.asked] if arms is None else arms
+        for at in range(max((len(arm.seeds) for arm in chosen), default=0)):
+            for arm in chosen:
+                if at < len(arm.seeds):
+                    init, data = arm.seeds[at]
+                    yield Task(
+                        arm.name, init, data, arm.source_of(init, data), self.patches, arm.folder(init, data),
+                        _graphs(arm.manifest), self.study.keep == "weights",
+                    )  # fmt: skip
+
+    def tuned(self, best: Mapping[str, Mapping[str, object]]) -> list[Arm]:
+        """The arms of `best`, each at the point of the tuning grid that was best for it."""
+        found = []
+        for arm in self.of_role("base", "arm"):
+            if arm.name in best:
+                at = next(layer for point, layer in self.build.grid() if point == best[arm.name])
+                varied = self.build.vary(arm, at, name=f"{arm.name} (tuned)", role="tuned")
+                found.append(replace(varied, point=dict(best[arm.name])))
+        return found
 
 
 def make_plan(
@@ -96,25 +132,32 @@ def make_plan(
     seeds: Sequence[tuple[int, int]] | None = None,
     only: Sequence[str] = (),
     patches: Sequence[Path] = (),
+    costs: Callable[[Sequence[Arm]], Mapping[str, float]] | None = None,
 ) -> Plan:
-    """The study of an ablation manifest; `scale`, `overrides`, `seeds` and `only` (names of arms) come from the command
-    line and win. Raises one ManifestError with the faults of every arm, UsageError for an arm that is not there."""
+    """The study of an ablation manifest; `scale`, `overrides` and `seeds` come from the command line and win; `only`
+    says which arms run now, by name. `costs` tells what a step of each arm takes, the baseline's being 1.
+
+    Raises one ManifestError with the faults of every arm, UsageError for an arm that is not there.
+    """
     study, layer = read_ablation(file)
-    drafts = list(_drafts(study, layer))
     pairs = tuple(seeds or study.seed.pairs)
+    if study.tune and {*pairs} & {*study.tune.seed.pairs}:
+        raise UsageError(f"--seeds: {layer.label} tunes on some of these; a verdict needs others")
+    build = _Builder(study, layer, scale or study.scale, tuple(overrides), pairs, tuple(patches))
     faults, arms = [], []
-    for draft in drafts:
+    for draft in build.drafts():
         try:
-            arms.append(_arm(draft, study, layer, scale or study.scale, overrides, pairs[0], patches))
+            arms.append(build.arm(draft))
         except ManifestError as error:
             faults += [fault for fault in error.faults if fault not in faults]
     if faults:
         raise ManifestError(faults)
-    arms = _without_repeats(arms)
-    faults = [*_twins(arms, layer), *_unlike(arms, layer)]
+    arms = build.matched(_without_repeats(arms), costs)
+    faults = [*_twins(arms, layer), *_unlike(arms, layer), *_too_few_evaluations(arms, study, layer)]
     if faults:
         raise ManifestError(faults)
-    return Plan(study.id, study.title, layer.label, tuple(_asked(arms, only)), pairs, tuple(patches), study.verdict)
+    arms = [*build.controlled(arms), *build.ruler(arms[0]), *build.tunings(arms)]
+    return Plan(study, layer.label, tuple(arms), pairs, tuple(patches), _asked(arms, only), build)
 
 
 # -- arms as the file names them ----------------------------------------------------------------------------------
@@ -129,19 +172,144 @@ class _Draft:
     at: tuple[str, ...]  # the key that names it
     point: dict[str, object]
     layers: tuple[Layer, ...]
+    role: Role = "arm"
 
 
-def _drafts(study: AblationManifest, layer: Layer) -> Iterator[_Draft]:
-    shared = changes(layer, "set")
-    yield _Draft("", study.base, ("base",), {}, (shared,))
-    for word in study.arms:
-        for name in _ids_like(word, layer):
-            yield _Draft("", name, ("arms",), {}, (shared,))
-    for name, arm in study.arm.items():
-        own = changes(layer, "arm", name, "set")
-        for point, at in points(changes(layer, "arm", name, "grid")):
-            label = " ".join([name, *(f"{key.rpartition('.')[2]}={_word(value)}" for key, value in point.items())])
-            yield _Draft(label, arm.manifest, ("arm", name, "manifest"), point, (shared, own, at))
+@dataclass(frozen=True)
+class _Builder:
+    """What makes arms of a study's words."""
+
+    study: AblationManifest
+    layer: Layer
+    scale: str | None
+    overrides: tuple[str, ...]
+    seeds: Seeds
+    patches: tuple[Path, ...]
+
+    def drafts(self) -> Iterator[_Draft]:
+        """The baseline's first."""
+        study, layer = self.study, self.layer
+        ema = self._said({"eval": {"ema": study.metric.ema}}, "metric") if study.metric.ema else None
+        shared = (*filter(None, [ema]), changes(layer, "set"))
+        yield _Draft("", study.base, ("base",), {}, shared, "base")
+        for word in study.arms:
+            for name in _ids_like(word, layer):
+                yield _Draft("", name, ("arms",), {}, shared)
+        for name, arm in study.arm.items():
+            own = changes(layer, "arm", name, "set")
+            for point, at in points(changes(layer, "arm", name, "grid")):
+                label = _label(name, point)
+                yield _Draft(label, arm.manifest, ("arm", name, "manifest"), point, (*shared, own, at))
+
+    def arm(self, draft: _Draft) -> Arm:
+        try:
+            file = find_manifest(draft.manifest)
+        except MissingError as error:
+            raise self.layer.fault(str(error), *draft.at) from None
+
+        def source_of(init: int, data: int, *later: Layer) -> Source:
+            seed = self._said({"seed": {"init": init, "data": data}}, "seed")
+            return read_source(file, scale=self.scale, overrides=[*draft.layers, *self.overrides, *later, seed])
+
+        return self._made(draft.name, draft.point, source_of, self.seeds, draft.role)
+
+    def vary(self, arm: Arm, *later: Layer, name: str, role: Role, seeds: Seeds = ()) -> Arm:
+        """The arm with layers over all that it says."""
+        source = arm.source_of
+        made = self._made(name, {}, lambda *pair: source(*pair, *later), seeds or arm.seeds, role)  # type: ignore[arg-type]
+        return replace(made, of=arm.name)
+
+    def _made(self, name: str, point: dict[str, object], source_of: Any, seeds: Seeds, role: Role) -> Arm:
+        manifest = resolved(source_of(*seeds[0]), self.patches)
+        recipe = recipe_hash(manifest)
+        return Arm(name or manifest.id, point, source_of, manifest, check(manifest), recipe, seeds, role)
+
+    def _said(self, tree: dict[str, Any], *key: str) -> Layer:
+        """What the study's key comes to in a manifest."""
+        line = self.layer.lines.get(key, 1)
+        return Layer(self.layer.label, tree, lines={(name,): line for name in tree})
+
+    # -- arms that the study makes by itself --------------------------------------------------------------------
+
+    def matched(self, arms: list[Arm], costs: Callable[[Sequence[Arm]], Mapping[str, float]] | None) -> list[Arm]:
+        """The arms with what `match` names as the baseline has it."""
+        base, match = arms[0], self.study.match
+        if match == "tokens":
+            return arms
+        if match in ("flops", "seconds") and base.tokens is None:
+            message = f"{match!r} gives arms fewer or more tokens, but the budget is in seconds; expected tokens or steps"
+            raise self.layer.fault(message, "match")
+        step = costs(arms) if match == "seconds" and costs else {}
+        found = [base]
+        for arm in arms[1:]:
+            if match == "parameters":
+                ratio = widen(base.manifest, arm.manifest, by="parameters").manifest.model.mlp_ratio
+                tree = {"model": {"mlp_ratio": ratio}}
+                same = ratio == arm.manifest.model.mlp_ratio
+            else:
+                cost = step.get(arm.name, 1.0)
+                if match == "flops":
+                    cost = arm.built.train_flops_per_token / base.built.train_flops_per_token
+                tree, same = {"train": {"budget": _budget(arm, 1 / cost)}}, cost == 1
+            kept = self.vary(arm, self._said(tree, "match"), name=arm.name, role=arm.role)
+            found.append(arm if same else replace(kept, of="", point=arm.point))
+        return found
+
+    def controlled(self, arms: list[Arm]) -> list[Arm]:
+        """The arms, and behind them baselines as wide as those that have more parameters or FLOPs: one for all arms
+        that come to the same width."""
+        if not self.study.controls:
+            return arms
+        base, found = arms[0], list(arms)
+        for at, arm in enumerate(arms):
+            width = max(widen(arm.manifest, base.manifest, by=by).manifest.model.n_hidden for by in ("parameters", "flops"))
+            if at == 0 or width <= base.manifest.model.n_hidden:
+                continue
+            ratio = width / base.manifest.model.n_embd
+            wide = self.vary(
+                base, self._said({"model": {"mlp_ratio": ratio}}, "controls"),
+                name=f"{base.name} hidden={width}", role="control",
+            )  # fmt: skip
+            known = next((other for other in found if other.recipe == wide.recipe), None)
+            found += [] if known else [wide]
+            if known is not arm:
+                found[at] = replace(arm, control=(known or wide).name)
+        return found
+
+    def ruler(self, base: Arm) -> list[Arm]:
+        """The baseline at other budgets."""
+        factors = [factor for factor in self.study.ruler if factor != 1]
+        return [
+            self.vary(
+                base, self._said({"train": {"budget": _budget(base, factor)}}, "ruler"),
+                name=f"{base.name} x{factor:g}", role="ruler",
+            )
+            for factor in factors
+        ]  # fmt: skip
+
+    def grid(self) -> Iterator[tuple[dict[str, object], Layer]]:
+        yield from points(changes(self.layer, "tune", "grid")) if self.study.tune else ()
+
+    def tunings(self, arms: Sequence[Arm]) -> list[Arm]:
+        """The baseline and every arm at each point of the tuning grid."""
+        tune = self.study.tune
+        if not tune:
+            return []
+        found = []
+        for arm in (arm for arm in arms if arm.role in ("base", "arm")):
+            for point, layer in self.grid():
+                seeds = tuple(tune.seed.pairs)
+                made = self.vary(arm, layer, name=_label(f"{arm.name} tuning", point), role="tuning", seeds=seeds)
+                found.append(replace(made, point=point))
+        return found
+
+
+def _label(name: str, point: Mapping[str, object]) -> str:
+    return " ".join([name, *(f"{key.rpartition('.')[2]}={_word(value)}" for key, value in point.items())])
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _ids_like(word: str, layer: Layer) -> list[str]:
@@ -153,29 +321,20 @@ def _ids_like(word: str, layer: Layer) -> list[str]:
     return ids
 
 
-def _word(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _budget(arm: Arm, factor: float) -> dict[str, float]:
+    """The arm's budget times `factor`, in whole steps."""
+    budget, steps = arm.manifest.train.budget, steps_total(arm.manifest)
+    if steps is None:
+        return {"seconds": factor * float(budget.seconds or 0)}
+    scaled = max(1, round(factor * steps))
+    return {"steps": scaled} if budget.steps is not None else {"tokens": scaled * tokens_per_step(arm.manifest)}
 
 
-def _arm(
-    draft: _Draft, study: AblationManifest, layer: Layer, scale: str | None, overrides: Sequence[str],
-    first: tuple[int, int], patches: Sequence[Path],
-) -> Arm:  # fmt: skip
-    try:
-        file = find_manifest(draft.manifest)
-    except MissingError as error:
-        raise layer.fault(str(error), *draft.at) from None
-
-    def source_of(init: int, data: int) -> Source:
-        seed = Layer(
-            layer.label, {"seed": {"init": init, "data": data}}, lines={("seed",): layer.lines.get(("seed",), 1)}
-        )
-        return read_source(file, scale=scale, overrides=[*draft.layers, *overrides, seed])
-
-    source = source_of(*first)
-    manifest = resolved(source, patches)
-    name = draft.name or manifest.id
-    return Arm(name, draft.point, source_of, manifest, check(manifest), recipe_hash(manifest))
+def _graphs(manifest: Manifest) -> str:
+    """Digest of what decides which graphs are compiled."""
+    said = plain(manifest)
+    facts = [said["model"], said["patch"], said["compile"], [manifest.train.precision, manifest.train.micro_batch]]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def resolved(source: Source, patches: Sequence[Path]) -> Manifest:
@@ -200,13 +359,14 @@ def _twins(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:
     for arm in arms:
         if (other := names.setdefault(arm.name, arm)) is not arm:
             yield Fault(layer.label, arm.name, "two arms of this name train different things; call one [arm.NAME]")
-        elif (other := recipes.setdefault(arm.recipe, arm)) is not arm and not _told(arm, other):
+        elif (other := recipes.setdefault(arm.recipe, arm)) is not arm and not told_twins(arm, other):
             yield Fault(layer.label, arm.name, f"trains exactly what {other.name} trains; take one out, or change it")
 
 
-def _told(arm: Arm, other: Arm) -> bool:
+def told_twins(arm: Arm, other: Arm) -> bool:
     """Whether the manifests say that they are the same."""
-    return arm.manifest.same_as == other.manifest.id or other.manifest.same_as == arm.manifest.id
+    ids = arm.manifest.id, other.manifest.id
+    return arm.manifest.same_as in (ids[1], other.manifest.same_as or "") or other.manifest.same_as == ids[0]
 
 
 def _unlike(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:
@@ -219,6 +379,19 @@ def _unlike(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:
                 yield Fault(layer.label, arm.name, message)
 
 
+def _too_few_evaluations(arms: Sequence[Arm], study: AblationManifest, layer: Layer) -> Iterator[Fault]:
+    """Where the metric is a mean of evaluations that a run does not make."""
+    last = study.metric.last
+    for arm in arms if last > 1 else ():
+        steps, every = steps_total(arm.manifest), arm.manifest.eval.every
+        made = 1 if not every or steps is None else -(-steps // every)
+        if made < last:
+            where = f"{layer.label}:{layer.lines.get(('metric',), 1)}"
+            message = f"is {last}, but {arm.name} is evaluated {made} times; set.eval.every says how often"
+            yield Fault(where, "metric.last", message)
+            return
+
+
 def _at(manifest: Manifest, key: str) -> object:
     value: object = manifest
     for part in key.split("."):
@@ -226,10 +399,17 @@ def _at(manifest: Manifest, key: str) -> object:
     return value
 
 
-def _asked(arms: Sequence[Arm], only: Sequence[str]) -> list[Arm]:
-    """The baseline, and of the others those that `only` names by name or pattern; all where it names none."""
+def _asked(arms: Sequence[Arm], only: Sequence[str]) -> frozenset[str]:
+    """The baseline, and of the others those that `only` names by name or pattern, with what serves them; all where it
+    names none."""
     base, *others = arms
     for word in only:
         if not any(fnmatchcase(arm.name, word) for arm in arms):
-            raise UsageError(f"--only {word}: no such arm; the arms are {', '.join(arm.name for arm in arms)}")
-    return [base, *(arm for arm in others if not only or any(fnmatchcase(arm.name, word) for word in only))]
+            names = ", ".join(arm.name for arm in arms if arm.role in ("base", "arm"))
+            raise UsageError(f"--only {word}: no such arm; the arms are {names}")
+    if not only:
+        return frozenset(arm.name for arm in arms)
+    named = {arm.name for arm in others if any(fnmatchcase(arm.name, word) for word in only)} | {base.name}
+    serving = {arm.control for arm in others if arm.name in named and arm.control}
+    serving |= {arm.name for arm in others if arm.role == "tuning" and arm.of in named}
+    return frozenset(named | serving)

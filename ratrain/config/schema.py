@@ -229,6 +229,9 @@ class InitSection(Section):
 class EvalSection(Section):
     every: NonNegativeInt = Field(default=0, description="steps between evaluations; 0: only at the end")
     windows: PositiveInt = Field(default=64, description="validation windows, fixed and the same for every variant")
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="decay per step of an average of the weights that is evaluated; 0: none"
+    )
 
 
 class CheckpointSection(Section):

@@ -21,11 +21,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ratrain.atomic import ASIDE, sync_folder, write_synced
+from ratrain.atomic import ASIDE, sync_folder, write_file, write_synced
 from ratrain.errors import CannotCreateError, DataError, DiskError
 
 _SUMS = "SHA256SUMS"
-_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+_WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+_FILES = (_WEIGHTS, _OPTIMIZER, "state.json")
 FORMAT = 1
 
 
@@ -35,12 +36,12 @@ class Checkpoint:
 
     step: int
     model: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]  # empty: weights only were kept
     state: Mapping[str, Any]
 
 
-def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int]:
-    """Writes `folder/step-N`, then drops all but the newest `keep`; returns the path and its bytes.
+def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int, str]:
+    """Writes `folder/step-N`, then drops all but the newest `keep`; returns the path, its bytes, the weights' SHA-256.
 
     Raises CannotCreateError or DiskError; what was there before is untouched then.
     """
@@ -48,7 +49,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int]
     aside = folder / f".{final.name}{ASIDE}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        size = _write_folder(aside, checkpoint)
+        size, weights = _write_folder(aside, checkpoint)
         if final.exists():  # it did not verify, and is being made again
             os.rename(final, folder / f".{final.name}.old{ASIDE}")
         os.rename(aside, final)
@@ -59,7 +60,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int]
         what = f"{final}: the checkpoint of {need:,} bytes cannot be written: {error.strerror} ({free:,} bytes free)"
         raise (CannotCreateError if isinstance(error, PermissionError) else DiskError)(what) from error
     _prune(folder, keep, newest=checkpoint.step)
-    return final, size
+    return final, size, weights
 
 
 def stored_bytes(*groups: Mapping[str, Tensor]) -> int:
@@ -89,17 +90,17 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sums(digests: Mapping[str, str]) -> bytes:
-    return "".join(f"{digests[name]}  {name}\n" for name in _FILES).encode()
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
 
 
-def _write_folder(folder: Path, checkpoint: Checkpoint) -> int:
-    """Writes the files of a checkpoint, one in memory at a time; returns their bytes."""
+def _write_folder(folder: Path, checkpoint: Checkpoint) -> tuple[int, str]:
+    """Writes the files of a checkpoint, one in memory at a time; returns their bytes and the weights' SHA-256."""
     shutil.rmtree(folder, ignore_errors=True)
     os.mkdir(folder)
     digests, size = {}, 0
     for name, encode in {
-        "model.safetensors": lambda: safetensors.torch.save(_plain(checkpoint.model)),
-        "optimizer.safetensors": lambda: safetensors.torch.save(_plain(checkpoint.optimizer)),
+        _WEIGHTS: lambda: safetensors.torch.save(_plain(checkpoint.model)),
+        _OPTIMIZER: lambda: safetensors.torch.save(_plain(checkpoint.optimizer)),
         "state.json": lambda: json.dumps({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}).encode(),
         _SUMS: lambda: _sums(digests),
     }.items():
@@ -108,7 +109,7 @@ def _write_folder(folder: Path, checkpoint: Checkpoint) -> int:
         size += len(data)
         write_synced(folder / name, [data])
     sync_folder(folder)
-    return size
+    return size, digests[_WEIGHTS]
 
 
 def _prune(folder: Path, keep: int, *, newest: int) -> None:
@@ -116,10 +117,14 @@ def _prune(folder: Path, keep: int, *, newest: int) -> None:
     for left in folder.glob(f".step-*{ASIDE}"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     for old in [path for path in listed(folder) if _step(path) <= newest][keep:]:
-        aside = folder / f".{old.name}{ASIDE}"
-        with contextlib.suppress(OSError):  # an old checkpoint that stays does no harm
-            os.rename(old, aside)  # half a checkpoint must not be found
-            shutil.rmtree(aside)
+        _drop(old)
+
+
+def _drop(old: Path) -> None:
+    aside = old.with_name(f".{old.name}{ASIDE}")
+    with contextlib.suppress(OSError):  # an old checkpoint that stays does no harm
+        os.rename(old, aside)  # half a checkpoint must not be found
+        shutil.rmtree(aside)
 
 
 def listed(folder: Path) -> list[Path]:
@@ -134,11 +139,13 @@ def _step(path: Path) -> int:
 
 def load(path: Path) -> Checkpoint:
     """The verified checkpoint at `path`. Raises DataError that names the file and what is wrong with it."""
-    data = {name: _read(path / name) for name in (*_FILES, _SUMS)}
-    digests = {name: hashlib.sha256(data[name]).hexdigest() for name in _FILES}
-    if data[_SUMS] != _sums(digests):
-        stated = data[_SUMS].decode(errors="replace")
-        bad = [name for name, digest in digests.items() if f"{digest}  {name}\n" not in stated] or [_SUMS]
+    stated = _read(path / _SUMS)
+    files = [name for name in _FILES if name != _OPTIMIZER or not _is_thin(stated)]
+    data = {name: _read(path / name) for name in files}
+    digests = {name: hashlib.sha256(data[name]).hexdigest() for name in files}
+    if stated != _sums(digests):
+        lines = stated.decode(errors="replace")
+        bad = [name for name, digest in digests.items() if f"{digest}  {name}\n" not in lines] or [_SUMS]
         raise DataError(f"{path / bad[0]}: the bytes are not those that were written (SHA-256 differs)")
     try:
         return _decode(data, path)
@@ -152,10 +159,28 @@ def _decode(data: Mapping[str, bytes], path: Path) -> Checkpoint:
         raise DataError(f"{path}: checkpoint format {state['format']}; this ratrain reads format {FORMAT}")
     return Checkpoint(
         step=state["step"],
-        model=safetensors.torch.load(data["model.safetensors"]),
-        optimizer=safetensors.torch.load(data["optimizer.safetensors"]),
+        model=safetensors.torch.load(data[_WEIGHTS]),
+        optimizer=safetensors.torch.load(data[_OPTIMIZER]) if _OPTIMIZER in data else {},
         state=state,
     )
+
+
+def thin(folder: Path) -> None:
+    """Leaves the weights of the newest checkpoint in `folder`, and nothing to train on from. It is verified before.
+
+    Killed half-way it leaves a checkpoint with weights only, or one that is still whole.
+    """
+    newest, *older = listed(folder)
+    load(newest)
+    lines = _read(newest / _SUMS).decode().splitlines(keepends=True)
+    write_file(newest / _SUMS, ["".join(line for line in lines if not line.endswith(f"  {_OPTIMIZER}\n")).encode()])
+    (newest / _OPTIMIZER).unlink(missing_ok=True)
+    for path in older:
+        _drop(path)
+
+
+def _is_thin(sums: bytes) -> bool:
+    return sums.count(b"\n") == len(_FILES) - 1
 
 
 def _read(file: Path) -> bytes:

@@ -14,7 +14,10 @@ _ROOT = Path(__file__).parents[1]
 # the folders and files that decide a number of every run; kinds are added as the manifest names them
 _ALWAYS = (
     *("model/*.py", "recipe/*.py", "kernels/*/*.py"),
-    *(f"engine/{name}.py" for name in ("engine", "attention", "step", "evaluate", "fitting", "state", "switchboard")),
+    *(
+        f"engine/{name}.py"
+        for name in ("engine", "attention", "average", "step", "evaluate", "fitting", "state", "switchboard")
+    ),
     "engine/distributed.py",
 )
 

@@ -17,12 +17,14 @@ from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
 from ratrain.engine import tell
 from ratrain.engine.attention import Choice, choose, pin, require, unpin
+from ratrain.engine.average import Average
 from ratrain.engine.branch import Branch
 from ratrain.engine.checkpoint import listed, save, stored_bytes
 from ratrain.engine.compile import GraphCounter, compile_model
 from ratrain.engine.device import keep_freed_memory, peak_flops, set_determinism, synchronize
 from ratrain.engine.distributed import World, local_rows
 from ratrain.engine.evaluate import Evaluator
+from ratrain.engine.fingerprint import fingerprints
 from ratrain.engine.fitting import Fitting, unfitted
 from ratrain.engine.probes import Probes, Values
 from ratrain.engine.rng import restore_rng, rng_state
@@ -37,7 +39,7 @@ from ratrain.model.generate import generate
 from ratrain.model.pretrained import load_pretrained
 from ratrain.recipe.data import open_corpus
 from ratrain.recipe.groups import group_parameters
-from ratrain.recipe.sampling import Sampler, validation_windows
+from ratrain.recipe.sampling import Sampler, validation_clusters, validation_windows
 from ratrain.recipe.schedule import Schedule
 
 _SAMPLE_TOKENS = 150
@@ -87,7 +89,9 @@ class Engine:
             rank=world.rank,
             world=world.size,
         )
-        windows = validation_windows(self.corpus.val, block_size=manifest.model.block_size, count=manifest.eval.windows)
+        cut = {"block_size": manifest.model.block_size, "count": manifest.eval.windows}
+        windows = validation_windows(self.corpus.val, **cut)
+        self.clusters = validation_clusters(self.corpus.val, **cut, eot=self.corpus.tokenizer.eot_token)
         torch.manual_seed(seed_of(manifest.seed.order, "dropout", world.rank))
         self.model = build(manifest, device=device)
         begins = branch is None and not listed(checkpoints)  # else a checkpoint holds the weights
@@ -107,6 +111,7 @@ class Engine:
         self.evaluator = Evaluator(
             self.model, windows, precision=self.precision, batch=self.train_step.micro_batch, world=world
         )
+        self.average = Average(self.precision, manifest.eval.ema)
         self.total_steps = steps_total(manifest)
         self.schedule = Schedule(manifest.schedule, total_steps=self.total_steps)
         self.switchboard = Switchboard(manifest, self.model, total_steps=self.total_steps)
@@ -119,7 +124,9 @@ class Engine:
     def checkpoint_bytes(self) -> int:
         """About what one checkpoint takes: fp32 weights and buffers, and two moments of each weight."""
         kept = {**self.model.state_dict(), **self.precision.masters}
-        return stored_bytes(kept) + 2 * sum(parameter.nbytes for parameter in self.train_step.parameters)
+        return stored_bytes(kept, self.average.state()) + 2 * sum(
+            parameter.nbytes for parameter in self.train_step.parameters
+        )
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -132,6 +139,8 @@ class Engine:
             resume(self)
             if self.world.leads:
                 self.emit(tell.started(self))
+                if not self.steps_done:
+                    self.emit(fingerprints(self))
             self._choose_attention()
             self._compile()
             self._switch()
@@ -227,6 +236,7 @@ class Engine:
                 break
             results.append(self.train_step(*self._batch(self.steps_done)))
             self.steps_done += 1
+            self.average.update(self.steps_done)
         if not results:
             return
         (own, norms), probed = self.probes.read(torch.stack([torch.stack(r) for r in results]).T)
@@ -317,11 +327,13 @@ class Engine:
 
     def _evaluate(self) -> None:
         self.emit(events.PhaseStarted("evaluate"))
-        with self._phase("evaluate") as took:
-            self.last_loss = self.evaluator()
+        with self._phase("evaluate") as took, self.average.in_place():
+            losses = self.evaluator.losses()
+            self.last_loss = float(losses.mean())
             shares = self.probes.observe(self.evaluator.real_windows, self.precision) if self.world.leads else {}
         self.evaluated_at = self.steps_done
-        self.emit(events.Evaluated(self.steps_done, self.last_loss, self.evaluator.tokens, took()))
+        parts = tuple(self.clusters.means(losses).tolist())
+        self.emit(events.Evaluated(self.steps_done, self.last_loss, self.evaluator.tokens, took(), parts))
         self._tell_probes(shares)
 
     def _tell_probes(self, values: Values) -> None:
@@ -342,14 +354,14 @@ class Engine:
             state = snapshot(self)
             if self.world.leads:
                 try:
-                    path, size = save(self.checkpoints, state, keep=self.manifest.checkpoint.keep)
+                    path, size, weights = save(self.checkpoints, state, keep=self.manifest.checkpoint.keep)
                 except (DiskError, CannotCreateError) as error:
                     if not may_fail:
                         raise
                     self.emit(events.Notice(f"{error}; the run goes on from memory", "warning"))
                 else:
                     self.saved_at = self.steps_done
-                    self.emit(events.Saved(self.steps_done, str(path), size, took()))
+                    self.emit(events.Saved(self.steps_done, str(path), size, took(), weights))
 
     def _sample(self) -> None:
         """A stretch of text from the trained model: the check that a person makes first."""

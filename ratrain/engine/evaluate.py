@@ -38,30 +38,32 @@ class Evaluator:
         return self.real_windows[:, 1:].numel()
 
     def __call__(self) -> float:
-        """Nats per token, each process taking its share of the batches; leaves the model in training mode."""
-        own = self._total(range(self.world.rank, self._batches, self.world.size))
-        return float(self.world.sum(own) / self.counted)
+        """Nats per token; leaves the model in training mode."""
+        return float(self.losses().mean())
+
+    def losses(self) -> Tensor:
+        """Of every target, float64 [n, T] on the CPU; each process takes its share of the batches."""
+        own = self._taken(range(self.world.rank, self._batches, self.world.size))
+        return self.world.sum(own)[: self.counted].cpu()
 
     def rehearse(self) -> None:
         """The first batch alone, on every process: what is to be compiled is compiled then."""
-        self._total(range(1))
+        self._taken(range(1))
 
     @property
     def _batches(self) -> int:
         return len(self.windows) // self.batch
 
     @torch.no_grad()
-    def _total(self, batches: range) -> Tensor:
-        """Loss of these batches, each row of them weighing 1: float64, on the device."""
+    def _taken(self, batches: range) -> Tensor:
+        """Losses of these batches, zeros for the others: float64 [N, T], on the device."""
         self.model.eval()
         device = self.model.wte.weight.device
-        total = torch.zeros((), dtype=torch.float64, device=device)
+        taken = torch.zeros(self.windows[:, 1:].shape, dtype=torch.float64, device=device)
         for index in batches:
-            rows = self.windows[index * self.batch : (index + 1) * self.batch].to(device)
-            targets = rows[:, 1:].clone()
-            counted = min(self.batch, self.counted - index * self.batch)
-            targets[counted:] = -1  # rows that only fill the last batch
+            part = slice(index * self.batch, (index + 1) * self.batch)
+            rows = self.windows[part].to(device)
             with self.precision.forward():
-                total += self.model(rows[:, :-1], targets).double() * counted
+                taken[part] = self.model(rows[:, :-1], rows[:, 1:].contiguous(), "none")
         self.model.train()
-        return total
+        return taken

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ratrain.config.identity import run_hash
 from ratrain.engine.attention import recorded
+from ratrain.engine.average import is_average
 from ratrain.engine.checkpoint import (
     Checkpoint,
     flatten_optimizer,
@@ -48,7 +49,7 @@ def snapshot(engine: Engine) -> Checkpoint:
         "rng": rng_plain,
         **{name: getattr(engine, name) for name in _POSITION},
     }
-    return Checkpoint(engine.steps_done, _model_tensors(engine), optimizer | rng, state)
+    return Checkpoint(engine.steps_done, _model_tensors(engine), optimizer | rng | engine.average.state(), state)
 
 
 def resume(engine: Engine) -> None:
@@ -96,8 +97,14 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
         for name, tensor in _model_tensors(engine).items():
             tensor.copy_(checkpoint.model[name])
     engine.precision.publish()
-    moments = {name: tensor for name, tensor in checkpoint.optimizer.items() if not name.startswith("rng|")}
+    if not checkpoint.optimizer:
+        raise DataError(
+            f"the checkpoint of step {checkpoint.step} keeps weights only, as those of finished arms of a study do;"
+            " training cannot go on from it"
+        )
+    moments = {n: t for n, t in checkpoint.optimizer.items() if not n.startswith("rng|") and not is_average(n)}
     restore_optimizer(engine.train_step.optimizer, _optimized_names(engine), moments, checkpoint.state["optimizer"])
+    engine.average.restore(checkpoint.optimizer)
     _restore_own_rng(engine, checkpoint)
     engine.switchboard.load_state_dict(checkpoint.state["activation"])
     engine.fitting.load_state_dict(checkpoint.state.get("fitting", {}))

@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from ratrain import events
-from ratrain.config.identity import recipe_hash, run_hash
+from ratrain.config.identity import plain, recipe_hash, run_hash
 from ratrain.config.resolve import tokens_per_step
-from ratrain.engine.device import peak_memory
+from ratrain.engine.device import environment, peak_memory
 from ratrain.recipe.data import ngram_losses
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def started(engine: Engine) -> events.RunStarted:
         total_steps=engine.total_steps,
         tokens_per_step=tokens_per_step(manifest),
         peak_flops=engine.peak,
+        manifest=plain(manifest),
+        environment=environment(engine.device),
         baselines=ngram_losses(engine.corpus, engine.evaluator.real_windows, manifest.model.vocab_size),
     )
 

@@ -9,7 +9,7 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -290,19 +290,18 @@ class GPT2(nn.Module):
         """tokens [B, T] at positions start.. -> [B, T, C]."""
         return F.dropout(self.pos(self.wte(tokens), start), self.spec.dropout, self.training)
 
-    def head(self, h: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss in nats of [B, T, C] against targets [B, T]; a target of -1 does not count."""
+    def head(self, h: Tensor, targets: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+        """Loss in nats of [B, T, C] against targets [B, T], their mean or each; a target of -1 does not count."""
         z_loss = self.z_loss if self.training else 0.0
-        return linear_cross_entropy(
-            self.norm(h), self.head_weight, targets, n_class=self.spec.vocab_size, z_loss=z_loss
-        )
+        options: Any = {"n_class": self.spec.vocab_size, "z_loss": z_loss, "reduction": reduction}
+        return linear_cross_entropy(self.norm(h), self.head_weight, targets, **options)
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of the targets, both [B, T] int64, in nats; 0-d."""
+    def forward(self, tokens: Tensor, targets: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+        """Mean cross-entropy of the targets, both [B, T] int64, in nats, 0-d; with "none" that of each, [B, T]."""
         h, state = self.embed(tokens), None
         for block in self.blocks:
             h, state = block(h, state)
-        return self._priced(self.head(h, targets))
+        return self._priced(self.head(h, targets, reduction))
 
     def _priced(self, loss: Tensor) -> Tensor:
         """The loss, with the gradient of what the patches' own penalties add to it: what is told stays comparable."""

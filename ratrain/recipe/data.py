@@ -20,7 +20,7 @@ from ratrain.errors import CannotCreateError, DataError, DiskError, Fault, Manif
 from ratrain.recipe import corpora
 from ratrain.recipe.cache import cache_folder, remembered
 from ratrain.recipe.ngram import TRAIN_CAP, ngram_nats
-from ratrain.recipe.sampling import Sampler, require_window, sample_rows, validation_windows
+from ratrain.recipe.sampling import Sampler, require_window, sample_rows, validation_clusters, validation_windows
 from ratrain.recipe.shard_writer import STATE
 from ratrain.recipe.shards import (
     Shard,
@@ -42,6 +42,7 @@ __all__ = [
     "open_corpus",
     "require_window",
     "sample_rows",
+    "validation_clusters",
     "validation_windows",
 ]
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from ratrain.errors import DataError, Fault, ManifestError
 from ratrain.recipe.shards import TokenStream
+
+_DOCUMENTS = 10  # fewer tell too little of how documents differ
+_SCAN = 1 << 24  # tokens that are looked through at a time
 
 
 def sample_rows(tokens_total: int, *, seed: int, step: int, batch: int, block_size: int) -> np.ndarray:
@@ -67,11 +72,47 @@ def validation_windows(tokens: TokenStream, *, block_size: int, count: int) -> t
     No token is predicted twice: as many windows are taken as fit, each at most sharing its first token with the
     last target of the one before. Raises DataError where not even one fits.
     """
+    return _windows(tokens, _validation_offsets(tokens, block_size, count), block_size)
+
+
+def _validation_offsets(tokens: TokenStream, block_size: int, count: int) -> np.ndarray:
     require_window(tokens, block_size)
     n = min(count, (len(tokens) - 1) // block_size)
     last = len(tokens) - block_size - 1
-    offsets = np.arange(n, dtype=np.int64) * last // max(n - 1, 1)
-    return _windows(tokens, offsets, block_size)
+    return np.arange(n, dtype=np.int64) * last // max(n - 1, 1)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Which of the targets of the validation windows belong together: what the evaluation is a sample of.
+
+    `of` [n, T] numbers the cluster of each target from 0 on; `unit` is "document", or "passage" (a window) where the
+    windows hold fewer than 10 documents, which would say nothing of others.
+    """
+
+    unit: str
+    of: torch.Tensor
+
+    @property
+    def sizes(self) -> torch.Tensor:
+        """Targets of each, [K]."""
+        return torch.bincount(self.of.flatten())
+
+    def means(self, losses: torch.Tensor) -> torch.Tensor:
+        """Of losses [n, T], by cluster: float64 [K]."""
+        return torch.bincount(self.of.flatten(), losses.flatten().double()) / self.sizes
+
+
+def validation_clusters(tokens: TokenStream, *, block_size: int, count: int, eot: int) -> Clusters:
+    """Of the windows that `validation_windows` gives; a document begins with the token `eot`."""
+    offsets = _validation_offsets(tokens, block_size, count)
+    parts = range(0, len(tokens), _SCAN)
+    begins = [np.flatnonzero(tokens.read(at, min(_SCAN, len(tokens) - at)) == eot) + at for at in parts]
+    document = np.searchsorted(np.concatenate(begins), offsets[:, None] + np.arange(1, block_size + 1), side="right")
+    found, of = np.unique(document, return_inverse=True)
+    if len(found) >= _DOCUMENTS:
+        return Clusters("document", torch.from_numpy(of.reshape(document.shape)))
+    return Clusters("passage", torch.arange(len(offsets))[:, None].expand(-1, block_size))
 
 
 def require_window(tokens: TokenStream, block_size: int) -> None:

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from ratrain.engine import checkpoint as checkpoints
-from ratrain.engine.checkpoint import Checkpoint, listed, load, load_newest, require_same_tensors, save
+from ratrain.engine.checkpoint import Checkpoint, listed, load, load_newest, require_same_tensors, save, thin
 from ratrain.errors import CannotCreateError, DataError, DiskError
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS")
@@ -62,14 +62,15 @@ def test_what_is_loaded_is_what_was_saved(saved):
 
 def test_a_transposed_tensor_and_shared_memory_survive(tmp_path):
     base = torch.arange(12.0).view(3, 4)
-    path, _ = save(tmp_path, Checkpoint(1, {"t": base.T, "row": base[1].clone()}, {}, {}), keep=2)
+    path, *_ = save(tmp_path, Checkpoint(1, {"t": base.T, "row": base[1].clone()}, {}, {}), keep=2)
     assert torch.equal(load(path).model["t"], base.T)
 
 
 def test_the_size_told_is_the_size_on_disk(tmp_path):
-    path, size = save(tmp_path, made(), keep=2)
+    path, size, weights = save(tmp_path, made(), keep=2)
     assert size == sum(file.stat().st_size for file in path.iterdir())
     assert sorted(file.name for file in path.iterdir()) == sorted(FILES)
+    assert weights == hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
 
 
 def test_sha256sum_reads_the_sums(saved):
@@ -87,6 +88,36 @@ def test_every_flipped_byte_is_found(saved, name):
         (saved / name).write_bytes(flipped)
         with pytest.raises(DataError, match="differs"):
             load(saved)
+
+
+def test_a_thinned_run_keeps_the_newest_weights_and_still_finds_flipped_bytes(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, made(step), keep=2)
+    thin(tmp_path)
+    (left,) = listed(tmp_path)
+    assert sorted(file.name for file in left.iterdir()) == ["SHA256SUMS", "model.safetensors", "state.json"]
+    loaded = load(left)
+    assert not loaded.optimizer
+    assert same(loaded, Checkpoint(2, made(2).model, {}, {}))
+    thin(tmp_path)  # nothing is left to be done
+    for name in ("SHA256SUMS", "model.safetensors", "state.json"):
+        whole, chance = (left / name).read_bytes(), random.Random(0)
+        for at in chance.sample(range(len(whole)), min(len(whole), 80)):
+            flipped = bytearray(whole)
+            flipped[at] ^= 1 << chance.randrange(8)
+            (left / name).write_bytes(flipped)
+            with pytest.raises(DataError):
+                load(left)
+        (left / name).write_bytes(whole)
+
+
+def test_thinning_that_is_broken_off_leaves_a_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, made(), keep=2)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        thin(tmp_path)
+    assert (listed(tmp_path)[0] / "optimizer.safetensors").exists()
+    assert not load(listed(tmp_path)[0]).optimizer
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -185,7 +216,7 @@ def test_a_name_that_climbs_out_of_the_folder_names_a_tensor_and_no_file(saved, 
 
 def test_another_format_is_refused_by_number(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "FORMAT", 99)
-    path, _ = save(tmp_path, made(), keep=2)
+    path, *_ = save(tmp_path, made(), keep=2)
     monkeypatch.undo()
     with pytest.raises(DataError, match="format 99"):
         load(path)
@@ -240,7 +271,7 @@ def test_damaged_later_ones_do_not_count_among_the_kept(tmp_path):
 
 def test_saving_a_step_again_replaces_it(tmp_path):
     damage(save(tmp_path, made(), keep=2)[0])
-    path, _ = save(tmp_path, made(), keep=2)
+    path, *_ = save(tmp_path, made(), keep=2)
     assert same(load(path), made())
 
 

@@ -41,6 +41,18 @@ def test_loss_and_gradients_are_those_of_torch_whatever_the_chunks(monkeypatch, 
 
 
 @pytest.mark.parametrize("rows", [7, 1000])
+def test_losses_of_rows_are_those_of_torch_and_have_no_gradient(monkeypatch, rows):
+    chunked(monkeypatch, rows)
+    x, weight, targets = drawn()
+    with torch.no_grad():
+        ours = linear_cross_entropy(x.view(3, 100, C), weight, targets.view(3, 100), n_class=N_CLASS, reduction="none")
+        theirs = F.cross_entropy(x @ weight[:N_CLASS].T, targets, ignore_index=-1, reduction="none")
+    torch.testing.assert_close(ours, theirs.view(3, 100))
+    with pytest.raises(ValueError, match="have no gradient"):
+        linear_cross_entropy(x, weight, targets, reduction="none")
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
 def test_the_z_loss_enters_the_gradient_and_not_the_value(monkeypatch, rows):
     chunked(monkeypatch, rows)
     x, weight, targets = drawn()
@@ -126,7 +138,7 @@ def test_the_backward_that_the_reference_states_is_that_of_its_forward():
 def test_the_op_is_its_reference(monkeypatch, rows, dtype):
     chunked(monkeypatch, rows)
     x, weight, targets = drawn(dtype)
-    total, count, d_x, d_weight = op._forward(x, weight, targets, N_CLASS, -1, 0.0, x.dtype, True)
+    total, count, _, d_x, d_weight = op._forward(x, weight, targets, N_CLASS, -1, 0.0, x.dtype, True)
     expected, counted = reference.forward(x, weight, targets, N_CLASS, -1)
     torch.testing.assert_close(total, expected)
     assert count == counted

@@ -15,7 +15,7 @@ import torch
 from ratrain.config.schema import DataSection
 from ratrain.errors import DataError, ManifestError, MissingError
 from ratrain.recipe import data
-from ratrain.recipe.data import Sampler, ngram_losses, open_corpus, sample_rows, validation_windows
+from ratrain.recipe.data import Sampler, ngram_losses, open_corpus, sample_rows, validation_clusters, validation_windows
 from ratrain.recipe.ngram import ngram_nats
 from ratrain.recipe.shards import Shard, TokenStream, write_meta, write_shard
 
@@ -316,6 +316,25 @@ def test_validation_windows_predict_no_token_twice(total, count):
     assert torch.equal(windows, windows[:, :1] + torch.arange(9))
     if len(windows) > 1:
         assert (int(windows[0, 0]), int(windows[-1, -1])) == (0, total - 1)
+
+
+@pytest.mark.parametrize("scan", [3, 1 << 24])
+@pytest.mark.parametrize("every", [7, 40, 300])
+def test_clusters_are_documents_where_there_are_many_and_passages_where_not(monkeypatch, scan, every):
+    monkeypatch.setattr("ratrain.recipe.sampling._SCAN", scan)
+    tokens, eot = [9 if at % every == 0 else at % 9 for at in range(1000)], 9
+    cut = {"block_size": 8, "count": 50}
+    clusters = validation_clusters(stream(tokens), **cut, eot=eot)
+    document = np.cumsum(np.array(tokens) == eot)  # of each token
+    places = validation_windows(stream(range(1000)), **cut)[:, 1:].numpy()
+    wanted = document[places] if len(set(document[places].flatten())) >= 10 else np.arange(50)[:, None].repeat(8, 1)
+    assert clusters.unit == ("document" if every < 300 else "passage")
+    numbers = {number: at for at, number in enumerate(sorted(set(wanted.flatten())))}
+    assert clusters.of.tolist() == [[numbers[number] for number in row] for row in wanted]
+    losses = torch.arange(400.0).view(50, 8)
+    first = clusters.of == 0
+    assert clusters.means(losses)[0] == losses[first].double().mean()
+    assert clusters.sizes[0] == first.sum()
 
 
 # n-gram anchors

@@ -1,0 +1,245 @@
+"""What a study has on record: its plan, fixed before the first step; what was added later; costs of steps.
+
+`events.jsonl` in the study's folder says it all, one JSON object a line, so that a report needs it and the runs'
+own `events.jsonl` and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ratrain.ablation.plan import Arm, Plan, Role
+from ratrain.atomic import write_file
+from ratrain.errors import DataError, Fault, ManifestError, MissingError
+
+_FILE = "events.jsonl"
+_RULES = ("base", "verdict", "metric", "match", "scale", "tune")  # cannot be amended: they say what a verdict means
+
+
+@dataclass(frozen=True)
+class PlannedArm:
+    """One arm: what it builds, what it costs, where its runs are (below the folder of runs, one per pair of seeds)."""
+
+    name: str
+    role: Role
+    of: str
+    control: str
+    point: dict[str, Any]
+    recipe: str
+    id: str
+    same_as: str | None
+    twin: str  # A/A kind, or none
+    parameters: int
+    train_flops_per_token: int
+    kv_bytes_per_token: int
+    tokens: int | None
+    seeds: tuple[tuple[int, int], ...]
+    folders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan as it is recorded. `hash` is of what is trained, compared, and may be claimed."""
+
+    id: str
+    title: str
+    file: str
+    scale: str
+    match: str
+    metric: dict[str, Any]
+    verdict: dict[str, Any]
+    tune: dict[str, Any] | None
+    seeds: tuple[tuple[int, int], ...]
+    arms: tuple[PlannedArm, ...]
+    hash: str = ""
+
+    @property
+    def base(self) -> PlannedArm:
+        return self.arms[0]
+
+    def of_role(self, *roles: Role) -> list[PlannedArm]:
+        return [arm for arm in self.arms if arm.role in roles]
+
+    def arm(self, name: str) -> PlannedArm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A step of an arm in isolation: seconds, and its ratio to the baseline's with the 95 % interval."""
+
+    seconds: float
+    ratio: float
+    interval: tuple[float, float]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """The record as it stands. `plan` is what was fixed first, `now` with what was added to it since."""
+
+    folder: Path
+    plan: Planned
+    now: Planned
+    checked: tuple[str, ...] = ()  # what was looked for before any training, in words
+    costs: dict[str, Cost] = field(default_factory=dict)  # of a step, by arm
+    machine: str = ""  # where the costs were measured
+    tuned: tuple[PlannedArm, ...] = ()
+
+    @property
+    def out(self) -> Path:
+        """The folder of runs."""
+        return self.folder.parents[1]
+
+    def is_later(self, arm: str) -> bool:
+        """Whether the arm was added to the plan after the study had begun."""
+        return arm not in {planned.name for planned in self.plan.arms}
+
+
+def planned(plan: Plan) -> Planned:
+    """The plan as it is recorded."""
+    study = plan.study
+    made = Planned(
+        study.id, study.title, plan.file, plan.base.manifest.scale, study.match, study.metric.model_dump(),
+        study.verdict.model_dump(exclude={"noise"}), study.tune.model_dump(mode="json") if study.tune else None,
+        plan.seeds, tuple(planned_arm(arm) for arm in plan.arms),
+    )  # fmt: skip
+    facts = [[(a.name, a.role, a.recipe, a.seeds) for a in made.arms], made.verdict, made.metric, made.match, made.tune]
+    return replace(made, hash=hashlib.sha256(json.dumps(facts).encode()).hexdigest())
+
+
+def planned_arm(arm: Arm) -> PlannedArm:
+    built, manifest = arm.built, arm.manifest
+    folders = tuple(arm.folder(*pair) for pair in arm.seeds)
+    return PlannedArm(
+        arm.name, arm.role, arm.of, arm.control, arm.point, arm.recipe, manifest.id, manifest.same_as,
+        manifest.seed.twin, built.parameters, built.train_flops_per_token, built.kv_bytes_per_token, arm.tokens,
+        arm.seeds, folders,
+    )  # fmt: skip
+
+
+def settle(plan: Planned, folder: Path, *, amend: bool) -> Study:
+    """The study in `folder` with this plan: recorded now where it is new, and as it was where it is the same.
+
+    Raises ManifestError where another plan is on record and `amend` is not said, or where the new one is more than
+    an addition to it.
+    """
+    if not (folder / _FILE).exists():
+        _append(folder, "Planned", asdict(plan))
+        return read_study(folder)
+    study = read_study(folder)
+    if plan.hash == study.now.hash:
+        return study
+    lost, unlike = _lost(study.now, plan), _unlike(study.now, plan)
+    if unlike or lost or not amend:
+        what = ", ".join([*unlike, *lost, *_added(study.now, plan)]) or "other recipes"
+        advice = "--fresh moves the study and its runs aside, another id begins another study"
+        if not unlike and not lost:
+            advice = f"--amend adds it, labelled exploratory; {advice}"
+        raise ManifestError([Fault(plan.file, "", f"{folder} was planned otherwise: {what}; {advice}")])
+    _append(folder, "Amended", asdict(plan))
+    return read_study(folder)
+
+
+def _added(old: Planned, new: Planned) -> list[str]:
+    names = {arm.name for arm in old.arms}
+    arms = [arm.name for arm in new.arms if arm.name not in names]
+    seeds = [str(init) for init, data in new.seeds if (init, data) not in old.seeds]
+    return [f"new {what} {', '.join(those)}" for what, those in (("arms", arms), ("seeds", seeds)) if those]
+
+
+def _lost(old: Planned, new: Planned) -> list[str]:
+    recipes = {arm.name: arm.recipe for arm in new.arms}
+    arms = [arm.name for arm in old.arms if arm.name not in recipes]
+    other = [arm.name for arm in old.arms if recipes.get(arm.name, arm.recipe) != arm.recipe]
+    seeds = [str(init) for at, (init, data) in enumerate(old.seeds) if new.seeds[at : at + 1] != ((init, data),)]
+    kinds = (("no longer arms", arms), ("other recipes of", other), ("no longer the first seeds", seeds))
+    return [f"{what} {', '.join(those)}" for what, those in kinds if those]
+
+
+def _unlike(old: Planned, new: Planned) -> list[str]:
+    def facts(plan: Planned, rule: str) -> Any:
+        return plan.base.name if rule == "base" else json.loads(json.dumps(getattr(plan, rule)))
+
+    return [f"another {rule}" for rule in _RULES if facts(old, rule) != facts(new, rule)]
+
+
+def record_checks(study: Study, checked: Sequence[str]) -> Study:
+    _append(study.folder, "Checked", {"hash": study.now.hash, "checked": list(checked)})
+    return read_study(study.folder)
+
+
+def record_costs(study: Study, costs: dict[str, Cost], machine: str) -> Study:
+    _append(study.folder, "Costs", {"machine": machine, "costs": {name: asdict(cost) for name, cost in costs.items()}})
+    return read_study(study.folder)
+
+
+def record_tuned(study: Study, arms: Sequence[Arm]) -> Study:
+    """The arms at their own best points, unless they are on record."""
+    made = tuple(planned_arm(arm) for arm in arms)
+    if made != study.tuned:
+        _append(study.folder, "Tuned", {"arms": [asdict(arm) for arm in made]})
+    return read_study(study.folder)
+
+
+def _append(folder: Path, event: str, facts: dict[str, Any]) -> None:
+    """One more line, whole or not at all where the process is killed: a torn line is not read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    line = {"schema": 1, "event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
+    file = folder / _FILE
+    whole = [part for part in (file.read_text() if file.exists() else "").splitlines(keepends=True) if part.endswith("\n")]
+    write_file(file, ["".join(whole).encode(), (json.dumps(line) + "\n").encode()])
+
+
+def read_study(folder: Path) -> Study:
+    """What `folder` has on record. Raises MissingError without a plan, DataError where it is none of ours."""
+    try:
+        lines = (folder / _FILE).read_text().splitlines()
+    except OSError as error:
+        raise MissingError(f"{folder / _FILE}: cannot be read: {error.strerror}; the study has not begun") from error
+    plan, now, rest = None, None, {}
+    try:
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            kind = event["event"]
+            if kind in ("Planned", "Amended"):
+                now = _planned(event)
+                plan = plan or now
+            elif kind == "Checked":
+                rest["checked"] = tuple(event["checked"])
+            elif kind == "Costs":
+                rest["machine"] = event["machine"]
+                rest["costs"] = rest.get("costs", {}) | {name: _cost(of) for name, of in event["costs"].items()}
+            elif kind == "Tuned":
+                rest["tuned"] = tuple(map(_arm, event["arms"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / _FILE}: holds a line that ratrain did not write: {error!r}") from error
+    if plan is None or now is None:
+        raise DataError(f"{folder / _FILE}: tells of no plan")
+    return Study(folder, plan, now, **rest)
+
+
+def _planned(event: dict[str, Any]) -> Planned:
+    facts = {name: event[name] for name in Planned.__dataclass_fields__}
+    return Planned(**{**facts, "seeds": _pairs(facts["seeds"]), "arms": tuple(map(_arm, facts["arms"]))})
+
+
+def _arm(facts: dict[str, Any]) -> PlannedArm:
+    return PlannedArm(**{**facts, "seeds": _pairs(facts["seeds"]), "folders": tuple(facts["folders"])})
+
+
+def _pairs(seeds: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((init, data) for init, data in seeds)
+
+
+def _cost(facts: dict[str, Any]) -> Cost:
+    return Cost(**{**facts, "interval": tuple(facts["interval"])})

@@ -1,0 +1,64 @@
+"""An exponential moving average of the weights, evaluated in their place (Polyak & Juditsky 1992).
+
+It tells where a run is without the noise of its last steps; training does not see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ratrain.engine.step import Precision
+
+_MARK = "ema|"  # of its tensors in a checkpoint
+
+
+class Average:
+    """Of the fp32 weights; with a `decay` of 0 there is none, and nothing is kept.
+
+    Step t weighs 1 - min(decay, (1 + t) / (10 + t)), so that the first steps do not weigh on the average for ever.
+    """
+
+    def __init__(self, precision: Precision, decay: float):
+        self._precision, self._decay = precision, decay
+        self._weights = [weight.data for weight in precision.masters.values()] if decay else []
+        self._kept = [weight.clone() for weight in self._weights]
+
+    def update(self, step: int) -> None:
+        """Takes the weights in that step `step`, counted from 1, has left."""
+        if self._kept:
+            torch._foreach_lerp_(self._kept, self._weights, 1 - min(self._decay, (1 + step) / (10 + step)))
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averaged weights meanwhile."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        if self._kept:
+            held = [weight.clone() for weight in self._weights]
+            torch._foreach_copy_(self._weights, self._kept)
+            torch._foreach_copy_(self._kept, held)
+            self._precision.publish()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it."""
+        names = [f"{_MARK}{name}" for name in self._precision.masters]
+        return dict(zip(names, self._kept, strict=True)) if self._kept else {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """From a checkpoint; where it has none, the average begins with the weights as they are."""
+        for (name, kept), weight in zip(self.state().items(), self._weights, strict=True):
+            kept.copy_(tensors.get(name, weight))
+
+
+def is_average(name: str) -> bool:
+    """Whether a tensor of a checkpoint is one of these."""
+    return name.startswith(_MARK)
