@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := main
-.PHONY: main install test faults lint check golden bench kernels gpu-check clean help
+.PHONY: main install test faults calibration lint check golden bench kernels gpu-check clean help
 
 main: install ## set up, then train V9, draw a sample and write a report (the default)
 	$(BIN)/ratrain manifests/unified_ra_v9.toml
@@ -25,6 +25,10 @@ test: install ## run the tests
 
 faults: install ## kill runs at 1000 points, flip 5000 bits, mutate 20 000 manifests: half an hour
 	FAULTS=long $(BIN)/python -m pytest -s tests/faults tests/config/test_fuzz.py
+
+calibration: install ## train 4800 runs whose truth is known, and tell how often studies of them are wrong: an hour
+	$(BIN)/python tests/ablation/calibration.py train --jobs 2
+	$(BIN)/python tests/ablation/calibration.py report
 
 lint: install ## check style and types, changing nothing
 	$(BIN)/ruff check .

@@ -49,7 +49,7 @@ class Fingerprints(Event):
     data: str  # the corpus
     order: str  # tokens of the first batches
     windows: str  # tokens of the evaluation
-    weights: dict[str, str]  # the base model's tensors as they begin, by name
+    weights: dict[str, str]  # the base model's tensors as they begin, by name: shape and digest
     unit: str  # what the windows are a sample of: "document", "passage"
     sizes: tuple[int, ...]  # targets in each of these
 

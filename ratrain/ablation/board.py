@@ -6,10 +6,10 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from ratrain.ablation.plan import Plan, Task
+from ratrain.ablation.plan import Task
 from ratrain.ablation.pool import Began, Ended, Told
 from ratrain.errors import Exit
 from ratrain.events import Evaluated, Window
@@ -23,15 +23,26 @@ _ENDS = {Exit.DONE: "done", Exit.PREEMPTED: "stopped", Exit.DIVERGED: "diverged"
 class Standing:
     """Where every run of the study is, from what the pool tells."""
 
-    def __init__(self, plan: Plan, tasks: Sequence[Task], losses: dict[str, float]):
-        self.plan, self.total = plan, len(tasks)
-        self.arms: dict[str, list[Task]] = {arm.name: [] for arm in plan.arms}
+    def __init__(self, name: str, base: str):
+        self.name, self.base, self.stage = name, base, ""
+        self.arms: dict[str, list[Task]] = {}
+        self.loss: dict[str, float] = {}  # of the last evaluation, by folder
+        self.spent: dict[str, float] = {}  # fraction of the budget, by folder
+        self.code: dict[str, int] = {}
+        self.total, self.known, self.began = 0, 0.0, time.monotonic()
+
+    def add(self, tasks: Sequence[Task], done: Mapping[str, float]) -> None:
+        """Runs that the study comes to as well, and the losses of those that are done, by folder."""
+        known = {(task.arm, task.folder) for of in self.arms.values() for task in of}
         for task in tasks:
-            self.arms[task.arm].append(task)
-        self.loss = dict(losses)  # of the last evaluation, by folder
-        self.spent = dict.fromkeys(losses, 1.0)  # fraction of the budget, by folder
-        self.code: dict[str, int] = dict.fromkeys(losses, Exit.DONE)
-        self.known, self.began = sum(self.spent.values()), time.monotonic()
+            if (task.arm, task.folder) not in known:
+                self.arms.setdefault(task.arm, []).append(task)
+        self.total += len({task.folder for task in tasks} - {folder for _, folder in known})
+        new = {folder: loss for folder, loss in done.items() if folder not in self.code}
+        self.loss |= new
+        self.spent |= dict.fromkeys(new, 1.0)
+        self.code |= dict.fromkeys(new, Exit.DONE)
+        self.known += len(new)
 
     def __call__(self, said: Began | Told | Ended) -> None:
         folder = said.task.folder
@@ -56,13 +67,10 @@ class Standing:
 
     def difference(self, arm: str) -> str:
         """Mean difference of validation losses to the baseline's, over the seeds where both are done."""
-        base = self.arms[self.plan.base.name]
-        both = [
-            self.loss[task.folder] - self.loss[other.folder]
-            for task, other in zip(self.arms[arm], base, strict=True)
-            if self.code.get(task.folder) == self.code.get(other.folder) == Exit.DONE
-        ]
-        return f"{statistics.fmean(both):+.4f}" if both and arm != self.plan.base.name else ""
+        base = {(task.init, task.data): task.folder for task in self.arms.get(self.base, ())}
+        pairs = [(task.folder, base.get((task.init, task.data), "")) for task in self.arms[arm]]
+        both = [self.loss[a] - self.loss[b] for a, b in pairs if self.code.get(a) == self.code.get(b) == Exit.DONE]
+        return f"{statistics.fmean(both):+.4f}" if both and arm != self.base else ""
 
     def marks(self, arm: str) -> str:
         """A word per seed: a loss, how far it is, or how it ended."""
@@ -111,8 +119,8 @@ class Board:
 
         s = self._standing
         eta = "" if s.eta is None else f", ETA {s.eta / 60:.0f} min"
-        table = Table(title=f"{s.plan.name}: {100 * s.share:.0f} %{eta}", title_justify="left", box=None)
-        for head in ("arm", "by seed", f"vs {s.plan.base.name}"):
+        table = Table(title=f"{s.name}: {s.stage}{100 * s.share:.0f} %{eta}", title_justify="left", box=None)
+        for head in ("arm", "by seed", f"vs {s.base}"):
             table.add_column(head, no_wrap=True)
         room = max(4, self._console.height - 4)
         names = list(s.arms)

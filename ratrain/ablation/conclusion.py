@@ -1,4 +1,4 @@
-"""What a study comes to: the verdict on every arm, and the noise that it stands on."""
+"""What a study comes to: the verdict on every arm, what it is worth, and the noise that all of it stands on."""
 
 from __future__ import annotations
 
@@ -7,87 +7,208 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ratrain.ablation.noise import Component, Pairing, components, pairing
-from ratrain.ablation.plan import Arm, Plan
+import numpy as np
+
+from ratrain.ablation.caveats import caveats
+from ratrain.ablation.dunnett import t_quantile
+from ratrain.ablation.noise import Component, EvaluationNoise, Pairing, components, pairing
 from ratrain.ablation.power import detectable, more_seeds
-from ratrain.ablation.results import Reached, Row
-from ratrain.ablation.verdict import Judgement, judge
+from ratrain.ablation.record import PlannedArm, Study
+from ratrain.ablation.results import Row, evaluation_of, rows_of
+from ratrain.ablation.ruler import Reading, Ruler
+from ratrain.ablation.statistics import effects
+from ratrain.ablation.tuning import Tuned, tuning
+from ratrain.ablation.verdict import Judgement, Verdict, Word, judge
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What an effect is worth, as a fraction of the baseline's budget: in tokens, and in time where a step's cost is
+    known; `word` is the verdict against time, at the level of the study's own."""
+
+    tokens: Reading
+    seconds: Reading | None = None
+    word: Word | None = None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """An arm's loss minus that of its control, with its interval, at a level that holds for all such comparisons."""
+
+    control: str
+    effect: float
+    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Conclusion:
     """`detectable` is the effect that the planned seeds find with power 0.8, by number of seeds in `more`; in nats,
-    as all losses."""
+    as all losses. `later` judges everything, with what was added to the plan: it is exploratory."""
 
     judgement: Judgement
+    later: Judgement | None
+    tuned: Tuned | None
+    worth: dict[str, Worth]  # by arm
+    controls: dict[str, Contrast]  # by arm
     noise: dict[str, Component]  # by kind of A/A arm
     pairing: Pairing | None
+    evaluation: dict[str, float]  # standard error for want of documents, by arm
+    unit: str  # documents or passages
     detectable: float
     more: dict[int, float]
+    warnings: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
         """As JSON has it: what is infinite or unknown is null."""
-        return _finite({**asdict(self), "more": {str(seeds): effect for seeds, effect in self.more.items()}})
+        return strict_json({**asdict(self), "more": {str(seeds): effect for seeds, effect in self.more.items()}})
 
 
-def conclude(plan: Plan, rows: Sequence[Row]) -> Conclusion | None:
+def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | None:
     """From what the runs reached; None before two seeds of an arm and of the baseline are done."""
-    losses = {row.arm: [_loss(run) for run in row.runs] for row in rows}
-    finished = [[isinstance(loss, float) and math.isfinite(loss) for loss in of] for of in losses.values()]
-    pairs = [sum(a and b for a, b in zip(finished[0], other, strict=True)) for other in finished[1:]]
-    if max(pairs, default=0) < 2:  # nothing says how much one seed differs from another
-        return None
-    rule = plan.verdict
-    planned = len(plan.seeds)
-    judgement = judge(
-        losses, plan.base.name, planned=planned, alpha=rule.alpha, delta=rule.delta, spending=rule.spending,
-        blocks=None if rule.stop else _ended(rows),
-    )  # fmt: skip
-    whole = sum(all(column) for column in zip(*finished, strict=True))
-    options: dict[str, Any] = {"arms": len(rows) - 1, "alpha": rule.alpha, "spending": rule.spending}
+    rows = rows_of(study) if rows is None else rows
+    if max((len(row.differences) for row in _judged(rows)), default=0) < 2:
+        return None  # nothing says how much one seed differs from another
+    unit, noise = _evaluation(rows)
+    planned = [row for row in rows if not study.is_later(row.arm.name)]
+    judgement = _judge(study.plan.seeds, planned, study, noise)
+    amended = study.now.hash != study.plan.hash
+    rule, seeds = study.plan.verdict, len(study.plan.seeds)
+    arms = len(_judged(planned))
+    documents = math.sqrt(sum(part.se**2 for part in noise.values()) / len(noise)) if noise else 0.0
+    options: dict[str, Any] = {"alpha": rule["alpha"], "spending": rule["spending"], "evaluation": documents}
     known = math.isfinite(judgement.sd) and judgement.sd > 0
+    losses = {row.arm.name: [run.result for run in row.runs] for row in _judged(rows, base=True)}
+    whole = {name: of for name, of in losses.items() if any(loss is not None for loss in of)}
+    pairs = sum(all(x is not None and math.isfinite(x) for x in seed) for seed in zip(*whole.values(), strict=True))
+    least = detectable(judgement.sd, arms=arms, seeds=seeds, **options) if known else math.inf
+    tuned = tuning(study, rows)
     return Conclusion(
         judgement,
-        _noise(plan, losses),
-        pairing(losses, plan.base.name) if whole >= 2 else None,
-        detectable(judgement.sd, seeds=planned, **options) if known else math.inf,
-        more_seeds(judgement.sd, **options) if known else {},
+        _judge(study.now.seeds, rows, study, noise) if amended else None,
+        tuned,
+        _worth(study, rows, judgement),
+        _controls(rows, rule["alpha"]),
+        _noise(study, rows),
+        pairing(whole, study.now.base.name) if pairs >= 2 and len(whole) > 1 else None,
+        {name: part.se for name, part in noise.items()},
+        unit,
+        least,
+        more_seeds(judgement.sd, arms=arms, **options) if known else {},
+        tuple(caveats(study, rows, least=least, unit=unit, tuned=tuned)),
     )
 
 
-def _ended(rows: Sequence[Row]) -> int:
-    """Leading seeds of which every run has ended, failed ones too: the others are not to wait for them for ever."""
-    seeds = zip(*(row.runs for row in rows), strict=True)
-    over = [all(run.status in ("done", "diverged", "failed") for run in seed) for seed in seeds]
-    return over.index(False) if False in over else len(over)
+def _judged(rows: Sequence[Row], *, base: bool = False) -> list[Row]:
+    """The rows that get a verdict, with the baseline's or without."""
+    return [row for row in rows if row.arm.role in ("arm", "control") or (base and row.arm.role == "base")]
 
 
-def _loss(run: Reached) -> float | None:
-    """Not a number where the run diverged; None where it is not done."""
-    if run.status == "diverged":
-        return math.nan
-    return run.loss if run.status == "done" else None
+def _judge(
+    seeds: Sequence[tuple[int, int]], rows: Sequence[Row], study: Study, noise: dict[str, EvaluationNoise]
+) -> Judgement:
+    """The verdicts on these rows after the leading seeds of which every run has ended. Arms of which none has begun
+    count in the family and hold up nobody."""
+    chosen, rule = _judged(rows, base=True), study.plan.verdict
+    runs = {row.arm.name: [run for run in row.runs if (run.init, run.data) in seeds] for row in chosen}
+    begun = [runs[row.arm.name] for row in chosen if row.begun]
+    over = [all(run.ended for run in block) for block in zip(*begun, strict=True)]
+    blocks = over.index(False) if False in over else len(over)
+    return judge(
+        {name: [run.result for run in of] for name, of in runs.items()}, study.now.base.name, planned=len(seeds),
+        alpha=rule["alpha"], delta=rule["delta"], spending=rule["spending"], noise=noise,
+        blocks=None if rule["stop"] else blocks,
+    )  # fmt: skip
 
 
-def _noise(plan: Plan, losses: dict[str, list[float | None]]) -> dict[str, Component]:
+def _evaluation(rows: Sequence[Row]) -> tuple[str, dict[str, EvaluationNoise]]:
+    """What the evaluation is a sample of, and what that leaves open of each difference."""
+    told = {row.arm.name: evaluation_of(rows[0], row) for row in _judged(rows)}
+    known = {name: found for name, found in told.items() if found}
+    return next((unit for unit, _ in known.values()), ""), {name: noise for name, (_, noise) in known.items()}
+
+
+def _worth(study: Study, rows: Sequence[Row], judgement: Judgement) -> dict[str, Worth]:
+    """Every judged arm on the ruler, as far as the baseline's budget curve is there."""
+    base = study.now.base
+    points = [row for row in rows if row.arm.role in ("base", "ruler") and row.arm.tokens]
+    curve = {
+        int(row.arm.tokens or 0): {
+            run.init: run.loss for run in row.runs if run.status == "done" and run.loss is not None
+        }
+        for row in points
+    }
+    curve = {tokens: runs for tokens, runs in curve.items() if len(runs) >= 2}
+    if len(curve) < 3 or base.tokens not in curve:
+        return {}
+    try:
+        ruler = Ruler.of(curve)
+    except ValueError:  # the baseline's loss does not fall with its budget
+        return {}
+    arms = {arm.name: arm for arm in study.now.arms}
+    found = {}
+    for verdict in judgement.verdicts:
+        if math.isfinite(verdict.effect) and all(map(math.isfinite, verdict.pointwise)):
+            found[verdict.arm] = _worth_of(study, arms[verdict.arm], verdict, ruler, looked=bool(judgement.looks))
+    return found
+
+
+def _worth_of(study: Study, arm: PlannedArm, verdict: Verdict, ruler: Ruler, *, looked: bool) -> Worth:
+    base, rule = study.now.base, study.plan.verdict
+    at: dict[str, Any] = {"budget": base.tokens, "alpha": rule["alpha"]}
+    tokens, cost = ruler.tokens(verdict.effect, verdict.pointwise, **at), study.costs.get(arm.name)
+    if cost is None:
+        return Worth(tokens)
+    longer = (arm.tokens or 0) / (base.tokens or 1)  # other budgets take other times
+    price = {"cost": cost.ratio * longer, "cost_interval": tuple(end * longer for end in cost.interval)}
+    seconds = ruler.seconds(verdict.effect, verdict.pointwise, **price, **at)
+    if not looked or not all(map(math.isfinite, verdict.interval)):
+        return Worth(tokens, seconds, "inconclusive")
+    same = (
+        [ruler.tokens(end, (end, end), **at).gain for end in (rule["delta"], -rule["delta"])] if rule["delta"] else []
+    )
+    word = _against_time(ruler.seconds(verdict.effect, verdict.interval, **price, **at), same)
+    barred = word in ("better", "equivalent") and verdict.diverged
+    return Worth(tokens, seconds, "inconclusive" if barred else word)
+
+
+def _against_time(reading: Reading, same: Sequence[float | None]) -> Word:
+    """By the reading's interval, `same` being the gains that delta comes to on both sides."""
+    low, high = (math.nan if end is None else end for end in reading.interval)
+    known = [gain for gain in same if gain is not None]
+    if len(known) == 2 and known[0] < low and high < known[1]:
+        return "equivalent"
+    return "better" if low > 0 else "worse" if high < 0 else "inconclusive"
+
+
+def _controls(rows: Sequence[Row], alpha: float) -> dict[str, Contrast]:
+    """Every costly arm against the baseline that is as wide, by the pooled model; a Bonferroni share of alpha each."""
+    losses = {row.arm.name: [run.result for run in row.runs] for row in _judged(rows, base=True)}
+    asked = [row.arm for row in _judged(rows) if row.arm.control in losses]
+    found = {}
+    for arm in asked:
+        effect = next(e for e in effects(losses, arm.control).arms if e.arm == arm.name)
+        if effect.pairs >= 3 and effect.df:
+            half = -t_quantile(alpha / 2 / len(asked), effect.df) * effect.se
+            found[arm.name] = Contrast(arm.control, effect.value, (effect.value - half, effect.value + half))
+    return found
+
+
+def _noise(study: Study, rows: Sequence[Row]) -> dict[str, Component]:
     """Of each kind of A/A arm in the study: it and the baseline, seed by seed, differ in that alone."""
-    groups: dict[str, list[list[float]]] = {}
-    for arm in plan.arms:
-        if kind := _twin_of(arm, plan.base):
-            pairs = zip(losses[plan.base.name], losses[arm.name], strict=True)
-            both = [[a, b] for a, b in pairs if a is not None and b is not None and math.isfinite(a + b)]
-            groups |= {kind: both} if both else {}
+    base, groups = rows[0], {}
+    for row in _judged(rows):
+        if row.arm.twin != "none" and row.arm.recipe == study.now.base.recipe:
+            pairs = zip(base.runs, row.runs, strict=True)
+            both = [[a.result, b.result] for a, b in pairs if a.result is not None and b.result is not None]
+            both = [pair for pair in both if np.isfinite(pair).all()]
+            groups |= {row.arm.twin: both} if both else {}
     return components(groups)
 
 
-def _twin_of(arm: Arm, base: Arm) -> str:
-    kind = arm.manifest.seed.twin
-    return kind if kind != "none" and arm.recipe == base.recipe else ""
-
-
-def _finite(value: Any) -> Any:
+def strict_json(value: Any) -> Any:
+    """The value as strict JSON has it: lists for tuples, null for a float that is infinite or no number."""
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: strict_json(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
+        return [strict_json(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,6 +15,7 @@ from ratrain.engine.launch import Launch, train
 from ratrain.events import Evaluated, Event, Saved, Window
 
 _STEPS = 12
+_WEIGHTS = 1 / 3  # of a checkpoint: the rest is two moments of each weight
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def estimate(plan: Plan, left: Iterable[Task], found: Probe, *, lanes: int) -> E
         trained = _train_seconds(arm.manifest, found.rate / factor)
         seconds += found.start + trained + _evaluations(arm.manifest) * found.evaluation
         size = arm.built.parameters / plan.base.built.parameters
-        disk += round(found.checkpoint * size * arm.manifest.checkpoint.keep)
+        kept = _WEIGHTS if task.thin else arm.manifest.checkpoint.keep
+        disk += round(found.checkpoint * size * kept)
     return Estimate(len(tasks), lanes, seconds / max(1, min(lanes, len(tasks))), disk, found.rate)
 
 

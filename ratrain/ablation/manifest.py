@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from ratrain.config.faults import faults_of, key_homes
 from ratrain.config.find import ablations, did_you_mean
@@ -98,7 +98,9 @@ class AblationManifest(Section):
         description="what arms have in common: training tokens; FLOPs or measured step time, by fewer or more tokens; "
         "parameters, by the width of their MLP",
     )
-    controls: bool = Field(default=True, description="beside an arm of more parameters or FLOPs, a base as wide as that")
+    controls: bool = Field(
+        default=True, description="beside an arm of more parameters or FLOPs, a base as wide as that"
+    )
     ruler: tuple[PositiveFloat, ...] = Field(
         default=(), description="budgets of the baseline, in parts of its own, by which effects are read as tokens"
     )

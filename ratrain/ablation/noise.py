@@ -79,21 +79,32 @@ def pairing(losses: Losses, baseline: str) -> Pairing:
 @dataclass(frozen=True)
 class EvaluationNoise:
     """Standard error of a difference of losses for want of documents: another validation set of this size would move
-    it by so much."""
+    it by so much, beyond what seeds show already."""
 
     se: float
     documents: int
 
 
-def evaluation_noise(baseline: Sequence[float], arm: Sequence[float], tokens: Sequence[int]) -> EvaluationNoise:
-    """From the mean loss of every document under both, each the average over the seeds, and the documents' tokens.
+def evaluation_noise(
+    baseline: Sequence[Sequence[float]], arm: Sequence[Sequence[float]], tokens: Sequence[int]
+) -> EvaluationNoise:
+    """From the mean loss of every document [S, K] under both, in runs of the same seeds, and the documents' tokens [K].
 
     Tokens of a document are not independent, documents are: the difference is a ratio of sums over documents, its
     error that of the ratio estimator. Every run is evaluated on the same documents, so seeds do not average it away.
+    What differs from seed to seed within a document is in the noise of seeds; it is taken out here (the interaction
+    of a two-way layout of random effects), so that nothing is counted twice. Of one seed it cannot be told apart.
     """
     a, b, n = (np.asarray(values, dtype=float) for values in (baseline, arm, tokens))
-    if not len(a) == len(b) == len(n) >= 2:
-        raise ValueError(f"expected as many losses as documents, two at least, got {len(a)}, {len(b)} and {len(n)}")
-    difference = b - a
-    off = n * (difference - (n @ difference) / n.sum())
-    return EvaluationNoise(math.sqrt(len(n) / (len(n) - 1) * float(off @ off)) / float(n.sum()), len(n))
+    if a.ndim != 2 or a.shape != b.shape or a.shape[1:] != n.shape or len(n) < 2:
+        raise ValueError(
+            f"expected seeds of as many losses as documents, two at least, got {a.shape}, {b.shape} and {n.shape}"
+        )
+    d, weight, k = b - a, n / n.sum(), len(n)
+    mean = d.mean(0)
+    spread = k / (k - 1) * float(((weight * (mean - weight @ mean)) ** 2).sum())
+    if len(d) > 1:
+        rest = d - mean - (d @ weight)[:, None] + weight @ mean
+        per_document = (rest**2).sum(0) / (len(d) - 1) * k / (k - 1)
+        spread -= float((weight**2 * per_document).sum()) / len(d)
+    return EvaluationNoise(math.sqrt(max(0.0, spread)), k)

@@ -26,6 +26,8 @@ from ratrain.registry import optim_kinds, patch_kinds
 # what every arm of a study must share with the baseline, or their losses are of different things
 _SHARED = ("model.block_size", "model.vocab_size", "data", "eval.windows", "eval.ema", "train.precision", "scale")
 
+_WORTH = 1.005  # less than half a percent more needs no control: nobody could tell it from the base
+
 # base: what arms are compared with; arm: what the study asks about; control: the base as wide as a costly arm; ruler:
 # the base at another budget; tuning: an arm at a point of the tuning grid; tuned: an arm at its own best point
 Role = Literal["base", "arm", "control", "ruler", "tuning", "tuned"]
@@ -38,7 +40,7 @@ class Arm:
 
     name: str
     point: dict[str, object]  # the keys of a grid and their values here
-    source_of: Callable[[int, int], Source]
+    source_of: Callable[..., Source]  # of seed.init, seed.data, and layers over all else
     manifest: Manifest  # of the first seeds
     built: Checked
     recipe: str
@@ -51,6 +53,11 @@ class Arm:
         """Of the run with these seeds, below the folder of runs."""
         seed = self.manifest.seed.model_copy(update={"init": init, "data": data})
         return run_folder(self.manifest.model_copy(update={"seed": seed}))
+
+    def task(self, init: int, data: int, patches: tuple[Path, ...], *, thin: bool = False) -> Task:
+        """The run with these seeds."""
+        source, folder = self.source_of(init, data), self.folder(init, data)
+        return Task(self.name, init, data, source, patches, folder, _graphs(self.manifest), thin)
 
     @property
     def tokens(self) -> int | None:
@@ -96,7 +103,7 @@ class Plan:
     @property
     def name(self) -> str:
         """Of the study's folder."""
-        return f"{self.study.id}-{self.base.manifest.scale}"
+        return name_of(self.study, self.base)
 
     def of_role(self, *roles: Role) -> list[Arm]:
         return [arm for arm in self.arms if arm.role in roles]
@@ -107,11 +114,7 @@ class Plan:
         for at in range(max((len(arm.seeds) for arm in chosen), default=0)):
             for arm in chosen:
                 if at < len(arm.seeds):
-                    init, data = arm.seeds[at]
-                    yield Task(
-                        arm.name, init, data, arm.source_of(init, data), self.patches, arm.folder(init, data),
-                        _graphs(arm.manifest), self.study.keep == "weights",
-                    )  # fmt: skip
+                    yield arm.task(*arm.seeds[at], self.patches, thin=self.study.keep == "weights")
 
     def tuned(self, best: Mapping[str, Mapping[str, object]]) -> list[Arm]:
         """The arms of `best`, each at the point of the tuning grid that was best for it."""
@@ -124,6 +127,14 @@ class Plan:
         return found
 
 
+def name_of(study: AblationManifest, base: Arm) -> str:
+    """Of the folder of a study."""
+    return f"{study.id}-{base.manifest.scale}"
+
+
+Costs = Callable[[str, Sequence[Task]], Mapping[str, float]]  # of the study so called, and a run of each arm
+
+
 def make_plan(
     file: Path,
     *,
@@ -132,10 +143,11 @@ def make_plan(
     seeds: Sequence[tuple[int, int]] | None = None,
     only: Sequence[str] = (),
     patches: Sequence[Path] = (),
-    costs: Callable[[Sequence[Arm]], Mapping[str, float]] | None = None,
+    costs: Costs | None = None,
 ) -> Plan:
     """The study of an ablation manifest; `scale`, `overrides` and `seeds` come from the command line and win; `only`
-    says which arms run now, by name. `costs` tells what a step of each arm takes, the baseline's being 1.
+    says which arms run now, by name. `costs` tells for `match = "seconds"` what a step of each arm takes, the
+    baseline's being 1.
 
     Raises one ManifestError with the faults of every arm, UsageError for an arm that is not there.
     """
@@ -216,7 +228,7 @@ class _Builder:
     def vary(self, arm: Arm, *later: Layer, name: str, role: Role, seeds: Seeds = ()) -> Arm:
         """The arm with layers over all that it says."""
         source = arm.source_of
-        made = self._made(name, {}, lambda *pair: source(*pair, *later), seeds or arm.seeds, role)  # type: ignore[arg-type]
+        made = self._made(name, {}, lambda *words: source(*words[:2], *later, *words[2:]), seeds or arm.seeds, role)
         return replace(made, of=arm.name)
 
     def _made(self, name: str, point: dict[str, object], source_of: Any, seeds: Seeds, role: Role) -> Arm:
@@ -231,15 +243,16 @@ class _Builder:
 
     # -- arms that the study makes by itself --------------------------------------------------------------------
 
-    def matched(self, arms: list[Arm], costs: Callable[[Sequence[Arm]], Mapping[str, float]] | None) -> list[Arm]:
+    def matched(self, arms: list[Arm], costs: Costs | None) -> list[Arm]:
         """The arms with what `match` names as the baseline has it."""
-        base, match = arms[0], self.study.match
+        base, study, match = arms[0], self.study, self.study.match
         if match == "tokens":
             return arms
         if match in ("flops", "seconds") and base.tokens is None:
-            message = f"{match!r} gives arms fewer or more tokens, but the budget is in seconds; expected tokens or steps"
+            message = f"{match!r} changes budgets in tokens or steps, and this one is in seconds"
             raise self.layer.fault(message, "match")
-        step = costs(arms) if match == "seconds" and costs else {}
+        tasks = [arm.task(*arm.seeds[0], self.patches) for arm in arms]
+        step = costs(name_of(study, base), tasks) if match == "seconds" and costs else {}
         found = [base]
         for arm in arms[1:]:
             if match == "parameters":
@@ -262,8 +275,9 @@ class _Builder:
             return arms
         base, found = arms[0], list(arms)
         for at, arm in enumerate(arms):
-            width = max(widen(arm.manifest, base.manifest, by=by).manifest.model.n_hidden for by in ("parameters", "flops"))
-            if at == 0 or width <= base.manifest.model.n_hidden:
+            ways = [widen(arm.manifest, base.manifest, by=by) for by in ("parameters", "flops")]
+            width = max(way.manifest.model.n_hidden for way in ways)
+            if at == 0 or max(way.goal / way.own for way in ways) < _WORTH or width <= base.manifest.model.n_hidden:
                 continue
             ratio = width / base.manifest.model.n_embd
             wide = self.vary(
@@ -364,9 +378,10 @@ def _twins(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:
 
 
 def told_twins(arm: Arm, other: Arm) -> bool:
-    """Whether the manifests say that they are the same."""
-    ids = arm.manifest.id, other.manifest.id
-    return arm.manifest.same_as in (ids[1], other.manifest.same_as or "") or other.manifest.same_as == ids[0]
+    """Whether the manifests say that they are the same: one of the other, or both of a third."""
+    one, two = arm.manifest, other.manifest
+    said = {one.same_as, two.same_as} - {None}
+    return one.id != two.id and (one.id in said or two.id in said or one.same_as == two.same_as in said)
 
 
 def _unlike(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:

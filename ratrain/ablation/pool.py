@@ -15,7 +15,7 @@ from types import FrameType
 from ratrain.ablation.plan import Task
 from ratrain.engine.launch import Launch
 from ratrain.errors import Exit
-from ratrain.events import Event
+from ratrain.events import Event, Window
 
 _TRIES = 3  # of a run that dies without a word; it goes on from what it had saved
 
@@ -60,7 +60,8 @@ class _Slot:
 class Pool:
     """Runs tasks on `devices`, one on each at a time; a device may stand there more than once.
 
-    SIGINT or SIGTERM once: every run saves and ends. SIGINT twice: all are killed at once.
+    Runs that compile the same graphs wait until the first of them has: the others find them in the cache. SIGINT or
+    SIGTERM once: every run saves and ends. SIGINT twice: all are killed at once.
     """
 
     launch: Launch  # for all of them, but for the device
@@ -68,6 +69,7 @@ class Pool:
     tell: Callable[[Began | Told | Ended], None]
     asked: bool = False
     _busy: list[_Slot] = field(default_factory=list)
+    _warm: set[str] = field(default_factory=set)  # graphs that are in the cache
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Runs each task to an end, or all of them to a stop that was asked for."""
@@ -77,9 +79,10 @@ class Pool:
         free = list(self.devices)
         with _signals(self._stop):
             while self._busy or (todo and not self.asked):
-                while free and todo and not self.asked:
-                    tries[todo[0].folder] += 1
-                    self._begin(context, todo.pop(0), free.pop(0))
+                while free and not self.asked and (task := self._next(todo)):
+                    todo.remove(task)
+                    tries[task.folder] += 1
+                    self._begin(context, task, free.pop(0))
                 for slot in self._finished():
                     free.append(slot.device)
                     if slot.result is None and not self.asked and tries[slot.task.folder] < _TRIES:
@@ -87,6 +90,11 @@ class Pool:
                         continue
                     silent = Exit.PREEMPTED if self.asked else Exit.GAVE_UP, "died without a word"
                     self.tell(Ended(slot.task, *(slot.result or silent)))
+
+    def _next(self, todo: Sequence[Task]) -> Task | None:
+        """The first run whose graphs no other is compiling just now."""
+        cold = {slot.task.graphs for slot in self._busy} - self._warm
+        return next((task for task in todo if task.graphs not in cold), None)
 
     def _begin(self, context, task: Task, device: str) -> None:
         from ratrain.ablation.worker import work
@@ -119,6 +127,7 @@ class Pool:
             if isinstance(said, tuple):
                 slot.result = said
             else:
+                self._warm |= {slot.task.graphs} if isinstance(said, Window) else set()
                 self.tell(Told(slot.task, said))
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:

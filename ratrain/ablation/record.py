@@ -124,26 +124,26 @@ def planned_arm(arm: Arm) -> PlannedArm:
     )  # fmt: skip
 
 
-def settle(plan: Planned, folder: Path, *, amend: bool) -> Study:
-    """The study in `folder` with this plan: recorded now where it is new, and as it was where it is the same.
-
-    Raises ManifestError where another plan is on record and `amend` is not said, or where the new one is more than
-    an addition to it.
-    """
+def refuse_other(plan: Planned, folder: Path, *, amend: bool) -> None:
+    """Raises ManifestError where another plan is on record in `folder`, and `amend` is not said or the new one is more
+    than an addition to it."""
     if not (folder / _FILE).exists():
-        _append(folder, "Planned", asdict(plan))
-        return read_study(folder)
+        return
     study = read_study(folder)
     if plan.hash == study.now.hash:
-        return study
+        return
     lost, unlike = _lost(study.now, plan), _unlike(study.now, plan)
     if unlike or lost or not amend:
-        what = ", ".join([*unlike, *lost, *_added(study.now, plan)]) or "other recipes"
+        what = ", ".join([*unlike, *lost, *_added(study.now, plan)]) or "another choice of what serves the arms"
         advice = "--fresh moves the study and its runs aside, another id begins another study"
         if not unlike and not lost:
             advice = f"--amend adds it, labelled exploratory; {advice}"
         raise ManifestError([Fault(plan.file, "", f"{folder} was planned otherwise: {what}; {advice}")])
-    _append(folder, "Amended", asdict(plan))
+
+
+def settle(plan: Planned, folder: Path, *, checked: Sequence[str]) -> Study:
+    """Puts the plan on record, with what was looked for before; the first one is what verdicts rest on."""
+    _append(folder, "Amended" if (folder / _FILE).exists() else "Planned", {**asdict(plan), "checked": list(checked)})
     return read_study(folder)
 
 
@@ -170,11 +170,6 @@ def _unlike(old: Planned, new: Planned) -> list[str]:
     return [f"another {rule}" for rule in _RULES if facts(old, rule) != facts(new, rule)]
 
 
-def record_checks(study: Study, checked: Sequence[str]) -> Study:
-    _append(study.folder, "Checked", {"hash": study.now.hash, "checked": list(checked)})
-    return read_study(study.folder)
-
-
 def record_costs(study: Study, costs: dict[str, Cost], machine: str) -> Study:
     _append(study.folder, "Costs", {"machine": machine, "costs": {name: asdict(cost) for name, cost in costs.items()}})
     return read_study(study.folder)
@@ -189,12 +184,12 @@ def record_tuned(study: Study, arms: Sequence[Arm]) -> Study:
 
 
 def _append(folder: Path, event: str, facts: dict[str, Any]) -> None:
-    """One more line, whole or not at all where the process is killed: a torn line is not read."""
+    """One more line, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     line = {"schema": 1, "event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
     file = folder / _FILE
-    whole = [part for part in (file.read_text() if file.exists() else "").splitlines(keepends=True) if part.endswith("\n")]
-    write_file(file, ["".join(whole).encode(), (json.dumps(line) + "\n").encode()])
+    before = file.read_bytes() if file.exists() else b""
+    write_file(file, [before, (json.dumps(line) + "\n").encode()])
 
 
 def read_study(folder: Path) -> Study:
@@ -213,9 +208,7 @@ def read_study(folder: Path) -> Study:
             kind = event["event"]
             if kind in ("Planned", "Amended"):
                 now = _planned(event)
-                plan = plan or now
-            elif kind == "Checked":
-                rest["checked"] = tuple(event["checked"])
+                plan, rest["checked"] = plan or now, tuple(event.get("checked", ()))
             elif kind == "Costs":
                 rest["machine"] = event["machine"]
                 rest["costs"] = rest.get("costs", {}) | {name: _cost(of) for name, of in event["costs"].items()}

@@ -1,46 +1,49 @@
-"""What the runs of a study reached, read from their folders, as rows, files and a figure."""
+"""What the runs of a study reached, read from their events."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import os
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from ratrain.ablation.plan import Arm, Plan
-from ratrain.ablation.verdict import Verdict
-from ratrain.atomic import write_file
-from ratrain.engine.folder import RunFolder
-from ratrain.report.figures import sweep_figure
+from ratrain.ablation.noise import EvaluationNoise, evaluation_noise
+from ratrain.ablation.record import PlannedArm, Study
+from ratrain.errors import MissingError
+from ratrain.report.log import RunLog, read_run
 
 
 @dataclass(frozen=True)
 class Reached:
-    """Where one run of an arm stands; `loss` is that of the last evaluation, None before the first."""
+    """Where one run of an arm stands; `loss` is by the study's metric, None before there is one."""
 
     init: int
     data: int
     folder: str
-    status: str
+    status: str  # not begun, unfinished, preempted, failed, diverged, done
     loss: float | None
+    log: RunLog | None
+    parts: tuple[float, ...] = ()  # of the loss, by document or passage; empty: not told
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to come of it."""
+        return self.status in ("done", "diverged", "failed")
+
+    @property
+    def result(self) -> float | None:
+        """The loss; not a number where the run diverged, None where it is not done."""
+        if self.status == "diverged":
+            return math.nan
+        return self.loss if self.status == "done" else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm: what it costs, what its runs reached, and their differences to the baseline's run of the same seeds."""
+    """One arm: what its runs reached, and their differences to the baseline's run of the same seeds."""
 
-    arm: str
-    point: dict[str, Any]
-    parameters: int
-    train_flops_per_token: int
-    kv_bytes_per_token: int
+    arm: PlannedArm
     runs: tuple[Reached, ...]
     differences: tuple[float, ...]  # nats per token; of seeds where both are done
 
@@ -49,99 +52,74 @@ class Row:
         return [run.loss for run in self.runs if run.status == "done" and run.loss is not None]
 
     @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.losses) if self.losses else None
+
+    @property
+    def begun(self) -> bool:
+        return any(run.status != "not begun" for run in self.runs)
+
+    @property
     def status(self) -> str:
         """How many runs are done, and what became of those that are not."""
-        others = Counter(run.status for run in self.runs if run.status != "done")
+        others = Counter(run.status for run in self.runs if run.status not in ("done", "not begun"))
         return ", ".join([f"{len(self.losses)}/{len(self.runs)}", *(f"{n} {word}" for word, n in others.items())])
 
 
-def rows_of(plan: Plan, out: Path) -> list[Row]:
-    """A row per arm, the baseline's first."""
-    base = _reached(plan.base, plan, out)
-    return [_row(arm, base, _reached(arm, plan, out)) for arm in plan.arms]
+def rows_of(study: Study) -> list[Row]:
+    """A row per arm of the plan as it stands, and per tuned one, the baseline's first."""
+    arms = [*study.now.arms, *study.tuned]
+    runs = {arm.name: tuple(_reached(study, arm)) for arm in arms}
+    return [_row(arm, runs[_base_of(study, arm)], runs[arm.name]) for arm in arms]
 
 
-def _reached(arm: Arm, plan: Plan, out: Path) -> tuple[Reached, ...]:
-    found = []
-    for init, data in plan.seeds:
-        folder = arm.folder(init, data)
-        state = RunFolder(out / folder).read_state()
-        found.append(Reached(init, data, folder, str(state.get("status", "not begun")), state.get("loss")))
-    return tuple(found)
+def _base_of(study: Study, arm: PlannedArm) -> str:
+    """What an arm is compared with, a tuned one with the baseline as it is tuned."""
+    base = study.now.base.name
+    tuned = [other.name for other in study.tuned if other.of == base]
+    return tuned[0] if arm.role == "tuned" and tuned else base
 
 
-def _row(arm: Arm, base: Sequence[Reached], runs: Sequence[Reached]) -> Row:
-    pairs = zip(base, runs, strict=True)
-    both = [(b.loss, r.loss) for b, r in pairs if b.status == r.status == "done"]
-    differences = tuple(r - b for b, r in both if b is not None and r is not None)
-    built = arm.built
-    costs = built.parameters, built.train_flops_per_token, built.kv_bytes_per_token
-    return Row(arm.name, arm.point, *costs, tuple(runs), differences)
+def _reached(study: Study, arm: PlannedArm):
+    last = study.now.metric["last"]
+    for (init, data), folder in zip(arm.seeds, arm.folders, strict=True):
+        try:
+            log = read_run(study.out / folder)
+        except MissingError:
+            yield Reached(init, data, folder, "not begun", None, None)
+            continue
+        told, parts = [loss for _, loss in log.evaluated[-last:]], log.parts[-last:]
+        whole = len({len(of) for of in parts}) == 1
+        means = tuple(statistics.fmean(of) for of in zip(*parts, strict=True)) if whole else ()
+        yield Reached(init, data, folder, _status(log), statistics.fmean(told) if told else None, log, means)
 
 
-HEAD = ("arm", "val loss", "vs base", "interval", "verdict", "by seed", "parameters", "KV bytes/token", "runs")
+def _status(log: RunLog) -> str:
+    """As the events tell; a run that failed without a word left its reason in state.json."""
+    if log.status != "unfinished":
+        return log.status
+    try:
+        state = json.loads((log.path / "state.json").read_text())
+    except (OSError, ValueError):
+        return log.status
+    return "failed" if state.get("status") == "failed" else log.status
 
 
-def cells(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> list[tuple[str, ...]]:
-    """The table under HEAD: means over the seeds that are done, the effect beside its interval, which holds for all
-    arms together, and the paired difference of each seed."""
-    table = []
-    for at, row in enumerate(rows):
-        loss = f"{statistics.fmean(row.losses):.4f}" if row.losses else "-"
-        effect = interval = word = each = "-"
-        if at and row.differences:
-            effect = f"{statistics.fmean(row.differences):+.4f}"
-            each = " ".join(f"{value:+.4f}" for value in row.differences)
-        if verdict := verdicts.get(row.arm):
-            effect, word = f"{verdict.effect:+.4f}", verdict.word
-            if all(map(math.isfinite, verdict.interval)):
-                interval = f"{verdict.interval[0]:+.4f} to {verdict.interval[1]:+.4f}"
-        costs = f"{row.parameters:,}", f"{row.kv_bytes_per_token:,}"
-        table.append((row.arm, loss, effect, interval, word, each, *costs, row.status))
-    return table
+def _row(arm: PlannedArm, base: tuple[Reached, ...], runs: tuple[Reached, ...]) -> Row:
+    of = {(run.init, run.data): run for run in base}
+    both = [(of[run.init, run.data].result, run.result) for run in runs if (run.init, run.data) in of]
+    differences = tuple(r - b for b, r in both if r is not None and b is not None and math.isfinite(r + b))
+    return Row(arm, runs, differences)
 
 
-def write_study(plan: Plan, rows: Sequence[Row], verdicts: Mapping[str, Verdict], record: Any, out: Path) -> Path:
-    """The study's folder, `<out>/studies/<name>`: results.json, results.csv, results.md, figures, links to its runs.
-
-    `record` is what results.json says of the study's conclusion.
-    """
-    folder = out / "studies" / plan.name
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    for row in rows:
-        for run in row.runs:
-            _link(folder / "runs" / f"{row.arm} {Path(run.folder).name}".replace("/", "-"), out / run.folder)
-    study = {"id": plan.id, "title": plan.title, "file": plan.file, "seeds": plan.seeds, "arms": [*map(asdict, rows)]}
-    study["conclusion"] = record
-    write_file(folder / "results.json", [json.dumps(study, indent=1).encode()])
-    write_file(folder / "results.csv", [_csv(rows).encode()])
-    write_file(folder / "results.md", [_markdown(plan, rows, verdicts).encode()])
-    if any(row.point and row.losses for row in rows):
-        (folder / "figures").mkdir(exist_ok=True)
-        points = [(row.arm.partition(" ")[0], row.point, row.losses) for row in rows if row.losses]
-        write_file(folder / "figures" / "sweep.png", [sweep_figure(points, base=rows[0].arm)])
-    return folder
-
-
-def _link(link: Path, run: Path) -> None:
-    if run.is_dir() and not link.is_symlink():
-        link.symlink_to(os.path.relpath(run, link.parent))
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("arm", "seed_init", "seed_data", "status", "loss", "kv_bytes_per_token", "folder"))
-    for row in rows:
-        for run in row.runs:
-            loss = "" if run.loss is None else repr(run.loss)
-            writer.writerow((row.arm, run.init, run.data, run.status, loss, row.kv_bytes_per_token, run.folder))
-    return text.getvalue()
-
-
-def _markdown(plan: Plan, rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> str:
-    lines = [f"# {plan.title or plan.id}", "", f"`{plan.file}`, {len(plan.seeds)} seeds, {plan.name}", ""]
-    lines += [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
-    lines += [f"| {' | '.join(row)} |" for row in cells(rows, verdicts)]
-    lines += ["", *(f"* {verdict.arm}: {verdict.word}; {verdict.why}" for verdict in verdicts.values())]
-    return "\n".join(lines) + "\n"
+def evaluation_of(base: Row, row: Row) -> tuple[str, EvaluationNoise] | None:
+    """What the evaluation of these two is a sample of, and what that leaves open of their difference; None where
+    their runs do not tell."""
+    of = {(run.init, run.data): run for run in base.runs if run.status == "done"}
+    both = [(of[run.init, run.data], run) for run in row.runs if run.status == "done" and (run.init, run.data) in of]
+    parts = [(a.parts, b.parts) for a, b in both if a.parts and len(a.parts) == len(b.parts)]
+    known = next((run.log.fingerprints for run in row.runs if run.log and run.log.fingerprints), None)
+    if not parts or known is None or not len(known["sizes"]) == len(parts[0][0]) > 1:
+        return None
+    of_base, of_arm = zip(*parts, strict=True)
+    return known["unit"], evaluation_noise(of_base, of_arm, known["sizes"])

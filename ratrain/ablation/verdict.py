@@ -10,7 +10,7 @@ baseline as long as any of them. An arm shown to be within delta is called equiv
 is what the study said does not matter.
 
 What is claimed holds for other seeds and, where the noise of the evaluation is given, for other documents too: its
-variance is added to that of the seeds (a little is counted twice: the part of a document's noise that seeds average).
+variance is added to that of the seeds.
 """
 
 from __future__ import annotations

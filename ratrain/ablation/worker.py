@@ -6,10 +6,13 @@ import os
 import signal
 import threading
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
 from ratrain.ablation.plan import Task
+from ratrain.engine.checkpoint import listed, thin
+from ratrain.engine.folder import RunFolder
 from ratrain.engine.launch import AlreadyDone, Launch, train
 from ratrain.errors import Exit, RatrainError
 from ratrain.events import Compiled, Emit, Evaluated, Event, RunEnded, Window
@@ -33,8 +36,14 @@ def work(task: Task, launch: Launch, pipe: Connection, lifeline: Connection) -> 
 
 def _ran(task: Task, launch: Launch, tell: Emit) -> tuple[int, str]:
     try:
-        train(task.manifest(), task.source, launch, sink=tell)
-    except AlreadyDone:
+        manifest = task.manifest()
+        folder = launch.folder(manifest)
+        if task.thin and not listed(folder.checkpoints):
+            _mark(folder.path)
+        train(manifest, task.source, launch, sink=tell)
+        _thin(folder)
+    except AlreadyDone as done:
+        _thin(RunFolder(done.path))
         return Exit.DONE, ""
     except RatrainError as error:
         return error.exit, str(error)
@@ -43,6 +52,22 @@ def _ran(task: Task, launch: Launch, tell: Emit) -> tuple[int, str]:
     except Exception as error:
         return Exit.BUG, f"{type(error).__name__}: {error}"
     return Exit.DONE, ""
+
+
+_MARK = "keep-weights"  # in the folder of a run that a study began: others keep what they have
+
+
+def _mark(run: Path) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / _MARK).touch()
+
+
+def _thin(folder: RunFolder) -> None:
+    """Of a finished run that a study began, only the last weights stay."""
+    if (folder.path / _MARK).exists():
+        with folder.open():
+            thin(folder.checkpoints)
+            (folder.path / _MARK).unlink()
 
 
 def _leave_with(lifeline: Connection) -> None:

@@ -7,20 +7,20 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, count, natural
 from ratrain.cli.tables import table
-from ratrain.errors import Exit, Fault, ManifestError
+from ratrain.errors import Exit
 
 if TYPE_CHECKING:
-    from ratrain.ablation.conclusion import Conclusion
     from ratrain.ablation.estimate import Estimate
     from ratrain.ablation.plan import Plan, Task
-    from ratrain.engine.launch import Launch
+    from ratrain.ablation.record import Study
 
 
 def _seeds(text: str) -> list[tuple[int, int]]:
@@ -46,6 +46,8 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--fresh", action="store_true", help="move earlier runs of the same aside and start over")
     parser.add_argument("--accept-code-change", action="store_true", help="go on though sources changed; recorded")
+    parser.add_argument("--amend", action="store_true", help="add arms or seeds to a study's plan, as exploratory")
+    parser.add_argument("--no-costs", action="store_true", help="do not measure what a step of each arm costs")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
     parser.add_argument("--json", action="store_true", help="the results as one JSON document on stdout")
 
@@ -53,112 +55,72 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
 def _ablate(args: argparse.Namespace) -> int:
     """Train every arm of an ablation manifest with every seed, and compare them with the baseline."""
     from ratrain.ablation.conclusion import conclude
+    from ratrain.ablation.execute import begin, held, study_folder
     from ratrain.ablation.manifest import find_ablation
     from ratrain.ablation.plan import make_plan
-    from ratrain.ablation.results import HEAD, cells, rows_of, write_study
+    from ratrain.ablation.results import rows_of
+    from ratrain.engine.folder import RunFolder
 
     plan = make_plan(
-        find_ablation(args.file),
-        scale=args.scale, overrides=args.set, seeds=args.seeds, only=args.only, patches=args.patches,
+        find_ablation(args.file), scale=args.scale, overrides=args.set, seeds=args.seeds, only=args.only,
+        patches=args.patches, costs=partial(_costs, args),
     )  # fmt: skip
     if args.dry_run:
-        _print_plan(plan, _estimate(plan, args), as_json=args.json)
+        _print_plan(plan, _estimate(plan, args), args)
         return Exit.DONE
-    code = _run(plan, args)
-    rows = rows_of(plan, args.out)
-    found = conclude(plan, rows)
-    verdicts = {verdict.arm: verdict for verdict in found.judgement.verdicts} if found else {}
-    folder = write_study(plan, rows, verdicts, found.record() if found else None, args.out)
+    from ratrain.report.study import write_study_report
+    from ratrain.cli.told import told
+
+    folder = study_folder(plan, args.out)
+    if args.fresh:
+        RunFolder(folder).move_aside()
+    with held(folder):
+        study, code = _run(plan, begin(plan, args.out, amend=args.amend), args)
+        rows = rows_of(study)
+        found = conclude(study, rows)
+        page = write_study_report(study, rows, found)
     if args.json:
         print((folder / "results.json").read_text())
         return code
-    print(f"\n{table([HEAD, *cells(rows, verdicts)])}\n")
-    for line in _told(found) if found else ():
-        print(line)
-    print(folder)
+    print("\n".join(["", *told(study, rows, found), str(page)]))
     return code
 
 
-def _told(found: Conclusion) -> Iterator[str]:
-    """The noise that the verdicts stand on, and what more seeds would buy."""
-    judgement = found.judgement
-    if not judgement.looks:
-        yield "no verdicts: they need three seeds or more that all arms have finished"
-    yield f"noise of a run within its seed: {judgement.sd:.4f} nats ({judgement.df:.0f} degrees of freedom)"
-    for kind, part in found.noise.items():
-        low, high = (math.sqrt(limit) for limit in part.interval)
-        yield f"  A/A {kind}: {math.sqrt(part.variance):.4f} [{low:.4f}, {high:.4f}]"
-    if found.pairing:
-        low, high = found.pairing.interval
-        yield f"pairing by seed: {found.pairing.ratio:.2f} [{low:.2f}, {high:.2f}] of the unpaired variance"
-    if found.more:
-        counts = ", ".join(f"{seeds}: {effect:.4f}" for seeds, effect in found.more.items())
-        yield f"smallest effect that is found four times of five, by seeds: {counts}"
-
-
-def _run(plan: Plan, args: argparse.Namespace) -> int:
-    """Runs what is not done yet; returns the exit code: of a stop, else of the first run that failed."""
+def _run(plan: Plan, study: Study, args: argparse.Namespace) -> tuple[Study, int]:
+    """Runs what is not done yet; the study as it is then, and the exit code."""
     from ratrain.ablation.board import LineBoard, Standing, board
-    from ratrain.ablation.pool import Ended, Pool
+    from ratrain.ablation.execute import Execution
     from ratrain.engine.launch import Launch
 
     launch = Launch(args.out, fresh=args.fresh, accept_code_change=args.accept_code_change)
-    tasks = list(plan.tasks())
-    done = {} if args.fresh else _done(plan, tasks, launch)
-    standing = Standing(plan, tasks, done)
+    standing = Standing(plan.name, plan.base.name)
     show = LineBoard(standing, sys.stderr) if args.json else board(standing)
-    failed: list[int] = []
 
-    def tell(said: object) -> None:
-        show(said)  # type: ignore[arg-type]
-        # a run that diverges is a result, and the table says so
-        if isinstance(said, Ended) and said.code not in (Exit.DONE, Exit.DIVERGED, Exit.PREEMPTED):
-            failed.append(said.code)
+    def announce(stage: str, tasks: Sequence[Task], done: Mapping[str, float]) -> None:
+        standing.stage = f"{stage}, " if stage else ""
+        standing.add(tasks, done)
 
-    pool = Pool(launch, _devices(args.device, args.jobs), tell)
+    execution = Execution(plan, study, launch, _devices(args.device, args.jobs), show, announce)
     try:
-        for block in _blocks(plan, tasks, args.out):
-            # arms that say they are the same share their runs
-            pool.run([task for folder, task in {task.folder: task for task in block}.items() if folder not in done])
-            if pool.asked:
-                break
+        code = execution.run(costs=not args.no_costs)
     finally:
         show.close()
-    return Exit.PREEMPTED if pool.asked else next(iter(failed), Exit.DONE)
+    return execution.study, code
 
 
-def _blocks(plan: Plan, tasks: Sequence[Task], out: Path) -> Iterator[list[Task]]:
-    """All runs at once; where arms stop at their verdict, seed by seed, those of arms that have none yet."""
-    from ratrain.ablation.conclusion import conclude
-    from ratrain.ablation.results import rows_of
+def _costs(args: argparse.Namespace, study: str, tasks: Sequence[Task]) -> dict[str, float]:
+    """What a step of each arm takes, the first one's being 1: as the study has it on record, else measured now."""
+    from ratrain.ablation.costs import step_costs
+    from ratrain.ablation.record import read_study
 
-    if not plan.verdict.stop:
-        yield list(tasks)
-        return
-    running = {arm.name for arm in plan.arms}
-    for init, data in plan.seeds:
-        yield [task for task in tasks if (task.init, task.data) == (init, data) and task.arm in running]
-        found = conclude(plan, rows_of(plan, out))
-        if found and found.judgement.looks:
-            running = {plan.base.name, *found.judgement.open} if found.judgement.open else set()
-
-
-def _done(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, float]:
-    """The final loss of the runs that are done, by folder. Raises ManifestError where other code trained one."""
-    from ratrain.engine.folder import RunFolder
-    from ratrain.engine.launch import changed_code
-
-    manifests, done, changed = {arm.name: arm.manifest for arm in plan.arms}, {}, {}
-    for task in tasks:
-        folder = RunFolder(launch.out / task.folder)
-        state = folder.read_state()
-        if state.get("status") == "done" and isinstance(state.get("loss"), float):
-            done[task.folder] = state["loss"]
-            changed |= dict.fromkeys(changed_code(folder, manifests[task.arm]), task.folder)
-    if changed and not launch.accept_code_change:
-        message = "changed since {} was trained; --fresh trains all anew, --accept-code-change takes it as it is"
-        raise ManifestError([Fault(name, "", message.format(folder)) for name, folder in changed.items()])
-    return done
+    base, known = tasks[0].arm, {}
+    folder = args.out / "studies" / study
+    if (folder / "events.jsonl").exists() and not args.fresh:
+        on_record = read_study(folder).now
+        known = {arm.name: (on_record.base.tokens or 1) / (arm.tokens or 1) for arm in on_record.arms}
+    new = [task for task in tasks if task.arm not in known]
+    measured = step_costs([tasks[0], *new], device=_devices(args.device, args.jobs)[0]) if new else ()
+    return known | {found.arm: found.cost.ratio for found in measured if found.arm != base}
 
 
 def _devices(device: str, jobs: int | None) -> list[str]:
@@ -178,11 +140,12 @@ def _devices(device: str, jobs: int | None) -> list[str]:
 def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
     """What the runs that are not done yet will take, from a short probe of the baseline."""
     from ratrain.ablation.estimate import Estimate, estimate, probe
+    from ratrain.ablation.execute import done_runs
     from ratrain.engine.device import pick_device
     from ratrain.engine.launch import Launch
 
     devices, tasks = _devices(args.device, args.jobs), list(plan.tasks())
-    done = {} if args.fresh else _done(plan, tasks, Launch(args.out, accept_code_change=True))
+    done = {} if args.fresh else done_runs(plan, tasks, Launch(args.out, accept_code_change=True))
     left = {task.folder: task for task in tasks if task.folder not in done}
     if not left:
         return Estimate(runs=0, lanes=len(devices), seconds=0.0, disk=0, rate=0.0)
@@ -193,21 +156,29 @@ def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
     return estimate(plan, left.values(), probe(plan, device=devices[0]), lanes=len(devices))
 
 
-def _print_plan(plan: Plan, needs: Estimate, *, as_json: bool) -> None:
+def _print_plan(plan: Plan, needs: Estimate, args: argparse.Namespace) -> None:
+    from ratrain.ablation.record import planned
     from ratrain.config.resolve import steps_total
+    from ratrain.cli.told import foretold
 
-    if as_json:
-        arms = [{"arm": arm.name, "id": arm.manifest.id, "recipe": arm.recipe} for arm in plan.arms]
-        print(json.dumps({"name": plan.name, "seeds": plan.seeds, "arms": arms, "needs": asdict(needs)}, indent=1))
+    digest, (where, more) = planned(plan).hash, _foresight(plan, args.out)
+    if args.json:
+        arms = [{"arm": a.name, "role": a.role, "id": a.manifest.id, "recipe": a.recipe} for a in plan.arms]
+        ahead = {"noise": where, "detectable": {str(seeds): effect for seeds, effect in more.items()}}
+        facts = {"name": plan.name, "hash": digest, "seeds": plan.seeds, "arms": arms, "needs": asdict(needs)}
+        print(json.dumps({**facts, **ahead}, indent=1))
         return
-    rows: list[tuple[str, ...]] = [("arm", "recipe", "steps", "parameters", "train FLOPs/token", "KV bytes/token")]
+    rows: list[tuple[str, ...]] = [("arm", "role", "recipe", "steps", "parameters", "train FLOPs/token", "KV bytes")]
     for arm in plan.arms:
         built, steps = arm.built, steps_total(arm.manifest)
         costs = built.parameters, built.train_flops_per_token, built.kv_bytes_per_token
-        rows.append((arm.name, arm.recipe[:8], "-" if steps is None else f"{steps:,}", *(f"{n:,}" for n in costs)))
+        told = arm.role, arm.recipe[:8], "-" if steps is None else f"{steps:,}"
+        rows.append((arm.name, *told, *(f"{n:,}" for n in costs)))
     print(table(rows))
     seeds = ", ".join(f"{init}" if init == data else f"{init}-{data}" for init, data in plan.seeds)
-    print(f"\n{plan.name}: {len(plan.arms)} arms x seeds {seeds} = {len(plan.arms) * len(plan.seeds)} runs")
+    print(f"\n{plan.name}, plan {digest[:8]}: {len(plan.arms)} arms x seeds {seeds} = {len(list(plan.tasks()))} runs")
+    if more:
+        print(f"{foretold(more, '' if where != 'unknown' else ' sd')} ({_NOISE[where]})")
     if not needs.runs:
         print("all are done")
         return
@@ -215,6 +186,29 @@ def _print_plan(plan: Plan, needs: Estimate, *, as_json: bool) -> None:
         f"{needs.runs} are left: about {_time(needs.seconds)}, {needs.lanes} at a time (the baseline makes "
         f"{needs.rate:,.0f} tokens/s here), and {needs.disk / 2**20:,.0f} MiB of checkpoints; nothing was written"
     )
+
+
+_NOISE = {
+    "measured": "by the noise of the runs that are done",
+    "stated": "by verdict.noise, the noise of a run within its seed",
+    "unknown": "sd: the noise of a run within its seed, which is not known yet; verdict.noise states it",
+}
+
+
+def _foresight(plan: Plan, out: Path) -> tuple[str, dict[int, float]]:
+    """Where the noise is known from, and the smallest detectable effect by seeds."""
+    from ratrain.ablation.conclusion import conclude
+    from ratrain.ablation.execute import study_folder
+    from ratrain.ablation.power import more_seeds
+    from ratrain.ablation.record import Study, planned
+
+    record, rule = planned(plan), plan.study.verdict
+    found = conclude(Study(study_folder(plan, out), record, record))
+    known = found.judgement.sd if found and math.isfinite(found.judgement.sd) else 0.0
+    where = "measured" if known else "stated" if rule.noise else "unknown"
+    arms, counts = len(plan.of_role("arm", "control")), range(3, max(10, len(plan.seeds)) + 1)
+    options = {"arms": arms, "alpha": rule.alpha, "spending": rule.spending, "counts": counts}
+    return where, more_seeds(known or rule.noise or 1.0, **options) if arms else {}
 
 
 def _time(seconds: float) -> str:

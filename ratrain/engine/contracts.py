@@ -50,7 +50,7 @@ def _contract(check: Contract) -> Contract:
 
 @_contract
 def it_runs_forward_and_backward(manifest: Manifest) -> None:
-    _loss(_built(manifest), manifest).backward()
+    _loss(fitted(manifest), manifest).backward()
 
 
 FIRST = next(iter(_CONTRACTS))  # without it no other can hold
@@ -58,7 +58,7 @@ FIRST = next(iter(_CONTRACTS))  # without it no other can hold
 
 @_contract
 def no_position_sees_a_later_token(manifest: Manifest) -> None:
-    model = _built(manifest).double()
+    model = fitted(manifest).double()
     for training in (True, False):
         model.train(training)
         for length in (8, 64, 65, 256):
@@ -69,7 +69,7 @@ def no_position_sees_a_later_token(manifest: Manifest) -> None:
 
 @_contract
 def no_sequence_sees_another(manifest: Manifest) -> None:
-    model = _built(manifest).double()
+    model = fitted(manifest).double()
     tokens = _tokens(manifest, 2, 65)
     for training in (True, False):
         model.train(training)
@@ -79,7 +79,7 @@ def no_sequence_sees_another(manifest: Manifest) -> None:
 
 @_contract
 def loading_a_checkpoint_restores_the_outputs(manifest: Manifest) -> None:
-    trained, fresh = _built(manifest).eval(), build(_reseeded(manifest, 2)).eval()
+    trained, fresh = fitted(manifest).eval(), build(_reseeded(manifest, 2)).eval()
     tokens = _tokens(manifest, 2, 65)
     assert not torch.equal(_logits(trained, tokens), _logits(fresh, tokens)), "the seed does not change the weights"
     fresh.load_state_dict(trained.state_dict())
@@ -88,7 +88,7 @@ def loading_a_checkpoint_restores_the_outputs(manifest: Manifest) -> None:
 
 @_contract
 def every_parameter_gets_a_gradient(manifest: Manifest) -> None:
-    model = _built(manifest).double()
+    model = fitted(manifest).double()
     _loss(model, manifest).backward()
     dead = without_gradient(model.named_parameters())
     assert not dead, f"no gradient, or one that is not finite, reaches {', '.join(dead)}"
@@ -96,7 +96,7 @@ def every_parameter_gets_a_gradient(manifest: Manifest) -> None:
 
 @_contract
 def closed_it_is_the_base_model(manifest: Manifest) -> None:
-    model, base = _built(manifest), build(manifest.model_copy(update={"patch": {}}))
+    model, base = fitted(manifest), build(manifest.model_copy(update={"patch": {}}))
     switches = list(_activations(model))
     assert switches or not manifest.patch, "no module has an activation buffer `s`"
     for switch in switches:
@@ -114,7 +114,7 @@ def closed_it_is_the_base_model(manifest: Manifest) -> None:
 @_contract
 def one_graph_each_to_train_and_to_evaluate_wherever_the_activation_stands(manifest: Manifest) -> None:
     torch._dynamo.reset()
-    model, graphs = _built(manifest), GraphCounter()
+    model, graphs = fitted(manifest), GraphCounter()
     compile_model(model, CompileSection(scope="model", backend="eager"))
     for activation in (0.0, 0.5, 1.0):
         for switch in _activations(model):
@@ -153,14 +153,14 @@ def bf16_stays_near_fp32(manifest: Manifest) -> None:
 
 @_contract
 def cached_decoding_equals_the_full_forward(manifest: Manifest) -> None:
-    model = _built(manifest).double().eval()
+    model = fitted(manifest).double().eval()
     tokens = _tokens(manifest, 1, 65)
     torch.testing.assert_close(decode(model, tokens), _logits(model, tokens), rtol=0, atol=1e-10)
 
 
 @_contract
 def its_flops_are_those_that_are_counted(manifest: Manifest) -> None:
-    model = _built(manifest)
+    model = fitted(manifest)
     tokens = _tokens(manifest, 1, manifest.model.block_size)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         _logits(model, tokens)
@@ -171,7 +171,7 @@ def its_flops_are_those_that_are_counted(manifest: Manifest) -> None:
 
 @_contract
 def what_it_offers_to_be_looked_at_is_finite(manifest: Manifest) -> None:
-    model = _built(manifest)
+    model = fitted(manifest)
     groups = group_parameters(model, manifest.optim.weight_decay)
     precision = Precision("fp32", model)
     step = TrainStep(model, manifest.optim, groups=groups, precision=precision, micro_batch=2)
@@ -187,12 +187,12 @@ def what_it_offers_to_be_looked_at_is_finite(manifest: Manifest) -> None:
 
 @_contract
 def every_option_does_something(manifest: Manifest) -> None:
-    plain = _fingerprint(_built(manifest))
+    plain = _fingerprint(fitted(manifest))
     for name, patch in manifest.patch.items():
         for option, value in _alternatives(patch):
             try:
                 other = type(patch).model_validate({**dict(patch), option: value})
-                model = _built(manifest.model_copy(update={"patch": {**manifest.patch, name: other}}))
+                model = fitted(manifest.model_copy(update={"patch": {**manifest.patch, name: other}}))
             except (ValidationError, ManifestError):
                 continue  # refused: so it is read
             assert _fingerprint(model) != plain, f"patch.{name}.{option} = {value!r} changes nothing"
@@ -201,7 +201,7 @@ def every_option_does_something(manifest: Manifest) -> None:
 # -- what they are made of --------------------------------------------------------------------------------------
 
 
-def _built(manifest: Manifest) -> GPT2:
+def fitted(manifest: Manifest) -> GPT2:
     """The model, with everything fitted that is not trained."""
     model = build(manifest)
     return fit_briefly(model, _tokens(manifest, 3, manifest.model.block_size))
@@ -237,7 +237,7 @@ def _activations(model: nn.Module) -> Iterator[Tensor]:
 
 def _train(manifest: Manifest, *, steps: int, lr: float = 1e-2, precision: str = "fp32") -> list[float]:
     """Losses of a few uncompiled steps on one batch."""
-    model = _built(manifest)
+    model = fitted(manifest)
     groups = group_parameters(model, manifest.optim.weight_decay)
     step = TrainStep(model, manifest.optim, groups=groups, precision=Precision(precision, model), micro_batch=2)
     step.set_lr(lr)

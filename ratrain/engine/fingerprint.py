@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,22 +21,27 @@ _DIGITS = 16
 
 def fingerprints(engine: Engine) -> Fingerprints:
     """Of the engine before its first step; a patch's own tensors are left out."""
-    m, base, tokens = engine.manifest, engine.model.base_names, engine.corpus.train
+    m, tokens = engine.manifest, engine.corpus.train
     options = {"seed": m.seed.order, "batch": m.train.batch, "block_size": m.model.block_size}
     order = np.stack([sample_rows(len(tokens), step=step, **options) for step in range(_STEPS)])
-    weights = {}
-    for name, tensor in engine.precision.masters.items():
-        path, _, leaf = name.rpartition(".")
-        if path in base:
-            weights[f"{base[path]}.{leaf}"] = digest_of(tensor)
     return Fingerprints(
         data=engine.corpus.fingerprint[:_DIGITS],
         order=_digest(order.tobytes()),
         windows=digest_of(engine.evaluator.real_windows),
-        weights=weights,
+        weights=weight_digests(engine.precision.masters, engine.model.base_names),
         unit=engine.clusters.unit,
         sizes=tuple(engine.clusters.sizes.tolist()),
     )
+
+
+def weight_digests(parameters: Mapping[str, Tensor], base_names: Mapping[str, str]) -> dict[str, str]:
+    """Shape and digest of every parameter of the base model, by its name there: other widths are other draws."""
+    found = {}
+    for name, tensor in parameters.items():
+        path, _, leaf = name.rpartition(".")
+        if path in base_names:
+            found[f"{base_names[path]}.{leaf}"] = f"{'x'.join(map(str, tensor.shape))} {digest_of(tensor)}"
+    return found
 
 
 def digest_of(tensor: Tensor) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ratrain.checksum import sha256_of
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.checkpoint import listed
@@ -81,7 +82,7 @@ def replay(run: Path, *, begin: int, steps: int, device: str) -> Replayed:
             _begin_at(begin, run, place)
             with contextlib.suppress(PreemptedError):  # it stops there, unless that is its end
                 train(manifest, source, launch, sink=seen.append, task=partial(Engine.run, until=begin + steps))
-            weights = dict(_compared(run / "checkpoints", place.checkpoints, begin))
+            weights = dict(_compared(run, place.checkpoints, begin))
     finally:
         torch.set_num_threads(threads)
     unlike = [f"{key} {before.get(key)} -> {now.get(key)}" for key in _KIND if before.get(key) != now.get(key)]
@@ -93,14 +94,15 @@ def replay(run: Path, *, begin: int, steps: int, device: str) -> Replayed:
 def _begin_at(step: int, run: Path, place: RunFolder) -> None:
     if not step:
         return
-    there = {int(path.name[5:]): path for path in listed(run / "checkpoints")}
+    whole = [path for path in listed(run / "checkpoints") if (path / "optimizer.safetensors").exists()]
+    there = {int(path.name[5:]): path for path in whole}
     if step not in there:
         known = ", ".join(map(str, sorted(there))) or "none"
-        raise MissingError(f"{run}: has no checkpoint of step {step}; it has {known}, and 0 is the start")
+        raise MissingError(f"{run}: has no whole checkpoint of step {step}; it has {known}, and 0 is the start")
     shutil.copytree(there[step], place.checkpoints / there[step].name)
 
 
-def _events(file: Path) -> Iterator[dict[str, Any]]:
+def _events(file: Path, kind: str = "Window") -> Iterator[dict[str, Any]]:
     try:
         lines = file.read_text().splitlines()
     except OSError as error:
@@ -110,7 +112,7 @@ def _events(file: Path) -> Iterator[dict[str, Any]]:
             event = json.loads(line)
         except ValueError:  # the last line of a run that was killed
             continue
-        if isinstance(event, dict) and event.get("event") == "Window":
+        if isinstance(event, dict) and event.get("event") == kind:
             yield event
 
 
@@ -123,13 +125,19 @@ def _losses(windows: Any) -> dict[int, float]:
     return found
 
 
-def _compared(own: Path, again: Path, begin: int) -> Iterator[tuple[int, bool]]:
-    """Of the checkpoints that both have, whether their weights are equal."""
-    mine = {path.name: path for path in listed(own)}
+def _compared(run: Path, again: Path, begin: int) -> Iterator[tuple[int, bool]]:
+    """Of the steps that both saved, whether the weights are equal: to the digest that the run's log states, and to
+    the file where the run still has it."""
+    stated = {event["step"]: event.get("weights", "") for event in _events(run / "events.jsonl", "Saved")}
+    kept = {int(path.name[5:]): path for path in listed(run / "checkpoints")}
     for path in listed(again):
-        if path.name in mine and int(path.name[5:]) > begin:
-            files = [folder / "model.safetensors" for folder in (path, mine[path.name])]
-            yield int(path.name[5:]), files[0].read_bytes() == files[1].read_bytes()
+        step = int(path.name[5:])
+        if step <= begin or not (step in kept or stated.get(step)):
+            continue
+        digest = sha256_of([path / "model.safetensors"])
+        known = [stated[step]] if stated.get(step) else []
+        known += [sha256_of([kept[step] / "model.safetensors"])] if step in kept else []
+        yield step, set(known) == {digest}
 
 
 def _beside(

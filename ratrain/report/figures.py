@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK = "#808080"  # readable on white and on black
-_WIDTH = 8.0  # inches
+_WIDTH = 8.0  # inches, as all that follow
+_LEFT, _RIGHT = 0.65, 0.85  # of a heat map: the names of layers, the colour bar
+_ABOVE, _BELOW = 0.26, 0.3  # of it: its name, the steps
 
 
 def loss_figure(log: RunLog) -> bytes:
     """Training loss of every step, validation losses, what simple models reach, where mechanisms were switched on."""
-    figure, (axes,) = _figure(1, height=4.0)
+    figure, axes = _figure(height=4.0)
     steps, losses = log.losses()
     axes.plot(steps, losses, color="#7aa6c2", linewidth=0.8, label="training")
     if log.evaluated:
@@ -40,19 +42,12 @@ def loss_figure(log: RunLog) -> bytes:
 
 def gate_figures(log: RunLog) -> dict[str, bytes]:
     """Of each patch a heat map per probe: a row per layer and head, steps from left to right."""
-    figures = {}
-    for patch, probes in shown(log).items():
-        rows = [series.values.shape[1] * series.values.shape[2] for series in probes.values()]
-        figure, panels = _figure(len(probes), height=sum(0.9 + 0.11 * n for n in rows), ratios=[6 + n for n in rows])
-        for axes, (probe, series) in zip(panels, probes.items(), strict=True):
-            _heat_map(axes, probe, series)
-        figures[patch] = _png(figure)
-    return figures
+    return {patch: _png(_heat_maps(probes)) for patch, probes in shown(log).items()}
 
 
 def prune_figure(rows: list[dict[str, Any]]) -> bytes:
     """Loss over the bytes of cache that are left, a line per rule; dense attention is the level line."""
-    figure, (axes,) = _figure(1, height=4.0)
+    figure, axes = _figure(height=4.0)
     for rule in dict.fromkeys(row["rule"] for row in rows if row["rule"] != "dense"):
         points = sorted((row["key_bytes"] + row["value_bytes"], row["loss"]) for row in rows if row["rule"] == rule)
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=rule)
@@ -70,7 +65,7 @@ def sweep_figure(points: Sequence[tuple[str, dict[str, Any], Sequence[float]]], 
     `points` holds (arm, the keys of its grid and their values here, the loss of each seed); arms without a grid, the
     `base` among them, are level lines.
     """
-    figure, (axes,) = _figure(1, height=4.5)
+    figure, axes = _figure(height=4.5)
     key = _swept(points)
     lines: dict[str, list[tuple[float, Sequence[float]]]] = {}
     for arm, point, losses in points:
@@ -99,10 +94,29 @@ def _swept(points: Sequence[tuple[str, dict[str, Any], Sequence[float]]]) -> str
     return max(numbers, key=lambda key: len(numbers[key]), default=None)
 
 
-def _heat_map(axes: Axes, probe: str, series: Series) -> None:
+def _heat_maps(probes: dict[str, Series]) -> Figure:
+    """One above the other over the same steps; placed by hand, as a constrained layout takes longer than all else."""
+    tall = [0.44 + 0.11 * series.values[0].size for series in probes.values()]  # inches
+    height = sum(tall) + len(tall) * _ABOVE + _BELOW
+    figure, top = _empty(height), height
+    edges = [_edges(series.steps) for series in probes.values()]
+    reach = min(at[0] for at in edges), max(at[-1] for at in edges)
+    for (probe, series), at, inches in zip(probes.items(), edges, tall, strict=True):
+        top -= _ABOVE + inches
+        place = top / height, inches / height
+        axes = figure.add_axes((_LEFT / _WIDTH, place[0], 1 - (_LEFT + _RIGHT) / _WIDTH, place[1]))
+        bar = figure.add_axes((1 - (_RIGHT - 0.08) / _WIDTH, place[0], 0.12 / _WIDTH, place[1]))
+        _in_ink(axes)
+        axes.set_xlim(reach)
+        _heat_map(axes, bar, probe, series, at)
+    for axes in figure.axes[:-2:2]:  # all but the lowest
+        axes.set_xticks([])
+    return figure
+
+
+def _heat_map(axes: Axes, bar: Axes, probe: str, series: Series, edges: np.ndarray) -> None:
     count, layers, heads = series.values.shape
     image = series.values.reshape(count, layers * heads).T
-    edges = np.concatenate([[2 * series.steps[0] - series.steps[1]] if count > 1 else [0], series.steps])
     norm = "log" if probe.startswith("gradient") and (image > 0).any() else "linear"  # gradients span decades
     mesh = axes.pcolormesh(edges, np.arange(layers * heads + 1), image, cmap="viridis", norm=norm, rasterized=True)
     axes.invert_yaxis()
@@ -111,25 +125,39 @@ def _heat_map(axes: Axes, probe: str, series: Series) -> None:
         axes.axhline(layer * heads, color="white", linewidth=0.5)
     per = f", {heads} heads a layer" if heads > 1 else ""
     axes.set_title(f"{probe}{per}", color=_INK, fontsize=9, loc="left")
-    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.01)
-    bar.ax.tick_params(colors=_INK, labelsize=7)
+    axes.figure.colorbar(mesh, cax=bar).outline.set_edgecolor(_INK)
+    bar.tick_params(which="both", colors=_INK, labelsize=7)
+    bar.yaxis.get_offset_text().set(color=_INK, fontsize=7)
 
 
-def _figure(panels: int, *, height: float, ratios: list[int] | None = None) -> tuple[Figure, list[Axes]]:
+def _edges(steps: np.ndarray) -> np.ndarray:
+    """Where the cells of these steps begin and end: a reading stands for the steps since the one before."""
+    first = 2 * steps[0] - steps[1] if len(steps) > 1 else min(0, steps[0] - 1)
+    return np.concatenate([[first], steps])
+
+
+def _figure(*, height: float) -> tuple[Figure, Axes]:
+    figure = _empty(height, layout="constrained")
+    axes = figure.subplots()
+    _in_ink(axes)
+    return figure, axes
+
+
+def _empty(height: float, layout: Literal["constrained"] | None = None) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UnavailableError("figures need matplotlib; pip install 'ratrain[plots]'") from error
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    axes = figure.subplots(panels, 1, squeeze=False, height_ratios=ratios)[:, 0]
-    for one in axes:
-        one.tick_params(colors=_INK, labelsize=8)
-        one.patch.set_alpha(0)
-        one.xaxis.label.set_color(_INK)
-        one.yaxis.label.set_color(_INK)
-        for spine in one.spines.values():
-            spine.set_color(_INK)
-    return figure, list(axes)
+    return Figure(figsize=(_WIDTH, height), layout=layout)
+
+
+def _in_ink(axes: Axes) -> None:
+    axes.tick_params(colors=_INK, labelsize=8)
+    axes.patch.set_alpha(0)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    for spine in axes.spines.values():
+        spine.set_color(_INK)
 
 
 def _png(figure: Figure) -> bytes:

@@ -31,6 +31,10 @@ class RunLog:
     started: dict[str, Any]
     windows: list[dict[str, Any]] = field(default_factory=list)
     evaluated: list[tuple[int, float]] = field(default_factory=list)  # step, nats per token
+    parts: list[tuple[float, ...]] = field(default_factory=list)  # of each evaluation, by document or passage
+    fingerprints: dict[str, Any] = field(default_factory=dict)  # what it began with; empty: not stated
+    attention: str = ""  # what computed it
+    warnings: list[str] = field(default_factory=list)
     activated: list[tuple[int, str]] = field(default_factory=list)  # step, patch
     probes: dict[str, dict[str, Series]] = field(default_factory=dict)  # by patch and probe
     sample: str = ""
@@ -67,12 +71,20 @@ def _gathered(path: Path, told: Iterator[dict[str, Any]]) -> RunLog | None:
         if kind == "RunStarted":
             log = log or RunLog(path, event)
             log.started = event  # the newest session's
+            log.status = "unfinished"
         elif log is None:
             continue
         elif kind == "Window":
             log.windows.append(event)
         elif kind == "Evaluated":
             log.evaluated.append((event["step"], event["loss"]))
+            log.parts.append(tuple(event.get("parts", ())))
+        elif kind == "Fingerprints":
+            log.fingerprints = event
+        elif kind == "AttentionChosen":
+            log.attention = event["backend"]
+        elif kind == "Notice" and event["level"] == "warning":
+            log.warnings.append(event["message"])
         elif kind == "Activated":
             log.activated.append((event["step"], event["patch"]))
         elif kind == "Probed":

@@ -14,15 +14,20 @@ from ratrain.config.resolve import tokens_per_step
 def test_runs_share_the_lanes_and_wide_arms_take_longer(study):
     text = study().read_text() + "\n[arm.wide]\nmanifest = 'v0'\nset.model.mlp_ratio = 8\n"
     plan = make_plan(study(text), overrides=["eval.every=2"], seeds=[(1, 1)], only=["wide"])
+    arms = {arm.name: arm for arm in plan.arms}
     tokens = 6 * tokens_per_step(plan.base.manifest)
     found = Probe(start=10.0, evaluation=2.0, rate=float(tokens), checkpoint=1000)  # a run of the baseline takes 1 s
-    base, wide = (arm.built for arm in plan.arms)
+    base, wide = arms["v0"].built, arms["wide"].built
     slower = wide.train_flops_per_token / base.train_flops_per_token
     one = estimate(plan, plan.tasks(), found, lanes=1)
     assert one.seconds == pytest.approx(2 * (10 + 3 * 2) + 1 + slower)  # six steps, evaluated every second one
     assert estimate(plan, plan.tasks(), found, lanes=2).seconds == pytest.approx(one.seconds / 2)
+    weights = 1 / 3  # two moments of each weight go
+    assert one.disk == pytest.approx(1000 * weights * (1 + wide.parameters / base.parameters), abs=1)
+    whole = make_plan(study("keep = 'checkpoints'\n" + text), overrides=["eval.every=2"], seeds=[(1, 1)], only=["wide"])
     keep = plan.base.manifest.checkpoint.keep
-    assert one.disk == pytest.approx(1000 * keep * (1 + wide.parameters / base.parameters), abs=1)
+    kept = estimate(whole, whole.tasks(), found, lanes=1)
+    assert kept.disk == pytest.approx(1000 * keep * (1 + wide.parameters / base.parameters), abs=1)
 
 
 def test_a_budget_in_seconds_is_its_own_estimate(study):

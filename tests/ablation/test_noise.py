@@ -56,14 +56,29 @@ def test_evaluation_noise_is_that_of_a_ratio_over_documents():
     def sample(documents=200):
         tokens = rng.integers(20, 2000, documents)
         base = rng.normal(3, 1, documents)
-        return base, base - 0.01 + rng.normal(0, 0.05, documents), tokens
+        return [base], [base - 0.01 + rng.normal(0, 0.05, documents)], tokens
 
-    means = [float(np.average(arm - base, weights=tokens)) for base, arm, tokens in (sample() for _ in range(800))]
+    draws = (sample() for _ in range(800))
+    means = [float(np.average(arm[0] - base[0], weights=tokens)) for base, arm, tokens in draws]
     told = [evaluation_noise(*sample()).se for _ in range(100)]
     assert np.mean(told) == pytest.approx(np.std(means), rel=0.1)
 
 
+@pytest.mark.parametrize("of_documents", [0.0, 0.05])
+def test_what_seeds_show_already_is_not_counted_again(of_documents):
+    rng, seeds, documents = np.random.default_rng(5), 3, 100
+    tokens, found = rng.integers(20, 2000, documents), []
+    weight = tokens / tokens.sum()
+    for _ in range(400):
+        own = of_documents * rng.standard_normal(documents)
+        d = 0.1 * rng.standard_normal((seeds, 1)) + own + 0.08 * rng.standard_normal((seeds, documents))
+        found.append(evaluation_noise(np.zeros_like(d), d, tokens).se ** 2)
+    truth = of_documents**2 * float((weight**2).sum())
+    floor = 0.08**2 * float((weight**2).sum()) / seeds  # of what seeds show; what is below zero is cut off
+    assert np.mean(found) == pytest.approx(truth, abs=0.1 * floor if of_documents else 0.15 * floor)
+
+
 def test_documents_that_agree_leave_no_noise():
-    assert evaluation_noise([1.0, 2.0, 3.0], [1.5, 2.5, 3.5], [10, 20, 30]).se == pytest.approx(0)
+    assert evaluation_noise([[1.0, 2.0, 3.0]], [[1.5, 2.5, 3.5]], [10, 20, 30]).se == pytest.approx(0)
     with pytest.raises(ValueError, match="as many losses as documents"):
-        evaluation_noise([1.0, 2.0], [1.0, 2.0], [10])
+        evaluation_noise([[1.0, 2.0]], [[1.0, 2.0]], [10])

@@ -6,10 +6,12 @@ import pytest
 
 from ratrain.ablation.manifest import find_ablation
 from ratrain.ablation.plan import make_plan
+from ratrain.ablation.record import planned
 from ratrain.config.find import ablations, shipped
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.errors import ManifestError, MissingError, UsageError
+from ratrain.model.widen import widen
 from ratrain.registry import optim_kinds, patch_kinds
 
 HEAD = 'id = "x"\nscale = "tiny"\n'
@@ -45,22 +47,92 @@ def test_runs_come_seed_by_seed(study):
 
 def test_a_pattern_takes_every_variant_that_fits_and_the_baseline_once(study):
     plan = make_plan(study(HEAD + 'arms = ["v?"]\n'))
-    assert [arm.name for arm in plan.arms] == [f"v{n}" for n in range(10)]
+    assert [arm.name for arm in plan.of_role("base", "arm")] == [f"v{n}" for n in range(10)]
 
 
 def test_the_command_line_wins(study):
     plan = make_plan(study(), overrides=["train.budget.steps=4"], seeds=[(7, 7)], only=["kept*"])
-    assert [arm.name for arm in plan.arms] == ["v0", "kept keep=0.5", "kept keep=0.25"]
+    assert plan.asked == {"v0", "kept keep=0.5", "kept keep=0.25"}
+    assert {task.arm for task in plan.tasks()} == plan.asked
     assert plan.seeds == ((7, 7),)
     assert {arm.manifest.train.budget.steps for arm in plan.arms} == {4}
 
 
-def test_the_name_of_a_study_tells_its_arms_and_seeds_and_nothing_else(study):
-    name = make_plan(study()).name
-    assert name.startswith("two-tiny-")
-    assert make_plan(study(), overrides=["log.every=3"]).name == name
-    assert make_plan(study(), seeds=[(1, 1)]).name != name
-    assert make_plan(study(), only=["v9"]).name != name
+def test_the_hash_of_a_plan_tells_what_is_trained_compared_and_claimed_and_nothing_else(study):
+    text = study().read_text()
+
+    def digest(more="", **options):
+        return planned(make_plan(study(text + more), **options)).hash
+
+    known = digest()
+    assert digest(overrides=["log.every=3"]) == digest(only=["v9"]) == known
+    assert digest("\n[verdict]\nnoise = 0.1\n") == known  # foretells, and claims nothing
+    others = [
+        digest(seeds=[(1, 1)]), digest(overrides=["optim.clip=0.5"]), digest("\n[verdict]\nalpha = 0.01\n"),
+        digest("\n[metric]\nema = 0.5\n"), digest("\n[arm.more]\nmanifest = 'v8'\n"),
+    ]  # fmt: skip
+    assert len({known, *others}) == 6
+
+
+# arms that a study makes by itself
+
+
+def test_an_arm_that_costs_more_brings_a_baseline_as_wide(study):
+    plan = make_plan(study(HEAD + 'arms = ["v4", "v6", "v9", "v10"]\n'))
+    (control,) = plan.of_role("control")
+    assert {arm.name: arm.control for arm in plan.of_role("arm")} == {
+        "v4": control.name, "v6": control.name, "v9": "", "v10": control.name,
+    }  # fmt: skip
+    for arm in (arm for arm in plan.arms if arm.control):
+        ways = [
+            widen(arm.manifest, plan.base.manifest, by=by).manifest.model.n_hidden for by in ("parameters", "flops")
+        ]
+        assert control.manifest.model.n_hidden == max(ways)
+    assert not control.manifest.patch
+    assert not make_plan(study(HEAD + 'controls = false\narms = ["v10"]\n')).of_role("control")
+
+
+def test_an_arm_that_is_its_own_control_brings_none(study):
+    plan = make_plan(study(HEAD + '[arm.wide]\nmanifest = "v0"\nset.model.mlp_ratio = 6\n'))
+    assert [(arm.name, arm.control) for arm in plan.arms] == [("v0", ""), ("wide", "")]
+
+
+def test_a_ruler_is_the_baseline_at_other_budgets(study):
+    plan = make_plan(study(HEAD + 'ruler = [0.5, 1.0, 2.0]\narms = ["v9"]\n'))
+    assert {arm.name: arm.manifest.train.budget.steps for arm in plan.of_role("base", "ruler")} == {
+        "v0": 100, "v0 x0.5": 50, "v0 x2": 200,
+    }  # fmt: skip
+
+
+def test_arms_of_equal_flops_train_fewer_tokens_and_of_equal_parameters_are_narrower(study):
+    text = HEAD + 'match = "{}"\ncontrols = false\narms = ["output_gate", "v9"]\n'
+    flops = make_plan(study(text.format("flops")))
+    totals = {arm.name: (arm.tokens or 0) * arm.built.train_flops_per_token for arm in flops.arms}
+    assert totals["output_gate"] == pytest.approx(totals["v0"], rel=0.01)  # whole steps
+    assert flops.arms[1].tokens < flops.base.tokens
+    wide, same = (make_plan(study(text.format("parameters"))).arms[n] for n in (1, 2))
+    base = flops.base.built.parameters
+    assert abs(wide.built.parameters - base) <= 65  # half a hidden channel in each of two layers
+    assert same.manifest.model.n_hidden == flops.base.manifest.model.n_hidden
+    timed = make_plan(study(text.format("seconds")), costs=lambda name, tasks: {"output_gate": 2.0, "v9": 1.0})
+    assert [arm.tokens for arm in timed.arms] == [flops.base.tokens, flops.base.tokens // 2, flops.base.tokens]
+
+
+def test_every_arm_is_tuned_on_the_same_grid_and_on_seeds_of_its_own(study):
+    text = HEAD + 'arms = ["v9"]\n[tune]\ngrid.schedule.lr = [1e-3, 2e-3]\nseed.init = [11, 12]\n'
+    plan = make_plan(study(text))
+    found = [(arm.of, arm.manifest.schedule.lr, arm.seeds) for arm in plan.of_role("tuning")]
+    assert found == [(name, lr, ((11, 11), (12, 12))) for name in ("v0", "v9") for lr in (1e-3, 2e-3)]
+    first, second = plan.tuned({"v0": {"schedule.lr": 1e-3}, "v9": {"schedule.lr": 2e-3}})
+    assert (first.manifest.schedule.lr, second.manifest.schedule.lr) == (1e-3, 2e-3)
+    assert second.seeds == plan.seeds
+    with pytest.raises(UsageError, match="a verdict needs others"):
+        make_plan(study(text), seeds=[(11, 11)])
+
+
+def test_an_average_of_weights_is_set_in_every_arm(study):
+    plan = make_plan(study(HEAD + 'metric.ema = 0.9\narms = ["v9"]\n'))
+    assert {arm.manifest.eval.ema for arm in plan.arms} == {0.9}
 
 
 def faults(file):
@@ -86,6 +158,11 @@ def faults(file):
         ('[arm.a]\nmanifest = "v0"\n', "study.toml: a: trains exactly what v0 trains"),
         ('arms = ["v9"]\n[arm.v9]\nmanifest = "v9"\nset.optim.clip = 2.0\n', "v9: two arms of this name"),
         ('arms = ["v9"]\n[model]\nn_layer = 2\n', "this is the manifest of a variant"),
+        ('arms = ["v9"]\nruler = [0.5]\n', "ruler needs two budgets beside 1"),
+        ('arms = ["v9"]\nmetric.last = 20\n', "study.toml:4: metric.last: is 20, but v0 is evaluated 10 times"),
+        ('arms = ["v9"]\n[tune]\ngrid.schedule.lr = [1e-3]\nseed.init = [3]\n', "tune.seed and seed share (3, 3)"),
+        ('arms = ["v9"]\nmatch = "flops"\nset.train.budget.seconds = 5\n', "study.toml:4: match: 'flops' changes"),
+        ('arms = ["v11"]\nset.train.budget.steps = 60\n', "it would be open at step 75, but the budget has 60 steps"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_its_place(study, text, told):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ratrain.ablation.noise import EvaluationNoise
 from ratrain.ablation.power import detectable, more_seeds, power
 from ratrain.ablation.verdict import judge
 
@@ -32,6 +33,22 @@ def test_verdicts_find_the_detectable_effect_four_times_in_five(arms, seeds, spe
         losses = {f"a{arm}": row for arm, row in enumerate(y.tolist())}
         found += judge(losses, "a0", planned=seeds, spending=spending)["a1"].word == "better"
     assert found / studies == pytest.approx(0.8, abs=0.05)
+
+
+def test_the_noise_of_documents_counts_and_no_seed_averages_it():
+    sd, e, rng, studies, arms, seeds = 0.004, 0.002, np.random.default_rng(3), 400, 10, 4
+    effect = detectable(sd, arms=arms, seeds=seeds, evaluation=e)
+    assert effect > detectable(sd, arms=arms, seeds=seeds)
+    noise = {f"a{arm}": EvaluationNoise(e, 1000) for arm in range(1, arms + 1)}
+    found = 0
+    for _ in range(studies):
+        y = 3 + rng.normal(0, 0.02, seeds) + rng.normal(0, sd, (arms + 1, seeds))
+        y[1] -= effect
+        losses = {f"a{arm}": row for arm, row in enumerate(y.tolist())}
+        found += judge(losses, "a0", planned=seeds, noise=noise)["a1"].word == "better"
+    assert found / studies == pytest.approx(0.8, abs=0.05)
+    many = more_seeds(sd, arms=arms, evaluation=1.0, counts=(3, 10))
+    assert many[10] > 0.9 * many[3]
 
 
 def test_more_seeds_find_smaller_effects():

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from ratrain.engine.checkpoint import thin
 from ratrain.errors import Exit
 
 KEYS = ("compile.scope=off", "train.budget.steps=12", "checkpoint.every=4", "log.every=2", "eval.every=0")
@@ -31,7 +32,7 @@ def replayed(ratrain, done):
     return replayed
 
 
-@pytest.mark.parametrize(("begin", "steps", "compared", "weights"), [(0, 4, 4, {}), (8, 50, 4, {"12": True})])
+@pytest.mark.parametrize(("begin", "steps", "compared", "weights"), [(0, 4, 4, {"4": True}), (8, 50, 4, {"12": True})])
 def test_it_is_what_was_logged(replayed, begin, steps, compared, weights):
     found = replayed("--from", begin, "--steps", steps)
     assert (found["equal"], found["compared"], found["weights"]) == (compared, compared, weights)
@@ -62,6 +63,18 @@ def test_other_weights_are_found_out(replayed, done):
     assert replayed("--from", 8, code=Exit.BAD_DATA)["weights"] == {"12": False}
 
 
+def test_weights_that_are_gone_are_compared_by_the_digest_in_the_log(replayed, done):
+    shutil.rmtree(done / "checkpoints" / "step-00000008")
+    thin(done / "checkpoints")
+    found = replayed("--from", 0)
+    assert found["weights"] == {"8": True, "12": True}
+    assert found["exact"]
+    assert "it has none, and 0 is the start" in replayed("--from", 12, code=66)
+    events = done / "events.jsonl"
+    events.write_text(events.read_text().replace('"weights": "', '"weights": "0'))
+    assert replayed("--from", 0, code=Exit.BAD_DATA)["weights"] == {"8": False, "12": False}
+
+
 def test_on_another_machine_a_tolerance_holds_and_no_more(replayed, done):
     file = done / "env.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "cpu": "another"}))
@@ -77,7 +90,7 @@ def test_on_another_machine_a_tolerance_holds_and_no_more(replayed, done):
 
 
 def test_what_is_not_there_is_said(replayed, done, ratrain, tmp_path):
-    assert "has no checkpoint of step 5; it has 8, 12, and 0 is the start" in replayed("--from", 5, code=66)
+    assert "has no whole checkpoint of step 5; it has 8, 12, and 0 is the start" in replayed("--from", 5, code=66)
     shutil.copytree(done, done.parent / "s9")
     (done.parent / "s9" / "parent.json").write_text("{}")
     assert "begins with another run" in replayed(run=done.parent / "s9", code=2)

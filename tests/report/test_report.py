@@ -1,14 +1,19 @@
 """The report of a run says what its events say, and nothing that is not there."""
 
 import html
+import io
 import json
 import re
 import statistics
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from ratrain.report.figures import gate_figures
 from ratrain.report.gates import gate_rows
-from ratrain.report.log import read_run
+from ratrain.report.log import Series, read_run
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +82,22 @@ def test_a_layer_without_the_patch_and_a_number_that_is_none_are_shown_as_such(c
     rows = gate_rows(read_run(copy(started, json.dumps(probe))))
     assert rows[1][1] == "w" and rows[1][-1] == "- -"
     assert rows[2][2:] == ("1.5", "1.5", "0.5", "1", "2", "- 1.5")
+
+
+@pytest.mark.parametrize(
+    "probes",
+    [
+        {"w": Series(np.array([5, 10]), np.linspace(0, 1, 8).reshape(2, 2, 2)),
+         "gradient of w": Series(np.array([10]), np.geomspace(1e-6, 1, 4).reshape(1, 2, 2))},
+        {"w": Series(np.array([5, 10]), 0.95 + np.linspace(0, 1e-7, 4).reshape(2, 2, 1))},
+        {"w": Series(np.array([0]), np.full((1, 2, 1), np.nan)), "u": Series(np.array([0]), np.ones((1, 2, 1)))},
+    ],
+)  # fmt: skip
+def test_heat_maps_have_nothing_black_which_a_dark_page_would_hide(probes):
+    (png,) = gate_figures(SimpleNamespace(probes={"p": probes})).values()
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), dtype=int)
+    assert pixels[..., 3].any()
+    assert not ((pixels[..., 3] > 60) & (pixels[..., :3].max(-1) < 60)).any()
 
 
 def test_a_run_that_has_hardly_begun_has_a_page(ratrain, copy, told):

@@ -1,0 +1,93 @@
+"""What a reader must know before believing a study: what was not as a fair comparison has it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ratrain.ablation.record import Study
+from ratrain.ablation.results import Reached, Row
+from ratrain.ablation.tuning import Tuned, edges
+
+
+def caveats(study: Study, rows: Sequence[Row], *, least: float, unit: str, tuned: Tuned | None) -> Iterator[str]:
+    """`least` is the smallest effect that the planned seeds find, `unit` what the evaluation is a sample of."""
+    yield from _later(study)
+    yield from _ends(rows)
+    base, rule = rows[0], study.plan.verdict
+    for row in rows:
+        if row.arm.role in ("arm", "control"):
+            yield from _unpaired(base, row)
+    yield from _code(rows)
+    if len(study.plan.seeds) < 3:
+        yield f"underpowered: {len(study.plan.seeds)} seeds are planned, and no verdict rests on fewer than 3"
+    elif rule["delta"] and math.isfinite(least) and least > rule["delta"]:
+        seeds = len(study.plan.seeds)
+        found = f"{seeds} seeds find an effect of {least:.4f} four times of five"
+        yield f"underpowered: {found}, and delta is {rule['delta']:g}"
+    if unit == "passage":
+        yield "few documents: fewer than 10 are in the validation set; verdicts hold for other passages of these alone"
+    for row in rows:
+        if row.arm.same_as and row.arm.twin == "none" and row.arm.role == "arm":
+            yield f"twin: {row.arm.name} says that it is the same as {row.arm.same_as}"
+    for arm, key, value in edges(study, tuned) if tuned else ():
+        yield f"edge of grid: {arm} is best at {key} = {value}, the end of what was tried"
+
+
+def _later(study: Study) -> Iterator[str]:
+    names = [arm.name for arm in study.now.arms if study.is_later(arm.name)]
+    seeds = [str(init) for init, data in study.now.seeds if (init, data) not in study.plan.seeds]
+    if names:
+        yield f"exploratory: added after the study had begun: {', '.join(names)}"
+    if seeds:
+        yield f"exploratory: seeds added after the study had begun: {', '.join(seeds)}"
+
+
+def _ends(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        for word in ("diverged", "failed"):
+            if count := sum(run.status == word for run in row.runs):
+                yield f"{word}: {row.arm.name}, {count} of {len(row.runs)} runs"
+
+
+def _unpaired(base: Row, row: Row) -> Iterator[str]:
+    """What the runs of one seed do not share; an A/A arm lacks what it is there to vary."""
+    of = {(run.init, run.data): run for run in base.runs}
+    found: dict[str, int] = {}
+    for run in row.runs:
+        other = of.get((run.init, run.data))
+        for what in _unlike(other, run, row.arm.twin) if other else ():
+            found[what] = found.get(what, 0) + 1
+    for what, count in found.items():
+        yield f"unpaired: {row.arm.name} has another {what} than {base.arm.name} in {count} of {len(row.runs)} seeds"
+
+
+def _unlike(a: Reached, b: Reached, twin: str) -> Iterator[str]:
+    if not (a.log and b.log and a.log.fingerprints and b.log.fingerprints):
+        return
+    mine, other = b.log.fingerprints, a.log.fingerprints
+    for key, what in (("data", "corpus"), ("order", "order of batches"), ("windows", "set of validation windows")):
+        if mine[key] != other[key] and not (key == "order" and twin == "order"):
+            yield what
+    if twin not in ("init", "ulp") and unlike_weights(mine["weights"], other["weights"]):
+        yield "start of shared weights"
+    if a.log.attention != b.log.attention:
+        yield "attention backend"
+
+
+def unlike_weights(mine: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Names of tensors of one shape that begin with other values."""
+    shared = [name for name in mine if name in other and mine[name].split()[0] == other[name].split()[0]]
+    return [name for name in shared if mine[name] != other[name]]
+
+
+def _code(rows: Sequence[Row]) -> Iterator[str]:
+    said: dict[str, Any] = {}
+    for row in rows:
+        for run in row.runs:
+            for text in run.log.warnings if run.log else ():
+                if "changed code" in text:
+                    said.setdefault(text, []).append(row.arm.name)
+    for text, arms in said.items():
+        yield f"mixed code: {', '.join(dict.fromkeys(arms))} {text}"

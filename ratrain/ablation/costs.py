@@ -1,0 +1,98 @@
+"""What a step of each arm costs, measured by itself: never by the clocks of runs that stood side by side.
+
+Each arm stands beside the baseline in one process with nothing else of the study running, steps interleaved A B B A;
+CPU time of one thread on a CPU, wall time with the device idle on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import torch
+
+from ratrain.ablation.plan import Task
+from ratrain.ablation.record import Cost
+from ratrain.engine.compile import keep_compiled_code
+from ratrain.engine.device import environment, keep_freed_memory, pick_device, set_determinism, synchronize
+from ratrain.engine.paired import Ratio, measure
+from ratrain.engine.stepping import train_step
+from ratrain.recipe.data import open_corpus
+from ratrain.recipe.sampling import Sampler
+
+ROUNDS = 40  # of which half is enough for an interval of about a percent
+_WARM = 3  # steps before the first that counts
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The cost of one arm beside the baseline."""
+
+    arm: str
+    cost: Cost
+    machine: str
+
+
+def step_costs(tasks: Sequence[Task], *, device: str, rounds: int = ROUNDS) -> Iterator[Measured]:
+    """Of the arms of these runs against the first one's, which comes first, against itself."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ratrain.ablation.worker"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(tasks, device, rounds, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        with contextlib.suppress(EOFError):
+            while True:
+                yield ours.recv()
+        process.join()
+    finally:
+        if process.is_alive():
+            process.kill()
+
+
+def _work(tasks: Sequence[Task], device: str, rounds: int, pipe: Connection) -> None:
+    base = tasks[0]
+    place = pick_device(device)
+    keep_compiled_code()
+    keep_freed_memory()
+    set_determinism(base.manifest().train.deterministic, place)
+    if place.type == "cpu":
+        torch.set_num_threads(1)
+    clock = _device_clock(place) if place.type == "cuda" else time.process_time
+    machine = str(environment(place)["device" if place.type == "cuda" else "cpu"])
+    own = _step_of(base, device)
+    for task in tasks:
+        took = measure({"base": own, "arm": _step_of(task, device)}, rounds=rounds, clock=clock)
+        ratio = Ratio.of(took["arm"], took["base"])
+        cost = Cost(statistics.median(took["arm"]), ratio.median, (ratio.low, ratio.high), rounds)
+        pipe.send(Measured(task.arm, cost, machine))
+
+
+def _step_of(task: Task, device: str) -> Callable[[], object]:
+    """A warmed-up train step of the run, every mechanism open; each call takes the next batch."""
+    manifest, place = task.manifest(), pick_device(device)
+    corpus = open_corpus(manifest.data, vocab_size=manifest.model.vocab_size, block_size=manifest.model.block_size)
+    sampler = Sampler(corpus.train, seed=1, batch=manifest.train.batch, block_size=manifest.model.block_size)
+    _, step = train_step(manifest, lr=manifest.schedule.lr / 10, device=device)
+    batches = iter(range(1 << 60))
+
+    def once() -> object:
+        return step(*(tensor.to(place) for tensor in sampler.batch(next(batches))))
+
+    for _ in range(_WARM):
+        once()
+    return once
+
+
+def _device_clock(device: torch.device) -> Callable[[], float]:
+    def now() -> float:
+        synchronize(device)
+        return time.perf_counter()
+
+    return now

@@ -1,0 +1,171 @@
+"""A study from its plan to its last run: tuning, then the arms with every seed, then arms as tuned, then costs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ratrain.ablation.conclusion import conclude
+from ratrain.ablation.costs import step_costs
+from ratrain.ablation.plan import Arm, Plan, Task
+from ratrain.ablation.pool import Began, Ended, Pool, Told
+from ratrain.ablation.preflight import preflight
+from ratrain.ablation.record import (
+    Study,
+    planned,
+    read_study,
+    record_costs,
+    record_tuned,
+    refuse_other,
+    settle,
+)
+from ratrain.ablation.results import rows_of
+from ratrain.ablation.tuning import tuning
+from ratrain.engine.folder import RunFolder
+from ratrain.engine.launch import Launch, changed_code
+from ratrain.errors import CannotCreateError, Exit, Fault, ManifestError
+from ratrain.events import Evaluated
+
+Heard = Began | Told | Ended
+_QUIET = (Exit.DONE, Exit.DIVERGED, Exit.PREEMPTED)  # a run that diverges is a result, and the table says so
+
+
+def study_folder(plan: Plan, out: Path) -> Path:
+    return out / "studies" / plan.name
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """One process at a time works on a study. Raises CannotCreateError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise CannotCreateError(f"{folder}: cannot be created: {error.strerror}; choose another --out") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise CannotCreateError(f"{folder}: another process works on this study; wait for it") from None
+    finally:
+        os.close(lock)
+
+
+def begin(plan: Plan, out: Path, *, amend: bool) -> Study:
+    """The study on record, after all that is looked for before any training. Raises ManifestError."""
+    folder, made = study_folder(plan, out), planned(plan)
+    refuse_other(made, folder, amend=amend)
+    if (folder / "events.jsonl").exists() and read_study(folder).now.hash == made.hash:
+        return read_study(folder)
+    return settle(made, folder, checked=preflight(plan))
+
+
+def done_runs(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, float]:
+    """The final loss of the runs that are done, by folder. Raises ManifestError where other code trained one."""
+    manifests, done, changed = {arm.name: arm.manifest for arm in plan.arms}, {}, {}
+    for task in tasks:
+        folder = RunFolder(launch.out / task.folder)
+        state = folder.read_state()
+        if state.get("status") == "done" and isinstance(state.get("loss"), float):
+            done[task.folder] = state["loss"]
+            manifest = manifests.get(task.arm) or task.manifest()
+            changed |= dict.fromkeys(changed_code(folder, manifest), task.folder)
+    if changed and not launch.accept_code_change:
+        message = "changed since {} was trained; --fresh trains all anew, --accept-code-change takes it as it is"
+        raise ManifestError([Fault(name, "", message.format(folder)) for name, folder in changed.items()])
+    return done
+
+
+@dataclass
+class Execution:
+    """Runs what is not done of a study. `tell` hears of every run, `announce` of what begins next."""
+
+    plan: Plan
+    study: Study
+    launch: Launch
+    devices: Sequence[str]
+    tell: Callable[[Heard], None]
+    announce: Callable[[str, Sequence[Task], Mapping[str, float]], None]
+    failed: list[int] = field(default_factory=list)
+    asked: bool = False
+    _ran: dict[str, float] = field(default_factory=dict)  # runs that were begun anew, by folder
+
+    def run(self, *, costs: bool) -> int:
+        """Returns the exit code: of a stop, else of the first run that failed."""
+        stages = (self._tune, self._test, self._test_tuned, *((self._measure,) if costs else ()))
+        for stage in stages:
+            stage()
+            if self.asked:
+                return Exit.PREEMPTED
+        return next(iter(self.failed), Exit.DONE)
+
+    def _tune(self) -> None:
+        self._pool("tuning", self.plan.tasks(self._asked("tuning")))
+
+    def _test(self) -> None:
+        """All runs at once; where arms stop at their verdict, seed by seed, those of arms that have none yet."""
+        arms = self._asked("base", "arm", "control", "ruler")
+        if not self.plan.study.verdict.stop:
+            self._pool("", self.plan.tasks(arms))
+            return
+        running, always = {arm.name for arm in arms}, {arm.name for arm in arms if arm.role == "ruler"}
+        for pair in self.plan.seeds:
+            block = [task for task in self.plan.tasks(arms) if (task.init, task.data) == pair and task.arm in running]
+            self._pool("", block)
+            found = conclude(self.study)
+            if self.asked:
+                return
+            if found and found.judgement.looks:
+                still = set(found.judgement.open)
+                running = always | ({self.plan.base.name} | still if still else set())
+
+    def _test_tuned(self) -> None:
+        if not self.plan.study.tune:
+            return
+        found = tuning(self.study, rows_of(self.study))
+        arms = self.plan.tuned(found.best if found else {})
+        self.study = record_tuned(self.study, arms)
+        self._pool("tuned", self.plan.tasks(arms))
+
+    def _measure(self) -> None:
+        """Costs of steps, once for each arm of which a run has ended."""
+        rows = [row for row in rows_of(self.study) if row.losses and row.arm.role in ("base", "arm", "control")]
+        names = [row.arm.name for row in rows if row.arm.name not in self.study.costs]
+        if not names or len(rows) < 2:
+            return
+        found, machine = {}, ""
+        arms = {arm.name: arm for arm in self.plan.arms}
+        chosen = [self.plan.base, *(arms[name] for name in names if name != self.plan.base.name)]
+        tasks = [arm.task(*arm.seeds[0], self.plan.patches) for arm in chosen]
+        for measured in step_costs(tasks, device=self.devices[0]):
+            found[measured.arm], machine = measured.cost, measured.machine
+            self.announce(f"step of {measured.arm}: {measured.cost.ratio:.3f} of the baseline's", (), {})
+        if found:
+            self.study = record_costs(self.study, found, machine)
+
+    def _asked(self, *roles: Any) -> list[Arm]:
+        return [arm for arm in self.plan.of_role(*roles) if arm.name in self.plan.asked]
+
+    def _pool(self, stage: str, tasks: Iterator[Task] | list[Task]) -> None:
+        tasks = list(tasks)
+        done = self._ran if self.launch.fresh else done_runs(self.plan, tasks, self.launch)
+        # arms that say they are the same share their runs
+        left = list({task.folder: task for task in tasks if task.folder not in done}.values())
+        self.announce(stage, tasks, {task.folder: done[task.folder] for task in tasks if task.folder in done})
+        if not left:
+            return
+        pool = Pool(self.launch, self.devices, self._heard)
+        pool.run(left)
+        self.asked = pool.asked
+
+    def _heard(self, said: Heard) -> None:
+        self.tell(said)
+        if isinstance(said, Told) and isinstance(said.event, Evaluated) and self.launch.fresh:
+            self._ran[said.task.folder] = said.event.loss
+        if isinstance(said, Ended) and said.code not in _QUIET:
+            self.failed.append(said.code)

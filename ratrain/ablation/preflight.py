@@ -1,0 +1,137 @@
+"""What is looked for before a study trains anything: arms that see the future, arms that are another in disguise, arms
+that do not begin as the baseline does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ratrain.ablation.caveats import unlike_weights
+from ratrain.ablation.plan import Arm, Plan, resolved, told_twins
+from ratrain.config.identity import plain
+from ratrain.config.parse import parse_override
+from ratrain.config.schema import Manifest
+from ratrain.engine.contracts import SMALL, fitted, no_position_sees_a_later_token
+from ratrain.engine.fingerprint import weight_digests
+from ratrain.engine.perturbation import random_tokens
+from ratrain.errors import Fault, ManifestError
+from ratrain.model.build import build, seed_of
+
+CHECKS = (
+    "every arm in float64, small: no position sees a later token",
+    "no two arms compute the same function with the same gradients and train alike, unless they say so",
+    "every arm begins with the baseline's values in the weights that they share",
+)
+
+
+def preflight(plan: Plan) -> tuple[str, ...]:
+    """What was looked for and not found, in words. Raises ManifestError with every fault."""
+    arms = plan.of_role("base", "arm", "control")
+    faults = [*_leaks(plan, arms), *_disguised(plan, arms), *_unpaired(plan, arms)]
+    if faults:
+        raise ManifestError(faults)
+    return CHECKS
+
+
+def _small(plan: Plan, arm: Arm) -> Manifest | None:
+    """The arm at the contracts' shapes, every mechanism open from the start; None where it does not take them."""
+    layers = [parse_override(key) for key in SMALL]
+    try:
+        return resolved(arm.source_of(*arm.seeds[0], *layers), plan.patches)
+    except ManifestError:
+        return None
+
+
+def _leaks(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
+    for arm in arms:
+        if not arm.manifest.patch:  # plain GPT-2 of whatever width
+            continue
+        try:
+            no_position_sees_a_later_token(_small(plan, arm) or arm.manifest)
+        except AssertionError as error:
+            yield Fault(plan.file, arm.name, f"sees the future ({error}); a loss of it means nothing")
+
+
+@dataclass(frozen=True)
+class _Traits:
+    """What a model computes when every weight is shaken alike: equal where two models are one function."""
+
+    loss: float
+    gradients: tuple[tuple[str, float], ...]  # of the base's own parameters
+    own: tuple[tuple[float, float], ...]  # initial value and gradient of a patch's parameters that learn at all
+
+
+def _disguised(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
+    """Arms that differ in what they say and in nothing that they do."""
+    seen: dict[tuple[str, _Traits], list[Arm]] = {}
+    for arm in arms:
+        manifest = _small(plan, arm)
+        if manifest is None:
+            continue
+        alike = seen.setdefault((_recipe_beside_patches(arm.manifest), _traits(manifest)), [])
+        other = next((other for other in alike if _switched_alike(arm, other) and not told_twins(arm, other)), None)
+        if other:
+            message = f"computes what {other.name} computes, whatever its manifest says, and trains alike; take one out"
+            yield Fault(plan.file, arm.name, message)
+        alike.append(arm)
+
+
+def _recipe_beside_patches(manifest: Manifest) -> str:
+    said = plain(manifest)
+    return json.dumps([said[name] for name in ("model", "data", "optim", "schedule", "train", "init", "eval")])
+
+
+def _switched_alike(arm: Arm, other: Arm) -> bool:
+    """Whether their mechanisms are switched on together; without one there is nothing to be switched on."""
+    said = [[str(m.activation), *(str(p.activation) for p in m.patch.values())] for m in (arm.manifest, other.manifest)]
+    return said[0] == said[1] or not (arm.manifest.patch and other.manifest.patch)
+
+
+def _traits(manifest: Manifest) -> _Traits:
+    model = fitted(manifest).double()
+    named = dict(model.named_parameters())
+    before = {name: float(parameter.detach().abs().sum()) for name, parameter in named.items()}
+    base = {name: f"{model.base_names.get(path, '')}.{leaf}" for name, path, leaf in map(_split, named)}
+    with torch.no_grad():
+        for name, parameter in named.items():  # as they start, attention is uniform and gates are alike
+            generator = torch.Generator().manual_seed(seed_of("traits", base[name].lstrip(".") or name))
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    tokens = random_tokens(manifest.model.vocab_size, 2, 66)
+    torch.manual_seed(0)
+    loss = model(tokens[:, :-1], tokens[:, 1:])
+    loss.backward()
+    moved = {name: _size(parameter) for name, parameter in named.items()}
+    of_base = tuple(sorted((base[name], moved[name]) for name in named if not base[name].startswith(".")))
+    own = tuple(sorted((before[n], moved[n]) for n in named if base[n].startswith(".") and moved[n]))
+    return _Traits(float(loss.detach()), of_base, own)
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    path, _, leaf = name.rpartition(".")
+    return name, path, leaf
+
+
+def _size(parameter: nn.Parameter) -> float:
+    return 0.0 if parameter.grad is None else float(parameter.grad.abs().sum())
+
+
+def _unpaired(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
+    """Arms whose shared weights do not begin as the baseline's, at the first seeds."""
+    base = _beginning(arms[0].manifest)
+    for arm in arms[1:]:
+        if arm.manifest.seed.twin in ("init", "ulp") or arm.manifest.init != arms[0].manifest.init:
+            continue
+        unlike = unlike_weights(_beginning(arm.manifest), base)
+        if unlike:
+            more = f" and {len(unlike) - 1} more" if len(unlike) > 1 else ""
+            message = f"begins with other values than {arms[0].name} in {unlike[0]}{more}, which they share"
+            yield Fault(plan.file, arm.name, f"{message}; a patch keeps the modules that it wraps as they are")
+
+
+def _beginning(manifest: Manifest) -> dict[str, str]:
+    model = build(manifest)
+    return weight_digests(dict(model.named_parameters()), model.base_names)

@@ -1,0 +1,151 @@
+"""Several runs side by side: what they reached, how they went there, and in what they were set up differently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from ratrain.errors import UnavailableError
+from ratrain.report.curves import Curve, Kind, curve_of
+from ratrain.report.html import WIDE_STYLE, document, figure, folded, grid, sections
+from ratrain.report.log import RunLog
+from ratrain.report.study_figures import curves_figure
+
+NONE = "-"
+_NAMES = ("id", "title", "same_as", "origin", "seed")  # keys that say which run it is, not what it does
+
+
+def compare_rows(logs: Sequence[RunLog]) -> list[tuple[str, ...]]:
+    """A head line and a line per run: what it is, where it stands, what it reached and what it costs."""
+    head = ("run", "scale", "status", "step", "tokens", "val loss", "vs first", "train loss", "parameters")
+    rows: list[tuple[str, ...]] = [(*head, "FLOPs/token", "KV bytes/token", "peak MiB")]
+    first = _last(logs[0]) if logs else None
+    for name, log in named(logs).items():
+        loss, start, window = _last(log), log.started, log.windows[-1] if log.windows else None
+        less = NONE if loss is None or first is None or log is logs[0] else f"{loss - first:+.4f}"
+        costs = (f"{start[key]:,.0f}" for key in ("parameters", "flops_per_token", "kv_bytes_per_token"))
+        peak = f"{peak_memory(log) / 2**20:,.0f}" if window else NONE
+        went = (f"{window['step']:,}", f"{window['tokens']:,}") if window else (NONE, NONE)
+        reached = NONE if loss is None else f"{loss:.4f}"
+        trained = f"{window['losses'][-1]:.4f}" if window and window["losses"] else NONE
+        rows.append((name, start["scale"], log.status, *went, reached, less, trained, *costs, peak))
+    return rows
+
+
+def compare_page(logs: Sequence[RunLog]) -> str:
+    """The runs on one self-contained page. Nothing is judged: that takes a study, with seeds and a plan."""
+    names = named(logs)
+    head, *rows = compare_rows(logs)
+    curves = _curves(names)
+    missing = "" if curves is not None else "<p>The figures need matplotlib: pip install 'ratrain[plots]'.</p>"
+    parts = [
+        ("reached", "What they reached", grid(head, rows) + _about(names) + missing),
+        ("curves", "Curves", f'<div class="pair">{curves}</div>' if curves else ""),
+        ("configuration", "Differences of configuration", configuration_table(names)),
+        ("environment", "Environment", environment_table(names)),
+    ]
+    title = f"{len(logs)} runs: {', '.join(dict.fromkeys(log.started['id'] for log in logs))}"
+    lead = "<p class=lead>Single runs beside each other. A difference between two runs is no verdict: how much of it "
+    lead += "is the seed's, only a study says (<code>ratrain --ablate</code>).</p>"
+    return document(title, f"<h1>{escape(title)}</h1>{lead}{sections(parts)}", WIDE_STYLE)
+
+
+def named(logs: Sequence[RunLog]) -> dict[str, RunLog]:
+    """The runs by the shortest names that tell them apart: the ends of their paths."""
+    for parts in range(2, max((len(log.path.parts) for log in logs), default=0) + 1):
+        names = ["/".join(log.path.parts[-parts:]) for log in logs]
+        if len(set(names)) == len(names):
+            return dict(zip(names, logs, strict=True))
+    return {f"{log.path} ({at})": log for at, log in enumerate(logs, start=1)}  # a run that is named twice
+
+
+def peak_memory(log: RunLog) -> int:
+    """Bytes: device memory on a GPU, the resident set on a CPU."""
+    return max((window["peak_memory"] for window in log.windows), default=0)
+
+
+def _last(log: RunLog) -> float | None:
+    return log.evaluated[-1][1] if log.evaluated else None
+
+
+def _about(names: Mapping[str, RunLog]) -> str:
+    rows = [(name, log.started["title"], log.started["recipe_hash"][:12], str(log.path)) for name, log in names.items()]
+    return folded("Titles, recipes and folders", grid(("run", "title", "recipe", "folder"), rows))
+
+
+def _curves(names: Mapping[str, RunLog]) -> str | None:
+    """Both losses over steps; None where they cannot be drawn."""
+    found = ""
+    captions: dict[Kind, str] = {
+        "validation": "Validation loss at each evaluation, nats per token.",
+        "training": "Training loss, a moving average.",
+    }
+    for kind, caption in captions.items():
+        curves = {name: curve for name, log in names.items() if (curve := curve_of([log], kind)) is not None}
+        if kind == "validation" and max((len(curve.steps) for curve in curves.values()), default=0) < 2:
+            continue  # a point each, and the table has them
+        try:
+            found += figure(_overlaid(kind, curves), caption)
+        except UnavailableError:
+            return None
+    return found
+
+
+def _overlaid(kind: str, curves: Mapping[str, Curve]) -> str:
+    words = f"{kind} loss over steps of {', '.join(curves)}"
+    return curves_figure(kind, words, curves, base=next(iter(curves), ""), label=f"{kind} loss")
+
+
+# -- what runs were set up with -----------------------------------------------------------------------------------
+
+
+def settings(log: RunLog) -> dict[str, str]:
+    """Every key of the run's manifest by its dotted name, as JSON spells values; empty where it is not on record."""
+    manifest = {key: value for key, value in log.started.get("manifest", {}).items() if key not in _NAMES}
+    return {key: json.dumps(value) for key, value in _flat(manifest, "")}
+
+
+def _flat(tree: Any, name: str) -> list[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        return [(name, tree)]
+    return [pair for key, part in tree.items() for pair in _flat(part, f"{name}.{key}" if name else key)]
+
+
+def configuration_table(names: Mapping[str, RunLog]) -> str:
+    """A row per key that is not the same in all, a column per run; the first comes first."""
+    told = {name: settings(log) for name, log in names.items()}
+    silent = [name for name, of in told.items() if not of]
+    keys = dict.fromkeys(key for of in told.values() for key in of)
+    unlike = [key for key in keys if len({of.get(key, "") for of in told.values() if of}) > 1]
+    rows = [(key, *(of.get(key, NONE) for of in told.values())) for key in unlike]
+    table = grid(("key", *told), rows) or "<p>None: all keys are the same.</p>"
+    note = f"<p class=quiet>No manifest is on record for {escape(', '.join(silent))}.</p>" if silent else ""
+    return (table if len(silent) < len(told) else "") + note
+
+
+def environment_table(names: Mapping[str, RunLog]) -> str:
+    """What the runs ran on: what they share, and in what they differ."""
+    told = {name: dict(_flat(log.started.get("environment", {}), "")) for name, log in names.items()}
+    for name, log in names.items():
+        told[name] |= {"on": log.started["device"], "precision": log.started["precision"], "attention": log.attention}
+        told[name] = {key: str(value) for key, value in told[name].items() if key and value not in ("", None, {})}
+    keys = dict.fromkeys(key for of in told.values() for key in of)
+    shared, apart = [], []
+    for key in keys:
+        values: dict[str, list[str]] = {}
+        for name, of in told.items():
+            values.setdefault(of.get(key, "not stated"), []).append(name)
+        if len(values) == 1:
+            shared.append((key, next(iter(values))))
+        apart += [(key, value, _few(who)) for value, who in values.items() if len(values) > 1]
+    text = grid(("fact", "of every run"), shared)
+    if apart:
+        text += f"<h3>Where runs differ</h3>{grid(('fact', 'value', 'runs'), apart)}"
+    return text
+
+
+def _few(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 6} more" if len(names) > 7 else ""
+    return ", ".join(names if not rest else names[:6]) + rest

@@ -1,0 +1,73 @@
+"""A figure as SVG that takes its colours and its font from the page; the same figure gives the same bytes."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from ratrain.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WORDS = ("better", "worse", "equivalent", "inconclusive")
+SERIES = tuple(f"s{number}" for number in range(1, 9))
+# what matplotlib draws with, and what the page paints instead: colours that nothing else has
+PAINT = {
+    name: f"#0101{at:02x}" for at, name in enumerate(("ink", "quiet", "line", "band", "base", *WORDS, *SERIES), start=1)
+}
+_WIDTH = 4.6  # inches: at this width the letters can be read on a phone
+
+
+def drawn(
+    name: str, words: str, height: float, draw: Callable[[Axes], None], *, width: float = _WIDTH, size: float = 9.5
+) -> str:
+    """The SVG of what `draw` does; `words` say what is to be seen, `name` sets its ids apart from other figures'."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UnavailableError("figures need matplotlib; pip install 'ratrain[plots]'") from error
+    settings: Any = {
+        "svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.size": size,
+        "font.family": "DejaVu Sans", "axes.unicode_minus": True,
+    }  # fmt: skip
+    out = io.StringIO()
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the page's font has what matplotlib's lacks
+        drawing = Figure(figsize=(width, height), layout="constrained")
+        axes = drawing.subplots()
+        _plain(axes)
+        draw(axes)
+        drawing.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(out.getvalue(), words)
+
+
+def _plain(axes: Axes) -> None:
+    axes.tick_params(color=PAINT["quiet"], labelcolor=PAINT["quiet"], width=0.6, length=3)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(PAINT["quiet"])
+    for side, spine in axes.spines.items():
+        spine.set_color(PAINT["quiet"])
+        spine.set_linewidth(0.6)
+        spine.set_visible(side in ("left", "bottom"))
+
+
+def _inline(svg: str, words: str) -> str:
+    """As part of a page: its colours, its font, no size of its own, no ids but those that it refers to."""
+    box = re.search(r'viewBox="([^"]+)"', svg)
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.S)
+    body = body[body.index(">") + 1 :]
+    body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
+    body = re.sub(r"font-family: [^;\"]*; ?", "", body)
+    body = re.sub(r' transform="rotate\(-0 [^"]*"', "", body)
+    body = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), body)
+    for name, color in PAINT.items():
+        body = body.replace(color, f"var(--{name})")
+    body = re.sub(r">\s+<", "><", body.replace(" \n", " ").replace("\n", " "))
+    head = f'<svg role="img" aria-label="{escape(words)}" viewBox="{box[1] if box else "0 0 1 1"}"'
+    return f'{head} style="stroke-linejoin:round;stroke-linecap:butt">{body.strip()}'
