@@ -68,8 +68,8 @@ def _ablate(args: argparse.Namespace) -> int:
     if args.dry_run:
         _print_plan(plan, _estimate(plan, args), args)
         return Exit.DONE
-    from ratrain.report.study import write_study_report
     from ratrain.cli.told import told
+    from ratrain.report.study import write_study_report
 
     folder = study_folder(plan, args.out)
     if args.fresh:
@@ -158,8 +158,8 @@ def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
 
 def _print_plan(plan: Plan, needs: Estimate, args: argparse.Namespace) -> None:
     from ratrain.ablation.record import planned
-    from ratrain.config.resolve import steps_total
     from ratrain.cli.told import foretold
+    from ratrain.config.resolve import steps_total
 
     digest, (where, more) = planned(plan).hash, _foresight(plan, args.out)
     if args.json:

@@ -168,7 +168,7 @@ def _study_of(name: str, out: Path) -> Path | None:
     """The study's folder: a path, or the beginning of a study's name where no run's begins so. Raises UsageError."""
     places = [Path(name), out / "studies" / name]
     found = [place for place in places if (place / "events.jsonl").is_file() and not (place / "resolved.toml").exists()]
-    if found or (Path(name) / "resolved.toml").is_file() or name.startswith("@"):
+    if found or name.startswith("@") or Path(name).is_absolute() or (Path(name) / "resolved.toml").is_file():
         return found[0] if found else None
     fitting = sorted(p.parent for p in (out / "studies").glob(f"{name}*/events.jsonl") if ".old-" not in p.parent.name)
     if not name or not fitting or any(out.glob(f"{name}*/s*/resolved.toml")):
@@ -182,8 +182,8 @@ def _report_study(folder: Path) -> None:
     from ratrain.ablation.conclusion import conclude
     from ratrain.ablation.record import read_study
     from ratrain.ablation.results import rows_of
-    from ratrain.report.study import write_study_report
     from ratrain.cli.told import told
+    from ratrain.report.study import write_study_report
 
     study = read_study(folder)
     rows = rows_of(study)

@@ -14,11 +14,12 @@ from ratrain.errors import UnavailableError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WORDS = ("better", "worse", "equivalent", "inconclusive")
+_WORDS = ("better", "worse", "equivalent", "inconclusive")
 SERIES = tuple(f"s{number}" for number in range(1, 9))
 # what matplotlib draws with, and what the page paints instead: colours that nothing else has
 PAINT = {
-    name: f"#0101{at:02x}" for at, name in enumerate(("ink", "quiet", "line", "band", "base", *WORDS, *SERIES), start=1)
+    name: f"#0101{at:02x}"
+    for at, name in enumerate(("ink", "quiet", "line", "band", "base", *_WORDS, *SERIES), start=1)
 }
 _WIDTH = 4.6  # inches: at this width the letters can be read on a phone
 

@@ -31,6 +31,7 @@ from ratrain.report.study_table import (
 
 
 def verdicts(study: Study, rows: Sequence[Row], shown: Sequence[Row], found: Conclusion | None) -> str:
+    """The count of each verdict, a table of the rows that are shown, and why each arm has its own."""
     head = ("arm", "verdict", "val loss", "effect", "worth in tokens", "against time", "against its control")
     body = [_verdict_row(study, row, found) for row in shown]
     judged = [v for row in shown if row.arm.role != "base" and (v := verdict_of(row, found))]
@@ -102,6 +103,7 @@ def _ratios(study: Study, arm: PlannedArm) -> Iterator[str]:
 
 
 def tuned_verdicts(rows: Sequence[Row], found: Conclusion | None) -> str:
+    """Of every arm at its best point of the tuning grid; nothing of a study without one."""
     if not found or not found.tuned:
         return ""
     body, tuned = [], {row.arm.of: row for row in rows if row.arm.role == "tuned"}
@@ -137,6 +139,7 @@ def _point(point: dict[str, Any]) -> str:
 
 
 def later_verdicts(found: Conclusion | None) -> str:
+    """Of all that is there now; nothing where the plan was not added to."""
     if not found or not found.later:
         return ""
     known = [v for v in found.later.verdicts if math.isfinite(v.effect)]

@@ -30,7 +30,8 @@ NULLS, PLANTED, SEEDS = 240, 100, 5  # replicates of GPT-2; of those, with other
 FACTORS = (0.5, 0.7, 0.9, 1.05, 1.2, 1.4, 2.0)  # of the budget
 SOUGHT = (0.9, 1.05, 1.2)  # that the ruler is to read back from the others
 LRS = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2)
-TUNING = (11, 12, 13)  # seeds
+SHARED = 1.2e-2  # the largest of these at which the baseline is at its best
+TESTING, TUNING = range(1, 9), range(11, 19)  # seeds at each learning rate
 STEPS, TOKENS, DELTA = 100, 12_800, 0.02
 
 
@@ -46,8 +47,8 @@ def train(replicates: Sequence[int], *, factor: float) -> np.ndarray:  # [R, S, 
 
 def train_at(lr: float) -> np.ndarray:  # [2, S + T, K]
     """Of two replicates at a learning rate, the seeds that verdicts rest on and then those that tune."""
-    seeds = [*range(1, SEEDS + 1), *TUNING]
-    return np.array([[_run(replicate, seed, {"schedule.lr": lr}) for seed in seeds] for replicate in (0, 1)])
+    seeds, at = [*TESTING, *TUNING], {"schedule.lr": lr}
+    return np.array([[_run(replicate, seed, at) for seed in seeds] for replicate in (0, 1)])
 
 
 def _run(replicate: int, seed: int, changes: dict[str, float]) -> tuple[float, ...]:
@@ -208,25 +209,21 @@ def coverage(studies: int) -> dict[float, float]:
 
 
 def moved_learning_rate() -> tuple[str, str, dict[str, dict[str, Any]]]:
-    """The verdicts, as it is and as tuned, on an arm that is the baseline but for an optimum at half the learning rate:
-    what it does at a rate is what the baseline does at twice that. The shared rate is the baseline's best."""
-    runs = {lr: pool()[f"lr-{lr}"] for lr in LRS}
-    tune = {name: {lr: at[k, SEEDS:] for lr, at in _grid(runs, k).items()} for k, name in enumerate(("base", "moved"))}
-    first = studied({"base": runs[LRS[0]][0, :SEEDS], "moved": runs[LRS[0]][1, :SEEDS]}, tuning=tune)
-    assert first.tuned
-    best = {name: point["lr"] for name, point in first.tuned.best.items()}
-    grids = {"base": _grid(runs, 0), "moved": _grid(runs, 1)}
-    shared = {name: grids[name][best["base"]][k, :SEEDS] for k, name in enumerate(grids)}
-    own = {name: grids[name][best[name]][k, :SEEDS] for k, name in enumerate(grids)}
-    found = studied(shared, tuning=tune, tuned=own, delta=0.05)
+    """The verdicts, at the shared rate and as tuned, on an arm that is the baseline but for an optimum at half the
+    learning rate: what it does at a rate is what the baseline does at twice that."""
+    runs, names = {lr: pool()[f"lr-{lr}"] for lr in LRS}, ("base", "moved")
+    test, tune = slice(0, len(TESTING)), slice(len(TESTING), None)
+    grids = {name: {lr: runs[lr * (k + 1)][k] for lr in LRS[:-1]} for k, name in enumerate(names)}
+    tuning = {name: {lr: of[tune] for lr, of in grid.items()} for name, grid in grids.items()}
+    shared = {name: grids[name][SHARED][test] for name in names}
+    first = studied(shared, tuning=tuning).tuned
+    assert first
+    best = {name: point["lr"] for name, point in first.best.items()}
+    own = {name: grids[name][best[name]][test] for name in names}
+    found = studied(shared, tuning=tuning, tuned=own, delta=0.05)
     assert found.tuned
     assert found.tuned.judgement
     return found.judgement["moved"].word, found.tuned.judgement["moved"].word, found.tuned.best
-
-
-def _grid(runs: dict[float, np.ndarray], moved: int) -> dict[float, np.ndarray]:
-    """By learning rate, of those at which both arms were trained."""
-    return {lr: runs[lr * 2 if moved else lr] for lr in LRS[:-1]}
 
 
 def report(studies: int) -> Iterator[str]:

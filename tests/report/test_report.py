@@ -5,7 +5,7 @@ import io
 import json
 import re
 import statistics
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from PIL import Image
 
 from ratrain.report.figures import gate_figures
 from ratrain.report.gates import gate_rows
-from ratrain.report.log import Series, read_run
+from ratrain.report.log import RunLog, Series, read_run
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_layer_without_the_patch_and_a_number_that_is_none_are_shown_as_such(c
     ],
 )  # fmt: skip
 def test_heat_maps_have_nothing_black_which_a_dark_page_would_hide(probes):
-    (png,) = gate_figures(SimpleNamespace(probes={"p": probes})).values()
+    (png,) = gate_figures(RunLog(Path(), started={}, probes={"p": probes})).values()
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), dtype=int)
     assert pixels[..., 3].any()
     assert not ((pixels[..., 3] > 60) & (pixels[..., :3].max(-1) < 60)).any()
