@@ -2,8 +2,9 @@
 
 An arm that reaches at budget B what the baseline reaches at 1.04 B is worth +4 % tokens. Between budgets the curve is
 a monotone cubic (PCHIP) of loss over log tokens; beyond them it says nothing. Errors are approximate: the curve's are
-linearised, and combined with the effect's as independent limits (MOVER; Zou & Donner 2008). The interpolation's own
-error is not in them: budgets a factor of two apart, with B among them, keep it small.
+linearised, and combined with the effect's as limits (MOVER; Zou & Donner 2008). The baseline's runs at B are in both, so
+that their error cancels where the arm's loss is what is read. The interpolation's own error is not in them: budgets a
+factor of two apart, with B among them, keep it small.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class Ruler:
             if not math.isfinite(reach):
                 return None
             centre, moved = (value, reach - value) if math.isfinite(value) else (reach, 0.0)
-            half = math.hypot(moved, critical * self._error(reach, at), math.log(cost_end / cost))
+            # the baseline's runs are in the effect and on the curve: its error goes, that of where the reading is comes
+            read = max(moved**2 + critical**2 * self._traded(reach, at), moved**2 / 2)  # the arm's own error stays
+            half = math.hypot(math.sqrt(read), math.log(cost_end / cost))
             return math.expm1(centre - math.log(cost) + side * half)
 
         limits = limit(interval[1], cost_interval[1], -1), limit(interval[0], cost_interval[0], 1)
@@ -120,8 +123,8 @@ class Ruler:
             return math.inf if wanted < self.losses[-1] else -math.inf
         return float(curve.solve(wanted, extrapolate=False)[0]) - at
 
-    def _error(self, reach: float, at: float) -> float:
-        """Standard error of a log gain for want of runs on the curve."""
+    def _traded(self, reach: float, at: float) -> float:
+        """Variance of the curve where the reading is, less that at the budget, as of a log gain."""
         from scipy.interpolate import PchipInterpolator
 
         step = 1e-4 * float(-np.diff(self.losses).max())
@@ -129,8 +132,8 @@ class Ruler:
         curves = PchipInterpolator(self.log_tokens, nudged)  # [K] -> [K, 2]
         here, there = ((x[:, 0] - x[:, 1]) / (2 * step) for x in (curves(at), curves(at + reach)))
         slope = float(PchipInterpolator(self.log_tokens, self.losses)(at + reach, 1))
-        gradient = (here - there) / slope if slope else np.full(len(here), math.inf)
-        return math.sqrt(float(gradient @ self.covariance @ gradient))
+        traded = float(there @ self.covariance @ there - here @ self.covariance @ here)
+        return traded / slope**2 if slope else math.inf
 
 
 def _falling(means: np.ndarray, counts: np.ndarray) -> np.ndarray:  # [K', K]

@@ -128,18 +128,24 @@ def test_other_code_is_refused(ablate, study, tmp_path):
 # what is refused before anything is trained
 
 
-def refused(ablate, study, tmp_path, text, *words):
-    _, err = ablate(study(text), *words, code=Exit.BAD_MANIFEST)
-    assert not list((tmp_path / "runs").glob("*/s*"))
-    return err
+@pytest.fixture
+def refused(ablate, study, tmp_path):
+    """What is said of a study with one more arm: the baseline with a patch of the user's own."""
+
+    def refused(kind, code):
+        (tmp_path / "patches").mkdir()
+        (tmp_path / "patches" / f"{kind}.py").write_text(code)
+        (tmp_path / f"{kind}.toml").write_text(f'id = "{kind}"\nextends = "gpt2.toml"\n[patch.{kind}]\n')
+        text = study().read_text() + f"\n[arm.{kind}]\nmanifest = '{tmp_path / f'{kind}.toml'}'\n"
+        _, err = ablate(study(text), code=Exit.BAD_MANIFEST)
+        assert not list((tmp_path / "runs").glob("*/s*"))
+        return err
+
+    return refused
 
 
-def test_an_arm_that_sees_the_future_is_caught_before_any_training(ablate, study, tmp_path):
-    (tmp_path / "patches").mkdir()
-    (tmp_path / "patches" / "peek.py").write_text(PEEK)
-    (tmp_path / "peek.toml").write_text('id = "peek"\nextends = "gpt2.toml"\n[patch.peek]\n')
-    text = study().read_text() + f"\n[arm.peek]\nmanifest = '{tmp_path / 'peek.toml'}'\n"
-    err = refused(ablate, study, tmp_path, text)
+def test_an_arm_that_sees_the_future_is_caught_before_any_training(refused):
+    err = refused("peek", PEEK)
     assert "study.toml: peek: sees the future (training, 8 tokens: changing those from" in err
 
 
@@ -196,25 +202,26 @@ class Blend(nn.Module):
 """
 
 
-def test_an_arm_that_is_the_baseline_in_disguise_is_caught_before_any_training(ablate, study, tmp_path):
-    (tmp_path / "patches").mkdir()
-    (tmp_path / "patches" / "idle.py").write_text(IDLE)
-    (tmp_path / "idle.toml").write_text('id = "idle"\nextends = "gpt2.toml"\n[patch.idle]\n')
-    text = study().read_text() + f"\n[arm.idle]\nmanifest = '{tmp_path / 'idle.toml'}'\n"
-    err = refused(ablate, study, tmp_path, text)
+def test_an_arm_that_is_the_baseline_in_disguise_is_caught_before_any_training(refused):
+    err = refused("idle", IDLE)
     assert "study.toml: idle: computes what v0 computes, whatever its manifest says" in err
 
 
-def test_an_arm_that_draws_shared_weights_anew_is_caught_before_any_training(ablate, study, tmp_path):
-    (tmp_path / "patches").mkdir()
-    (tmp_path / "patches" / "redrawn.py").write_text(
-        "from ratrain.registry import Patch, register\n\n"
-        "@register('redrawn')\nclass Redrawn(Patch):\n    target: str = 'blocks.*.attn'\n\n"
-        "    def build(self, old, spec):\n        old.proj.std = 0.5\n        return old\n"
-    )
-    (tmp_path / "redrawn.toml").write_text('id = "redrawn"\nextends = "gpt2.toml"\n[patch.redrawn]\n')
-    text = study().read_text() + f"\n[arm.redrawn]\nmanifest = '{tmp_path / 'redrawn.toml'}'\n"
-    err = refused(ablate, study, tmp_path, text)
+REDRAWN = """
+from ratrain.registry import Patch, register
+
+@register("redrawn")
+class Redrawn(Patch):
+    target: str = "blocks.*.attn"
+
+    def build(self, old, spec):
+        old.proj.std = 0.5
+        return old
+"""
+
+
+def test_an_arm_that_draws_shared_weights_anew_is_caught_before_any_training(refused):
+    err = refused("redrawn", REDRAWN)
     assert "study.toml: redrawn: begins with other values than v0 in blocks.0.attn.proj.weight and 1 more" in err
 
 

@@ -31,20 +31,28 @@ def test_an_effect_reads_as_the_tokens_that_it_is_worth(gain):
     assert not reading.note
 
 
-def test_the_interval_holds_what_the_arm_is_worth():
-    rng, sd, gain = np.random.default_rng(1), 0.01, 0.1
-    effect = law(1e6 * (1 + gain)) - law(1e6)
-    held = []
+@pytest.mark.parametrize("gain", [-0.4, 0.1, 0.8])
+def test_the_interval_holds_what_the_arm_is_worth(gain):
+    """The baseline's runs at the budget are in the effect and on the curve: their error must not count twice."""
+    rng, sd, seeds, held = np.random.default_rng(1), 0.01, 3, []
+    reach = 1.96 * sd * math.sqrt(2 / seeds)
     for _ in range(600):
-        seen = effect + rng.normal(0, sd)
-        reading = Ruler.of(curve(sd, rng=rng)).tokens(seen, (seen - 1.96 * sd, seen + 1.96 * sd), budget=1_000_000)
+        seen = curve(sd, seeds, rng)
+        paired = np.array([seen[1_000_000][s] - law(1e6) for s in range(seeds)])  # what seeds share, and its own noise
+        shared = np.mean([[seen[b][s] - law(b) for s in range(seeds)] for b in BUDGETS], axis=0)
+        arm = law(1e6 * (1 + gain)) + shared + rng.normal(0, sd, seeds)
+        effect = float(np.mean(arm - law(1e6) - paired))
+        reading = Ruler.of(seen).tokens(effect, (effect - reach, effect + reach), budget=1_000_000)
         held.append(reading.interval[0] <= gain <= reading.interval[1])
-    assert np.mean(held) == pytest.approx(0.95, abs=0.02)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.025)
 
 
-def test_an_uncertain_curve_widens_the_reading():
-    sure, unsure = Ruler.of(curve()), Ruler.of(curve(0.02))
-    a, b = (ruler.tokens(-0.1, (-0.12, -0.08), budget=1_000_000).interval for ruler in (sure, unsure))
+def test_a_curve_that_is_less_sure_where_the_reading_is_widens_it():
+    sure = Ruler.of(curve())
+    spread = np.diag([1e-4 if budget > 1_200_000 else 0.0 for budget in BUDGETS])
+    unsure = Ruler(sure.log_tokens, sure.losses, spread, 16.0, "")
+    effect = law(1.4e6) - law(1e6)
+    a, b = (r.tokens(effect, (effect - 0.02, effect + 0.02), budget=1_000_000).interval for r in (sure, unsure))
     assert b[1] - b[0] > 1.2 * (a[1] - a[0])
 
 
