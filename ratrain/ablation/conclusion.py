@@ -68,7 +68,7 @@ def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | No
     rows = rows_of(study) if rows is None else rows
     if max((len(row.differences) for row in _judged(rows)), default=0) < 2:
         return None  # nothing says how much one seed differs from another
-    unit, noise = _evaluation(rows)
+    unit, noise = evaluation_of(rows[0], _judged(rows))
     planned = [row for row in rows if not study.is_later(row.arm.name)]
     judgement = _judge(study.plan.seeds, planned, study, noise)
     amended = study.now.hash != study.plan.hash
@@ -118,13 +118,6 @@ def _judge(
         alpha=rule["alpha"], delta=rule["delta"], spending=rule["spending"], noise=noise,
         blocks=None if rule["stop"] else blocks,
     )  # fmt: skip
-
-
-def _evaluation(rows: Sequence[Row]) -> tuple[str, dict[str, EvaluationNoise]]:
-    """What the evaluation is a sample of, and what that leaves open of each difference."""
-    told = {row.arm.name: evaluation_of(rows[0], row) for row in _judged(rows)}
-    known = {name: found for name, found in told.items() if found}
-    return next((unit for unit, _ in known.values()), ""), {name: noise for name, (_, noise) in known.items()}
 
 
 def _worth(study: Study, rows: Sequence[Row], judgement: Judgement) -> dict[str, Worth]:

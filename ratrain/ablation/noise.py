@@ -11,6 +11,7 @@ import numpy as np
 from ratrain.ablation.statistics import Losses, Table
 
 COVERAGE = 0.95
+COVERAGE_LOST = 1 - COVERAGE  # chance that a study takes any of like arms for unlike
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,47 @@ class EvaluationNoise:
     documents: int
 
 
-def evaluation_noise(
-    baseline: Sequence[Sequence[float]], arm: Sequence[Sequence[float]], tokens: Sequence[int]
-) -> EvaluationNoise:
-    """From the mean loss of every document [S, K] under both, in runs of the same seeds, and the documents' tokens [K].
+Parts = Sequence[Sequence[float]]  # [S, K], the mean loss of every document in runs of S seeds
+
+
+def evaluation_noise(pairs: Mapping[str, tuple[Parts, Parts]], tokens: Sequence[int]) -> dict[str, EvaluationNoise]:
+    """By arm, from what the baseline and the arm lose of every document in runs of the same seeds, and the documents'
+    tokens [K].
 
     Tokens of a document are not independent, documents are: the difference is a ratio of sums over documents, its
     error that of the ratio estimator. Every run is evaluated on the same documents, so seeds do not average it away.
     What differs from seed to seed within a document is in the noise of seeds; it is taken out here (the interaction
     of a two-way layout of random effects), so that nothing is counted twice. Of one seed it cannot be told apart.
+    What remains is estimated poorly from few documents, and no variance is below zero: arms share one estimate, unless
+    an F test finds that one differs more, or less, from document to document than the others do.
     """
+    found = {arm: _layout(*pair, tokens) for arm, pair in pairs.items()}
+    shared, k = dict(found), len(tokens)
+    while True:  # the most variable arm first, as with the noise of seeds
+        pooled = max(0.0, float(np.mean([spread - within for spread, within in shared.values()])))
+        tails = {arm: _tails(*part, pooled, k, len(found)) for arm, part in found.items()}
+        worst = min(shared, key=lambda arm: tails[arm][1])
+        if tails[worst][1] * len(found) > COVERAGE_LOST or len(shared) == 1:
+            break
+        del shared[worst]
+    less = {arm for arm in shared if tails[arm][0] * len(found) < COVERAGE_LOST}
+    own = {
+        arm: max(0.0, spread - within) for arm, (spread, within) in found.items() if arm not in shared or arm in less
+    }
+    return {arm: EvaluationNoise(math.sqrt(own.get(arm, pooled)), k) for arm in found}
+
+
+def _tails(spread: float, within: float, pooled: float, documents: int, arms: int) -> tuple[float, float]:
+    """How improbable so little, and so much, is of an arm that differs from document to document as the others do."""
+    from scipy.special import fdtr, fdtrc
+
+    df, expected = (documents - 1.0, (documents - 1.0) * arms), pooled + within
+    f = spread / expected if expected else 1.0
+    return float(fdtr(*df, f)), float(fdtrc(*df, f))
+
+
+def _layout(baseline: Parts, arm: Parts, tokens: Sequence[int]) -> tuple[float, float]:
+    """Variance of the mean difference as documents show it, and the part of it that is of seeds within documents."""
     a, b, n = (np.asarray(values, dtype=float) for values in (baseline, arm, tokens))
     if a.ndim != 2 or a.shape != b.shape or a.shape[1:] != n.shape or len(n) < 2:
         raise ValueError(
@@ -103,8 +135,8 @@ def evaluation_noise(
     d, weight, k = b - a, n / n.sum(), len(n)
     mean = d.mean(0)
     spread = k / (k - 1) * float(((weight * (mean - weight @ mean)) ** 2).sum())
-    if len(d) > 1:
-        rest = d - mean - (d @ weight)[:, None] + weight @ mean
-        per_document = (rest**2).sum(0) / (len(d) - 1) * k / (k - 1)
-        spread -= float((weight**2 * per_document).sum()) / len(d)
-    return EvaluationNoise(math.sqrt(max(0.0, spread)), k)
+    if len(d) == 1:
+        return spread, 0.0
+    rest = d - mean - (d @ weight)[:, None] + weight @ mean
+    per_document = (rest**2).sum(0) / (len(d) - 1) * k / (k - 1)
+    return spread, float((weight**2 * per_document).sum()) / len(d)

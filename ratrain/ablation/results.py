@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ratrain.ablation.noise import EvaluationNoise, evaluation_noise
@@ -112,14 +113,19 @@ def _row(arm: PlannedArm, base: tuple[Reached, ...], runs: tuple[Reached, ...]) 
     return Row(arm, runs, differences)
 
 
-def evaluation_of(base: Row, row: Row) -> tuple[str, EvaluationNoise] | None:
-    """What the evaluation of these two is a sample of, and what that leaves open of their difference; None where
-    their runs do not tell."""
-    of = {(run.init, run.data): run for run in base.runs if run.status == "done"}
-    both = [(of[run.init, run.data], run) for run in row.runs if run.status == "done" and (run.init, run.data) in of]
-    parts = [(a.parts, b.parts) for a, b in both if a.parts and len(a.parts) == len(b.parts)]
-    known = next((run.log.fingerprints for run in row.runs if run.log and run.log.fingerprints), None)
-    if not parts or known is None or not len(known["sizes"]) == len(parts[0][0]) > 1:
-        return None
-    of_base, of_arm = zip(*parts, strict=True)
-    return known["unit"], evaluation_noise(of_base, of_arm, known["sizes"])
+def evaluation_of(base: Row, rows: Sequence[Row]) -> tuple[str, dict[str, EvaluationNoise]]:
+    """What the evaluation is a sample of, and what that leaves open of each arm's difference to `base`, by arm; of
+    those whose runs tell."""
+    of = {(run.init, run.data): run for run in base.runs if run.status == "done" and run.parts}
+    stated = [run.log.fingerprints for run in of.values() if run.log and run.log.fingerprints]
+    sizes = stated[0]["sizes"] if stated else ()
+    pairs = {}
+    for row in rows:
+        both = [
+            (of[run.init, run.data], run) for run in row.runs if run.status == "done" and (run.init, run.data) in of
+        ]
+        parts = [(a.parts, b.parts) for a, b in both if len(a.parts) == len(b.parts) == len(sizes) > 1]
+        if parts:
+            of_base, of_arm = zip(*parts, strict=True)
+            pairs[row.arm.name] = of_base, of_arm
+    return (stated[0]["unit"], evaluation_noise(pairs, sizes)) if pairs else ("", {})

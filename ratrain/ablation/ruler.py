@@ -2,9 +2,9 @@
 
 An arm that reaches at budget B what the baseline reaches at 1.04 B is worth +4 % tokens. Between budgets the curve is
 a monotone cubic (PCHIP) of loss over log tokens; beyond them it says nothing. Errors are approximate: the curve's are
-linearised, and combined with the effect's as limits (MOVER; Zou & Donner 2008). The baseline's runs at B are in both, so
-that their error cancels where the arm's loss is what is read. The interpolation's own error is not in them: budgets a
-factor of two apart, with B among them, keep it small.
+linearised, and combined with the effect's as limits (MOVER; Zou & Donner 2008). The baseline's runs at B are in both:
+their error cancels where the arm's loss is what is read. The interpolation's own error is not in them: budgets a factor
+of two apart, with B among them, keep it small.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from ratrain.ablation.dunnett import t_quantile
 
 Limits = tuple[float, float]
+_ALIKE = 0.6  # correlation of the errors of neighbouring budgets, as measured on trained runs (docs/studies.md)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Ruler:
         merge = _falling(means, counts)
         if len(merge) < 2:
             raise ValueError("the baseline's loss does not fall with its budget: there is nothing to read against")
-        covariance = merge @ np.diag(rest @ rest / df / counts) @ merge.T
+        apart = np.abs(np.subtract.outer(np.arange(len(counts)), np.arange(len(counts))))
+        covariance = merge @ (rest @ rest / df * _ALIKE**apart / np.sqrt(np.outer(counts, counts))) @ merge.T
         note = "more tokens did not always lower the baseline's loss: budgets merged" if len(merge) < len(means) else ""
         return cls(merge @ np.log(budgets), merge @ means, covariance, df, note)
 

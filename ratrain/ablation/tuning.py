@@ -48,11 +48,13 @@ def _judge_tuned(study: Study, rows: Sequence[Row]) -> Judgement | None:
     base, rule = study.now.base.name, study.plan.verdict
     if base not in tuned or len(tuned) < 2 or not tuned[base].losses:
         return None
-    told = {name: evaluation_of(tuned[base], row) for name, row in tuned.items() if name != base}
+    others = [row for name, row in tuned.items() if name != base]
+    told = evaluation_of(tuned[base], others)[1]
+    noise = {row.arm.of: told[row.arm.name] for row in others if row.arm.name in told}
     return judge(
         {name: [run.result for run in row.runs] for name, row in tuned.items()}, base, planned=len(study.now.seeds),
         alpha=rule["alpha"], delta=rule["delta"], spending=rule["spending"],
-        noise={name: found[1] for name, found in told.items() if found},
+        noise=noise,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ratrain.atomic import remove_leftovers, write_file
 from ratrain.errors import CannotCreateError, GaveUpError, MissingError, UsageError
 
 _ATTEMPTS = 3  # that may end without a new checkpoint
+_NAMED = 12  # runs in a message
 _LOOK = 0.05  # seconds: far longer than `is_held` has the lock
 
 
@@ -164,8 +166,14 @@ def find_run(name: str, root: Path) -> Path:
     whole = [run for run in fitting if name in (str(run.relative_to(root)), run.parent.name)]
     fitting = whole or [run for run in fitting if run.parent.name.startswith(f"{name}-")] or fitting
     if not fitting:
-        known = ", ".join(sorted({str(run.relative_to(root)) for run in runs})) or "none"
-        raise MissingError(f"{name}: no such run; runs in {root}: {known}")
+        raise MissingError(f"{name}: no such run; runs in {root}: {_some(runs, root)}")
     if len(fitting) > 1:
-        raise UsageError(f"{name}: fits {len(fitting)} runs: {', '.join(str(r.relative_to(root)) for r in fitting)}")
+        raise UsageError(f"{name}: fits {len(fitting)} runs: {_some(fitting, root)}")
     return fitting[0]
+
+
+def _some(runs: Sequence[Path], root: Path) -> str:
+    """Names of the first few."""
+    names = [str(run.relative_to(root)) for run in runs]
+    more = f" and {len(names) - _NAMED} more; `ratrain runs` lists them" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}" or "none"

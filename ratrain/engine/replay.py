@@ -130,7 +130,7 @@ def _compared(run: Path, again: Path, begin: int) -> Iterator[tuple[int, bool]]:
     the file where the run still has it."""
     stated = {event["step"]: event.get("weights", "") for event in _events(run / "events.jsonl", "Saved")}
     kept = {int(path.name[5:]): path for path in listed(run / "checkpoints")}
-    for path in listed(again):
+    for path in reversed(listed(again)):
         step = int(path.name[5:])
         if step <= begin or not (step in kept or stated.get(step)):
             continue

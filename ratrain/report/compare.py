@@ -130,7 +130,9 @@ def environment_table(names: Mapping[str, RunLog]) -> str:
     told = {name: dict(_flat(log.started.get("environment", {}), "")) for name, log in names.items()}
     for name, log in names.items():
         told[name] |= {"on": log.started["device"], "precision": log.started["precision"], "attention": log.attention}
-        told[name] = {key: str(value) for key, value in told[name].items() if key and value not in ("", None, {})}
+        known = {key: str(value) for key, value in told[name].items() if key and value not in ("", None, {})}
+        # where a cache lies decides nothing, and is nobody's business in a page that is passed on
+        told[name] = {key: value for key, value in known.items() if not key.endswith("_DIR")}
     keys = dict.fromkeys(key for of in told.values() for key in of)
     shared, apart = [], []
     for key in keys:
