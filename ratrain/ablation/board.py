@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from ratrain.ablation.plan import Task
+from ratrain.ablation.arms import Task
 from ratrain.ablation.pool import Began, Ended, Told
 from ratrain.errors import Exit
 from ratrain.events import Evaluated, Window
@@ -132,6 +132,9 @@ class Board:
             table.add_row(f"... {len(names) - len(shown)} more", "", "")
         return table
 
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
     def close(self) -> None:
         self._live.stop()
 
@@ -145,7 +148,10 @@ class LineBoard:
     def __call__(self, said: Began | Told | Ended) -> None:
         self._standing(said)
         if isinstance(said, Ended):
-            print(line_of(said, self._standing), file=self._out, flush=True)
+            self.say(line_of(said, self._standing))
+
+    def say(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
 
     def close(self) -> None:
         pass

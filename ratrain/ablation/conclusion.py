@@ -110,7 +110,7 @@ def _judge(
     count in the family and hold up nobody."""
     chosen, rule = _judged(rows, base=True), study.plan.verdict
     runs = {row.arm.name: [run for run in row.runs if (run.init, run.data) in seeds] for row in chosen}
-    begun = [runs[row.arm.name] for row in chosen if row.begun]
+    begun = [of for of in runs.values() if any(run.status != "not begun" for run in of)]
     over = [all(run.ended for run in block) for block in zip(*begun, strict=True)]
     blocks = over.index(False) if False in over else len(over)
     return judge(

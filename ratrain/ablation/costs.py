@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from ratrain.ablation.plan import Task
+from ratrain.ablation.arms import Task
 from ratrain.ablation.record import Cost
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import environment, keep_freed_memory, pick_device, set_determinism, synchronize

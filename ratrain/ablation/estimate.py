@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ratrain.ablation.plan import Plan, Task
+from ratrain.ablation.arms import Task
+from ratrain.ablation.plan import Plan
 from ratrain.config.resolve import steps_total, tokens_per_step
 from ratrain.config.schema import Budget, Manifest
 from ratrain.engine.launch import Launch, train

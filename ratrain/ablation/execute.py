@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ratrain.ablation.arms import Arm, Task
 from ratrain.ablation.conclusion import conclude
 from ratrain.ablation.costs import step_costs
-from ratrain.ablation.plan import Arm, Plan, Task
+from ratrain.ablation.plan import Plan
 from ratrain.ablation.pool import Began, Ended, Pool, Told
 from ratrain.ablation.preflight import preflight
 from ratrain.ablation.record import (
@@ -83,7 +84,8 @@ def done_runs(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, fl
 
 @dataclass
 class Execution:
-    """Runs what is not done of a study. `tell` hears of every run, `announce` of what begins next."""
+    """Runs what is not done of a study. `tell` hears of every run, `announce` of a stage that begins: its name, its
+    runs, the losses of those that are done; `say` of what was measured."""
 
     plan: Plan
     study: Study
@@ -91,6 +93,7 @@ class Execution:
     devices: Sequence[str]
     tell: Callable[[Heard], None]
     announce: Callable[[str, Sequence[Task], Mapping[str, float]], None]
+    say: Callable[[str], None]
     failed: list[int] = field(default_factory=list)
     asked: bool = False
     _ran: dict[str, float] = field(default_factory=dict)  # runs that were begun anew, by folder
@@ -144,7 +147,8 @@ class Execution:
         tasks = [arm.task(*arm.seeds[0], self.plan.patches) for arm in chosen]
         for measured in step_costs(tasks, device=self.devices[0]):
             found[measured.arm], machine = measured.cost, measured.machine
-            self.announce(f"step of {measured.arm}: {measured.cost.ratio:.3f} of the baseline's", (), {})
+            low, high = measured.cost.interval
+            self.say(f"step of {measured.arm}: {measured.cost.ratio:.3f} [{low:.3f}, {high:.3f}] of the baseline's")
         if found:
             self.study = record_costs(self.study, found, machine)
 

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from types import FrameType
 
-from ratrain.ablation.plan import Task
+from ratrain.ablation.arms import Task
 from ratrain.engine.launch import Launch
 from ratrain.errors import Exit
 from ratrain.events import Event, Window

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ratrain.ablation.arms import Arm, resolved
 from ratrain.ablation.caveats import unlike_weights
-from ratrain.ablation.plan import Arm, Plan, resolved, told_twins
+from ratrain.ablation.plan import Plan, told_twins
 from ratrain.config.identity import plain
 from ratrain.config.parse import parse_override
 from ratrain.config.schema import Manifest

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ratrain.ablation.plan import Arm, Plan, Role
+from ratrain.ablation.arms import Arm, Role
+from ratrain.ablation.plan import Plan
 from ratrain.atomic import write_file
 from ratrain.errors import DataError, Fault, ManifestError, MissingError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ratrain.ablation.plan import Task
+from ratrain.ablation.arms import Task
 from ratrain.engine.checkpoint import listed, thin
 from ratrain.engine.folder import RunFolder
 from ratrain.engine.launch import AlreadyDone, Launch, train

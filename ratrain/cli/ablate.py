@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, count, natural
 from ratrain.cli.tables import table
-from ratrain.errors import Exit
+from ratrain.errors import Exit, MemoryShortError
 
 if TYPE_CHECKING:
+    from ratrain.ablation.arms import Task
     from ratrain.ablation.estimate import Estimate
-    from ratrain.ablation.plan import Plan, Task
+    from ratrain.ablation.plan import Plan
     from ratrain.ablation.record import Study
 
 
@@ -28,6 +29,16 @@ def _seeds(text: str) -> list[tuple[int, int]]:
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"a seed is repeated in {text!r}")
     return [(seed, seed) for seed in seeds]
+
+
+def _gibibytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text!r}")
+    return value
 
 
 def _words(text: str) -> list[str]:
@@ -42,6 +53,7 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", type=_words, default=[], metavar="A,A,...", help="these arms, by name or pattern")
     parser.add_argument("--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patches")
     parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (one per GPU, or per core)")
+    parser.add_argument("--memory", type=_gibibytes, metavar="GIB", help="what a run takes: as many at a time as fit")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--fresh", action="store_true", help="move earlier runs of the same aside and start over")
@@ -100,7 +112,7 @@ def _run(plan: Plan, study: Study, args: argparse.Namespace) -> tuple[Study, int
         standing.stage = f"{stage}, " if stage else ""
         standing.add(tasks, done)
 
-    execution = Execution(plan, study, launch, _devices(args.device, args.jobs), show, announce)
+    execution = Execution(plan, study, launch, _devices(args), show, announce, show.say)
     try:
         code = execution.run(costs=not args.no_costs)
     finally:
@@ -119,22 +131,36 @@ def _costs(args: argparse.Namespace, study: str, tasks: Sequence[Task]) -> dict[
         on_record = read_study(folder).now
         known = {arm.name: (on_record.base.tokens or 1) / (arm.tokens or 1) for arm in on_record.arms}
     new = [task for task in tasks if task.arm not in known]
-    measured = step_costs([tasks[0], *new], device=_devices(args.device, args.jobs)[0]) if new else ()
+    measured = step_costs([tasks[0], *new], device=_devices(args)[0]) if new else ()
     return known | {found.arm: found.cost.ratio for found in measured if found.arm != base}
 
 
-def _devices(device: str, jobs: int | None) -> list[str]:
-    """A device for each run at a time."""
+def _devices(args: argparse.Namespace) -> list[str]:
+    """A device for each run at a time: one on each, or as many as have the memory that a run is said to take."""
     from ratrain.engine.device import pick_device
 
-    picked = pick_device(device)
+    picked = pick_device(args.device)
     if picked.type == "cpu":
-        return ["cpu"] * (jobs or os.cpu_count() or 1)
+        import psutil
+
+        fit = _fitting(psutil.virtual_memory().available, args.memory, "this machine")
+        return ["cpu"] * (args.jobs or min(os.cpu_count() or 1, fit))
     import torch
 
-    several = device in ("auto", "cuda")
+    several = args.device in ("auto", "cuda")
     gpus = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if several else [str(picked)]
-    return [gpus[n % len(gpus)] for n in range(jobs or len(gpus))]
+    rooms = {gpu: _fitting(torch.cuda.mem_get_info(gpu)[0], args.memory, gpu) if args.memory else 1 for gpu in gpus}
+    places = [gpu for turn in range(max(rooms.values())) for gpu in gpus if turn < rooms[gpu]]
+    return [places[n % len(places)] for n in range(args.jobs or len(places))]
+
+
+def _fitting(free: int, each: float | None, where: str) -> int:
+    """How many runs of `each` GiB fit into `free` bytes. Raises MemoryShortError where none does."""
+    if each is None:
+        return 1 << 30
+    if (fit := int(free / 2**30 / each)) < 1:
+        raise MemoryShortError(f"--memory {each:g}: {where} has {free / 2**30:.1f} GiB free, less than one run takes")
+    return fit
 
 
 def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
@@ -144,7 +170,7 @@ def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
     from ratrain.engine.device import pick_device
     from ratrain.engine.launch import Launch
 
-    devices, tasks = _devices(args.device, args.jobs), list(plan.tasks())
+    devices, tasks = _devices(args), list(plan.tasks())
     done = {} if args.fresh else done_runs(plan, tasks, Launch(args.out, accept_code_change=True))
     left = {task.folder: task for task in tasks if task.folder not in done}
     if not left:

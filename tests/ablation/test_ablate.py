@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -382,6 +383,18 @@ def test_runs_of_one_graph_wait_until_the_first_has_compiled_it(study, tmp_path)
     Pool(Launch(tmp_path / "runs"), ["cpu", "cpu"], tell).run(chosen)
     assert told[:2] == ["v0 1", "v9 1"]
     assert sorted(told) == ["v0 1", "v0 2", "v0 3", "v9 1"]
+
+
+def test_as_many_runs_stand_side_by_side_as_have_the_memory(study, ratrain, tmp_path, monkeypatch):
+    words = ("--ablate", study(), "--out", tmp_path / "runs", "--device", "cpu", "--dry-run", "--json")
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10 * 2**30))
+    lanes = [json.loads(ratrain(*words, *more)[1])["needs"]["lanes"] for more in ((), ("--memory", "3"))]
+    assert lanes == [8, 3]
+    code, _, err = ratrain(*words, "--memory", "11")
+    assert code == Exit.OUT_OF_MEMORY
+    assert "--memory 11: this machine has 10.0 GiB free, less than one run takes" in err
+    assert "expected a number of GiB above 0, got 'much'" in ratrain(*words, "--memory", "much")[2]
 
 
 def test_costs_of_steps_are_measured_alone_and_once(study, ratrain, tmp_path):

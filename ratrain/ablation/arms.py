@@ -1,0 +1,270 @@
+"""The arms of a study: as its file names them, and those that it makes by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from ratrain.ablation.manifest import AblationManifest, changes, points
+from ratrain.config.catalogue import catalogue
+from ratrain.config.find import find_manifest
+from ratrain.config.identity import plain, recipe_hash, run_folder
+from ratrain.config.parse import Layer
+from ratrain.config.read import Source, read_source
+from ratrain.config.resolve import resolve, steps_total, tokens_per_step
+from ratrain.config.schema import Manifest
+from ratrain.engine.check import Checked, check
+from ratrain.errors import MissingError
+from ratrain.model.widen import widen
+from ratrain.registry import optim_kinds, patch_kinds
+
+_WORTH = 1.005  # less than half a percent more needs no control: nobody could tell it from the base
+
+# base: what arms are compared with; arm: what the study asks about; control: the base as wide as a costly arm; ruler:
+# the base at another budget; tuning: an arm at a point of the tuning grid; tuned: an arm at its own best point
+Role = Literal["base", "arm", "control", "ruler", "tuning", "tuned"]
+Seeds = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One column of a study: a name, the merged manifest of it for each pair of seeds, what it builds."""
+
+    name: str
+    point: dict[str, object]  # the keys of a grid and their values here
+    source_of: Callable[..., Source]  # of seed.init, seed.data, and layers over all else
+    manifest: Manifest  # of the first seeds
+    built: Checked
+    recipe: str
+    seeds: Seeds
+    role: Role = "arm"
+    of: str = ""  # the arm that a tuning or a tuned one varies
+    control: str = ""  # the arm that costs as much
+
+    def folder(self, init: int, data: int) -> str:
+        """Of the run with these seeds, below the folder of runs."""
+        seed = self.manifest.seed.model_copy(update={"init": init, "data": data})
+        return run_folder(self.manifest.model_copy(update={"seed": seed}))
+
+    def task(self, init: int, data: int, patches: tuple[Path, ...], *, thin: bool = False) -> Task:
+        """The run with these seeds."""
+        source, folder = self.source_of(init, data), self.folder(init, data)
+        return Task(self.name, init, data, source, patches, folder, _graphs(self.manifest), thin)
+
+    @property
+    def tokens(self) -> int | None:
+        """Of its budget; None where that is in seconds."""
+        steps = steps_total(self.manifest)
+        return None if steps is None else steps * tokens_per_step(self.manifest)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a study; all of it goes to another process."""
+
+    arm: str
+    init: int
+    data: int
+    source: Source
+    patches: tuple[Path, ...]
+    folder: str  # below the folder of runs
+    graphs: str = ""  # equal where runs compile the same
+    thin: bool = False  # whether the run keeps its last weights alone
+
+    def manifest(self) -> Manifest:
+        """Resolved where it is asked for: the classes of kinds do not go to another process."""
+        return resolved(self.source, self.patches)
+
+
+def name_of(study: AblationManifest, base: Arm) -> str:
+    """Of the folder of a study."""
+    return f"{study.id}-{base.manifest.scale}"
+
+
+Costs = Callable[[str, Sequence[Task]], Mapping[str, float]]  # of the study so called, and a run of each arm
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An arm before it is resolved; `name` is empty where the manifest's id is to name it."""
+
+    name: str
+    manifest: str
+    at: tuple[str, ...]  # the key that names it
+    point: dict[str, object]
+    layers: tuple[Layer, ...]
+    role: Role = "arm"
+
+
+@dataclass(frozen=True)
+class ArmBuilder:
+    """What makes arms of a study's words."""
+
+    study: AblationManifest
+    layer: Layer
+    scale: str | None
+    overrides: tuple[str, ...]
+    seeds: Seeds
+    patches: tuple[Path, ...]
+
+    def drafts(self) -> Iterator[Draft]:
+        """The baseline's first."""
+        study, layer = self.study, self.layer
+        ema = self._said({"eval": {"ema": study.metric.ema}}, "metric") if study.metric.ema else None
+        shared = (*filter(None, [ema]), changes(layer, "set"))
+        yield Draft("", study.base, ("base",), {}, shared, "base")
+        for word in study.arms:
+            for name in _ids_like(word, layer):
+                yield Draft("", name, ("arms",), {}, shared)
+        for name, arm in study.arm.items():
+            own = changes(layer, "arm", name, "set")
+            for point, at in points(changes(layer, "arm", name, "grid")):
+                label = _label(name, point)
+                yield Draft(label, arm.manifest, ("arm", name, "manifest"), point, (*shared, own, at))
+
+    def arm(self, draft: Draft) -> Arm:
+        try:
+            file = find_manifest(draft.manifest)
+        except MissingError as error:
+            raise self.layer.fault(str(error), *draft.at) from None
+
+        def source_of(init: int, data: int, *later: Layer) -> Source:
+            seed = self._said({"seed": {"init": init, "data": data}}, "seed")
+            return read_source(file, scale=self.scale, overrides=[*draft.layers, *self.overrides, *later, seed])
+
+        return self._made(draft.name, draft.point, source_of, self.seeds, draft.role)
+
+    def vary(self, arm: Arm, *later: Layer, name: str, role: Role, seeds: Seeds = ()) -> Arm:
+        """The arm with layers over all that it says."""
+        source = arm.source_of
+        made = self._made(name, {}, lambda *words: source(*words[:2], *later, *words[2:]), seeds or arm.seeds, role)
+        return replace(made, of=arm.name)
+
+    def _made(self, name: str, point: dict[str, object], source_of: Any, seeds: Seeds, role: Role) -> Arm:
+        manifest = resolved(source_of(*seeds[0]), self.patches)
+        recipe = recipe_hash(manifest)
+        return Arm(name or manifest.id, point, source_of, manifest, check(manifest), recipe, seeds, role)
+
+    def _said(self, tree: dict[str, Any], *key: str) -> Layer:
+        """What the study's key comes to in a manifest."""
+        line = self.layer.lines.get(key, 1)
+        return Layer(self.layer.label, tree, lines={(name,): line for name in tree})
+
+    # -- arms that the study makes by itself --------------------------------------------------------------------
+
+    def matched(self, arms: list[Arm], costs: Costs | None) -> list[Arm]:
+        """The arms with what `match` names as the baseline has it."""
+        base, study, match = arms[0], self.study, self.study.match
+        if match == "tokens":
+            return arms
+        if match in ("flops", "seconds") and base.tokens is None:
+            message = f"{match!r} changes budgets in tokens or steps, and this one is in seconds"
+            raise self.layer.fault(message, "match")
+        tasks = [arm.task(*arm.seeds[0], self.patches) for arm in arms]
+        step = costs(name_of(study, base), tasks) if match == "seconds" and costs else {}
+        found = [base]
+        for arm in arms[1:]:
+            if match == "parameters":
+                ratio = widen(base.manifest, arm.manifest, by="parameters").manifest.model.mlp_ratio
+                tree = {"model": {"mlp_ratio": ratio}}
+                same = ratio == arm.manifest.model.mlp_ratio
+            else:
+                cost = step.get(arm.name, 1.0)
+                if match == "flops":
+                    cost = arm.built.train_flops_per_token / base.built.train_flops_per_token
+                tree, same = {"train": {"budget": _budget(arm, 1 / cost)}}, cost == 1
+            kept = self.vary(arm, self._said(tree, "match"), name=arm.name, role=arm.role)
+            found.append(arm if same else replace(kept, of="", point=arm.point))
+        return found
+
+    def controlled(self, arms: list[Arm]) -> list[Arm]:
+        """The arms, and behind them baselines as wide as those that have more parameters or FLOPs: one for all arms
+        that come to the same width."""
+        if not self.study.controls:
+            return arms
+        base, found = arms[0], list(arms)
+        for at, arm in enumerate(arms):
+            ways = [widen(arm.manifest, base.manifest, by=by) for by in ("parameters", "flops")]
+            width = max(way.manifest.model.n_hidden for way in ways)
+            if at == 0 or max(way.goal / way.own for way in ways) < _WORTH or width <= base.manifest.model.n_hidden:
+                continue
+            ratio = width / base.manifest.model.n_embd
+            wide = self.vary(
+                base, self._said({"model": {"mlp_ratio": ratio}}, "controls"),
+                name=f"{base.name} hidden={width}", role="control",
+            )  # fmt: skip
+            known = next((other for other in found if other.recipe == wide.recipe), None)
+            found += [] if known else [wide]
+            if known is not arm:
+                found[at] = replace(arm, control=(known or wide).name)
+        return found
+
+    def ruler(self, base: Arm) -> list[Arm]:
+        """The baseline at other budgets."""
+        factors = [factor for factor in self.study.ruler if factor != 1]
+        return [
+            self.vary(
+                base, self._said({"train": {"budget": _budget(base, factor)}}, "ruler"),
+                name=f"{base.name} x{factor:g}", role="ruler",
+            )
+            for factor in factors
+        ]  # fmt: skip
+
+    def grid(self) -> Iterator[tuple[dict[str, object], Layer]]:
+        yield from points(changes(self.layer, "tune", "grid")) if self.study.tune else ()
+
+    def tunings(self, arms: Sequence[Arm]) -> list[Arm]:
+        """The baseline and every arm at each point of the tuning grid."""
+        tune = self.study.tune
+        if not tune:
+            return []
+        found = []
+        for arm in (arm for arm in arms if arm.role in ("base", "arm")):
+            for point, layer in self.grid():
+                seeds = tuple(tune.seed.pairs)
+                made = self.vary(arm, layer, name=_label(f"{arm.name} tuning", point), role="tuning", seeds=seeds)
+                found.append(replace(made, point=point))
+        return found
+
+
+def _label(name: str, point: Mapping[str, object]) -> str:
+    return " ".join([name, *(f"{key.rpartition('.')[2]}={_word(value)}" for key, value in point.items())])
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _ids_like(word: str, layer: Layer) -> list[str]:
+    if not set("*?[") & set(word):
+        return [word]
+    ids = [entry.id for entry in catalogue() if fnmatchcase(entry.id, word)]
+    if not ids:
+        raise layer.fault(f"no variant's id fits {word!r}; `ratrain list` shows them all", "arms")
+    return ids
+
+
+def _budget(arm: Arm, factor: float) -> dict[str, float]:
+    """The arm's budget times `factor`, in whole steps."""
+    budget, steps = arm.manifest.train.budget, steps_total(arm.manifest)
+    if steps is None:
+        return {"seconds": factor * float(budget.seconds or 0)}
+    scaled = max(1, round(factor * steps))
+    return {"steps": scaled} if budget.steps is not None else {"tokens": scaled * tokens_per_step(arm.manifest)}
+
+
+def _graphs(manifest: Manifest) -> str:
+    """Digest of what decides which graphs are compiled."""
+    said = plain(manifest)
+    facts = [said["model"], said["patch"], said["compile"], [manifest.train.precision, manifest.train.micro_batch]]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def resolved(source: Source, patches: Sequence[Path]) -> Manifest:
+    """With the kinds of `patches` folders, and of those beside the manifest's files."""
+    return resolve(source, patches=patch_kinds(patches, beside=source.files), optimizers=optim_kinds())

@@ -1,0 +1,151 @@
+"""Commands that tell what runs and studies came to, and whether that is so: report, replay."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ratrain.cli.arguments import Command, count, natural
+from ratrain.cli.tables import table
+from ratrain.errors import Exit, MissingError, UsageError
+
+if TYPE_CHECKING:
+    from ratrain.report.log import RunLog
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", nargs="+", help="a run folder, an id, a prefix of its name, @last; several are compared; or a study"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+
+
+def _report(args: argparse.Namespace) -> None:
+    """Tell what a run reached and how its gates went, compare several, or tell what a study came to."""
+    from ratrain.engine.folder import find_run
+    from ratrain.report.log import read_run
+
+    studies = [found for name in args.run if (found := _study_of(name, args.out))]
+    if studies and len(args.run) > 1:
+        raise UsageError(f"{studies[0].name} is a study, which is reported by itself; expected one study, or runs")
+    if studies:
+        _report_study(studies[0])
+        return
+    logs = [read_run(find_run(name, args.out)) for name in args.run]
+    if len(logs) == 1:
+        _report_run(logs[0])
+    else:
+        _report_comparison(logs, args.out)
+
+
+def _study_of(name: str, out: Path) -> Path | None:
+    """The study's folder: a path, or the beginning of a study's name where no run's begins so. Raises UsageError."""
+    places = [Path(name), out / "studies" / name]
+    found = [place for place in places if (place / "events.jsonl").is_file() and not (place / "resolved.toml").exists()]
+    if found or name.startswith("@") or Path(name).is_absolute() or (Path(name) / "resolved.toml").is_file():
+        return found[0] if found else None
+    fitting = sorted(p.parent for p in (out / "studies").glob(f"{name}*/events.jsonl") if ".old-" not in p.parent.name)
+    if not name or not fitting or any(out.glob(f"{name}*/s*/resolved.toml")):
+        return None
+    if len(fitting) > 1:
+        raise UsageError(f"{name}: fits {', '.join(study.name for study in fitting)}")
+    return fitting[0]
+
+
+def _report_study(folder: Path) -> None:
+    from ratrain.ablation.conclusion import conclude
+    from ratrain.ablation.record import read_study
+    from ratrain.ablation.results import rows_of
+    from ratrain.cli.told import told
+    from ratrain.report.study import write_study_report
+
+    study = read_study(folder)
+    rows = rows_of(study)
+    found = conclude(study, rows)
+    page = write_study_report(study, rows, found)
+    print("\n".join([*told(study, rows, found), str(page)]))
+
+
+def _report_comparison(logs: list[RunLog], out: Path) -> None:
+    from ratrain.atomic import write_file
+    from ratrain.report.compare import compare_page, compare_rows
+
+    print(table(compare_rows(logs)))
+    write_file(out / "comparison.html", [compare_page(logs).encode()])
+    print(f"\n{out / 'comparison.html'}")
+
+
+def _report_run(log: RunLog) -> None:
+    from ratrain.atomic import write_file
+    from ratrain.report.gates import gate_rows
+    from ratrain.report.page import facts, figures_of, page
+
+    print(table(facts(log)))
+    if log.probes:
+        print()
+        print(table(gate_rows(log)))
+    figures = figures_of(log)
+    (log.path / "figures").mkdir(exist_ok=True)
+    for name, image in figures.items():
+        write_file(log.path / "figures" / f"{name}.png", [image])
+    write_file(log.path / "report.html", [page(log, figures).encode()])
+    print(f"\n{log.path / 'report.html'}")
+
+
+def _replay_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run folder, an id, a prefix of its name, or @last; with --arm a study")
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+    parser.add_argument("--arm", metavar="A", help="RUN is the folder of a study, or its name: this arm of it")
+    parser.add_argument("--seed", type=natural, default=1, metavar="N", help="with --arm: of this seed (1)")
+    parser.add_argument("--from", dest="begin", type=natural, default=0, metavar="STEP", help="a checkpoint's (0)")
+    parser.add_argument("--steps", type=count, default=50, metavar="N", help="how many (50)")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _replay(args: argparse.Namespace) -> int:
+    """Take some steps of a finished run again, and compare losses and weights with what it logged."""
+    from ratrain.engine.replay import TOLERANCE, replay
+
+    found = replay(_run_of(args), begin=args.begin, steps=args.steps, device=args.device)
+    if args.json:
+        print(json.dumps(found.record(), indent=1))
+        return Exit.DONE if found.holds else Exit.BAD_DATA
+    print(f"{found.run}, steps {found.begin + 1} to {found.end}")
+    print(f"losses         {found.equal} of {found.compared} equal to the bit, largest difference {found.largest:.2g}")
+    for step, same in found.weights.items():
+        print(f"weights        {'equal to the bit' if same else 'other bits'} at step {step}")
+    for line in found.unlike:
+        print(f"not as it was  {line}")
+    told = "the log holds" if found.exact else f"the log holds within {TOLERANCE:g}" if found.holds else "NOT as logged"
+    print(told)
+    return Exit.DONE if found.holds else Exit.BAD_DATA
+
+
+def _run_of(args: argparse.Namespace) -> Path:
+    """RUN itself, or the run of an arm and seed of the study that it names."""
+    from ratrain.ablation.record import read_study
+    from ratrain.engine.folder import find_run
+
+    if args.arm is None:
+        return find_run(args.run, args.out)
+    folder = _study_of(args.run, args.out)
+    if folder is None:
+        raise MissingError(f"{args.run}: no such study in {args.out / 'studies'}")
+    study = read_study(folder)
+    arms = {arm.name: arm for arm in [*study.now.arms, *study.tuned]}
+    if args.arm not in arms:
+        raise UsageError(f"--arm {args.arm}: the arms of {folder.name} are {', '.join(arms)}")
+    arm = arms[args.arm]
+    seeds = {init: run for (init, _), run in zip(arm.seeds, arm.folders, strict=True)}
+    if args.seed not in seeds:
+        raise UsageError(f"--seed {args.seed}: the seeds of {folder.name} are {', '.join(map(str, seeds))}")
+    return study.out / seeds[args.seed]
+
+
+COMMANDS: dict[str, Command] = {
+    "report": Command(_report_arguments, _report),
+    "replay": Command(_replay_arguments, _replay),
+}
