@@ -79,7 +79,7 @@ class Verdicts(Section):
     stop: bool = Field(default=False, description="an arm that has its verdict runs no more seeds")
     noise: PositiveFloat | None = Field(
         default=None,
-        description="nats: what a run differs by within its seed, as known before; for what a dry run foretells",
+        description="nats: what a run of this scale differs by within its seed, as known; for what a dry run foretells",
     )
 
 

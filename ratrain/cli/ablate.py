@@ -231,10 +231,11 @@ def _foresight(plan: Plan, out: Path) -> tuple[str, dict[int, float]]:
     record, rule = planned(plan), plan.study.verdict
     found = conclude(Study(study_folder(plan, out), record, record))
     known = found.judgement.sd if found and math.isfinite(found.judgement.sd) else 0.0
-    where = "measured" if known else "stated" if rule.noise else "unknown"
+    stated = rule.noise if plan.base.manifest.scale == plan.study.scale else None  # of another scale it says nothing
+    where = "measured" if known else "stated" if stated else "unknown"
     arms, counts = len(plan.of_role("arm", "control")), range(3, max(10, len(plan.seeds)) + 1)
     options = {"arms": arms, "alpha": rule.alpha, "spending": rule.spending, "counts": counts}
-    return where, more_seeds(known or rule.noise or 1.0, **options) if arms else {}
+    return where, more_seeds(known or stated or 1.0, **options) if arms else {}
 
 
 def _time(seconds: float) -> str:

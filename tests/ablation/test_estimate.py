@@ -8,6 +8,8 @@ import pytest
 
 from ratrain.ablation.estimate import Probe, estimate
 from ratrain.ablation.plan import make_plan
+from ratrain.ablation.power import more_seeds
+from ratrain.ablation.record import planned
 from ratrain.config.resolve import tokens_per_step
 
 
@@ -44,3 +46,22 @@ def test_a_dry_run_tells_what_is_left_and_writes_nothing(study, ratrain, tmp_pat
     assert not (tmp_path / "runs").exists()
     assert ratrain(*words, "--json")[0] == 0
     assert "all are done" in ratrain(*words, "--dry-run")[1]
+
+
+def test_a_dry_run_foretells_what_so_many_seeds_find(study, ratrain, tmp_path):
+    text = study().read_text()
+    words = ("--out", tmp_path / "runs", "--device", "cpu", "--dry-run")
+
+    def told(more, *others):
+        code, out, err = ratrain("--ablate", study(text + more), *words, *others)
+        assert (code, err) == (0, "")
+        return out
+
+    unknown, known = told(""), told("\n[verdict]\nnoise = 0.02\n")
+    unit = more_seeds(1.0, arms=3)
+    assert f"3: {unit[3]:.4f} sd" in unknown
+    assert "which is not known yet" in unknown
+    assert f"3: {0.02 * unit[3]:.4f}, " in known
+    assert "by verdict.noise" in known
+    assert "not known yet" in told("\n[verdict]\nnoise = 0.02\n", "--scale", "study", "--set", "train.budget.steps=6")
+    assert f"plan {planned(make_plan(study(text))).hash[:8]}" in unknown
