@@ -6,12 +6,12 @@ import os
 import signal
 import threading
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 
 from ratrain.ablation.arms import Task
 from ratrain.engine.checkpoint import listed, thin
+from ratrain.engine.engine import Engine
 from ratrain.engine.folder import RunFolder
 from ratrain.engine.launch import AlreadyDone, Launch, train
 from ratrain.errors import Exit, RatrainError
@@ -38,9 +38,14 @@ def _ran(task: Task, launch: Launch, tell: Emit) -> tuple[int, str]:
     try:
         manifest = task.manifest()
         folder = launch.folder(manifest)
-        if task.thin and not listed(folder.checkpoints):
-            _mark(folder.path)
-        train(manifest, task.source, launch, sink=tell)
+        ours = task.thin and (launch.fresh or not listed(folder.checkpoints))
+
+        def run(engine: Engine) -> RunEnded:
+            if ours:
+                (folder.path / _MARK).touch()
+            return engine.run()
+
+        train(manifest, task.source, launch, sink=tell, task=run)
         _thin(folder)
     except AlreadyDone as done:
         _thin(RunFolder(done.path))
@@ -55,11 +60,6 @@ def _ran(task: Task, launch: Launch, tell: Emit) -> tuple[int, str]:
 
 
 _MARK = "keep-weights"  # in the folder of a run that a study began: others keep what they have
-
-
-def _mark(run: Path) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    (run / _MARK).touch()
 
 
 def _thin(folder: RunFolder) -> None:

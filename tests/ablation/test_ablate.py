@@ -248,6 +248,7 @@ def test_a_study_begun_anew_trains_anew(ablate, study, tmp_path):
     first, _ = ablate(study(), "--only", "v9", "--seeds", "1")
     again, err = ablate(study(), "--only", "v9", "--seeds", "1,2", "--fresh")
     assert "[4/4]" in err
+    assert all("optimizer.safetensors" not in files(run) for run in runs(tmp_path) if ".old-" not in run.name)
     assert losses(again)["v9"][0] == losses(first)["v9"][0]
     assert sorted(path.name for path in (tmp_path / "runs" / "studies").iterdir()) == ["two-tiny", "two-tiny.old-1"]
 
