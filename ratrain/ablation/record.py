@@ -67,9 +67,6 @@ class Planned:
     def of_role(self, *roles: Role) -> list[PlannedArm]:
         return [arm for arm in self.arms if arm.role in roles]
 
-    def arm(self, name: str) -> PlannedArm:
-        return next(arm for arm in self.arms if arm.name == name)
-
 
 @dataclass(frozen=True)
 class Cost:
