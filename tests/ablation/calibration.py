@@ -1,6 +1,6 @@
 """Studies whose truth is known: GPT-2 against itself, and against itself with more or fewer tokens.
 
-`python tests/ablation/calibration.py train` trains the pool of runs at the tiny scale (4700 of them, 45 minutes on one
+`python tests/ablation/calibration.py train` trains the pool of runs at the tiny scale (4892 of them, 45 minutes on one
 core, `--jobs` divides it; it goes on where it stopped) into trained.npz beside this file; `... report` resamples it
 into studies, takes each through everything that a study goes through after its runs, and prints how often it says what
 is not so. The short form of the report is in the tests.
