@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ratrain.kernels.placement import on_kernels
+from ratrain.kernels.products import by_onednn, product
 
-# one chunk of fp32 logits: stays near a CPU's second-level cache, and is large enough for a GPU's matmul
-_CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+# one chunk of fp32 logits: stays in a CPU's caches, and is large enough for a GPU's matmul
+_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 _MIN_ROWS = 256  # below this each chunk spends more time adding to d_weight than multiplying (V 50304, CPU)
 
 
@@ -68,7 +69,7 @@ def _forward(
     w = weight.to(dtype)
     total, losses = torch.zeros((), dtype=wide, device=x.device), torch.empty(len(x), dtype=wide, device=x.device)
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
-    d_weight = torch.zeros_like(weight, dtype=wide) if wants_grad else weight.new_empty(0)
+    d_weight = _zeros(x, weight, wide) if wants_grad else weight.new_empty(0)
     step = _rows(x, weight)
     fused = on_kernels(w) and on_kernels(x)
     # one for all chunks: on a CPU, memory fresh from the system costs more than a pass over it
@@ -90,7 +91,7 @@ def _forward(
                 if z_loss:
                     probs *= 1 + 2 * z_loss * norm
                 d_logits = probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide)).to(dtype)
-                d_x[part] = (d_logits @ w) * counted
+                d_x[part] = product(d_logits, w) * counted
                 _add_product(d_weight, d_logits.T, rows * counted)
     count = (targets != ignore).sum()
     return total, count, losses, d_x, d_weight.to(weight.dtype)
@@ -123,7 +124,10 @@ def _softmax(rows: Tensor, w: Tensor, index: Tensor, n_class: int, out: Tensor) 
 
     Each pass over [n, V] shows in the time of a step: this makes two, beside the product and a softmax in place.
     """
-    logits = torch.mm(rows, w.T, out=out) if w.dtype == out.dtype else out.copy_(rows @ w.T)
+    if by_onednn(rows, w):
+        logits = out = product(rows, w.T)
+    else:
+        logits = torch.mm(rows, w.T, out=out) if w.dtype == out.dtype else out.copy_(rows @ w.T)
     logits[:, n_class:] = float("-inf")
     picked, largest = logits.gather(1, index), logits.amax(-1, keepdim=True)
     probs = torch.softmax(logits, -1, out=out)  # in place: an element is read for the last time before it is written
@@ -133,10 +137,19 @@ def _softmax(rows: Tensor, w: Tensor, index: Tensor, n_class: int, out: Tensor) 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Adds a @ b; where dtypes allow it, without a second array of the total's size."""
-    if total.dtype == a.dtype:
+    if by_onednn(a, b):
+        total.T.add_(product(b.T.contiguous(), a.T))
+    elif total.dtype == a.dtype:
         total.addmm_(a, b)
     else:
         total.add_(a @ b)
+
+
+def _zeros(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """For the gradient of weight [V, C]: it lies transposed where oneDNN forms it, which is faster at wide results."""
+    if by_onednn(x, weight):
+        return torch.zeros(weight.shape[::-1], dtype=dtype).T
+    return torch.zeros_like(weight, dtype=dtype)
 
 
 @_forward.register_fake
@@ -144,7 +157,7 @@ def _(x, weight, targets, n_class, ignore, z_loss, dtype, wants_grad):
     wide = torch.promote_types(x.dtype, torch.float32)
     total = x.new_empty((), dtype=wide)
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
-    d_weight = torch.empty_like(weight) if wants_grad else weight.new_empty(0)
+    d_weight = _zeros(x, weight, weight.dtype) if wants_grad else weight.new_empty(0)
     return total, targets.new_empty(()), x.new_empty(len(x), dtype=wide), d_x, d_weight
 
 
@@ -158,7 +171,7 @@ def _backward(ctx, grad: Tensor, *_unused: Tensor):
     d_x, d_weight = ctx.saved_tensors
     assert ctx.wants_grad, "linear_cross_entropy: the gradients were not formed in the forward pass"
     # grad is 0-d: it scales in its own precision and does not widen the product
-    return d_x * grad, d_weight * grad, None, None, None, None, None, None
+    return d_x * grad, (d_weight * grad).contiguous(), None, None, None, None, None, None
 
 
 _forward.register_autograd(_backward, setup_context=_save)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +16,8 @@ from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from ratrain.config.schema import CompileSection
+from ratrain.engine.products import inductor_options
+from ratrain.kernels import products
 from ratrain.model.gpt2 import GPT2
 from ratrain.recipe.cache import cache_folder
 
@@ -29,8 +35,11 @@ def compile_model(model: GPT2, section: CompileSection) -> int:
         scope = "block" if model.wte.weight.device.type == "cpu" else "model"
     if scope == "off":
         return 0
+    torch.compiler.config.cache_key_tag = _operations()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPH_LIMIT)
-    options = {"fullgraph": True, "dynamic": False, "backend": section.backend}
+    options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": section.backend}
+    if section.backend == "inductor" and model.wte.weight.device.type == "cpu":
+        options["options"] = inductor_options()
     if scope == "model":
         model.compile(**options)
         return 1
@@ -38,6 +47,15 @@ def compile_model(model: GPT2, section: CompileSection) -> int:
         block.compile(**options)
     model.head = torch.compile(model.head, **options)
     return 1 + len({tuple(_structure(block)) for block in model.blocks})
+
+
+@functools.cache
+def _operations() -> str:
+    """What a compiled graph depends on that torch does not put into its key: how our operations are written, and what
+    they choose by the CPU. Code kept by another version would take their results for something else."""
+    files = sorted(Path(products.__file__).parent.glob("**/*.py"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return f"ratrain {digest} {products.onednn_is_faster()}"
 
 
 def _structure(module: nn.Module) -> Iterator[tuple]:

@@ -13,10 +13,20 @@ from ratrain.registry import plugin_files
 _ROOT = Path(__file__).parents[1]
 # the folders and files that decide a number of every run; kinds are added as the manifest names them
 _ALWAYS = (
-    *("model/*.py", "recipe/*.py", "kernels/*/*.py"),
+    *("model/*.py", "recipe/*.py", "kernels/*/*.py", "kernels/products.py"),
     *(
         f"engine/{name}.py"
-        for name in ("engine", "attention", "average", "step", "evaluate", "fitting", "state", "switchboard")
+        for name in (
+            "engine",
+            "attention",
+            "average",
+            "step",
+            "evaluate",
+            "fitting",
+            "state",
+            "switchboard",
+            "products",
+        )
     ),
     "engine/distributed.py",
 )
