@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from ratrain import __version__
-from ratrain.cli import ablate, look, report, runs, text, train
+from ratrain.cli import ablate, look, profile, report, runs, text, train
 from ratrain.errors import Exit, ManifestError, RatrainError
 
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS | report.COMMANDS
+COMMANDS |= profile.COMMANDS
 
 _EPILOG = """\
 examples:

@@ -16,6 +16,7 @@ import torch
 
 import ratrain
 from ratrain.errors import UnavailableError
+from ratrain.kernels.products import product
 
 # dense bf16 FLOP/s from the vendors' data sheets, by a part of the device's name
 _DATASHEET = {
@@ -104,12 +105,45 @@ def _measure(device: torch.device, dtype: torch.dtype) -> float:
     for _ in range(8):
         synchronize(device)
         start = time.perf_counter()
-        torch.mm(a, b)
+        product(a, b)
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # the run's peak is what will be asked for
     return 2 * size**3 / best
+
+
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes/s that go to and from memory, read and written, measured: the better of copying and of a + s * b.
+
+    Best of some passes over arrays four times the size of the last-level cache; what a CPU reads only to overwrite it
+    is not counted. Takes a second at most.
+    """
+    size = 1 << 30 if device.type == "cuda" else min(max(4 * _last_level_cache(), 1 << 26), 1 << 29)
+    a, b = (torch.ones(size // 4, device=device) for _ in range(2))
+    out = torch.empty_like(a).fill_(0)  # pages are there before the clock runs
+    passes = ((lambda: out.copy_(a), 2), (lambda: torch.add(a, b, alpha=0.5, out=out), 3))
+    best, begin = 0.0, time.perf_counter()
+    for _ in range(6):
+        for once, arrays in passes:
+            synchronize(device)
+            start = time.perf_counter()
+            once()
+            synchronize(device)
+            best = max(best, arrays * a.nbytes / (time.perf_counter() - start))
+        if time.perf_counter() - begin > 1:
+            break
+    return best
+
+
+def _last_level_cache() -> int:
+    """Bytes of the largest cache that the first CPU uses; 32 MiB where the system does not tell."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            text = file.read_text().strip()
+            sizes.append(int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0))
+    return max(sizes, default=32 << 20)
 
 
 def synchronize(device: torch.device) -> None:
