@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := main
-.PHONY: main install test faults calibration lint check golden bench kernels gpu-check clean help
+.PHONY: main install test faults calibration lint check golden bench bench-compare bench-page bench-selftest kernels gpu-check clean help
 
 main: install ## set up, then train V9, draw a sample and write a report (the default)
 	$(BIN)/ratrain manifests/unified_ra_v9.toml
@@ -43,6 +43,17 @@ golden: install ## rewrite tests/golden after a change to what a manifest means
 
 bench: install ## measure the cost of a step of every variant against V0
 	$(BIN)/python -m pytest bench --benchmark-only -s
+
+bench-compare: install ## is a step slower than at REF=main~3, and does it do more? VARIANTS="v0 v9" SCALE=study INSTRUCTIONS=1
+	$(BIN)/python bench/compare.py $(REF) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SCALE),--scale $(SCALE)) \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(INSTRUCTIONS),--instructions) $(if $(ALLOW),--allow $(ALLOW)) \
+		$(if $(DEVICE),--device $(DEVICE))
+
+bench-page: install ## draw what is kept in bench/history as docs/performance/history.html
+	$(BIN)/python bench/page.py
+
+bench-selftest: install ## how often is bench-compare wrong? 200 injected slowdowns of 5 %, 200 of nothing: a quarter of an hour
+	$(BIN)/python bench/selftest.py
 
 kernels: install ## compile every Triton kernel for five GPUs: registers, spills, shared memory, tensor cores
 	$(BIN)/python -m ratrain.kernels.ahead

@@ -1,68 +1,142 @@
-"""What the engine adds to a step: sampling, schedule, events and their file, over the bare train step on one batch.
+"""What the engine takes beside the train step: its windows, its checkpoints, its data, and the wait for a first step.
 
-Both arms train the same compiled model at the default scale, a window at a time, in rounds as in bench_variants; CPU
-time of this process, one thread. A second bare arm is what the machine cannot resolve. Checkpoints and evaluations are
-not in it: a run states their seconds itself.
+    pytest bench/bench_engine.py --benchmark-only --cold v0,v19
+
+Windows of the engine with the sinks of a run, and the same steps bare, twice, of the same compiled model; V9 at the
+default scale. A checkpoint and a batch are held against the steps that they come with. A first step is waited for, by
+the clock from the start of the command, with compiled code and headers in their place and with nothing kept.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from pathlib import Path
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
 
 import pytest
-import torch
-from history import record
+from setting import REPLAY, TABLES, Measured, Setting
 
-from ratrain.config.read import find_manifest, read_source
-from ratrain.config.resolve import resolve
-from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.engine import Engine
-from ratrain.engine.paired import Ratio, measure, rows_of
 from ratrain.engine.signals import StopRequest
-from ratrain.registry import optim_kinds, patch_kinds
 from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.jsonl import Jsonl
 from ratrain.sinks.monitor import Monitor
 from ratrain.sinks.progress import Lines
 
-ROUNDS = int(os.environ.get("ROUNDS", "60"))  # of 60 steps each
-BOUND = 1.02
+OVERHEAD = 1.005  # of bare steps, for a window of the engine
+STALL = 1.05  # of the steps between two checkpoints, for those with one
+DATA = 1.005
+COLD, WARM = 60.0, 12.0  # seconds to the first step on two cores
 WINDOW = 10  # log.every of the default scale
 
 
-@pytest.fixture
-def arms(tmp_path):
-    """A window of the engine with the sinks of a run; the same steps bare, twice."""
-    torch.set_num_threads(1)
-    keep_compiled_code()
-    source = read_source(find_manifest("v9"), overrides=["eval.every=0", "checkpoint.every=0", f"log.every={WINDOW}"])
-    manifest = resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
+@pytest.fixture(scope="module")
+def engine(setting: Setting, tmp_path_factory):
+    """Compiled, with the sinks of a run."""
+    folder, every = tmp_path_factory.mktemp("run"), f"log.every={WINDOW}"
+    manifest = setting.manifest("v9", "eval.every=0", "checkpoint.every=0", every)
     emit = Fanout()
-    with (tmp_path / "log.txt").open("w") as log:
-        engine = Engine(manifest, checkpoints=Path(tmp_path), device=torch.device("cpu"), emit=emit)
-        for sink in (Jsonl(tmp_path / "events.jsonl"), Lines(log, stamped=True), Monitor(emit)):
+    with (folder / "log.txt").open("w") as log:
+        engine = Engine(manifest, checkpoints=folder, device=setting.place, emit=emit)
+        for sink in (Jsonl(folder / "events.jsonl"), Lines(log, stamped=True), Monitor(emit)):
             emit.add(sink)
         engine.total_steps = 1 << 40  # as many windows as are asked for
         engine._choose_attention()
         engine._compile()
-        stop, batch = StopRequest(), engine.sampler.batch(0)
-
-        def bare():
-            for _ in range(WINDOW):
-                result = engine.train_step(*batch)
-            return result.loss.item()
-
-        yield {"bare": bare, "bare again": bare, "engine": lambda: engine._window(stop)}
+        yield engine
 
 
-def bench_engine_over_bare_steps(benchmark, arms):
+@pytest.fixture(scope="module")
+def windows(setting: Setting, engine: Engine) -> Measured:
+    stop, batch = StopRequest(), engine._batch(0)
+
+    def bare() -> object:
+        for _ in range(WINDOW):
+            result = engine.train_step(*batch)
+        return result.loss.item()
+
+    arms: dict[str, Callable[[], object]] = {"bare": bare, "bare again": bare, "engine": lambda: engine._window(stop)}
     for arm in arms.values():
         arm()
-    seconds = measure(arms, rounds=ROUNDS)
-    record("engine", rows_of(seconds, base="bare"))
-    twin, ratio = (Ratio.of(seconds[name], seconds["bare"]) for name in ("bare again", "engine"))
-    benchmark.extra_info.update(ratio=ratio.median, low=ratio.low, high=ratio.high, rounds=ROUNDS)
-    benchmark.pedantic(arms["engine"], rounds=3)
-    verdict = "within" if ratio.holds(BOUND, twin) else "NOT within"
-    print(f"\nengine over bare steps {ratio}, bare over bare {twin}: {verdict} {BOUND}")
+    return Measured("engine", setting.measure(arms, rounds=5, told="engine"), base="bare", twin="bare again")
+
+
+@pytest.mark.parametrize("name", ["bare again", "engine"])
+def bench_window(benchmark, windows, name):
+    windows.tell(benchmark, name, windows.within(name, OVERHEAD) if name == "engine" else "")
+
+
+def bench_checkpoint(benchmark, setting, engine, windows):
+    """A checkpoint, by the clock since it waits for the disk, against the steps up to it at the scale's interval."""
+    every = setting.manifest("v9").checkpoint.every or 500
+    costs = []
+    for _ in range(5):
+        engine.steps_done += 1  # a step is saved once
+        start = time.perf_counter()
+        engine._save()
+        costs.append(time.perf_counter() - start)
+    _tell_part(benchmark, "checkpoint", costs, steps=every, step=windows.median("bare") / WINDOW, bound=STALL)
+
+
+def bench_batch(benchmark, setting, engine, windows):
+    """Reading a batch, against the step on it."""
+    costs = [setting.timed(lambda position=position: engine._batch(position)) for position in range(200)]
+    _tell_part(benchmark, "batch", costs, steps=1, step=windows.median("bare") / WINDOW, bound=DATA)
+
+
+def _tell_part(benchmark, name: str, costs: list[float], *, steps: int, step: float, bound: float) -> None:
+    """A row for what comes once in so many steps of `step` seconds."""
+    middle = sorted(costs)[len(costs) // 2]
+    share = middle / (steps * step)
+    REPLAY.load(costs)
+    benchmark.group = "engine"
+    benchmark.pedantic(REPLAY.nothing, rounds=len(costs))
+    benchmark.extra_info.update(share_of_steps=share, steps=steps)
+    verdict = f"{'within' if 1 + share <= bound else 'NOT within'} {bound - 1:.1%}"
+    among = "its step" if steps == 1 else f"the {steps} steps up to it"
+    TABLES.setdefault("engine", []).append(f"{name:24} {1e3 * middle:9.3f} ms  {share:.3%} of {among}  {verdict}")
+
+
+@pytest.mark.parametrize("kind", ["warm", "cold"])
+def bench_first_step(benchmark, setting, kind):
+    """Seconds from the command to the end of the first step; of --cold's manifests, at their scale."""
+    seconds = {}
+    for name in setting.cold:
+        if kind == "warm":
+            _first_step(name, setting, {})  # so that its code is kept
+            seconds[name] = _first_step(name, setting, {})
+        else:
+            with tempfile.TemporaryDirectory() as empty:  # torch keeps compiled headers among temporary files
+                seconds[name] = _first_step(
+                    name, setting, {"TORCHINDUCTOR_CACHE_DIR": f"{empty}/code", "TMPDIR": empty}
+                )
+    REPLAY.load(list(seconds.values()))
+    benchmark.group = "first step"
+    benchmark.pedantic(REPLAY.nothing, rounds=len(seconds))
+    bound = COLD if kind == "cold" else WARM
+    benchmark.extra_info.update(seconds, bound=bound)
+    for name, waited in seconds.items():
+        verdict = "within" if waited <= bound else "NOT within"
+        TABLES.setdefault("first step", []).append(f"{name:20} {kind}  {waited:6.1f} s  {verdict} {bound:g} s")
+
+
+def _first_step(name: str, setting: Setting, environment: dict[str, str]) -> float:
+    """Starts a run and ends it after its first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "ratrain", name, "--set", "log.every=1", "--out", folder, "--json"]
+        words += ["--device", setting.device, *(["--scale", setting.scale] if setting.scale else [])]
+        began = time.perf_counter()
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | environment) as run:
+            assert run.stdout
+            for line in run.stdout:
+                if json.loads(line)["event"] == "Window":
+                    waited = time.perf_counter() - began
+                    run.kill()
+                    break
+            else:
+                pytest.fail(f"ratrain {name} ended with exit code {run.wait()} before its first step")
+    return waited

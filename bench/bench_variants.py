@@ -1,34 +1,33 @@
-"""What a step of each variant costs against V0, in rounds so that drift hits all of them alike.
+"""What a train step of each variant costs against V0, in rounds so that drift hits all of them alike.
 
-Per round every variant takes one step, in one order and then in the other; CPU time of this process, one thread.
-A second V0 runs along: the half-width of its interval is what the machine cannot resolve, and a bound holds when the
-upper end of a variant's interval is within the bound plus that.
+Per round every variant takes one step, in one order and then in the other; on a CPU, CPU time of this process, one
+thread. A second V0 runs along: the half-width of its interval is what the machine cannot resolve, and a bound holds
+when the upper end of a variant's interval is within the bound plus that.
+
+    pytest bench/bench_variants.py --benchmark-only -k "v1 or v9" --rounds 60
 """
 
 from __future__ import annotations
 
-import os
+import gc
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import compiled
+import counters
 import pytest
 import torch
-from history import record
+from setting import Measured, Setting
 
 from ratrain.config.catalogue import catalogue
-from ratrain.config.read import find_manifest, read_source
-from ratrain.config.resolve import resolve
-from ratrain.engine.compile import keep_compiled_code
-from ratrain.engine.device import keep_freed_memory, set_determinism
-from ratrain.engine.paired import Ratio, measure, rows_of
+from ratrain.engine.device import peak_flops
 from ratrain.engine.stepping import train_step
+from ratrain.model.count import count
 from ratrain.recipe.data import open_corpus
 from ratrain.recipe.sampling import Sampler
-from ratrain.registry import optim_kinds, patch_kinds
 
-ROUNDS = int(os.environ.get("ROUNDS", "60"))
-SET = os.environ.get("SET", "").split()  # keys to change in all of them, e.g. model.block_size=1024 train.batch=2
 BOUND = 1.02  # of V0, for variants that only gate scores
 WIDER = {  # for those that compute more; None where the cost is part of what is asked
     **dict.fromkeys((f"unified_ra_v{n}" for n in (3, 4, 5, 6, 11, 13)), 1.05),
@@ -39,47 +38,64 @@ WIDER = {  # for those that compute more; None where the cost is part of what is
 }
 BASE, TWIN = "unified_ra_v0", "unified_ra_v0 again"
 NAMES = [Path(entry.file).stem for entry in catalogue() if entry.same_as is None and entry.id != "gpt2"]
+_TOGETHER = 5  # variants that a GPU holds beside the two V0
+
+Step = Callable[[], object]
 
 
-def step_of(name: str) -> Callable[[], object]:
-    """A warmed-up train step of the manifest at its default scale; each call takes the next batch."""
-    source = read_source(find_manifest(name), overrides=SET)
-    manifest = resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
-    corpus = open_corpus(manifest.data, vocab_size=manifest.model.vocab_size)
-    sampler = Sampler(corpus.train, seed=1, batch=manifest.train.batch, block_size=manifest.model.block_size)
-    _, step = train_step(manifest, lr=1e-3)
-    batches = iter(range(1 << 60))
-    for _ in range(3):
-        step(*sampler.batch(next(batches)))
-    return lambda: step(*sampler.batch(next(batches)))
+class Variant:
+    """A train step of a manifest; each call takes the next batch."""
+
+    def __init__(self, name: str, setting: Setting):
+        self.name, self.device, self.manifest = name, setting.device, setting.manifest(name)
+        train, spec = self.manifest.train, self.manifest.model
+        corpus = open_corpus(self.manifest.data, vocab_size=spec.vocab_size)
+        sampler = Sampler(corpus.train, seed=1, batch=train.batch, block_size=spec.block_size)
+        batches = (tuple(part.to(setting.place) for part in sampler.batch(number)) for number in range(1 << 60))
+        model, step = train_step(self.manifest, lr=1e-3, device=setting.device)
+        self.step: Step = lambda: step(*next(batches))
+        self.tokens = train.batch * spec.block_size
+        self.flops = self.tokens * count(model).train_flops_per_token
+
+    def looked_at(self) -> dict[str, Any]:
+        """What can be told of it alone, without what other variants have compiled."""
+        torch._dynamo.reset()
+        found = compiled.first_steps(self.name, self.manifest, self.device, self.step)
+        return {"peak MiB": counters.count(self.step, self.device)["peak_bytes"] >> 20, **found}
+
+    def speed(self, seconds: float, peak: float | None) -> dict[str, Any]:
+        mfu = round(self.flops / seconds / peak, 3) if peak else None
+        return {"tokens/s": round(self.tokens / seconds), "MFU": mfu}
+
+
+def groups(asked: list[str], setting: Setting) -> Iterator[list[str]]:
+    """All at once where memory allows, so that each is compared with the same V0 in the same rounds."""
+    size = len(asked) if setting.place.type == "cpu" else _TOGETHER
+    yield from (asked[at : at + size] for at in range(0, len(asked), size or 1))
 
 
 @pytest.fixture(scope="module")
-def steps(request) -> dict[str, Callable[[], object]]:
-    """Of the variants that were asked for, by -k for instance."""
-    asked = {item.callspec.params["name"] for item in request.session.items if item.module is request.module}
-    torch.set_num_threads(1)
-    set_determinism("auto", torch.device("cpu"))
-    keep_freed_memory()
-    keep_compiled_code()
-    names = {BASE: BASE, TWIN: BASE} | {name: name for name in NAMES if name in asked}
-    return {label: step_of(name) for label, name in names.items()}
-
-
-@pytest.fixture(scope="module")
-def seconds(steps) -> dict[str, list[float]]:
-    seconds = measure(steps, rounds=ROUNDS)
-    record(" ".join(["variants", *SET]), rows_of(seconds, base=BASE))
-    return seconds
+def measured(request, setting) -> dict[str, Measured]:
+    """Of the variants that were asked for, by -k for instance; by name."""
+    asked = {item.callspec.params["name"] for item in request.session.items if item.module is request.module} - {TWIN}
+    peak = peak_flops(setting.place, setting.manifest(BASE).train.precision)["measured"]
+    found: dict[str, Measured] = {}
+    suite = " ".join(["variants", *([setting.scale] if setting.scale else []), *setting.overrides])
+    for group in groups([name for name in NAMES if name in asked and name != BASE] or [BASE], setting):
+        alone = {name: Variant(name, setting).looked_at() for name in dict.fromkeys([BASE, *group])}
+        variants = {name: Variant(name.removesuffix(" again"), setting) for name in dict.fromkeys([BASE, TWIN, *group])}
+        steps = {name: variant.step for name, variant in variants.items()}
+        seconds = setting.measure(steps, rounds=setting.rounds_within(steps), told=suite)
+        speed = {name: variants[name].speed(statistics.median(costs), peak) for name, costs in seconds.items()}
+        extra = {name: {**speed[name], **alone.get(name, {})} for name in variants}
+        found |= dict.fromkeys(variants, Measured(suite, seconds, base=BASE, twin=TWIN, extra=extra))
+        del variants, steps
+        gc.collect()
+        torch.cuda.empty_cache()
+    return found
 
 
 @pytest.mark.parametrize("name", [TWIN, *NAMES])
-def bench_step_against_v0(benchmark, steps, seconds, name):
-    ratio = Ratio.of(seconds[name], seconds[BASE])
-    benchmark.extra_info.update(ratio_to_v0=ratio.median, low=ratio.low, high=ratio.high, rounds=ROUNDS)
-    benchmark.pedantic(steps[name], rounds=5)  # for pytest-benchmark's own table: wall time, not paired
-    twin = Ratio.of(seconds[TWIN], seconds[BASE])
-    bound = WIDER.get(name, BOUND)
-    verdict = f"{'within' if ratio.holds(bound, twin) else 'NOT within'} {bound}" if bound else ""
-    cost = 1e3 * statistics.median(seconds[name])
-    print(f"{name:22} {cost:7.1f} ms  {ratio} x V0  {verdict}")
+def bench_step_against_v0(benchmark, measured, name):
+    found = measured[name]
+    found.tell(benchmark, name, found.within(name, WIDER.get(name, BOUND)))

@@ -88,7 +88,7 @@ class Timed:
 
 def time_all(setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
     """A row for each kernel and for what it competes with, on the same inputs."""
-    for group in (_attention, _loss_and_memory, _decoding):
+    for group in (attention, loss, decoding):
         ms: dict[str, float] = {}
         for one in group(setting):
             row: dict[str, Any] = {"kernel": one.name, **one.fields}
@@ -109,7 +109,7 @@ def time_all(setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _attention(setting: Setting) -> Iterator[Timed]:
+def attention(setting: Setting) -> Iterator[Timed]:
     q, k, v = inputs = setting.packed()
     batch, n_head, n_token, head_dim = setting.shape
     forward = 2.0 * batch * n_head * n_token**2 * head_dim  # two products, half of each masked
@@ -154,7 +154,7 @@ def _lazily(run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[],
     return call
 
 
-def _loss_and_memory(setting: Setting) -> Iterator[Timed]:
+def loss(setting: Setting) -> Iterator[Timed]:
     rows = setting.batch * setting.n_token
     x, weight, targets = head_of(setting, rows, setting.channels, setting.n_class, setting.dtype)
     calls: dict[str, Callable[[], Tensor]] = {
@@ -180,7 +180,7 @@ def _memory(call: Callable[[], object], setting: Setting) -> int | None:
     return (torch.cuda.max_memory_allocated() - before) >> 20
 
 
-def _decoding(setting: Setting) -> Iterator[Timed]:
+def decoding(setting: Setting) -> Iterator[Timed]:
     shape = setting.decode_batch, setting.n_head, setting.decode_context, setting.head_dim
     dense = cache_of(setting, shape, keep=1.0, both=True, dtype=setting.dtype)
     q, keys, values = dense["q"], dense["keys"], dense["values"]

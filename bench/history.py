@@ -16,14 +16,18 @@ import torch
 _FOLDER = Path(__file__).parent / "history"
 
 
-def record(suite: str, rows: dict[str, Any]) -> None:
-    """Appends what `suite` measured, with where and on what; does nothing unless RECORD is set."""
+def record(suite: str, rows: dict[str, Any], *, against: str = "") -> None:
+    """Appends what `suite` measured, with where and on what; does nothing unless RECORD is set.
+
+    `against` is the commit whose cost is 1, where that is not an arm among the rows.
+    """
     if not os.environ.get("RECORD"):
         return
     line = {
         "suite": suite,
         "date": date.today().isoformat(),
         "commit": _git("describe", "--always", "--dirty"),
+        **({"against": against} if against else {}),
         "machine": machine(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,37 @@ class Ratio:
 
 
 def measure(
-    steps: dict[str, Callable[[], object]], *, rounds: int, clock: Callable[[], float] = time.process_time
+    steps: Mapping[str, Callable[[], object]], *, rounds: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
     """Seconds of each step by `clock`, by name and round: the mean of the two times it is taken per round."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        once: dict[str, float] = dict.fromkeys(steps, 0.0)
-        for name in (*steps, *reversed(steps)):
-            start = clock()
-            steps[name]()
-            once[name] += (clock() - start) / 2
+
+    def timed(step: Callable[[], object]) -> float:
+        start = clock()
+        step()
+        return clock() - start
+
+    return interleave({name: partial(timed, step) for name, step in steps.items()}, rounds)
+
+
+def interleave(
+    arms: Mapping[str, Callable[[], float]], rounds: int, on_round: Callable[[int], object] | None = None
+) -> dict[str, list[float]]:
+    """What each arm returns, its seconds, by name and round: taken in one order, then in the other, and averaged.
+
+    Every round begins with another arm: the last of an order is taken twice running, and finds its data in the cache.
+    `on_round` is told how many rounds are done.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    order = list(arms)
+    for done in range(1, rounds + 1):
+        once: dict[str, float] = dict.fromkeys(arms, 0.0)
+        for name in (*order, *reversed(order)):
+            once[name] += arms[name]() / 2
+        order.append(order.pop(0))
         for name, cost in once.items():
             seconds[name].append(cost)
+        if on_round:
+            on_round(done)
     return seconds
 
 

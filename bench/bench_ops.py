@@ -1,0 +1,86 @@
+"""What our operations cost beside those they stand for, forward and backward: attention and the loss, and decoding.
+
+On a GPU at GPT-2 124M's shapes in bf16, by its kernels; on a CPU, where the operations run as they are defined, at
+those of the default scale. All in rounds; FLOP/s are of the products that the result cannot do without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gpu_inputs
+import gpu_timed
+import pytest
+import torch
+from setting import Measured, Setting, device_of
+
+ON_CPU = gpu_inputs.Setting(
+    "cpu", batch=8, n_head=6, n_token=128, head_dim=32, block=16, n_class=2048, channels=192, decode_batch=8,
+    decode_context=1024, dtype=torch.float32,
+)  # fmt: skip
+BASE = {  # what the others of a group are compared with: the first so called that can serve
+    "attention, forward": "sdpa forward",
+    "attention, forward and backward": "sdpa forward + backward",
+    "loss": "loss unfused",
+    "decoding": "decode dense sdpa",
+}
+
+
+def _members(group: str, sizes: gpu_inputs.Setting) -> Iterator[gpu_timed.Timed]:
+    if not group.startswith("attention"):
+        yield from {"loss": gpu_timed.loss, "decoding": gpu_timed.decoding}[group](sizes)
+    else:
+        yield from (one for one in gpu_timed.attention(sizes) if ("+ backward" in one.name) == ("and" in group))
+
+
+def _sizes(device: str) -> gpu_inputs.Setting:
+    return ON_CPU if device == "cpu" else replace(gpu_inputs.Setting(), device=device)
+
+
+@pytest.fixture(scope="module")
+def measured(setting: Setting):
+    """By group of operations, once it is asked for."""
+    known: dict[str, Measured] = {}
+
+    def of(group: str) -> Measured:
+        if group not in known:
+            known[group] = _measure(group, setting)
+        return known[group]
+
+    return of
+
+
+def _measure(group: str, setting: Setting) -> Measured:
+    able: dict[str, gpu_timed.Timed] = {}
+    for one in _members(group, _sizes(setting.device)):
+        try:
+            one.run()
+        except RuntimeError:  # a backend that cannot serve here
+            continue
+        able[one.name] = one
+    seconds = setting.measure({name: one.run for name, one in able.items()}, rounds=30, told=group)
+    base = next(name for name in able if name.startswith(BASE[group]))
+    found = Measured(f"ops: {group}", seconds, base=base)
+    found.extra = {name: _rates(one, found.median(name)) for name, one in able.items()}
+    return found
+
+
+def _rates(one: gpu_timed.Timed, seconds: float) -> dict[str, Any]:
+    rates = {"GFLOP/s": round(one.flops / seconds / 1e9, 1), "GB/s": round(one.bytes / seconds / 1e9, 1)}
+    return {key: rate for key, rate in rates.items() if rate}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    asked: Any = metafunc.config.getoption
+    sizes = _sizes(device_of(asked("--device")))
+    cases = [(group, one.name) for group in BASE for one in _members(group, sizes)]
+    metafunc.parametrize(("group", "name"), cases)
+
+
+def bench_op(benchmark, measured, group, name):
+    found = measured(group)
+    if name not in found.seconds:
+        pytest.skip("cannot serve here")
+    found.tell(benchmark, name)
