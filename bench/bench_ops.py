@@ -6,6 +6,7 @@ those of the default scale. All in rounds; FLOP/s are of the products that the r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -42,14 +43,7 @@ def _sizes(device: str) -> gpu_inputs.Setting:
 @pytest.fixture(scope="module")
 def measured(setting: Setting):
     """By group of operations, once it is asked for."""
-    known: dict[str, Measured] = {}
-
-    def of(group: str) -> Measured:
-        if group not in known:
-            known[group] = _measure(group, setting)
-        return known[group]
-
-    return of
+    return functools.cache(lambda group: _measure(group, setting))
 
 
 def _measure(group: str, setting: Setting) -> Measured:
@@ -62,7 +56,7 @@ def _measure(group: str, setting: Setting) -> Measured:
         able[one.name] = one
     seconds = setting.measure({name: one.run for name, one in able.items()}, rounds=30, told=group)
     base = next(name for name in able if name.startswith(BASE[group]))
-    found = Measured(f"ops: {group}", seconds, base=base)
+    found = Measured(f"ops {group}", seconds, base=base)
     found.extra = {name: _rates(one, found.median(name)) for name, one in able.items()}
     return found
 

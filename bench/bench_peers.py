@@ -11,6 +11,7 @@ Shapes: the `study` scale with its own vocabulary and with GPT-2's, or that of -
 
 from __future__ import annotations
 
+import functools
 import os
 from contextlib import ExitStack
 from functools import partial
@@ -27,8 +28,8 @@ NANOGPT = os.environ.get("NANOGPT", "")
 OURS, TWIN, OURS_EAGER = "ours", "ours again", "ours, eager"
 PEERS = {"nanoGPT, eager": False, "nanoGPT, compiled": True} if NANOGPT else {}
 GPT2_VOCABULARY = ("data.tokenizer=gpt2", "model.vocab_size=50257")
-SHAPES = {"study": (), "study, V 50304": GPT2_VOCABULARY}
-BOUNDS = {"study": 1.15, "study, V 50304": 1.30, "gpt2_124m": 1.2}  # of ours, for nanoGPT either way
+SHAPES = {"study": (), "study with GPT-2's vocabulary": GPT2_VOCABULARY}
+BOUNDS = {"study": 1.15, "study with GPT-2's vocabulary": 1.30, "gpt2_124m": 1.2}  # of ours, for nanoGPT either way
 
 
 def hold_together(arguments: dict[str, Any]) -> None:
@@ -44,16 +45,9 @@ def hold_together(arguments: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def measured(request, setting: Setting):
+def measured(setting: Setting):
     """By shape, once it is asked for; a step of every arm in its turn."""
-    known: dict[str, Measured] = {}
-
-    def of(shape: str) -> Measured:
-        if shape not in known:
-            known[shape] = _measure(shape, setting)
-        return known[shape]
-
-    return of
+    return functools.cache(lambda shape: _measure(shape, setting))
 
 
 def _measure(shape: str, setting: Setting) -> Measured:
@@ -74,8 +68,8 @@ def _measure(shape: str, setting: Setting) -> Measured:
         }
         steps = {name: partial(arm.step, 1) for name, arm in started.items()}
         rounds = setting.rounds_within(steps, share=0.3)
-        seconds = setting.measure(steps, rounds=rounds, told=f"peers, {shape}", timed=False)
-    return Measured(f"peers, {shape}", seconds, base=OURS, twin=TWIN)
+        seconds = setting.measure(steps, rounds=rounds, told=f"peers {shape}", timed=False)
+    return Measured(f"peers {shape}", seconds, base=OURS, twin=TWIN)
 
 
 def shapes(scale: str | None) -> list[str]:

@@ -26,6 +26,8 @@ _CALLED = {
     "variants": "A step of each variant, over V0's",
     "peers": "A step of other trainers, over ours",
     "engine": "A window of the engine, over its bare steps",
+    "ops": "Our operations, over what they stand for",
+    "decode": "A token drawn alone, over V0's",
     "compare": "A step, over the same variant's at another commit",
 }
 _FLAT = 0.02  # from 1: shaded
