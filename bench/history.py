@@ -26,7 +26,7 @@ def record(suite: str, rows: dict[str, Any], *, against: str = "") -> None:
     line = {
         "suite": suite,
         "date": date.today().isoformat(),
-        "commit": _git("describe", "--always", "--dirty"),
+        "commit": _commit(),
         **({"against": against} if against else {}),
         "machine": machine(),
         "torch": torch.__version__,
@@ -50,6 +50,12 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _commit() -> str:
+    """With -dirty where anything is edited but what measuring writes itself."""
+    edited = _git("status", "--porcelain", "--untracked-files=no", ":/", ":!/bench/history", ":!/docs/performance")
+    return _git("describe", "--always") + ("-dirty" if edited else "")
 
 
 def _git(*words: str) -> str:

@@ -17,7 +17,14 @@ from torch import Tensor
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a [M, K] @ b [K, N]; oneDNN reads b as it lies, transposed or not, and wants the rows of a one after the other.
     It has no gradient."""
-    return torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "") if by_onednn(a, b) else a @ b
+    if by_onednn(a, b) and is_plain(b):
+        return torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
+    return a @ b
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether x [M, N] lies in order, or transposed: for a slice of something wider oneDNN has no fast code."""
+    return x.is_contiguous() or x.T.is_contiguous()
 
 
 def by_onednn(*operands: Tensor) -> bool:

@@ -38,7 +38,7 @@ class ByOneDNN(CustomGraphPass):
 
 def _replace(graph: fx.Graph, node: fx.Node, a: fx.Node, b: fx.Node, bias: fx.Node | None = None) -> None:
     left, right = a.meta["val"], b.meta["val"]
-    if not products.by_onednn(left, right):
+    if not (products.by_onednn(left, right) and products.is_plain(right)):
         return
     with graph.inserting_before(node):
         weight = graph.call_function(torch.ops.aten.permute.default, (b, [1, 0]))

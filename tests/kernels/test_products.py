@@ -31,6 +31,15 @@ def test_equals_the_product_in_float64(m, k, n, turned):
     torch.testing.assert_close(products.product(a, b).double(), exact, rtol=1e-5, atol=1e-5)
 
 
+def test_a_slice_is_left_to_blas():
+    wide = drawn(64, 96)
+    assert products.is_plain(wide)
+    assert products.is_plain(wide.T)
+    assert not products.is_plain(wide[:, 32:])
+    assert not products.is_plain(wide[:, 32:].T)
+    assert torch.equal(products.product(wide.T, wide[:, 32:]), wide.T @ wide[:, 32:])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_go_another_way(dtype):
     a, b = drawn(4, 5).to(dtype), drawn(5, 6).to(dtype)
@@ -70,6 +79,26 @@ def test_a_compiled_graph_forms_all_its_products_by_onednn_and_the_same_gradient
     assert not any(name.startswith(("aten.mm", "aten.addmm")) for name in seen)
     for mine, exact in zip(model.parameters(), oracle.parameters(), strict=True):
         torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=1e-4, atol=1e-7)
+
+
+@able
+def test_a_compiled_product_with_a_slice_is_left_to_blas():
+    seen: list[str] = []
+
+    class Watched(ByOneDNN):
+        def __call__(self, graph):
+            super().__call__(graph)
+            seen.extend(str(node.target) for node in graph.nodes)
+
+        def uuid(self):
+            return None
+
+    a, wide = drawn(32, 48), drawn(48, 64)
+    call = torch.compile(
+        lambda a, wide: a @ wide[:, 24:], dynamic=False, options={"post_grad_custom_post_pass": Watched()}
+    )
+    torch.testing.assert_close(call(a, wide), a @ wide[:, 24:], rtol=1e-5, atol=1e-5)
+    assert "aten.mm.default" in seen
 
 
 def test_graphs_are_left_as_they_are_where_mkl_is_at_its_best(monkeypatch):
