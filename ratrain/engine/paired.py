@@ -29,14 +29,6 @@ class Ratio:
     def __str__(self) -> str:
         return f"{self.median:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
-    def holds(self, bound: float, twin: Ratio) -> bool:
-        """Whether the ratio is at most `bound`, by as much as the machine can tell."""
-        return self.high <= bound + twin.half_width
-
-    def reaches(self, bound: float, twin: Ratio) -> bool:
-        """Whether the ratio is at least `bound`, by as much as the machine can tell."""
-        return self.low >= bound - twin.half_width
-
     @property
     def half_width(self) -> float:
         return (self.high - self.low) / 2

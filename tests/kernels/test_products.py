@@ -47,6 +47,20 @@ def test_other_dtypes_go_another_way(dtype):
     assert torch.equal(products.product(a, b), a @ b)
 
 
+class Watched(ByOneDNN):
+    """Notes what a graph consists of once the pass has been over it."""
+
+    def __init__(self):
+        self.seen: list[str] = []
+
+    def __call__(self, graph):
+        super().__call__(graph)
+        self.seen.extend(str(node.target) for node in graph.nodes)
+
+    def uuid(self):
+        return None  # not from the cache, or the pass would not run
+
+
 class _Two(nn.Module):
     def __init__(self):
         super().__init__()
@@ -63,42 +77,24 @@ def test_a_compiled_graph_forms_all_its_products_by_onednn_and_the_same_gradient
     oracle.load_state_dict(model.state_dict())
     x = drawn(48, 24)
     oracle(x.double()).backward()
-    seen: list[str] = []
-
-    class Watched(ByOneDNN):
-        def __call__(self, graph):
-            super().__call__(graph)
-            seen.extend(str(node.target) for node in graph.nodes)
-
-        def uuid(self):
-            return None  # not from the cache, or the pass would not run
-
-    model.compile(fullgraph=True, dynamic=False, options={"post_grad_custom_post_pass": Watched()})
+    watched = Watched()
+    model.compile(fullgraph=True, dynamic=False, options={"post_grad_custom_post_pass": watched})
     model(x).backward()
-    assert seen.count("mkldnn._linear_pointwise.default") == 5  # two forward, three backward: x has no gradient
-    assert not any(name.startswith(("aten.mm", "aten.addmm")) for name in seen)
+    assert watched.seen.count("mkldnn._linear_pointwise.default") == 5  # two forward, three backward: x has no gradient
+    assert not any(name.startswith(("aten.mm", "aten.addmm")) for name in watched.seen)
     for mine, exact in zip(model.parameters(), oracle.parameters(), strict=True):
         torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=1e-4, atol=1e-7)
 
 
 @able
 def test_a_compiled_product_with_a_slice_is_left_to_blas():
-    seen: list[str] = []
-
-    class Watched(ByOneDNN):
-        def __call__(self, graph):
-            super().__call__(graph)
-            seen.extend(str(node.target) for node in graph.nodes)
-
-        def uuid(self):
-            return None
-
+    watched = Watched()
     a, wide = drawn(32, 48), drawn(48, 64)
     call = torch.compile(
-        lambda a, wide: a @ wide[:, 24:], dynamic=False, options={"post_grad_custom_post_pass": Watched()}
+        lambda a, wide: a @ wide[:, 24:], dynamic=False, options={"post_grad_custom_post_pass": watched}
     )
     torch.testing.assert_close(call(a, wide), a @ wide[:, 24:], rtol=1e-5, atol=1e-5)
-    assert "aten.mm.default" in seen
+    assert "aten.mm.default" in watched.seen
 
 
 def test_graphs_are_left_as_they_are_where_mkl_is_at_its_best(monkeypatch):

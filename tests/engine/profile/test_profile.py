@@ -147,6 +147,12 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_compiled(rat
     assert (code, "cannot be written" in err, "compiling" in err) == (Exit.CANNOT_CREATE, True, False)
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_compiled(ratrain, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = ratrain("profile", "v0", *TINY, "--out", str(tmp_path / "file" / "folder"))
+    assert (code, "file" in err, "Traceback" in err, "compiling" in err) == (Exit.CANNOT_CREATE, True, False, False)
+
+
 def test_a_compiler_that_is_missing_is_told(ratrain, monkeypatch):
     def fail(*_args, **_named):
         raise RuntimeError("InvalidCxxCompiler: none")
