@@ -89,6 +89,29 @@ def decode_kept(
     return _decode(q.detach(), keys, values, mass, places, weight, renormalise, scale)
 
 
+def best(order: Tensor, keep: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Who is among the `keep` first, 1 or 0 in the dtype of order, and the place of each, int64: 0 for the highest.
+
+    order [B, H, n], highest first; of equals the first comes first. keep: for all, or [H]. Nothing has a gradient.
+    """
+    # an operation of its own: the compiler would write kernels around the sort anew for every block of queries
+    most, share = (0, keep.detach()) if isinstance(keep, Tensor) else (keep, None)
+    return _best(order.detach(), most, share)
+
+
+@torch.library.custom_op("ratrain::kv_best", mutates_args=())
+def _best(order: Tensor, most: int, share: Tensor | None) -> tuple[Tensor, Tensor]:
+    found = order.argsort(dim=-1, descending=True, stable=True)
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(found)
+    place = torch.empty_like(found).scatter_(-1, found, places)
+    return (place < (most if share is None else share[:, None])).to(order.dtype), place
+
+
+@_best.register_fake
+def _(order, most, share):
+    return torch.empty_like(order), torch.empty_like(order, dtype=torch.int64)
+
+
 @torch.library.custom_op("ratrain::decode_kept", mutates_args=("mass",))
 def _decode(
     q: Tensor, keys: Tensor, values: Tensor, mass: Tensor, places: Tensor | None, weight: Tensor | None,

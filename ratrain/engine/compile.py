@@ -71,6 +71,9 @@ def keep_compiled_code() -> None:
     # torch writes its own default, a temporary folder, into the environment when it is imported
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / f"inductor-{torch.__version__}")
+    if inductor_config.cpp.vec_isa_ok is None:
+        # the trial compilations of what the CPU tells of itself take 6 s; a compiler for C++20 has all of it
+        inductor_config.cpp.vec_isa_ok = True
     # what a graph with a chosen attention calls beside operations: their arguments are part of the key already
     calls = ("torch.nn.attention._sdpa_kernel", "torch.nn.attention._backend_from_string")
     inductor_config.unsafe_marked_cacheable_functions |= dict.fromkeys(calls, torch.__version__)

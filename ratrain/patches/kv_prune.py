@@ -33,7 +33,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec, Section
-from ratrain.kernels.kv_prune import decode_kept, keep, pruned_attention
+from ratrain.kernels.kv_prune import best, decode_kept, keep, pruned_attention
 from ratrain.kernels.placement import runs_kernel
 from ratrain.model.cache import PLAIN, KVCache, ValueCode
 from ratrain.model.gpt2 import Core
@@ -205,6 +205,8 @@ class PrunedCore(Core):
         """All queries from the first token on."""
         if self._fuses(q):
             return self._fused(q, k, v)
+        # once: every block takes a part of them, which a product would otherwise copy anew
+        q, k, v = (x.contiguous() for x in (q, k, v))
         pieces = [self.spend(probs, v[:, :, : probs.shape[3]], weight) for _, probs, weight in self._blocks(q, k)]
         return torch.cat(pieces, dim=2)
 
@@ -321,8 +323,7 @@ class PrunedCore(Core):
 
     def choose(self, order: Tensor, there: Tensor) -> Tensor:
         """Who stays [B, H, n] of those that are `there`, best first by `order`."""
-        best = order.topk(self.budget.at(order.shape[-1]), dim=-1).indices
-        return torch.zeros_like(order).scatter_(-1, best, 1.0)
+        return best(order, self.budget.at(order.shape[-1]))[0]
 
     def counts(self, seen: int) -> Tensor:
         """How many tokens each head keeps [H], not yet rounded up."""
@@ -400,9 +401,12 @@ class LearnedCore(PrunedCore):
         return (self.ratio.sigmoid() * seen).clamp(min=min(least, seen), max=seen)
 
     def choose(self, order: Tensor, there: Tensor) -> Tensor:
-        rank, count = order.argsort(dim=-1, descending=True).argsort(dim=-1), self.counts(order.shape[-1])[:, None]
-        hard = (rank < count.detach().ceil()) * there
-        soft = ((count - rank - 0.5) / (self.learned.softness * order.shape[-1])).sigmoid() * there
+        count = self.counts(order.shape[-1])
+        hard, place = best(order, count.ceil())
+        hard, count = hard * there, count[:, None]
+        if not torch.is_grad_enabled():
+            return hard
+        soft = ((count - place - 0.5) / (self.learned.softness * order.shape[-1])).sigmoid() * there
         return hard + soft - soft.detach()  # the value of hard, the gradient of soft
 
     def penalty(self) -> Tensor:

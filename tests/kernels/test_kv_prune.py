@@ -11,7 +11,7 @@ from hypothesis import given as fuzzed
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from ratrain.kernels.kv_prune import decode_kept, keep, op, pruned_attention, reference
+from ratrain.kernels.kv_prune import best, decode_kept, keep, op, pruned_attention, reference
 from ratrain.patches.kv_prune import Budget, KVPrune, PrunedCore
 
 SHAPES = [(1, 1, 1, 32), (2, 2, 40, 32), (1, 3, 65, 64), (1, 1, 130, 128)]
@@ -261,3 +261,17 @@ def test_switched_off_the_kernels_keep_all():
 def near(found, expected):
     error = (found.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
     assert error <= 5e-6, f"{error:.2e}"
+
+
+def test_the_best_of_each_head_are_those_of_a_plain_sort_and_of_equals_the_first():
+    order = torch.randint(0, 5, (2, 3, 11), generator=torch.Generator().manual_seed(0)).double()
+    order[0, 0, 4:] = float("-inf")
+    keep = torch.tensor([1.0, 4.0, 11.0])
+    stays, place = best(order, keep)
+    for b, h in itertools.product(range(2), range(3)):
+        ranked = sorted(range(11), key=lambda i: (-order[b, h, i].item(), i))
+        assert place[b, h].tolist() == [ranked.index(i) for i in range(11)]
+        assert stays[b, h].nonzero().flatten().tolist() == sorted(ranked[: int(keep[h])])
+    torch.testing.assert_close(best(order, 4)[0][:, 1], stays[:, 1], rtol=0, atol=0)
+    torch.library.opcheck(op._best, (order, 4, None))
+    torch.library.opcheck(op._best, (order, 0, keep))
