@@ -32,7 +32,7 @@ BOUND = 1.02  # of V0, for variants that only gate scores
 WIDER = {  # for those that compute more; None where the cost is part of what is asked
     **dict.fromkeys((f"unified_ra_v{n}" for n in (3, 4, 5, 6, 11, 13)), 1.05),
     **dict.fromkeys(("tied_ra", "tied_ra_low_rank"), 1.15),
-    **dict.fromkeys((f"unified_ra_v{n}" for n in (14, 15, 17, 18, 19)), 1.6),
+    **dict.fromkeys((*(f"unified_ra_v{n}" for n in (14, 15, 17, 18, 19)), "c1", "c2", "c3"), 1.6),  # those that prune
     **dict.fromkeys(("unified_ra_v10", "output_gate", "double_attention", "modern"), None),
     **{Path(entry.file).stem: None for entry in catalogue() if "ideas" in Path(entry.file).parts},
 }
