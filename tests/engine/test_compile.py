@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._dynamo.exc import Unsupported
+from torch._inductor import config as inductor_config
 
-from ratrain.engine.compile import GraphCounter, compile_model
+from ratrain.engine.compile import GraphCounter, compile_model, keep_compiled_code
 from ratrain.engine.engine import Engine
 from ratrain.events import Compiled, Window
 from ratrain.model.build import build
@@ -91,3 +92,13 @@ def test_a_patch_that_breaks_the_graph_fails_at_its_first_step_wherever_it_is(ti
     tokens = torch.zeros(2, 8, dtype=torch.int64)
     with pytest.raises(Unsupported):
         model(tokens, tokens)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, True), (False, False)])
+def test_what_a_user_says_of_vector_instructions_stays_and_nobody_tries_them_out_otherwise(
+    monkeypatch, tmp_path, given, kept
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with inductor_config.patch({"cpp.vec_isa_ok": given}):
+        keep_compiled_code()
+        assert inductor_config.cpp.vec_isa_ok is kept
