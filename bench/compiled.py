@@ -21,7 +21,7 @@ def first_steps(name: str, manifest: Manifest, device: str, step: Callable[[], o
     graphs, began = GraphCounter(), time.perf_counter()
     step()
     seconds = round(time.perf_counter() - began, 1)
-    graphs.settle(graphs.graphs)
+    graphs.expect(graphs.graphs)
     step()
     step()
     file = cache_folder() / "compile-seconds.json"

@@ -110,9 +110,12 @@ class PhaseStarted(Event):
 
 @dataclass(frozen=True)
 class Compiled(Event):
+    """What one kind of pass needs: 'train' before the first step, 'evaluate' after the first window."""
+
+    what: str
     seconds: float
     graphs: int
-    expected: int  # regions x kinds of pass; more are recompiles
+    expected: int  # one per region; more are recompiles
     cached: bool
 
 

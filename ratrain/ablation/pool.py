@@ -15,7 +15,7 @@ from types import FrameType
 from ratrain.ablation.arms import Task
 from ratrain.engine.launch import Launch
 from ratrain.errors import Exit
-from ratrain.events import Event, Window
+from ratrain.events import Compiled, Event, Window
 
 _TRIES = 3  # of a run that dies without a word; it goes on from what it had saved
 
@@ -127,7 +127,7 @@ class Pool:
             if isinstance(said, tuple):
                 slot.result = said
             else:
-                self._warm |= {slot.task.graphs} if isinstance(said, Window) else set()
+                self._warm |= {slot.task.graphs} if _has_compiled(said) else set()
                 self.tell(Told(slot.task, said))
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
@@ -140,6 +140,13 @@ class Pool:
         for slot in self._busy:
             if slot.process.pid is not None:
                 os.kill(slot.process.pid, signal.SIGTERM)
+
+
+def _has_compiled(event: Event) -> bool:
+    """Whether the code that the run needs is kept by now; one that compiles nothing says so in its first window."""
+    if isinstance(event, Window):
+        return not event.graphs
+    return isinstance(event, Compiled) and event.what == "evaluate"
 
 
 @contextmanager

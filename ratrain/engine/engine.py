@@ -76,6 +76,7 @@ class Engine:
         self.evaluated_at = -1
         self.saved_at = -1
         self.skips_in_a_row = 0
+        self._uncompiled = 0  # regions whose evaluation is still to be compiled
 
         self.corpus = open_corpus(
             manifest.data, vocab_size=manifest.model.vocab_size, block_size=manifest.model.block_size
@@ -148,6 +149,8 @@ class Engine:
             while not self._finished() and not (asked := self._asked(stop, until)):
                 self._fit_if_due()
                 self._window(stop)
+                if not stop.asked:
+                    self._compile_evaluation()
                 self._evaluate_if_due()
                 self._save_if_due()
             if not self._finished():
@@ -201,26 +204,41 @@ class Engine:
         self.emit(self.attention.event())
 
     def _compile(self) -> None:
-        """Compiles every graph the run needs before the clock of the first window starts."""
-        regions = compile_model(self.model, self.manifest.compile)
+        """Compiles what training needs, before the clock of the first window starts."""
+        self._uncompiled = compile_model(self.model, self.manifest.compile)
         self.train_step.share_gradients()
-        if not regions and self.world.size == 1:
-            return
-        if regions:
-            self.emit(events.PhaseStarted("compile", self.manifest.compile.backend))
+        if self._uncompiled or self.world.size > 1:  # between processes it settles what gradients are averaged in
+            self._rehearse("train", self._trial_step)
+
+    def _trial_step(self) -> None:
+        """One micro-step, forgotten."""
+        tokens, targets = self._batch(0)
+        rows = slice(0, self.train_step.micro_batch)
+        self.train_step.backward(tokens[rows], targets[rows])
+        self.train_step.forget()
+
+    def _compile_evaluation(self) -> None:
+        """Compiles what evaluation needs, after the first window: whether it trains at all is seen before.
+
+        No later, or what fails there would fail long after the command was given.
+        """
+        if self._uncompiled:
+            self._rehearse("evaluate", self.evaluator.rehearse)
+            self._uncompiled = 0
+
+    def _rehearse(self, what: str, act: Callable[[], None]) -> None:
+        """Compiles each region for one kind of pass, by one that the run does not see: not its dropout either."""
+        if self._uncompiled:
+            self.emit(events.PhaseStarted("compile", f"{self.manifest.compile.backend}, to {what}"))
+        before, spent = self.graphs.graphs, self.seconds["compile"]
         with self._phase("compile"):
             tensors, plain = rng_state()
-            tokens, targets = self._batch(0)
-            # one micro-step: between processes this also settles the buckets that gradients are averaged in
-            rows = slice(0, self.train_step.micro_batch)
-            self.train_step.backward(tokens[rows], targets[rows])
-            self.train_step.forget()
-            self.evaluator.rehearse()
-            restore_rng(tensors, plain)  # dropout in the trial step must not be seen by the run
-        expected = 2 * regions  # a graph to train and one to evaluate
-        self.graphs.settle(expected)
-        if regions:
-            self.emit(events.Compiled(self.seconds["compile"], self.graphs.graphs, expected, self.graphs.cached))
+            act()
+            restore_rng(tensors, plain)
+        self.graphs.expect(self._uncompiled)
+        if self._uncompiled:
+            made, took = self.graphs.graphs - before, self.seconds["compile"] - spent
+            self.emit(events.Compiled(what, took, made, self._uncompiled, self.graphs.cached))
 
     # -- one window ---------------------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ def _window(e: events.Window) -> list[str]:
 def _phase(e: events.PhaseStarted) -> list[str]:
     if e.phase != "compile":
         return []
-    wait = " (up to a minute the first time, then kept)" if e.note == "inductor" else ""
+    wait = " (up to a minute the first time, then kept)" if e.note.startswith("inductor") else ""
     return [f"compiling with {e.note}{wait}"]
 
 
@@ -78,7 +78,7 @@ def _fitted(e: events.Fitted) -> list[str]:
 
 
 def _compiled(e: events.Compiled) -> list[str]:
-    return [f"compiled {e.graphs} graphs in {e.seconds:.1f} s" + (", from the cache" if e.cached else "")]
+    return [f"compiled {e.graphs} graphs to {e.what} in {e.seconds:.1f} s" + (", from the cache" if e.cached else "")]
 
 
 def _ended(e: events.RunEnded) -> list[str]:

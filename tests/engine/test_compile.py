@@ -25,10 +25,15 @@ def test_a_run_needs_one_graph_to_train_and_one_to_evaluate_each_region(tiny, tm
     # warm-up, decay, evaluations, checkpoints and micro-steps all happen within these 100 steps
     manifest = tiny(variant, f"compile.scope={scope}", "train.micro_batch=2", "eval.windows=7", "schedule.kind=wsd")
     seen = events_of(manifest, tmp_path)
-    (compiled,) = (event for event in seen if isinstance(event, Compiled))
-    assert compiled.graphs == compiled.expected == 2 * regions
-    last = [event for event in seen if isinstance(event, Window)][-1]
-    assert (last.step, last.graphs, last.recompiles) == (100, 2 * regions, 0)
+    compiled = [event for event in seen if isinstance(event, Compiled)]
+    assert [(event.what, event.graphs, event.expected) for event in compiled] == [
+        ("train", regions, regions),
+        ("evaluate", regions, regions),
+    ]
+    windows = [event for event in seen if isinstance(event, Window)]
+    assert seen.index(compiled[0]) < seen.index(windows[0]) < seen.index(compiled[1]) < seen.index(windows[1])
+    assert {window.recompiles for window in windows} == {0}
+    assert (windows[-1].step, windows[-1].graphs) == (100, 2 * regions)
 
 
 def test_blocks_of_one_structure_share_a_graph(tiny):
@@ -44,7 +49,7 @@ def test_a_graph_beyond_the_expected_ones_counts_as_a_recompile(tiny):
     regions = compile_model(model, tiny("gpt2", "compile.scope=model").compile)
     tokens = torch.zeros(2, 8, dtype=torch.int64)
     model(tokens, tokens)
-    counter.settle(regions)
+    counter.expect(regions)
     assert (counter.graphs, counter.recompiles) == (1, 0)
     model(tokens[:, :4], tokens[:, :4])  # another shape
     assert (counter.graphs, counter.recompiles) == (2, 1)

@@ -66,8 +66,8 @@ def one_of_each(window, started):
     return [
         events.Resumed(3, "checkpoints/step-3", ("step-5: SHA-256 differs",)),
         started(),
-        events.PhaseStarted("compile", "inductor"),
-        events.Compiled(12.3, 4, 4, False),
+        events.PhaseStarted("compile", "inductor, to train"),
+        events.Compiled("train", 12.3, 4, 4, False),
         window(),
         events.Evaluated(5, 7.1234, 256, 0.5),
         events.Probed(5, {"unified_ra": {"w_rec": [[0.1, 0.3], [0.2, 0.2]], "share": [[], [0.5]]}}),
