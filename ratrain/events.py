@@ -138,6 +138,7 @@ class Window(Event):
     graphs: int
     recompiles: int
     eta: float | None  # seconds
+    sparsity: float = 0.0  # of the weights that are pruned from
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,55 @@ class Evaluated(Event):
     tokens: int
     seconds: float
     parts: tuple[float, ...] = ()  # of the documents or passages that Fingerprints tells of
+
+
+@dataclass(frozen=True)
+class PruningBegan(Event):
+    """Which weights the sparsities of this run are of."""
+
+    kind: str
+    tensors: tuple[str, ...]
+    weights: int
+    of_parameters: int
+
+
+@dataclass(frozen=True)
+class Pruned(Event):
+    """Masks were made anew after this step."""
+
+    step: int
+    sparsity: float  # of the weights that are pruned from
+    pruned: int
+    reached: bool  # the target; no mask changes any more
+
+
+@dataclass(frozen=True)
+class PruningEvaluated(Event):
+    """What a run that pruned its weights has at its end. Losses are nats per token on the validation windows."""
+
+    step: int
+    target: float
+    sparsity: float  # of the weights that are pruned from, by the masks
+    zeros: dict[str, tuple[int, int]]  # weights that are zero, and weights, counted: of what is pruned, and the table
+    pruned: list[str]  # tensors that are pruned
+    not_zero: int  # weights that are masked and not zero
+    loss_dense_best: float | None  # while nothing was pruned; None: not evaluated then
+    loss_target_best: float | None  # with the target reached
+    loss: float  # of the weights as they are, whatever average is evaluated else
+    loss_reloaded: float  # of the checkpoint, read into a model that knows of no pruning
+    peak_memory: int  # bytes
+    step_seconds: dict[str, float | None]  # median step of windows "with looks" and "without"
+    bytes_dense: int  # of these tensors in fp32
+    bytes_packed: int  # a bit of mask for each weight, and those that stay
+
+
+@dataclass(frozen=True)
+class OptimizerTold(Event):
+    """What an optimizer counts has grown since the last window: spikes and resets of SPAM."""
+
+    step: int
+    counts: dict[str, int]  # since the last window that told of any
+    totals: dict[str, int]  # since step 0
 
 
 @dataclass(frozen=True)

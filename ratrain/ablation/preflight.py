@@ -83,7 +83,8 @@ def _disguised(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
 
 def _recipe_beside_patches(manifest: Manifest) -> str:
     said = plain(manifest)
-    return json.dumps([said[name] for name in ("model", "data", "optim", "schedule", "train", "init", "eval")])
+    sections = ("model", "data", "optim", "schedule", "train", "init", "eval", "prune")
+    return json.dumps([said.get(name) for name in sections])
 
 
 def _switched_alike(arm: Arm, other: Arm) -> bool:

@@ -13,10 +13,14 @@ from ratrain.config.parse import Layer
 
 # tables in which exactly one key is set, as patterns: a later layer replaces them whole
 ONE_OF = (
-    *("train.budget", "schedule.warmup", "patch.*.refit"),
+    *("train.budget", "schedule.warmup", "patch.*.refit", "prune.start", "prune.end"),
     *(f"{at}activation.{span}" for at in ("", "patch.*.") for span in ("after", "over", "deadline")),
 )
-ANY_OPTIMIZER = ("weight_decay", "clip")  # keys that every kind of optimizer has
+# keys that every kind of optimizer and of pruning has
+ANY_KIND: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("optim",): ("weight_decay", "clip"),
+    ("prune",): ("target", "schedule", "start", "end", "every", "layers", "embedding", "regrow"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,12 @@ class Merge:
             self.origins[dotted(key)] = Origin(layer.label, layer.lines.get(key))
 
     def _drop_other_kind(self, below: dict[str, Any], said: Mapping[str, Any], key: tuple[str, ...]) -> None:
-        """A new kind of optimizer, patch or activation has keys of its own: those inherited from the old kind go."""
-        has_kinds = key == ("optim",) or key[:-1] == ("patch",) or _is_activation(key)
+        """A new kind of optimizer, pruning, patch, activation has keys of its own: those of the old kind go."""
+        has_kinds = key in ANY_KIND or key[:-1] == ("patch",) or _is_activation(key)
         if not below or "kind" not in said or not has_kinds:
             return
-        kept, default = (ANY_OPTIMIZER, "adamw") if key == ("optim",) else ((), key[-1])
-        default = "at_once" if _is_activation(key) else default
+        kept = ANY_KIND.get(key, ())
+        default = "adamw" if key == ("optim",) else "at_once" if _is_activation(key) else key[-1]
         if below.get("kind", default) != said["kind"]:
             for name in [name for name in below if name not in kept]:
                 self._forget(below, (*key, name))

@@ -125,7 +125,12 @@ def _homes() -> dict[str, list[str]]:
 
 def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
     """Faults of keys that are each fine but do not go together."""
-    found = [*_init_faults(manifest), *_schedule_faults(manifest), *_activation_faults(manifest)]
+    found = [
+        *_init_faults(manifest),
+        *_schedule_faults(manifest),
+        *_activation_faults(manifest),
+        *_prune_faults(manifest),
+    ]
     budget, per_step = manifest.train.budget, tokens_per_step(manifest)
     if budget.tokens is not None and budget.tokens < per_step:
         sizes = f"{manifest.train.batch} x {manifest.model.block_size} = {per_step}"
@@ -155,6 +160,30 @@ def _schedule_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
         room = 1 - (warmup.fraction or (warmup.steps or 0) / (total or 1))
         if decay > room:
             yield ("schedule", "decay"), f"must leave room for the warm-up: at most {room:.3g}, got {decay}"
+
+
+def _prune_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
+    """Pruning that does not fit into the budget, or that the optimizer has no moments for."""
+    prune, optim, total = manifest.prune, manifest.optim, steps_total(manifest)
+    if optim is not None and type(optim).kind == "adamwprune" and (prune is None or prune.kind != "state"):
+        message = f"'adamwprune' prunes: expected [prune] kind = 'state', or optim.kind = {optim.base!r}"
+        yield ("optim", "kind"), message
+    if prune is None:
+        return
+    if prune.kind == "state" and optim is not None and not type(optim).moments:
+        message = f"'state' reads Adam's moments, and {type(optim).kind!r} has none of the matrices"
+        yield ("prune", "kind"), message
+    for key, span in (("start", prune.start), ("end", prune.end)):
+        if span.steps is not None and total is None:
+            message = "the budget is in seconds, so nobody knows how many steps it has; expected { fraction = ... }"
+            yield ("prune", key, "steps"), message
+            return
+    start, end = (span.steps if span.steps is not None else (span.fraction or 0.0) * (total or 1.0)
+                  for span in (prune.start, prune.end))  # fmt: skip
+    if end <= start:
+        yield ("prune", "end"), f"must come after start: {end:g} after {start:g}"
+    elif total is not None and end > total:
+        yield ("prune", "end"), f"the target would be reached at step {end:g}, but the budget has {total} steps"
 
 
 def _activation_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:

@@ -14,6 +14,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -112,6 +113,7 @@ class OptimSection(Section):
     """What every optimizer takes; each kind adds its own keys in `recipe/optim/<kind>.py`."""
 
     kind: ClassVar[str]
+    moments: ClassVar[bool] = False  # whether every matrix has Adam's two
 
     weight_decay: float = Field(default=0.1, ge=0, description="on the matrices of the blocks only")
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 never clips")
@@ -261,6 +263,60 @@ class LogSection(Section):
     study: str = Field(default="", max_length=128, description="group of runs in wandb; empty: the seeds of a recipe")
 
 
+_BITTER = tuple(f"bitter{number}" for number in range(10))
+
+
+class PruneSection(Section):
+    """Which weights are set to zero for good, how many of them, and when. No section: none."""
+
+    kind: Literal["magnitude", "movement", "state"] = Field(
+        description="what says how much a weight matters: its size; -w x gradient, summed over the steps; or, with the "
+        "moments of Adam, what `score` names (AdamWPrune)"
+    )
+    score: str | None = Field(default=None, description="state: bitter0 to bitter9, docs/pruning.md has their formulas")
+    target: float = Field(ge=0, lt=1, description="fraction of the weights that is zero in the end, exactly")
+    schedule: Literal["linear", "cubic_late", "cubic_early"] = Field(
+        default="cubic_early",
+        description="fraction at p of the way: target x p, target x p^3, target x (1 - (1 - p)^3) (Zhu & Gupta 2017)",
+    )
+    start: Span = Field(default=Span(fraction=0.1), description="pruning begins after that")
+    end: Span = Field(default=Span(fraction=0.8), description="the target is reached then, and held")
+    every: PositiveInt = Field(default=50, description="steps between looks at who stays")
+    layers: Literal["auto", "global", "uniform", "depth"] = Field(
+        default="auto",
+        description="global: one threshold for all; uniform: every matrix loses the same fraction; depth: the last "
+        "1.3 / 0.7 as much as the first; auto: depth for bitter4, else global",
+    )
+    embedding: bool = Field(default=False, description="whether the token table is pruned too, not only the blocks")
+    regrow: float = Field(
+        default=0.0, ge=0, lt=1,
+        description="fraction of the weights that stay that is exchanged at each look, for those of the largest "
+        "gradient (RigL, Evci et al. 2020); 0: what is gone stays gone",
+    )  # fmt: skip
+
+    @field_validator("score")
+    @classmethod
+    def _is_known(cls, score: str | None) -> str | None:
+        if score == "bitter10":
+            raise ValueError("bitter10 never ran: the reference has scorers of that name that nothing calls")
+        if score is not None and score not in _BITTER:
+            raise ValueError(f"expected one of {', '.join(_BITTER)}")
+        return score
+
+    @model_validator(mode="after")
+    def _reads(self):
+        if (self.score is not None) != (self.kind == "state"):
+            raise ValueError("kind = 'state' needs a score, bitter0 to bitter9, and no other kind reads one")
+        return self
+
+    @property
+    def shares(self) -> str:
+        """`layers`, settled."""
+        if self.layers != "auto":
+            return self.layers
+        return "depth" if self.score == "bitter4" else "global"
+
+
 class Manifest(Section):
     """One variant and how it is trained, fully resolved."""
 
@@ -281,4 +337,5 @@ class Manifest(Section):
     compile: CompileSection = CompileSection()
     log: LogSection = LogSection()
     activation: ActivationSection = ActivationSection()
+    prune: PruneSection | None = None
     patch: Mapping[str, Any] = Field(default={}, description="a Patch by name; the kind is the name unless it says so")

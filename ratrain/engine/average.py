@@ -5,7 +5,7 @@ It tells where a run is without the noise of its last steps; training does not s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -22,8 +22,9 @@ class Average:
     Step t weighs 1 - min(decay, (1 + t) / (10 + t)), so that the first steps do not weigh on the average for ever.
     """
 
-    def __init__(self, precision: Precision, decay: float):
-        self._precision, self._decay = precision, decay
+    def __init__(self, precision: Precision, decay: float, settle: Callable[[], None] = lambda: None):
+        """`settle` makes weights that were put in place what weights have to be: zero where they are pruned."""
+        self._precision, self._decay, self._settle = precision, decay, settle
         self._weights = [weight.data for weight in precision.masters.values()] if decay else []
         self._kept = [weight.clone() for weight in self._weights]
 
@@ -35,17 +36,17 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the averaged weights meanwhile."""
-        self._exchange()
+        if not self._kept:
+            yield
+            return
+        held = [weight.clone() for weight in self._weights]
+        torch._foreach_copy_(self._weights, self._kept)
+        self._settle()
+        self._precision.publish()
         try:
             yield
         finally:
-            self._exchange()
-
-    def _exchange(self) -> None:
-        if self._kept:
-            held = [weight.clone() for weight in self._weights]
-            torch._foreach_copy_(self._weights, self._kept)
-            torch._foreach_copy_(self._kept, held)
+            torch._foreach_copy_(self._weights, held)
             self._precision.publish()
 
     def state(self) -> dict[str, Tensor]:

@@ -85,6 +85,9 @@ def _tiny(manifest: Manifest) -> Manifest:
         "log": {"every": 1},
     }
     changed = {name: getattr(manifest, name).model_copy(update=keys) for name, keys in sections.items()}
+    if manifest.prune:  # a look after the first step, the target reached
+        spans = {"start": Span(steps=0), "end": Span(steps=1)}
+        changed["prune"] = manifest.prune.model_copy(update=spans)
     changed["activation"] = ActivationSection(kind="after", after=Span(steps=1))
     changed["patch"] = {name: patch.model_copy(update={"activation": None}) for name, patch in manifest.patch.items()}
     return manifest.model_copy(update=changed)

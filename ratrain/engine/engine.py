@@ -27,11 +27,13 @@ from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.fingerprint import fingerprints
 from ratrain.engine.fitting import Fitting, unfitted
 from ratrain.engine.probes import Probes, Values
+from ratrain.engine.pruning import Pruning, examine
 from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.engine.signals import StopRequest
 from ratrain.engine.state import graft, resume, snapshot
 from ratrain.engine.step import Precision, StepResult, TrainStep
 from ratrain.engine.switchboard import Switchboard
+from ratrain.engine.tallies import Tallies
 from ratrain.errors import CannotCreateError, DiskError, DivergedError, PreemptedError
 from ratrain.model.build import build, seed_of
 from ratrain.model.count import count
@@ -107,13 +109,16 @@ class Engine:
             precision=self.precision,
             micro_batch=local_rows(world, batch=manifest.train.batch, micro_batch=manifest.train.micro_batch),
             world=world,
+            prune=manifest.prune,
         )
         require(manifest, rows=self.train_step.micro_batch, device=device)
         self.evaluator = Evaluator(
             self.model, windows, precision=self.precision, batch=self.train_step.micro_batch, world=world
         )
-        self.average = Average(self.precision, manifest.eval.ema)
         self.total_steps = steps_total(manifest)
+        self.tallies = Tallies(self.train_step.optimizer)
+        self.pruning = Pruning(manifest, self.train_step, total_steps=self.total_steps)
+        self.average = Average(self.precision, manifest.eval.ema, self.pruning.apply)
         self.schedule = Schedule(manifest.schedule, total_steps=self.total_steps)
         self.switchboard = Switchboard(manifest, self.model, total_steps=self.total_steps)
         self.fitting = Fitting(manifest, self.model, self.corpus.train, world=world)
@@ -125,7 +130,7 @@ class Engine:
     def checkpoint_bytes(self) -> int:
         """About what one checkpoint takes: fp32 weights and buffers, and two moments of each weight."""
         kept = {**self.model.state_dict(), **self.precision.masters}
-        return stored_bytes(kept, self.average.state()) + 2 * sum(
+        return stored_bytes(kept, self.average.state(), self.pruning.tensors(), self.tallies.own) + 2 * sum(
             parameter.nbytes for parameter in self.train_step.parameters
         )
 
@@ -142,6 +147,8 @@ class Engine:
                 self.emit(tell.started(self))
                 if not self.steps_done:
                     self.emit(fingerprints(self))
+                    if began := self.pruning.began(self.cost.parameters):
+                        self.emit(began)
             self._choose_attention()
             self._compile()
             self._switch()
@@ -163,6 +170,8 @@ class Engine:
                 self._evaluate()
             self._save()
             self._warn_of_unfitted()
+            if self.manifest.prune:
+                self.emit(examine(self))
             self._sample()
         return self._done()
 
@@ -252,6 +261,7 @@ class Engine:
             self._switch(now)
             if results and self.fitting.due(self.steps_done, now, self.switchboard.is_open()):
                 break
+            self.pruning.expect(self.steps_done + 1, self.spent_after(self.steps_done - first + 1, spent, first))
             results.append(self.train_step(*self._batch(self.steps_done)))
             self.steps_done += 1
             self.average.update(self.steps_done)
@@ -265,6 +275,8 @@ class Engine:
         self.spent_seconds += seconds
         self.emit(tell.window(self, losses, norms, seconds))
         self._tell_probes(probed)
+        for told in (*self.pruning.told(self.world, len(losses), seconds), *self.tallies.told(self.steps_done)):
+            self.emit(told)
         self._count_skips(norms)
         self.switchboard.look(losses, self.steps_done, self.spent_after(0, self.spent_seconds, self.steps_done))
         self._switch()
@@ -350,6 +362,7 @@ class Engine:
             self.last_loss = float(losses.mean())
             shares = self.probes.observe(self.evaluator.real_windows, self.precision) if self.world.leads else {}
         self.evaluated_at = self.steps_done
+        self.pruning.evaluated(self.last_loss)
         parts = tuple(self.clusters.means(losses).tolist())
         self.emit(events.Evaluated(self.steps_done, self.last_loss, self.evaluator.tokens, took(), parts))
         self._tell_probes(shares)

@@ -20,7 +20,8 @@ _LOOK = 0.05  # seconds: far longer than `is_held` has the lock
 
 
 class RunFolder:
-    """`manifest.toml resolved.toml state.json events.jsonl env.json log.txt notes.json checkpoints/ samples/ run.lock`.
+    """`manifest.toml resolved.toml state.json events.jsonl summary.json env.json log.txt notes.json run.lock` and
+    `checkpoints/ samples/`.
 
     One process holds it at a time; the lock dies with the process.
     """

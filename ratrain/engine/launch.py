@@ -44,6 +44,7 @@ from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.jsonl import Jsonl
 from ratrain.sinks.monitor import Monitor
 from ratrain.sinks.progress import Lines
+from ratrain.sinks.summary import Summary
 from ratrain.sinks.tracker import require, trackers
 
 _HEARTBEAT = 5.0  # seconds between notes of the position in state.json
@@ -178,6 +179,7 @@ def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sinks: Sequenc
         emit.add(Jsonl(folder.path / "events.jsonl"), essential=True)
         emit.add(_State(folder), essential=True)
         emit.add(Lines(log, stamped=True))
+        emit.add(Summary(lambda text: folder.write("summary.json", text)))
         for sink in sinks:
             emit.add(sink)
         emit.add(Monitor(emit, gpu=gpu_uuid(device)))

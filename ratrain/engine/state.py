@@ -25,11 +25,13 @@ from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.errors import DataError, Fault, ManifestError
 from ratrain.events import Branched, Notice, Pretrained, Resumed
 from ratrain.model.build import seed_of
+from ratrain.recipe.prune.pruner import MARKS
 
 if TYPE_CHECKING:
     from ratrain.engine.engine import Engine
 
 # positions and counts of the engine that decide what comes next
+_OWN = "own|"  # begins the names of what an optimizer keeps beside the state of each parameter
 _POSITION = ("spent_seconds", "skips_in_a_row", "last_loss", "evaluated_at")
 
 
@@ -46,10 +48,13 @@ def snapshot(engine: Engine) -> Checkpoint:
         "optimizer": plain,
         "activation": engine.switchboard.state_dict(),
         "fitting": engine.fitting.state_dict(),
+        "pruning": engine.pruning.state_dict(),
         "rng": rng_plain,
         **{name: getattr(engine, name) for name in _POSITION},
     }
-    return Checkpoint(engine.steps_done, _model_tensors(engine), optimizer | rng | engine.average.state(), state)
+    own = {f"{_OWN}{name}": tensor for name, tensor in engine.tallies.own.items()}
+    tensors = optimizer | own | rng | engine.average.state() | engine.pruning.tensors()
+    return Checkpoint(engine.steps_done, _model_tensors(engine), tensors, state)
 
 
 def resume(engine: Engine) -> None:
@@ -102,12 +107,17 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
             f"the checkpoint of step {checkpoint.step} keeps weights only, as those of finished arms of a study do;"
             " training cannot go on from it"
         )
-    moments = {n: t for n, t in checkpoint.optimizer.items() if not n.startswith("rng|") and not is_average(n)}
+    others = ("rng|", _OWN, *MARKS)
+    moments = {n: t for n, t in checkpoint.optimizer.items() if not n.startswith(others) and not is_average(n)}
     restore_optimizer(engine.train_step.optimizer, _optimized_names(engine), moments, checkpoint.state["optimizer"])
+    for name, tensor in engine.tallies.own.items():
+        tensor.copy_(checkpoint.optimizer[f"{_OWN}{name}"])
+    engine.tallies.begin()
     engine.average.restore(checkpoint.optimizer)
     _restore_own_rng(engine, checkpoint)
     engine.switchboard.load_state_dict(checkpoint.state["activation"])
     engine.fitting.load_state_dict(checkpoint.state.get("fitting", {}))
+    engine.pruning.restore(checkpoint)
     engine.steps_done = checkpoint.step
     for name in _POSITION:
         setattr(engine, name, checkpoint.state[name])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ratrain.config.schema import PruneSection
 from ratrain.engine.distributed import World
 from ratrain.model.gpt2 import GPT2
 from ratrain.recipe.groups import Group
+from ratrain.recipe.prune.pruner import Pruner
 
 
 class StepResult(NamedTuple):
@@ -80,16 +83,16 @@ class TrainStep:
         precision: Precision,
         micro_batch: int,
         world: World = World(),  # noqa: B008 - frozen
+        prune: PruneSection | None = None,
     ):
         self.model: nn.Module = model
         self.precision, self.micro_batch, self.clip, self.world = precision, micro_batch, optim.clip, world
-        masters = [
-            Group(g.names, tuple(precision.masters[n] for n in g.names), g.weight_decay) for g in groups if g.names
-        ]
+        masters = [replace(g, parameters=tuple(precision.masters[n] for n in g.names)) for g in groups if g.names]
         self.parameters = [p for g in masters for p in g.parameters]
         self.watched: list[nn.Parameter] = []  # small ones, whose gradients are kept until the next step
         self.watched_gradients: list[Tensor | None] = []  # clipped, as the optimizer leaves them
         self.optimizer = optim.build(masters)
+        self.pruner = Pruner(prune, masters, self.optimizer) if prune else None
         parts: list[Any] = list(model.modules())
         self._settling = [part for part in parts if hasattr(part, "settle")]  # what moves once a step
 
@@ -113,8 +116,14 @@ class TrainStep:
     def __call__(self, tokens: Tensor, targets: Tensor) -> StepResult:
         """One optimizer step on tokens and targets [B, T]."""
         loss = self.backward(tokens, targets)
+        if self.pruner:
+            self.pruner.mask_gradients()
         norm = self._clip()
+        if self.pruner:
+            self.pruner.observe()
         self.optimizer.step()
+        if self.pruner:
+            self.pruner.prune()
         self.watched_gradients = [parameter.grad for parameter in self.watched]
         self.optimizer.zero_grad(set_to_none=True)
         self.precision.publish()

@@ -28,6 +28,7 @@ def train_step(
         groups=group_parameters(model, manifest.optim.weight_decay),
         precision=Precision(manifest.train.precision, model),
         micro_batch=manifest.train.micro_batch,
+        prune=manifest.prune,
     )
     step.set_lr(lr)
     return model, step

@@ -67,6 +67,7 @@ def window(engine: Engine, losses: list[float], norms: list[float], seconds: flo
         peak_memory=peak_memory(engine.device),
         graphs=engine.graphs.graphs,
         recompiles=engine.graphs.recompiles,
+        sparsity=engine.pruning.sparsity,
         eta=engine.spent_seconds / spent * (1 - spent) * _overhead(engine) if spent else None,
     )
 

@@ -9,11 +9,12 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Group:
-    """Named parameters that share a weight decay."""
+    """Named parameters that share a weight decay, and that are matrices of the blocks or are not."""
 
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
     weight_decay: float
+    matrices: bool = False
 
 
 def group_parameters(model: nn.Module, weight_decay: float) -> list[Group]:
@@ -29,9 +30,8 @@ def group_parameters(model: nn.Module, weight_decay: float) -> list[Group]:
     }
     named = dict(model.named_parameters())  # a shared tensor is listed once
     groups = []
-    for decay, names in (
-        (weight_decay, [n for n in named if n in decayed]),
-        (0.0, [n for n in named if n not in decayed]),
-    ):
-        groups.append(Group(tuple(names), tuple(named[n] for n in names), decay))
+    for matrices in (True, False):
+        names = tuple(name for name in named if (name in decayed) == matrices)
+        decay = weight_decay if matrices else 0.0
+        groups.append(Group(names, tuple(named[name] for name in names), decay, matrices))
     return groups

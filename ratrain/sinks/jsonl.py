@@ -78,7 +78,7 @@ def _stands(line: str, step: int | None) -> bool:
     try:
         event = json.loads(line)
         at = event.get("step")
-        if step is not None and event.get("event") == "Sampled" and at >= step:
+        if step is not None and event.get("event") in ("Sampled", "PruningEvaluated") and at >= step:
             return False
         return line.endswith("\n") and (step is None or at is None or at <= step)
     except (ValueError, AttributeError, TypeError, RecursionError):

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
+_TABLE = "wte.weight"
+
+
 def describe(event: Event) -> list[str]:
     """The lines that tell an event; none for events that only feed the bar."""
     teller = _TELLERS.get(type(event))
@@ -54,6 +57,7 @@ def _window(e: events.Window) -> list[str]:
         f"step {e.step:6d}  {100 * e.spent:5.1f} %  loss {_mean(e.losses):.4f}  lr {e.lr:.2e}  "
         f"norm {_mean(e.grad_norms):.2f}  {_number(e.tokens_per_second)} tok/s"
     )
+    line += f"  sparsity {100 * e.sparsity:.1f} %" if e.sparsity else ""
     line += "" if e.mfu is None else f"  MFU {100 * e.mfu:.0f} %"
     line += "" if e.eta is None else f"  ETA {_duration(e.eta)}"
     warnings = [f"warning: {e.skipped} step(s) skipped: the gradient was not finite"] if e.skipped else []
@@ -75,6 +79,32 @@ def _fitted(e: events.Fitted) -> list[str]:
     values = [] if e.objective == "value" else [f"{e.error_of_values:.3%} of the values'"]
     what = ", ".join([f"loses {e.error:.3%} of the held-out {e.objective}'s variance", *plain, *values])
     return [f"step {e.step:6d}  {e.patch} is fitted to {e.vectors} vectors per head: {what}"]
+
+
+def _pruning(e: events.PruningBegan) -> list[str]:
+    table = "the token table among them" if _TABLE in e.tensors else "not the token table"
+    weights = f"{e.weights:,} weights of {e.of_parameters:,} parameters"
+    return [f"prunes by {e.kind} from {len(e.tensors)} matrices, {table}: {weights}"]
+
+
+def _pruned(e: events.PruningEvaluated) -> list[str]:
+    zeros, weights = (sum(pair[at] for name, pair in e.zeros.items() if name in e.pruned) for at in (0, 1))
+    share = f"{zeros / weights:.4%}, target {e.target:.4%}"
+    if _TABLE not in e.pruned:
+        share += f"; {zeros / (weights + e.zeros[_TABLE][1]):.2%} with the token table"
+    losses = {"dense": e.loss_dense_best, "at the target": e.loss_target_best}
+    best = "".join(f", best {name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
+    disk = "the same from disk" if e.loss_reloaded == e.loss else f"but {e.loss_reloaded:.4f} from disk"
+    lines = [
+        f"pruned: {zeros:,} of {weights:,} weights are zero ({share})",
+        f"pruned: validation loss {e.loss:.4f}, {disk}{best}",
+    ]
+    return lines + ([f"warning: {e.not_zero:,} masked weights are not zero"] if e.not_zero else [])
+
+
+def _optimizer(e: events.OptimizerTold) -> list[str]:
+    counts = ", ".join(f"{count:,} {name} ({e.totals[name]:,} in all)" for name, count in e.counts.items())
+    return [f"step {e.step:6d}  the optimizer counts {counts}"]
 
 
 def _compiled(e: events.Compiled) -> list[str]:
@@ -102,6 +132,10 @@ _TELLERS: dict[type, Callable[..., list[str]]] = {
     events.Window: _window,
     events.Evaluated: lambda e: [f"step {e.step:6d}  validation loss {e.loss:.4f}  ({e.seconds:.1f} s)"],
     events.Fitted: _fitted,
+    events.PruningBegan: _pruning,
+    events.Pruned: lambda e: [f"step {e.step:6d}  {e.sparsity:.4%} is pruned, the target"] if e.reached else [],
+    events.PruningEvaluated: _pruned,
+    events.OptimizerTold: _optimizer,
     events.Saved: lambda e: [
         f"step {e.step:6d}  saved {os.path.basename(e.path)} ({_number(e.bytes)}B, {e.seconds:.2f} s)"
     ],

@@ -39,7 +39,8 @@ def test_other_recipes_all_differ(resolved):
 def test_the_table_of_safe_keys_is_what_the_recipe_leaves_out(resolved):
     page = Path(__file__).parents[2] / "docs" / "reliability.md"
     table = re.findall(r"^\| `([a-z_.]+)` \|", page.read_text(), re.MULTILINE)
-    manifest = resolved("v9", "init.weights=gpt2", f"init.sha256='{'0' * 64}'")
+    pruning = ("prune.kind=magnitude", "prune.target=0.5")
+    manifest = resolved("v9", "init.weights=gpt2", f"init.sha256='{'0' * 64}'", *pruning)
     whole, kept = plain(manifest), _recipe(manifest)
     left_out = {name for name in type(manifest).model_fields if name not in kept and name != "seed"}
     for name in kept.keys() & {key for key, value in whole.items() if isinstance(value, dict)}:

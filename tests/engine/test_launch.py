@@ -83,6 +83,7 @@ def test_the_folder_is_named_by_what_is_trained_and_holds_all_there_is_to_know(l
             "resolved.toml",
             "state.json",
             "events.jsonl",
+            "summary.json",
             "env.json",
             "log.txt",
             "run.lock",

@@ -1,0 +1,210 @@
+"""Keeps the pruned weights of an optimizer at zero, and decides who is next."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ratrain.config.schema import PruneSection
+from ratrain.recipe.groups import Group
+from ratrain.recipe.prune import scores
+from ratrain.recipe.prune.masks import GONE, STAYS, bytes_as_rows, keys_of, pack, smallest, unpack
+from ratrain.recipe.prune.schedule import apportion, shares
+
+MARKS = _MASK, _SCORE = "mask|", "movement|"  # begin the names of its tensors in a checkpoint
+EMBEDDING = "wte.weight"
+
+
+@dataclass
+class _Part:
+    """One matrix: `mask` is packed, `movement` what has been summed of it."""
+
+    name: str
+    weight: nn.Parameter
+    mask: Tensor
+    movement: Tensor | None
+
+
+class Pruner:
+    """Masks of the matrices of the blocks and, where the section says so, of the token table, which comes last.
+
+    A step calls `mask_gradients` once its gradients are there, `observe` once they are about to be used, and `prune`
+    once the optimizer has moved the weights.
+    A weight that is pruned is zero, and so are all the moments of it; an optimizer that is elementwise leaves them so.
+    """
+
+    def __init__(self, section: PruneSection, groups: Sequence[Group], optimizer: Optimizer):
+        self.section, self._optimizer = section, optimizer
+        named = {name: w for group in groups for name, w in zip(group.names, group.parameters, strict=True)}
+        names = [name for group in groups if group.matrices for name in group.names]
+        self._parts = [self._part(name, named[name]) for name in names + [EMBEDDING] * section.embedding]
+        self._device = self._parts[0].weight.device
+        self._rows = bytes_as_rows(self._device)
+        self._dense: list[Tensor] = []  # gradients before they are masked, where the next look needs them
+        self._wanted, self._last = None, False
+        self._counts = [0] * len(self._parts)  # pruned of each, where that is decided for each
+        self.weights = sum(part.weight.numel() for part in self._parts)
+        self.pruned = 0  # weights that are zero for good: known without asking the device
+        self.reached = False  # nothing is looked at any more
+
+    def _part(self, name: str, weight: nn.Parameter) -> _Part:
+        movement = torch.zeros_like(weight, requires_grad=False) if self.section.kind == "movement" else None
+        return _Part(name, weight, pack(torch.ones_like(weight, dtype=torch.bool)), movement)
+
+    @property
+    def names(self) -> list[str]:
+        return [part.name for part in self._parts]
+
+    @property
+    def sparsity(self) -> float:
+        return self.pruned / self.weights
+
+    # -- in a step ----------------------------------------------------------------------------------------------
+
+    def expect(self, sparsity: float, *, last: bool = False) -> None:
+        """Said before a step: so much is pruned after it, and with the `last` look for good."""
+        self._wanted, self._last = sparsity, last
+
+    def mask_gradients(self) -> None:
+        """No gradient for what is pruned, and none of it in the norm."""
+        if self._wanted is not None and self.section.regrow:
+            self._dense = [_gradient(part).clone() for part in self._parts]
+        if self.pruned:
+            for part in self._parts:
+                _gradient(part).mul_(self._mask(part))
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Sums movements, of the weights as the gradients saw them; once the optimizer knows how they are clipped."""
+        if self.section.kind == "movement" and not self.reached:
+            divisor, skipped = self._optimizer.grad_scale, self._optimizer.found_inf  # type: ignore[attr-defined]
+            for part in self._parts:
+                assert part.movement is not None
+                scores.add_movement(part.movement, part.weight, _gradient(part), divisor, skipped)
+
+    def prune(self) -> bool:
+        """Looks at who stays if that was asked for, and keeps at zero what is gone; returns whether it looked."""
+        looks = self._wanted is not None
+        if self._wanted is not None:
+            self._look(self._wanted)
+            self.reached = self._last
+        if looks or (self.pruned and not getattr(self._optimizer, "elementwise", True)):
+            self.apply()
+        self._wanted, self._dense = None, []
+        return looks
+
+    def count(self, sparsity: float) -> int:
+        """Weights that are pruned at that sparsity: floor(sparsity x weights), and none comes back."""
+        return max(self.pruned, math.floor(sparsity * self.weights + 1e-6))  # 0.3 x 10 is 2.9999999999999996
+
+    # -- who stays ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _look(self, sparsity: float) -> None:
+        """Prunes so many, in the shares that the section gives the matrices."""
+        whole = self.count(sparsity)
+        if self.section.shares == "global":
+            self._choose(self._parts, whole)
+            self.pruned = whole
+            return
+        sizes = [part.weight.numel() for part in self._parts]
+        wanted = [s * n for s, n in zip(shares(self.section.shares, sizes, sparsity), sizes, strict=True)]
+        self._counts = apportion(self._counts, wanted, whole)
+        for part, count in zip(self._parts, self._counts, strict=True):
+            self._choose([part], count)
+        self.pruned = whole
+
+    def _choose(self, parts: list[_Part], count: int) -> None:
+        """Prunes `count` of the weights of `parts`, first of all those that are pruned already."""
+        stays = sum(part.weight.numel() for part in parts) - count
+        exchanged = int(self.section.regrow * stays) if self.pruned else 0
+        self._write(parts, [partial(self._keys, part) for part in parts], count + exchanged)
+        if exchanged:  # of all that are out now, some begin again at zero
+            self.apply()
+            self._write(parts, [partial(self._keys_by_gradient, part) for part in parts], count)
+
+    def _write(self, parts: list[_Part], keys: list[Callable[[], Tensor]], count: int) -> None:
+        gone = smallest(keys, count, self._device)
+        fresh = [pack(~out) for out in gone]  # before any mask is written: keys are read three times
+        for part, mask in zip(parts, fresh, strict=True):
+            part.mask.copy_(mask)
+
+    def _keys(self, part: _Part) -> Tensor:
+        return torch.where(self._mask(part).flatten() > 0, keys_of(self._scores(part)), GONE)
+
+    def _keys_by_gradient(self, part: _Part) -> Tensor:
+        dense = self._dense[self._parts.index(part)]
+        return torch.where(self._mask(part).flatten() > 0, STAYS, keys_of(dense.abs()))
+
+    def _scores(self, part: _Part) -> Tensor:
+        weight = part.weight.detach()
+        if part.movement is not None:
+            return part.movement
+        if self.section.score is None:
+            return scores.magnitude(weight)
+        state = self._optimizer.state[part.weight]
+        (beta, _), step = self._betas(part.weight), state["step"].clamp(min=1)
+        return scores.STATE[self.section.score](
+            weight, scores.Moments(state["exp_avg"], state["exp_avg_sq"], 1 - beta**step)
+        )
+
+    def _betas(self, weight: nn.Parameter) -> tuple[float, float]:
+        return next(g["betas"] for g in self._optimizer.param_groups if any(p is weight for p in g["params"]))
+
+    # -- zero for good ------------------------------------------------------------------------------------------
+
+    def _mask(self, part: _Part) -> Tensor:
+        return unpack(part.mask, part.weight, self._rows)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zeros in the weights, and in all that the optimizer keeps of them."""
+        for part in self._parts:
+            mask = self._mask(part)
+            state = self._optimizer.state.get(part.weight, {})
+            for tensor in (part.weight, *(t for t in state.values() if t.shape == part.weight.shape)):
+                tensor.mul_(mask)
+
+    def masks(self) -> Iterator[tuple[str, Tensor]]:
+        """Of each matrix that is pruned, by name: bool, True for what stays."""
+        for part in self._parts:
+            yield part.name, self._mask(part) > 0
+
+    def digest(self) -> int:
+        """Equal on two processes if their masks are; reads the device."""
+        sums = 0
+        for part in self._parts:
+            sums = zlib.crc32(part.mask.cpu().numpy().tobytes(), sums)
+        return sums
+
+    # -- in a checkpoint ----------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        kept = {f"{_MASK}{part.name}": part.mask for part in self._parts}
+        return kept | {f"{_SCORE}{p.name}": p.movement for p in self._parts if p.movement is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pruned": self.pruned, "counts": self._counts, "reached": self.reached}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        self.pruned, self._counts, self.reached = state["pruned"], list(state["counts"]), state["reached"]
+
+
+def masks_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The packed masks that a checkpoint holds, by weight."""
+    return {name.removeprefix(_MASK): packed for name, packed in tensors.items() if name.startswith(_MASK)}
+
+
+def _gradient(part: _Part) -> Tensor:
+    assert part.weight.grad is not None, f"{part.name} has no gradient"
+    return part.weight.grad

@@ -1,0 +1,187 @@
+"""Masks through training steps: exact, monotone, and zero in weights and moments for good."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from ratrain.config.schema import PruneSection
+from ratrain.engine.step import Precision, TrainStep
+from ratrain.model.build import build
+from ratrain.recipe.groups import group_parameters
+from ratrain.recipe.prune.schedule import shares
+
+KINDS = {
+    "magnitude": {"kind": "magnitude"},
+    "movement": {"kind": "movement"},
+    "uniform": {"kind": "magnitude", "layers": "uniform"},
+    "with the table": {"kind": "magnitude", "embedding": True},
+    "regrow": {"kind": "magnitude", "regrow": 0.2},
+} | {f"bitter{n}": {"kind": "state", "score": f"bitter{n}"} for n in range(10)}
+
+
+def batch(seed):
+    tokens = torch.randint(2048, (4, 17), generator=torch.Generator().manual_seed(seed))
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+def step_of(manifest, **options):
+    model = build(manifest)
+    step = TrainStep(
+        model,
+        manifest.optim,
+        groups=group_parameters(model, manifest.optim.weight_decay),
+        precision=Precision(manifest.train.precision, model),
+        micro_batch=4,
+        prune=PruneSection.model_validate({"target": 0.8, **options}),
+    )
+    step.set_lr(1e-2)
+    return step
+
+
+def masks(step):
+    return dict(step.pruner.masks())
+
+
+def ramp(step, looks=8, apart=3):
+    """Trains, with a look at every third step up to the target; yields after each step whether there was one."""
+    for number in range(1, looks * apart + 1):
+        if number % apart == 0:
+            step.pruner.expect(0.8 * number / (looks * apart), last=number == looks * apart)
+        step(*batch(number))
+        yield number % apart == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_look_prunes_exactly_what_was_asked_for(tiny, kind):
+    step, looks = step_of(tiny(), **KINDS[kind]), 0
+    for looked in ramp(step):
+        looks += looked
+        asked = int(0.1 * looks * step.pruner.weights + 1e-6)
+        gone = sum(int((~mask).sum()) for mask in masks(step).values())
+        assert gone == step.pruner.pruned == asked
+    assert step.pruner.reached
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_pruned_is_zero_with_all_its_moments_and_stays_so(tiny, kind):
+    step = step_of(tiny(), **KINDS[kind])
+    before = masks(step)
+    for _ in ramp(step):
+        now = masks(step)
+        for name, weight in step.precision.masters.items():
+            if name not in now:
+                continue
+            gone = ~now[name]
+            state = step.optimizer.state[weight]
+            for tensor in (weight, *(t for t in state.values() if t.shape == weight.shape)):
+                assert not tensor[gone].any()
+            if kind != "regrow":
+                assert not (now[name] & ~before[name]).any(), f"{name}: a weight came back"
+        before = now
+    assert any((~mask).any() for mask in before.values())
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "movement", "bitter0"])
+def test_with_a_target_of_zero_it_is_the_same_training_to_the_bit(tiny, kind):
+    plain, pruned = step_of(tiny(), kind="magnitude"), step_of(tiny(), **{**KINDS[kind], "target": 0.0})
+    for number in range(20):
+        pruned.pruner.expect(0.0)
+        assert torch.equal(plain(*batch(number)).loss, pruned(*batch(number)).loss)
+    for a, b in zip(plain.parameters, pruned.parameters, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_global_threshold_prunes_the_smallest_of_all(tiny):
+    step = step_of(tiny(), kind="magnitude")
+    step.set_lr(0.0)
+    step.pruner.expect(0.5)
+    weights = {name: step.precision.masters[name].detach().clone() for name in step.pruner.names}
+    step(*batch(0))
+    now = masks(step)
+    stays = torch.cat([weights[name][now[name]].abs() for name in now])
+    gone = torch.cat([weights[name][~now[name]].abs() for name in now])
+    assert gone.max() <= stays.min()
+
+
+@pytest.mark.parametrize(("kind", "policy"), [("uniform", "uniform"), ("bitter4", "depth")])
+def test_each_matrix_loses_its_share_to_within_a_weight(tiny, kind, policy):
+    step = step_of(tiny(), **KINDS[kind])
+    list(ramp(step))
+    now = masks(step)
+    sizes = [mask.numel() for mask in now.values()]
+    for mask, share in zip(now.values(), shares(policy, sizes, 0.8), strict=True):
+        assert abs(int((~mask).sum()) - share * mask.numel()) <= 1
+
+
+def test_movement_is_what_the_gradients_said(tiny):
+    step = step_of(tiny("gpt2", "optim.clip=0.05"), kind="movement")
+    name = step.pruner.names[0]
+    weight, expected = step.precision.masters[name], 0.0
+    for number in range(3):
+        step.backward(*batch(number))
+        norm = torch.stack([p.grad.double().square().sum() for p in step.parameters if p.grad is not None]).sum().sqrt()
+        gradient = weight.grad.double() / max(1.0, float(norm) / 0.05)
+        expected = expected - weight.detach().double() * gradient
+        step.forget()
+        step(*batch(number))
+    found = step.pruner.tensors()[f"movement|{name}"]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-12)
+
+
+def test_a_step_that_is_skipped_moves_no_score_and_no_mask(tiny):
+    step = step_of(tiny(), kind="movement")
+    list(itertools.islice(ramp(step), 6))
+    before = {name: tensor.clone() for name, tensor in step.pruner.tensors().items()}
+    with torch.no_grad():
+        kept = step.parameters[-1].clone()
+        step.parameters[-1].fill_(torch.nan)
+    assert not step(*batch(0)).norm.isfinite()
+    with torch.no_grad():
+        step.parameters[-1].copy_(kept)
+    assert all(torch.equal(before[name], tensor) for name, tensor in step.pruner.tensors().items())
+    assert step(*batch(0)).norm.isfinite()
+
+
+def test_regrown_weights_are_those_of_the_largest_gradient_and_begin_at_zero(tiny):
+    step = step_of(tiny(), kind="magnitude", regrow=0.2, layers="uniform")
+    list(ramp(step, looks=4))
+    before = masks(step)
+    step.pruner.expect(0.8)
+    step.backward(*batch(99))
+    dense = {name: step.precision.masters[name].grad.abs().clone() for name in before}
+    step.forget()
+    step(*batch(99))
+    for name, now in masks(step).items():
+        back, out = now & ~before[name], ~now
+        assert back.any()
+        assert dense[name][back].min() >= dense[name][out].max()
+        assert not step.precision.masters[name][back].any()
+
+
+def test_the_token_table_is_pruned_where_that_is_asked_for_and_comes_last(tiny):
+    assert "wte.weight" not in step_of(tiny(), kind="magnitude").pruner.names
+    with_table = step_of(tiny(), kind="magnitude", embedding=True).pruner
+    assert with_table.names[-1] == "wte.weight"
+    assert len(with_table.names) == 4 * 2 + 1
+
+
+def test_masks_take_a_bit_per_weight_and_movement_a_number(tiny):
+    def taken(**options):
+        pruner = step_of(tiny(), **options).pruner
+        return sum(tensor.nbytes for tensor in pruner.tensors().values()) / pruner.weights
+
+    assert taken(kind="magnitude") == taken(kind="state", score="bitter0") == 1 / 8
+    assert taken(kind="movement") == 4 + 1 / 8
+
+
+@pytest.mark.parametrize("precision", ["bf16", "amp_bf16"])
+def test_in_other_precisions_the_copies_are_zero_as_well(tiny, precision):
+    step = step_of(tiny("gpt2", f"train.precision={precision}"), kind="magnitude")
+    list(ramp(step, looks=2, apart=1))
+    for name, mask in masks(step).items():
+        used = dict(step.model.named_parameters())[name]
+        assert not used[~mask].any()
+        assert used[mask].any()
