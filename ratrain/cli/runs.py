@@ -227,6 +227,26 @@ def _calibrate(args: argparse.Namespace) -> None:
         print(f"everything is in {folder}; ratrain sample {folder} draws text")
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("-o", "--to", type=Path, metavar="FILE", help="the file (weights.safetensors in the run)")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _export(args: argparse.Namespace) -> None:
+    """Write a run's newest weights to one file: pruned matrices as a mask of bits and the values that stay."""
+    from ratrain.engine.export import export
+    from ratrain.engine.folder import find_run
+
+    run = find_run(args.run, args.out)
+    done = export(run, args.to or run / "weights.safetensors", warn=_warn)
+    if args.json:
+        print(json.dumps({**vars(done), "path": str(done.path)}))
+        return
+    pruned = f", {done.sparsity:.2%} of the pruned matrices left out" if done.sparsity else ""
+    print(f"{done.path}: step {done.step}, {done.packed:,} bytes of tensors in place of {done.dense:,}{pruned}")
+
+
 COMMANDS: dict[str, Command] = {
     "runs": Command(_runs_arguments, _runs),
     "runs rm": Command(_rm_arguments, _rm),
@@ -234,6 +254,7 @@ COMMANDS: dict[str, Command] = {
     "runs untag": Command(_tag_arguments, _untag),
     "runs note": Command(_note_arguments, _note),
     "calibrate": Command(_calibrate_arguments, _calibrate),
+    "export": Command(_export_arguments, _export),
     "prune-eval": Command(_prune_eval_arguments, _prune_eval),
     "tail": Command(_tail_arguments, _tail),
 }

@@ -36,8 +36,23 @@ def loss_figure(log: RunLog) -> bytes:
         if step:
             axes.axvline(step, color="#3a7d44", linewidth=0.8, linestyle="--", label=f"{patch} on")
     axes.set(xlabel="step", ylabel="nats per token")
+    _add_sparsity(axes, log)
     axes.legend(frameon=False, labelcolor=_INK)
     return _png(figure)
+
+
+def _add_sparsity(axes: Axes, log: RunLog) -> None:
+    """How much is pruned, on an axis of its own to the right."""
+    told = [(window["step"], 100 * window.get("sparsity", 0.0)) for window in log.windows]
+    if any(share for _, share in told):
+        beside = axes.twinx()
+        beside.plot(*zip(*told, strict=True), color="#8e6c8a", linewidth=1.0, linestyle="-.")
+        beside.set(ylim=(0, 100), ylabel="% of weights pruned")
+        beside.tick_params(colors=_INK)
+        beside.yaxis.label.set_color(_INK)
+        for spine in beside.spines.values():
+            spine.set_visible(False)
+        axes.plot([], [], color="#8e6c8a", linestyle="-.", label="pruned, %")
 
 
 def gate_figures(log: RunLog) -> dict[str, bytes]:

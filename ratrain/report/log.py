@@ -37,6 +37,7 @@ class RunLog:
     warnings: list[str] = field(default_factory=list)
     activated: list[tuple[int, str]] = field(default_factory=list)  # step, patch
     probes: dict[str, dict[str, Series]] = field(default_factory=dict)  # by patch and probe
+    pruning: dict[str, Any] = field(default_factory=dict)  # what became of its weights; empty: none were pruned
     sample: str = ""
     status: str = "unfinished"
 
@@ -89,6 +90,8 @@ def _gathered(path: Path, told: Iterator[dict[str, Any]]) -> RunLog | None:
             log.activated.append((event["step"], event["patch"]))
         elif kind == "Probed":
             probed.append(event)
+        elif kind == "PruningEvaluated":
+            log.pruning = event
         elif kind == "Sampled":
             log.sample = event["text"]
         elif kind == "RunEnded":

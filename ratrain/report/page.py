@@ -11,6 +11,7 @@ from ratrain.report.figures import gate_figures, loss_figure
 from ratrain.report.gates import gate_rows
 from ratrain.report.html import document, image, table
 from ratrain.report.log import RunLog
+from ratrain.report.pruning import HEAD, pruning_facts, pruning_rows
 
 
 def facts(log: RunLog) -> list[tuple[str, str]]:
@@ -61,6 +62,9 @@ def page(log: RunLog, figures: dict[str, bytes]) -> str:
         for patch in log.probes:
             words = f"Probes of {patch} by layer, head and step"
             parts += [f"<h3>{escape(patch)}</h3>", image(figures[f"gates-{patch}"], words)]
+    if log.pruning:
+        parts += ["<h2>Pruned weights</h2>", table(pruning_facts(log))]
+        parts += [f"<details><summary>matrix by matrix</summary>{table(pruning_rows(log), HEAD)}</details>"]
     if log.sample:
         parts += ["<h2>Sample</h2>", f"<pre>{escape(log.sample)}</pre>"]
     manifest = log.path / "resolved.toml"

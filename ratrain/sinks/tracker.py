@@ -67,6 +67,7 @@ def points(event: Event) -> Iterator[tuple[int, dict[str, float]]]:
     if isinstance(event, Window):
         fields = ((name, getattr(event, name.partition("/")[2])) for name in _OF_WINDOW)
         known = {name: value for name, value in fields if value is not None}
+        known |= {"train/sparsity": event.sparsity} if event.sparsity else {}
         for left, loss, norm in zip(reversed(range(len(event.losses))), event.losses, event.grad_norms, strict=True):
             yield event.step - left, {"train/loss": loss, "train/grad_norm": norm, **({} if left else known)}
     elif isinstance(event, Evaluated):

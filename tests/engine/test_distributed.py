@@ -104,6 +104,17 @@ def test_bf16_masters_are_averaged_over_all_micro_steps(gang, tmp_path):
     torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-3, atol=0)
 
 
+def test_weights_are_pruned_alike_by_all(gang, tmp_path):
+    keys = [f"prune.{key}" for key in ("kind=movement", "target=0.5", "every=5", "layers=depth", "embedding=true")]
+    told = gang((2, tmp_path, [word for key in keys for word in ("--set", key)], None))
+    assert told[0]["codes"] == [0, 0]
+    assert len(set(told[0]["weights"])) == 1
+    summary = json.loads(next(tmp_path.glob("*/s1/summary.json")).read_text())["pruning"]
+    zeros, weights = (sum(pair[at] for pair in summary["zeros"].values()) for at in (0, 1))
+    assert zeros == weights // 2
+    assert summary["loss"] == summary["loss_reloaded"]
+
+
 def test_what_is_wrong_is_said_once_and_all_leave_with_its_code(gang, tmp_path):
     told = gang((2, tmp_path, ("--set", "data.source=nowhere"), None))
     assert told[0]["codes"] == [66, 66]

@@ -79,6 +79,12 @@ def test_two_seeds_are_told_where_they_differ(started):
         (events.Compiled("train", 12.3, 4, 4, True), ["compiled 4 graphs to train in 12.3 s, from the cache"]),
         (events.Evaluated(5, 7.12344, 256, 0.5), ["validation loss 7.1234"]),
         (events.Saved(5, "c/step-5", 1_140_000, 0.04), ["saved step-5 (1.14MB"]),
+        (
+            events.PruningBegan("state", ("a.weight", "b.weight"), 4096, 92_032),
+            ["prunes by state from 2 matrices, not the token table: 4,096 weights of 92,032 parameters"],
+        ),
+        (events.Pruned(5, 0.5, 2048, True), ["50.0000% is pruned, the target"]),
+        (events.OptimizerTold(5, {"spikes": 1}, {"spikes": 3}), ["the optimizer counts 1 spikes (3 in all)"]),
         (events.Sampled(5, "To be\nor not\n"), ["sample:", "  | To be", "  | or not"]),
         (events.Notice("all is well"), ["all is well"]),
         (events.Notice("it burns", "warning"), ["warning: it burns"]),

@@ -1,0 +1,59 @@
+"""What a run's page says of the weights that it pruned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ratrain.report.log import RunLog
+
+_TABLE = "wte.weight"
+HEAD = ("matrix", "weights", "zero", "fraction")
+
+
+def pruning_facts(log: RunLog) -> list[tuple[str, str]]:
+    """As name and text; none where nothing was examined."""
+    end = log.pruning
+    if not end:
+        return []
+    pruned = {name: pair for name, pair in end["zeros"].items() if name in end["pruned"]}
+    rows = [
+        ("target", f"{end['target']:.4%} of {_sum(pruned, 1):,} weights in {len(pruned)} matrices"),
+        ("zero weights, counted", _share(pruned)),
+    ]
+    if _TABLE not in pruned:
+        rows.append(("with the token table, which is not pruned", _share(end["zeros"])))
+    rows += [
+        (f"validation loss, {name}", _loss(end[key]))
+        for name, key in (
+            ("best before anything was pruned", "loss_dense_best"),
+            ("best at the target", "loss_target_best"),
+            ("at the end", "loss"),
+            ("of the file, in a model that is not pruned", "loss_reloaded"),
+        )
+    ]
+    seconds = ", ".join(f"{1e3 * s:.4g} ms {name}" for name, s in end["step_seconds"].items() if s is not None)
+    rows.append(("median step", f"{seconds} (masks are made anew in some windows)"))
+    dense, packed = end["bytes_dense"], end["bytes_packed"]
+    rows.append(("these tensors on disk", f"{packed:,} bytes as masks and values, {dense:,} as they are"))
+    if end["not_zero"]:
+        rows.append(("warning", f"{end['not_zero']:,} masked weights are not zero"))
+    return rows
+
+
+def pruning_rows(log: RunLog) -> list[tuple[str, ...]]:
+    """Each matrix: how many weights it has, and how many of them are zero."""
+    zeros = log.pruning.get("zeros", {})
+    return [(name, f"{n:,}", f"{z:,}", f"{z / n:.2%}") for name, (z, n) in zeros.items()]
+
+
+def _sum(pairs: dict[str, Any], at: int) -> int:
+    return sum(pair[at] for pair in pairs.values())
+
+
+def _share(pairs: dict[str, Any]) -> str:
+    zeros, weights = _sum(pairs, 0), _sum(pairs, 1)
+    return f"{zeros:,} of {weights:,}: {zeros / weights:.4%}"
+
+
+def _loss(loss: float | None) -> str:
+    return "not evaluated then" if loss is None else f"{loss:.4f} nats per token"
