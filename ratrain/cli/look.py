@@ -27,9 +27,10 @@ def _list(args: argparse.Namespace) -> None:
         return
     width = max(len(entry.id) for entry in entries)
     for entry in entries:
-        mechanisms = ", ".join(kind if kind == name else f"{name} ({kind})" for name, kind in entry.patches) or "-"
+        mechanisms = [kind if kind == name else f"{name} ({kind})" for name, kind in entry.patches]
+        mechanisms += [f"weights pruned by {entry.prune}"] if entry.prune else []
         twin = f"  (same as {entry.same_as})" if entry.same_as else ""
-        print(f"{entry.id:{width}}  {entry.title}{twin}  [{mechanisms}]  {entry.file}")
+        print(f"{entry.id:{width}}  {entry.title}{twin}  [{', '.join(mechanisms) or '-'}]  {entry.file}")
         if entry.fault:
             print(f"{'':{width}}  broken: {entry.fault}")
     print(f"\nscales: {', '.join(scales())}")

@@ -20,6 +20,7 @@ class Entry:
     file: str
     patches: tuple[tuple[str, str], ...] = ()
     same_as: str | None = None
+    prune: str | None = None  # what prunes its weights
     fault: str | None = None
 
 
@@ -45,4 +46,5 @@ def _entry(file: Path) -> Entry | None:
         file=label_of(file),
         patches=tuple((name, str(options.get("kind", name))) for name, options in patches.items()),
         same_as=tree.get("same_as"),
+        prune=str(prune.get("kind")) if isinstance(prune := tree.get("prune"), dict) else None,
     )

@@ -16,11 +16,8 @@ ONE_OF = (
     *("train.budget", "schedule.warmup", "patch.*.refit", "prune.start", "prune.end"),
     *(f"{at}activation.{span}" for at in ("", "patch.*.") for span in ("after", "over", "deadline")),
 )
-# keys that every kind of optimizer and of pruning has
-ANY_KIND: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("optim",): ("weight_decay", "clip"),
-    ("prune",): ("target", "schedule", "start", "end", "every", "layers", "embedding", "regrow"),
-}
+ANY_OPTIMIZER = ("weight_decay", "clip")  # keys that every kind of optimizer has
+ONE_PRUNING = ("score",)  # keys that a single kind of pruning has
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,13 @@ class Merge:
 
     def _drop_other_kind(self, below: dict[str, Any], said: Mapping[str, Any], key: tuple[str, ...]) -> None:
         """A new kind of optimizer, pruning, patch, activation has keys of its own: those of the old kind go."""
-        has_kinds = key in ANY_KIND or key[:-1] == ("patch",) or _is_activation(key)
+        has_kinds = key in (("optim",), ("prune",)) or key[:-1] == ("patch",) or _is_activation(key)
         if not below or "kind" not in said or not has_kinds:
             return
-        kept = ANY_KIND.get(key, ())
         default = "adamw" if key == ("optim",) else "at_once" if _is_activation(key) else key[-1]
+        default = said["kind"] if key == ("prune",) else default  # without a kind none has been chosen
         if below.get("kind", default) != said["kind"]:
+            kept = ANY_OPTIMIZER if key == ("optim",) else {*below} - {*ONE_PRUNING} if key == ("prune",) else ()
             for name in [name for name in below if name not in kept]:
                 self._forget(below, (*key, name))
 

@@ -273,7 +273,9 @@ class PruneSection(Section):
         description="what says how much a weight matters: its size; -w x gradient, summed over the steps; or, with the "
         "moments of Adam, what `score` names (AdamWPrune)"
     )
-    score: str | None = Field(default=None, description="state: bitter0 to bitter9, docs/pruning.md has their formulas")
+    score: str | None = Field(
+        default=None, description="state: bitter0 to bitter9, docs/weight_pruning.md has their formulas"
+    )
     target: float = Field(ge=0, lt=1, description="fraction of the weights that is zero in the end, exactly")
     schedule: Literal["linear", "cubic_late", "cubic_early"] = Field(
         default="cubic_early",

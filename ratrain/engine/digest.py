@@ -13,7 +13,7 @@ from ratrain.registry import plugin_files
 _ROOT = Path(__file__).parents[1]
 # the folders and files that decide a number of every run; kinds are added as the manifest names them
 _ALWAYS = (
-    *("model/*.py", "recipe/*.py", "recipe/prune/*.py", "kernels/*/*.py", "kernels/products.py"),
+    *("model/*.py", "recipe/*.py", "recipe/prune/*.py", "recipe/optim/_*.py", "kernels/*/*.py", "kernels/products.py"),
     *(
         f"engine/{name}.py"
         for name in (
@@ -49,6 +49,7 @@ def _package_files(manifest: Manifest) -> Iterator[Path]:
     for pattern in _ALWAYS:
         yield from _ROOT.glob(pattern)
     for options in (manifest.optim, *manifest.patch.values()):
-        file = Path(str(sys.modules[type(options).__module__].__file__))
-        if file.is_relative_to(_ROOT):
-            yield file
+        for kind in type(options).__mro__:  # a kind may be another with more
+            file = Path(str(getattr(sys.modules[kind.__module__], "__file__", None)))
+            if file.is_relative_to(_ROOT) and file.parent != _ROOT / "config" and file != _ROOT / "registry.py":
+                yield file

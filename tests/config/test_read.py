@@ -278,3 +278,20 @@ def test_the_catalogue_imports_neither_pydantic_nor_torch():
     code = "import sys, ratrain.config.catalogue as c; c.catalogue(); print({'pydantic', 'torch'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_another_kind_of_pruning_keeps_what_all_kinds_have(write):
+    write("low.toml", "[prune]\nkind = 'state'\nscore = 'bitter3'\ntarget = 0.9\nstart = { steps = 5 }")
+    write("top.toml", "extends = 'low.toml'\n[prune]\nkind = 'movement'\nstart = { fraction = 0.5 }")
+    assert read_source(Path("top.toml")).tree["prune"] == {
+        "kind": "movement",
+        "target": 0.9,
+        "start": {"fraction": 0.5},
+    }
+    overrides = ["prune.score=bitter3", "prune.sparsity=0.5", "prune.kind=state"]  # in whatever order
+    write("bare.toml", "id = 'bare'")
+    assert read_source(Path("bare.toml"), overrides=overrides).tree["prune"] == {
+        "score": "bitter3",
+        "sparsity": 0.5,
+        "kind": "state",
+    }

@@ -1,4 +1,4 @@
-"""How much each weight matters: the higher, the longer it stays. docs/pruning.md has the formulas and their sources.
+"""How much each weight matters: the higher, the longer it stays. docs/weight_pruning.md has formulas and sources.
 
 w is the weight, m and v Adam's raw moments, all of one shape. The reference adds 1e-8 under its roots and in its
 denominators, which is more than v itself at GPT-2's size; here a denominator has what keeps 0 / 0 from NaN, no more.

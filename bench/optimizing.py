@@ -1,0 +1,23 @@
+"""Worker side of bench_optim: a step after which it is looked at who stays, and one with masks alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from worker import ratrain_step
+
+
+def pruned_step(
+    manifest: str, scale: str | None = None, overrides: Sequence[str] = (), device: str = "cpu", looks: bool = False
+) -> Callable[[], object]:
+    """A step with half of the weights pruned; `looks`: masks are made anew after each."""
+    step = ratrain_step(manifest, scale, overrides, device)
+    pruner = step.step.pruner
+    pruner.expect(0.5)
+    step()
+
+    def looking() -> None:
+        pruner.expect(0.5)
+        step()
+
+    return looking if looks else step

@@ -1,0 +1,41 @@
+"""AdamWPrune's optimizer: an Adam, by the moments of which the weights are pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from ratrain.config.schema import OptimSection
+from ratrain.recipe.groups import Group
+from ratrain.recipe.optim.adam import Adam
+from ratrain.recipe.optim.adamw import AdamW, Betas, Eps
+from ratrain.recipe.optim.adamwadv import AdamWAdv
+from ratrain.recipe.optim.adamwspam import AdamWSPAM
+from ratrain.registry import register
+
+_BASES: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "adamwadv": AdamWAdv, "adamwspam": AdamWSPAM}
+
+
+@register("adamwprune")
+class AdamWPrune(OptimSection):
+    """Steps as `base` does; what prunes is the section [prune] with kind = "state".
+
+    The reference forced AMSGrad on whatever it was told (defect D4), which is base = "adamwadv" here. With base "adam"
+    the weight decay is coupled.
+    """
+
+    moments: ClassVar[bool] = True
+
+    base: Literal["adam", "adamw", "adamwadv", "adamwspam"] = Field(
+        default="adamw", description="the kind that makes the steps, with that kind's defaults for its other keys"
+    )
+    betas: Betas = (0.9, 0.95)
+    eps: Eps = 1e-8
+
+    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+        """The optimizer that `base` builds over `groups`."""
+        section = _BASES[self.base](weight_decay=self.weight_decay, clip=self.clip, betas=self.betas, eps=self.eps)
+        return section.build(groups)

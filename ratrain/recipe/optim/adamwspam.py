@@ -1,0 +1,223 @@
+"""SPAM, Spike-Aware Adam with Momentum Reset (Huang et al. 2025, arXiv:2501.06842), on torch's fused AdamW.
+
+Its options count optimizer steps, one call of `step` each; steps that are skipped count as well, as they do in the
+budget, and a reset that would fall on one is left out with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
+from torch import Tensor
+
+from ratrain.recipe.groups import Group
+from ratrain.recipe.optim._contract import Contract, device_of, rate, stated
+from ratrain.recipe.optim.adamw import AdamW
+from ratrain.registry import register
+
+_HISTORY = 10  # norms, the newest among them, below which nothing is called a spike
+
+
+class SpikeAware(AdamW):
+    """Options that SPAM and what the reference made of it have in common."""
+
+    theta: PositiveFloat = Field(
+        default=5000.0, description="a squared coordinate of the gradient is cut to theta times its running mean"
+    )
+    interval: NonNegativeInt = Field(default=500, description="steps between resets of the moments; 0: none")
+    warmup: NonNegativeInt = Field(default=150, description="steps after a reset until the learning rate is back")
+    spike_z: NonNegativeFloat = Field(
+        default=0.0,
+        description="standard deviations above its history at which a gradient's norm is a spike, that halves the "
+        "first moment; 0: no such test (the paper has none)",
+    )
+    spike_window: int = Field(default=100, ge=_HISTORY, description="norms in that history")
+
+
+@register("adamwspam")
+class AdamWSPAM(SpikeAware):
+    """AdamW that cuts off spikes of the gradient, and forgets its moments every `interval` steps."""
+
+    grace: NonNegativeInt = Field(default=50, description="steps after the start or a reset that cut off nothing")
+
+    @model_validator(mode="after")
+    def _recovers(self):
+        if self.interval and self.warmup > self.interval:
+            message = f"the learning rate would never be back: expected at most interval = {self.interval}"
+            raise ValueError(f"warmup = {self.warmup}: {message}")
+        return self
+
+    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+        """The optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
+        return SPAM(groups, self)
+
+
+class Spikes(Contract, torch.optim.AdamW):
+    """What SPAM and the reference's SPAM do alike: count steps, test norms, and reset.
+
+    `own`: calls (on the CPU: it decides what a step does), norms [window] of the gradients, newest last, stored (how
+    many there ever were), and the tallies.
+    """
+
+    tallies = ("spikes", "clipped", "resets")
+
+    def __init__(self, groups: Sequence[Group], section: SpikeAware, *, amsgrad: bool):
+        super().__init__(
+            stated(groups), lr=rate(groups), betas=section.betas, eps=section.eps, amsgrad=amsgrad, fused=True
+        )
+        device = device_of(groups)
+        self._z = section.spike_z
+        self.own = {
+            "calls": torch.zeros((), dtype=torch.int64),
+            "norms": torch.zeros(section.spike_window, device=device),
+            **{name: torch.zeros((), dtype=torch.int64, device=device) for name in ("stored", *self.tallies)},
+        }
+        self._calls = self.own["calls"].numpy()  # the same memory, read without torch's item()
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step; `lr` of each group is the scheduled one again afterwards."""
+        assert closure is None
+        done = int(self._calls)
+        self._calls += 1
+        self._prepare(done)
+        scheduled, scale = [group["lr"] for group in self.param_groups], self._warmth(done)
+        try:
+            if scale != 1:
+                for group in self.param_groups:
+                    group["lr"] = group["lr"] * scale
+            super().step()
+        finally:
+            for group, lr in zip(self.param_groups, scheduled, strict=True):
+                group["lr"] = lr
+        self._conclude(done + 1)
+
+    def _prepare(self, done: int) -> None:
+        """What comes before the update, after `done` others."""
+        raise NotImplementedError
+
+    def _warmth(self, done: int) -> float:
+        """What the scheduled learning rate is multiplied by."""
+        raise NotImplementedError
+
+    def _conclude(self, done: int) -> None:
+        """What comes after the update, the `done`-th."""
+
+    def _gradients(self) -> dict[Tensor, Tensor]:
+        """By parameter."""
+        return {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
+
+    def _moments(self, key: str) -> list[Tensor]:
+        return [state[key] for state in self.state.values() if key in state]
+
+    def _goes_ahead(self) -> Tensor:
+        """0-d bool: whether this step is not skipped."""
+        if self.found_inf is None:
+            return torch.ones((), dtype=torch.bool, device=self.own["norms"].device)
+        return self.found_inf == 0
+
+    def _count(self, name: str, amount: Tensor | float = 1.0) -> None:
+        self.own[name].add_(torch.where(self._goes_ahead(), amount, 0.0).long())
+
+    def _judge(self, norm: Tensor) -> None:
+        """Halves m and takes a tenth of v where `norm` stands out of the norms before it, and adds it to them."""
+        norms, stored, goes = self.own["norms"], self.own["stored"], self._goes_ahead()
+        history = norms[1:].double()  # in which the mean of equal norms is that norm exactly
+        n = stored.clamp(max=len(history))
+        held = torch.arange(len(history), device=norms.device) >= len(history) - n
+        mean = (history * held).sum() / n
+        deviation = ((history - mean).square() * held).sum().div(n).sqrt()
+        is_spike = goes & (stored >= _HISTORY - 1) & (deviation > 0) & (norm - mean > self._z * deviation)
+        for key, factor in (("exp_avg", 0.5), ("exp_avg_sq", 0.9)):
+            if moments := self._moments(key):
+                torch._foreach_mul_(moments, torch.where(is_spike, factor, 1.0))
+        self._count("spikes", is_spike.float())
+        kept = goes & norm.isfinite()
+        norms.copy_(torch.where(kept, torch.cat([norms[1:], norm[None]]), norms))
+        stored.add_(kept)
+
+    def _reset(self, *keys: str) -> None:
+        goes = self._goes_ahead()
+        for tensor in (tensor for key in keys for tensor in self._moments(key)):
+            tensor.masked_fill_(goes, 0)
+        self._count("resets")
+
+
+class SPAM(Spikes):
+    """Cuts |g| at sqrt(theta v / (1 - beta2^k)), where g is the clipped gradient that the moments see."""
+
+    def __init__(self, groups: Sequence[Group], section: AdamWSPAM):
+        super().__init__(groups, section, amsgrad=False)
+        self._section = section
+
+    def _prepare(self, done: int) -> None:
+        interval = self._section.interval
+        cuts = (done % interval if interval else done) >= self._section.grace
+        norm = norm_of(self._gradients().values()) if self._z else None  # of what came, before it is cut
+        if cuts:
+            self._cut()
+        if norm is not None:
+            self._judge(norm)
+
+    def _cut(self) -> None:
+        gradients = {p: g for p, g in self._gradients().items() if p in self.state}
+        if not gradients:
+            return
+        states = [self.state[p] for p in gradients]
+        steps = torch.stack([state["step"] for state in states])
+        factor = self._section.theta / (1 - self._section.betas[1] ** steps).clamp(min=torch.finfo(steps.dtype).tiny)
+        if self.grad_scale is not None:  # gradients are not divided by it yet
+            factor = factor * self.grad_scale.square()
+        squares = torch._foreach_mul([state["exp_avg_sq"] for state in states], factor.unbind())
+        found = _exceeding(list(gradients.values()), squares)
+        if not found:
+            return
+        kept, limits = zip(*found, strict=True)
+        torch._foreach_sqrt_(limits)
+        for limit in limits:  # without a history nothing is a spike; at a limit of 0 there would never be one
+            torch.threshold_(limit, 0.0, math.inf)
+        self._count("clipped", cut(kept, limits))
+
+    def _warmth(self, done: int) -> float:
+        interval, warmup = self._section.interval, self._section.warmup
+        if not interval or done < interval or done % interval >= warmup:
+            return 1.0
+        return (1 - math.cos(math.pi * (done % interval + 1) / warmup)) / 2
+
+    def _conclude(self, done: int) -> None:
+        if self._section.interval and done % self._section.interval == 0:
+            self._reset("exp_avg", "exp_avg_sq", "step")
+
+
+def norm_of(gradients: Iterable[Tensor]) -> Tensor:
+    """Of all of them as one vector; 0-d, fp32."""
+    return torch.stack(torch._foreach_norm(list(gradients))).double().norm().float()
+
+
+def _exceeding(gradients: list[Tensor], squares: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
+    """Gradients with the squares of their limits: on a CPU those with a coordinate beyond, elsewhere all.
+
+    Few have one, and to look takes half the time of cutting. Elsewhere it would be to wait for the device.
+    """
+    pairs = list(zip(gradients, squares, strict=True))
+    if gradients[0].device.type != "cpu":
+        return pairs
+    room = torch._foreach_addcmul(squares, gradients, gradients, value=-1.0)
+    least = torch.stack([each.amin() for each in room]).numpy()
+    return [pair for pair, least_of in zip(pairs, least, strict=True) if not least_of >= 0]
+
+
+def cut(gradients: Sequence[Tensor], limits: Sequence[Tensor]) -> Tensor:
+    """Brings each coordinate into [-limit, limit] in place; returns how many were outside, 0-d. Uses `limits` up."""
+    gradients, limits = list(gradients), list(limits)
+    inside = torch._foreach_clamp_max(gradients, limits)
+    torch._foreach_neg_(limits)
+    torch._foreach_clamp_min_(inside, limits)
+    torch._foreach_sub_(gradients, inside)
+    torch._foreach_sign_(gradients)  # the square of its norm is a count, in fewer passes than to compare and to add
+    outside = torch.stack(torch._foreach_norm(gradients)).square().sum()
+    torch._foreach_copy_(gradients, inside)
+    return outside.round()
