@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ratrain.atomic import write_file
-from ratrain.engine.checkpoint import load_newest
+from ratrain.engine.checkpoint import Checkpoint, load_newest
 from ratrain.errors import DataError, MissingError
-from ratrain.recipe.prune.masks import bytes_as_rows, unpack
+from ratrain.recipe.prune.masks import bytes_as_rows, pack, unpack
 from ratrain.recipe.prune.pruner import masks_of
 
 FORMAT = "ratrain weights 1"
@@ -45,7 +45,7 @@ def export(run: Path, path: Path, *, warn: Callable[[str], None]) -> Exported:
         raise MissingError(f"{run}: has no checkpoint yet")
     for failure in failures:
         warn(f"{failure}; going back to {found}")
-    masks = masks_of(checkpoint.optimizer)
+    masks = masks_of(checkpoint.optimizer) or _zeros_of(checkpoint)
     tensors, shapes = packed(checkpoint.model, masks)
     about = {"format": FORMAT, "shapes": json.dumps(shapes), "step": str(checkpoint.step)}
     about["manifest"] = (run / "resolved.toml").read_text()
@@ -54,6 +54,12 @@ def export(run: Path, path: Path, *, warn: Callable[[str], None]) -> Exported:
     kept = sum(tensor.numel() for name, tensor in tensors.items() if name.endswith(_KEPT))
     sizes = [sum(tensor.nbytes for tensor in part.values()) for part in (checkpoint.model, tensors)]
     return Exported(path, checkpoint.step, *sizes, sparsity=1 - kept / weights if weights else 0.0)
+
+
+def _zeros_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Masks of what is zero: a finished arm of a study keeps its weights alone."""
+    pruned = checkpoint.state.get("pruning", {}).get("matrices", ())
+    return {name: pack(checkpoint.model[name] != 0) for name in pruned}
 
 
 def packed(

@@ -36,6 +36,14 @@ def test_a_pruned_run_comes_back_to_the_bit_from_a_smaller_file(run, tmp_path):
     assert (tmp_path / "w.safetensors").stat().st_size == pytest.approx(done.packed, rel=0.05)
 
 
+def test_weights_that_are_kept_without_masks_are_as_small(run, tmp_path, monkeypatch):
+    whole = export(run, tmp_path / "whole", warn=pytest.fail)
+    monkeypatch.setattr("ratrain.engine.export.masks_of", lambda tensors: {})
+    alone = export(run, tmp_path / "alone", warn=pytest.fail)
+    assert (alone.packed, alone.sparsity) == (whole.packed, whole.sparsity)
+    assert all(torch.equal(t, read_export(tmp_path / "alone")[n]) for n, t in read_export(tmp_path / "whole").items())
+
+
 def test_a_run_that_prunes_nothing_is_exported_as_it_is(trained, ratrain, tmp_path):
     folder = trained("gpt2", "train.budget.steps=2")
     code, out, _ = ratrain("export", folder, "--to", tmp_path / "w.safetensors", "--json")

@@ -12,7 +12,7 @@ import torch
 from ratrain.engine.checkpoint import listed, load
 from ratrain.engine.engine import Engine
 from ratrain.errors import DataError, PreemptedError
-from ratrain.events import Compiled, Pruned, PruningBegan, PruningEvaluated, Window
+from ratrain.events import Compiled, OptimizerTold, Pruned, PruningBegan, PruningEvaluated, Window
 from ratrain.recipe.prune.masks import bytes_as_rows, unpack
 from ratrain.recipe.prune.pruner import masks_of
 from ratrain.registry import optim_kinds
@@ -125,8 +125,12 @@ def test_the_target_is_reached_at_the_end_of_the_ramp_though_it_falls_between_lo
     assert [look.reached for look in looks] == [False] * 6 + [True]
 
 
+SPAM = ("optim.kind=adamwspam", "optim.interval=8", "optim.warmup=3", "optim.grace=2", "optim.theta=1.5")
+
+
 def test_nothing_recompiles_and_the_windows_tell_how_far_it_is(tiny, tmp_path):
-    manifest = pruned(tiny, *KINDS["state"], "compile.scope=block", "compile.backend=aot_eager")
+    # warm-up, resets, cuts, ramp and hold are all within these steps
+    manifest = pruned(tiny, *KINDS["state"], *SPAM, "compile.scope=block", "compile.backend=aot_eager")
     seen = run(manifest, tmp_path)
     windows = of(Window, seen)
     assert {window.recompiles for window in windows} == {0}
@@ -134,6 +138,16 @@ def test_nothing_recompiles_and_the_windows_tell_how_far_it_is(tiny, tmp_path):
     told = [window.sparsity for window in windows]
     assert told == sorted(told)
     assert told[-1] == pytest.approx(0.6, abs=1e-4)
+
+
+def test_what_the_optimizer_counts_is_told_once_also_after_a_stop(tiny, tmp_path):
+    manifest = tiny("gpt2", *SHORT[:4], *SPAM)
+    whole = of(OptimizerTold, run(manifest, tmp_path / "whole"))
+    parts = of(OptimizerTold, [*run(manifest, tmp_path / "parts", stop_at=10), *run(manifest, tmp_path / "parts")])
+    for told in (whole, parts):
+        assert sum(event.counts.get("resets", 0) for event in told) == 3
+        assert sum(event.counts.get("clipped", 0) for event in told) == told[-1].totals["clipped"] > 0
+    assert whole[-1].totals == parts[-1].totals
 
 
 def test_an_average_that_is_evaluated_is_as_sparse_as_the_weights(tiny, tmp_path, monkeypatch):

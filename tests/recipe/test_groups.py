@@ -56,3 +56,12 @@ def test_a_matrix_outside_the_blocks_is_not_decayed(tiny):
     model = build(tiny(), device="meta")
     model.register_module("extra", Linear(4, 4, bias=False))
     assert decay_by_name(model)["extra.weight"] == 0
+
+
+def test_gpt2_of_124_million_parameters_decays_its_48_matrices(tiny):
+    model = build(tiny("gpt2", scale="gpt2_124m"), device="meta")
+    decayed, kept = group_parameters(model, 0.1)
+    assert len(decayed.names) == 48
+    assert sum(p.numel() for p in decayed.parameters) == 84_934_656
+    assert "wte.weight" in kept.names
+    assert len({*decayed.names, *kept.names}) == len([*model.parameters()])

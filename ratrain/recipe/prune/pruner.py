@@ -192,7 +192,8 @@ class Pruner:
         return kept | {f"{_SCORE}{p.name}": p.movement for p in self._parts if p.movement is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pruned": self.pruned, "counts": self._counts, "reached": self.reached}
+        """Also the names of the matrices, for who has the weights without the masks."""
+        return {"pruned": self.pruned, "counts": self._counts, "reached": self.reached, "matrices": self.names}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         for name, tensor in self.tensors().items():
