@@ -11,7 +11,7 @@ from ratrain.report.figures import gate_figures, loss_figure
 from ratrain.report.gates import gate_rows
 from ratrain.report.html import document, image, table
 from ratrain.report.log import RunLog
-from ratrain.report.pruning import HEAD, pruning_facts, pruning_rows
+from ratrain.report.pruning import HEAD, pruned_in_short, pruning_facts, pruning_rows
 
 
 def facts(log: RunLog) -> list[tuple[str, str]]:
@@ -27,6 +27,8 @@ def facts(log: RunLog) -> list[tuple[str, str]]:
     if log.evaluated:
         loss = log.evaluated[-1][1]
         rows.append(("validation loss", f"{loss:.4f} nats per token, perplexity {math.exp(min(loss, 700)):.2f}"))
+    if log.pruning:
+        rows.append(("pruned weights", pruned_in_short(log)))
     if windows:
         rate = sorted(window["tokens_per_second"] for window in windows)[len(windows) // 2]
         mfu = [window["mfu"] for window in windows if window["mfu"] is not None]

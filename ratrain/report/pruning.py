@@ -40,6 +40,12 @@ def pruning_facts(log: RunLog) -> list[tuple[str, str]]:
     return rows
 
 
+def pruned_in_short(log: RunLog) -> str:
+    """In one line: the fraction that is zero, and of what."""
+    pruned = {name: pair for name, pair in log.pruning["zeros"].items() if name in log.pruning["pruned"]}
+    return f"{_share(pruned)} in {len(pruned)} matrices"
+
+
 def pruning_rows(log: RunLog) -> list[tuple[str, ...]]:
     """Each matrix: how many weights it has, and how many of them are zero."""
     zeros = log.pruning.get("zeros", {})
