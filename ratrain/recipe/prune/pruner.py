@@ -76,10 +76,13 @@ class Pruner:
     def mask_gradients(self) -> None:
         """No gradient for what is pruned, and none of it in the norm."""
         if self._wanted is not None and self.section.regrow:
-            self._dense = [_gradient(part).clone() for part in self._parts]
-        if self.pruned:
-            for part in self._parts:
-                _gradient(part).mul_(self._mask(part))
+            grads = [part.weight.grad for part in self._parts]
+            self._dense = [
+                torch.zeros_like(p.weight) if g is None else g.clone() for p, g in zip(self._parts, grads, strict=True)
+            ]
+        for part in self._parts if self.pruned else ():
+            if part.weight.grad is not None:
+                part.weight.grad.mul_(self._mask(part))
 
     @torch.no_grad()
     def observe(self) -> None:
@@ -87,11 +90,11 @@ class Pruner:
         if self.section.kind == "movement" and not self.reached:
             divisor, skipped = self._optimizer.grad_scale, self._optimizer.found_inf  # type: ignore[attr-defined]
             for part in self._parts:
-                assert part.movement is not None
-                scores.add_movement(part.movement, part.weight, _gradient(part), divisor, skipped)
+                if part.movement is not None and part.weight.grad is not None:
+                    scores.add_movement(part.movement, part.weight, part.weight.grad, divisor, skipped)
 
-    def prune(self) -> bool:
-        """Looks at who stays if that was asked for, and keeps at zero what is gone; returns whether it looked."""
+    def prune(self) -> None:
+        """Looks at who stays if that was asked for, and keeps at zero what is gone."""
         looks = self._wanted is not None
         if self._wanted is not None:
             self._look(self._wanted)
@@ -99,7 +102,6 @@ class Pruner:
         if looks or (self.pruned and not getattr(self._optimizer, "elementwise", True)):
             self.apply()
         self._wanted, self._dense = None, []
-        return looks
 
     def count(self, sparsity: float) -> int:
         """Weights that are pruned at that sparsity: floor(sparsity x weights), and none comes back."""
@@ -148,9 +150,9 @@ class Pruner:
         weight = part.weight.detach()
         if part.movement is not None:
             return part.movement
-        if self.section.score is None:
+        state = self._optimizer.state.get(part.weight, {})
+        if self.section.score is None or "exp_avg" not in state:  # what has no gradient has no moments
             return scores.magnitude(weight)
-        state = self._optimizer.state[part.weight]
         (beta, _), step = self._betas(part.weight), state["step"].clamp(min=1)
         return scores.STATE[self.section.score](
             weight, scores.Moments(state["exp_avg"], state["exp_avg_sq"], 1 - beta**step)
@@ -204,8 +206,3 @@ class Pruner:
 def masks_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The packed masks that a checkpoint holds, by weight."""
     return {name.removeprefix(_MASK): packed for name, packed in tensors.items() if name.startswith(_MASK)}
-
-
-def _gradient(part: _Part) -> Tensor:
-    assert part.weight.grad is not None, f"{part.name} has no gradient"
-    return part.weight.grad

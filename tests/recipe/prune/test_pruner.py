@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from ratrain.config.find import shipped
 from ratrain.config.schema import PruneSection
 from ratrain.engine.step import Precision, TrainStep
 from ratrain.model.build import build
@@ -63,6 +64,20 @@ def test_each_look_prunes_exactly_what_was_asked_for(tiny, kind):
         gone = sum(int((~mask).sum()) for mask in masks(step).values())
         assert gone == step.pruner.pruned == asked
     assert step.pruner.reached
+
+
+@pytest.mark.parametrize("file", shipped(), ids=lambda file: file.stem)
+def test_every_variant_can_be_pruned(tiny, file):
+    step = step_of(tiny(str(file)), kind="movement", layers="uniform", embedding=True, regrow=0.1)
+    for _ in ramp(step, looks=2, apart=1):
+        gone = sum(int((~mask).sum()) for mask in masks(step).values())
+        assert gone == step.pruner.pruned
+        assert all(not weight[~mask].any() for weight, mask in zip(weights_of(step), masks(step).values(), strict=True))
+    assert step.pruner.pruned == int(0.8 * step.pruner.weights + 1e-6)
+
+
+def weights_of(step):
+    return [step.precision.masters[name] for name in step.pruner.names]
 
 
 @pytest.mark.parametrize("kind", KINDS)
