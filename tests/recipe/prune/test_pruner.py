@@ -176,6 +176,23 @@ def test_regrown_weights_are_those_of_the_largest_gradient_and_begin_at_zero(tin
         assert not step.precision.masters[name][back].any()
 
 
+def test_what_is_exchanged_for_itself_begins_at_zero_too(tiny):
+    step = step_of(tiny(), kind="magnitude", regrow=0.3, layers="uniform")
+    list(ramp(step, looks=4))
+    step.set_lr(0.0)  # so that the look sees these weights
+    before = {name: (mask, step.precision.masters[name].detach().clone()) for name, mask in masks(step).items()}
+    step.pruner.expect(0.8)
+    step(*batch(99))
+    again = 0
+    for name, now in masks(step).items():
+        mask, weight = before[name]
+        least = weight.abs().masked_fill(~mask, torch.inf).flatten().argsort()[: int(0.3 * mask.sum())]
+        chosen = now.flatten()[least]
+        again += int(chosen.sum())
+        assert not step.precision.masters[name].flatten()[least][chosen].any()
+    assert again
+
+
 def test_the_token_table_is_pruned_where_that_is_asked_for_and_comes_last(tiny):
     assert "wte.weight" not in step_of(tiny(), kind="magnitude").pruner.names
     with_table = step_of(tiny(), kind="magnitude", embedding=True).pruner
