@@ -114,6 +114,7 @@ class OptimSection(Section):
 
     kind: ClassVar[str]
     moments: ClassVar[bool] = False  # whether every matrix has Adam's two
+    held: ClassVar[int] = 2  # numbers that are kept of a weight, at most
 
     weight_decay: float = Field(default=0.1, ge=0, description="on the matrices of the blocks only")
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 never clips")

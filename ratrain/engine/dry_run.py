@@ -67,10 +67,18 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path =
         "train_flops": None if tokens is None else tokens * engine.cost.train_flops_per_token,
         "tokens_per_second": rate,
         "train_seconds": manifest.train.budget.seconds if tokens is None else tokens / rate,
-        "state_bytes": sum(4 * 4 * p.numel() for p in engine.train_step.parameters),  # weight, gradient, two moments
+        "state_bytes": _state_bytes(engine),
         "peak_memory": windows[-1].peak_memory,
         "disk_bytes": saved.bytes * (manifest.checkpoint.keep + 1),  # one more while the next is being written
     }
+
+
+def _state_bytes(engine: Engine) -> int:
+    """Of weights, their gradients, and what a step has left in the optimizer, masks included."""
+    step = engine.train_step
+    kept = [tensor for state in step.optimizer.state.values() for tensor in state.values() if tensor.numel() > 1]
+    weights = sum(weight.nbytes for weight in step.parameters)
+    return 2 * weights + sum(t.nbytes for t in (*kept, *engine.pruning.tensors().values()))
 
 
 def _tiny(manifest: Manifest) -> Manifest:
@@ -113,7 +121,7 @@ def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit, check
         f"({seen['validation_loss']:.4f}), saved and restored",
         f"parameters     {seen['parameters']:,}",
         f"attention      {seen['attention']['backend']} ({seen['attention']['source']})",
-        f"memory         {_size(seen['state_bytes'])} of weights, gradients and moments; peak {peak} here, with",
+        f"memory         {_size(seen['state_bytes'])} of weights, gradients and optimizer; peak {peak} here, with",
         f"               one sequence a pass where train.micro_batch is {manifest.train.micro_batch}",
         f"disk           {_size(seen['disk_bytes'])} of checkpoints",
     ]

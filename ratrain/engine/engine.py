@@ -128,9 +128,9 @@ class Engine:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """About what one checkpoint takes: fp32 weights and buffers, and two moments of each weight."""
-        kept = {**self.model.state_dict(), **self.precision.masters}
-        return stored_bytes(kept, self.average.state(), self.pruning.tensors(), self.tallies.own) + 2 * sum(
+        """About what one checkpoint takes: fp32 weights, buffers, what the optimizer keeps of each weight, masks."""
+        kept, held = {**self.model.state_dict(), **self.precision.masters}, type(self.manifest.optim).held
+        return stored_bytes(kept, self.average.state(), self.pruning.tensors(), self.tallies.own) + held * sum(
             parameter.nbytes for parameter in self.train_step.parameters
         )
 

@@ -32,6 +32,12 @@ def test_it_foretells_the_whole_run(tiny):
     assert seen["recompiles"] == 0
 
 
+@pytest.mark.parametrize(("kind", "each"), [("sgd", 12), ("adamw", 16), ("adamwadv", 20)])
+def test_memory_is_that_of_the_optimizer(tiny, kind, each):
+    seen = rehearse(tiny("gpt2", f"optim.kind={kind}"), device="cpu", emit=lambda event: None)
+    assert seen["state_bytes"] == each * seen["parameters"]
+
+
 def test_a_disk_without_room_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 1_000_000)
     with pytest.raises(DiskError, match="make room, or choose another --out"):

@@ -15,4 +15,5 @@ class AdamWAdv(AdamW):
     Of the reference's further additions, a scheduler was never stepped, and clipping at 1.0 is everyone's here.
     """
 
+    held: ClassVar[int] = 3
     amsgrad: ClassVar[bool] = True

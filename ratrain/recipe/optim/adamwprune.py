@@ -28,6 +28,7 @@ class AdamWPrune(OptimSection):
     """
 
     moments: ClassVar[bool] = True
+    held: ClassVar[int] = 3  # with AMSGrad
 
     base: Literal["adam", "adamw", "adamwadv", "adamwspam"] = Field(
         default="adamw", description="the kind that makes the steps, with that kind's defaults for its other keys"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -32,6 +33,8 @@ class SGD(OptimSection):
 
     Gradients are clipped as for every optimizer; the reference clipped them for all but this one (defect D19).
     """
+
+    held: ClassVar[int] = 1
 
     momentum: float = Field(default=0.9, ge=0, lt=1, description="decay per step of the sum of gradients; 0: none")
     nesterov: bool = Field(default=False, description="step along g + momentum m")

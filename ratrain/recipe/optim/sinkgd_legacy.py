@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
@@ -20,6 +21,8 @@ class SinkGDLegacy(OptimSection):
 
     Steps are as small as the gradient: at the learning rates of Adam the weights practically do not move.
     """
+
+    held: ClassVar[int] = 0
 
     tau: PositiveFloat = Field(default=0.1, description="temperature of the tanh; smaller is nearer to a sign")
     iterations: NonNegativeInt = Field(

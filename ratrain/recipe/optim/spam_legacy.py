@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -23,6 +24,8 @@ class SPAMLegacy(SpikeAware):
     An odd interval is not halved. The reference ran betas (0.9, 0.999), and 1000 for both interval and warmup, which
     keeps the learning rate inside of a warm-up all the time.
     """
+
+    held: ClassVar[int] = 3
 
     theta: PositiveFloat = Field(default=50.0, description="with clip_spikes: g^2 is cut to theta times raw v")
     interval: NonNegativeInt = Field(default=1000, description="twice the steps between resets, if even; 0: none")
