@@ -99,6 +99,10 @@ def _pruned(e: events.PruningEvaluated) -> list[str]:
         f"pruned: {zeros:,} of {weights:,} weights are zero ({share})",
         f"pruned: validation loss {e.loss:.4f}, {disk}{best}",
     ]
+    if gone := [name for name in e.pruned if e.zeros[name][0] == e.zeros[name][1]]:
+        lines.append(
+            f"warning: nothing is left of {', '.join(gone)}; prune.layers = 'uniform' would leave some of each"
+        )
     return lines + ([f"warning: {e.not_zero:,} masked weights are not zero"] if e.not_zero else [])
 
 

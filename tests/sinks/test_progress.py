@@ -68,6 +68,14 @@ def test_two_seeds_are_told_where_they_differ(started):
     assert "seed 1-7," in "\n".join(told(started(seed_data=7)))
 
 
+def pruned(zeros):
+    return events.PruningEvaluated(
+        step=5, target=2 / 3, sparsity=2 / 3, zeros=zeros, pruned=["a.weight", "b.weight"], not_zero=2,
+        loss_dense_best=7.0, loss_target_best=None, loss=7.1, loss_reloaded=7.2, peak_memory=1 << 20,
+        step_seconds={"with looks": None, "without": 0.01}, bytes_dense=72, bytes_packed=24,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("event", "parts"),
     [
@@ -84,6 +92,15 @@ def test_two_seeds_are_told_where_they_differ(started):
             ["prunes by state from 2 matrices, not the token table: 4,096 weights of 92,032 parameters"],
         ),
         (events.Pruned(5, 0.5, 2048, True), ["50.0000% is pruned, the target"]),
+        (
+            pruned({"a.weight": (9, 9), "b.weight": (3, 9), "wte.weight": (0, 18)}),
+            [
+                "pruned: 12 of 18 weights are zero (66.6667%, target 66.6667%; 33.33% with the token table)",
+                "pruned: validation loss 7.1000, but 7.2000 from disk, best dense 7.0000",
+                "warning: nothing is left of a.weight; prune.layers = 'uniform' would leave some of each",
+                "warning: 2 masked weights are not zero",
+            ],
+        ),
         (events.OptimizerTold(5, {"spikes": 1}, {"spikes": 3}), ["the optimizer counts 1 spikes (3 in all)"]),
         (events.Sampled(5, "To be\nor not\n"), ["sample:", "  | To be", "  | or not"]),
         (events.Notice("all is well"), ["all is well"]),
