@@ -115,6 +115,7 @@ def examine(engine: Engine) -> PruningEvaluated:
     """
     pruner, section, masters = engine.train_step.pruner, engine.manifest.prune, engine.precision.masters
     assert pruner and section
+    peak = peak_memory(engine.device)  # before there is a second model
     looked_at = dict.fromkeys([*pruner.names, EMBEDDING])
     zeros = {name: (int((masters[name] == 0).sum()), masters[name].numel()) for name in looked_at}
     alive = sum(int((masters[name].detach()[~mask] != 0).sum()) for name, mask in pruner.masks())
@@ -130,7 +131,7 @@ def examine(engine: Engine) -> PruningEvaluated:
         loss_target_best=engine.pruning.best["target"],
         loss=final,
         loss_reloaded=reloaded,
-        peak_memory=peak_memory(engine.device),
+        peak_memory=peak,
         step_seconds=engine.pruning.step_seconds,
         bytes_dense=sum(4 * n for _, n in zeros.values()),
         bytes_packed=sum(4 * (n - z) + -(-n // 8) if name in pruner.names else 4 * n for name, (z, n) in zeros.items()),

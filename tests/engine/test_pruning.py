@@ -154,7 +154,7 @@ def test_what_the_optimizer_counts_is_told_once_also_after_a_stop(tiny, tmp_path
     whole = of(OptimizerTold, run(manifest, tmp_path / "whole"))
     parts = of(OptimizerTold, [*run(manifest, tmp_path / "parts", stop_at=10), *run(manifest, tmp_path / "parts")])
     for told in (whole, parts):
-        assert sum(event.counts.get("resets", 0) for event in told) == 3
+        assert sum(event.counts.get("resets", 0) for event in told) == 2  # before the 9th and 17th step
         assert sum(event.counts.get("clipped", 0) for event in told) == told[-1].totals["clipped"] > 0
     assert whole[-1].totals == parts[-1].totals
 

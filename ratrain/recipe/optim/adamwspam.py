@@ -93,7 +93,6 @@ class Spikes(Contract, torch.optim.AdamW):
         finally:
             for group, lr in zip(self.param_groups, scheduled, strict=True):
                 group["lr"] = lr
-        self._conclude(done + 1)
 
     def _prepare(self, done: int) -> None:
         """What comes before the update, after `done` others."""
@@ -102,9 +101,6 @@ class Spikes(Contract, torch.optim.AdamW):
     def _warmth(self, done: int) -> float:
         """What the scheduled learning rate is multiplied by."""
         raise NotImplementedError
-
-    def _conclude(self, done: int) -> None:
-        """What comes after the update, the `done`-th."""
 
     def _gradients(self) -> dict[Tensor, Tensor]:
         """By parameter."""
@@ -155,6 +151,9 @@ class SPAM(Spikes):
 
     def _prepare(self, done: int) -> None:
         interval = self._section.interval
+        if interval and done and done % interval == 0:
+            # not before, at the end of the last step: who looks at the moments in between, to prune by them, needs them
+            self._reset("exp_avg", "exp_avg_sq", "step")
         cuts = (done % interval if interval else done) >= self._section.grace
         norm = norm_of(self._gradients().values()) if self._z else None  # of what came, before it is cut
         if cuts:
@@ -186,10 +185,6 @@ class SPAM(Spikes):
         if not interval or done < interval or done % interval >= warmup:
             return 1.0
         return (1 - math.cos(math.pi * (done % interval + 1) / warmup)) / 2
-
-    def _conclude(self, done: int) -> None:
-        if self._section.interval and done % self._section.interval == 0:
-            self._reset("exp_avg", "exp_avg_sq", "step")
 
 
 def norm_of(gradients: Iterable[Tensor]) -> Tensor:

@@ -84,6 +84,9 @@ def test_spam_is_its_procedure(trial, z, interval, warmup):
     for step in range(1, 31):
         gradients, scale = gradients_of(one, step), 1 + step % 3
         one.step(gradients, lr=schedule(step), scale=scale, skip=0)
+        if interval and step > 1 and (step - 1) % interval == 0:  # between the two steps
+            plain.m, plain.v = ([torch.zeros_like(w) for w in plain.w] for _ in range(2))
+            plain.k, since, plain.resets = 0, 0, plain.resets + 1
         factor = 1.0
         if plain.resets and since < warmup:
             factor = (1 - math.cos(math.pi * (since + 1) / warmup)) / 2
@@ -93,9 +96,6 @@ def test_spam_is_its_procedure(trial, z, interval, warmup):
         plain.judge(gradients, z, 12)
         plain.update(seen, schedule(step) * factor)
         since += 1
-        if interval and step % interval == 0:
-            plain.m, plain.v = ([torch.zeros_like(w) for w in plain.w] for _ in range(2))
-            plain.k, since, plain.resets = 0, 0, plain.resets + 1
     # the limits are found in the fp32 of Adam's step, and some gradients end there
     torch.testing.assert_close([p.detach() for p in one.parameters], plain.w, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(one.state("exp_avg"), plain.m, rtol=1e-5, atol=1e-6)
@@ -103,7 +103,7 @@ def test_spam_is_its_procedure(trial, z, interval, warmup):
     assert counts(one) == plain.counts()
     assert plain.clipped > 10
     assert bool(plain.spikes) == bool(z)
-    assert plain.resets == (30 // interval if interval else 0)
+    assert plain.resets == (29 // interval if interval else 0)
 
 
 @pytest.mark.parametrize("z", [0.0, 1.0])
@@ -138,7 +138,7 @@ def test_the_legacy_is_the_reference_s_procedure(trial, z, cuts, interval, warmu
 
 
 def resets_of(one, steps):
-    """After which steps, counted from 1, there was one more."""
+    """In which steps, counted from 1, there was one more."""
     found, before = [], 0
     for step in range(1, steps + 1):
         one.steps([step])
@@ -150,9 +150,10 @@ def resets_of(one, steps):
 
 def test_spam_resets_after_every_interval(trial):
     one = trial("adamwspam", interval=100, warmup=0)
-    assert resets_of(one, 299) == [100, 200]
-    one.steps([300])
-    assert not any(t.any() for key in ("exp_avg", "exp_avg_sq", "step") for t in one.state(key))
+    assert [step - 1 for step in resets_of(one, 300)] == [100, 200]  # the next step begins with it
+    assert all(t.any() for key in ("exp_avg", "exp_avg_sq", "step") for t in one.state(key))
+    one.steps([301])
+    assert {float(t) for t in one.state("step")} == {1.0}
 
 
 @pytest.mark.parametrize(("interval", "expected"), [(100, [49, 99, 149]), (101, [100]), (0, [])])

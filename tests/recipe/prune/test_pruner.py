@@ -160,6 +160,21 @@ def test_a_step_that_is_skipped_moves_no_score_and_no_mask(tiny):
     assert step(*batch(0)).norm.isfinite()
 
 
+@pytest.mark.parametrize("score", [f"bitter{n}" for n in range(10)])
+def test_a_look_beside_a_reset_of_the_moments_sees_them(tiny, score):
+    """SPAM forgets them between two steps: a look after the first of these prunes as it does without SPAM."""
+    found = []
+    for interval in (6, 0):
+        spam = ("optim.kind=adamwspam", f"optim.interval={interval}", "optim.warmup=2")
+        step = step_of(tiny("gpt2", *spam), kind="state", score=score)
+        for number in range(1, 7):
+            if number == 6:
+                step.pruner.expect(0.5)
+            step(*batch(number))
+        found.append(masks(step))
+    assert all(torch.equal(mask, found[1][name]) for name, mask in found[0].items())
+
+
 def test_regrown_weights_are_those_of_the_largest_gradient_and_begin_at_zero(tiny):
     step = step_of(tiny(), kind="magnitude", regrow=0.2, layers="uniform")
     list(ramp(step, looks=4))
