@@ -179,6 +179,7 @@ class PruningEvaluated(Event):
     sparsity: float  # of the weights that are pruned from, by the masks
     zeros: dict[str, tuple[int, int]]  # weights that are zero, and weights, counted: of what is pruned, and the table
     pruned: list[str]  # tensors that are pruned
+    reached: bool  # whether the run got to the look that prunes to the target
     not_zero: int  # weights that are masked and not zero
     loss_dense_best: float | None  # while nothing was pruned; None: not evaluated then
     loss_target_best: float | None  # with the target reached

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ratrain.config.schema import Manifest
+from ratrain.config.schema import Manifest, Span
 
 # names, seeds, and what watches a run without changing it
 _NOT_TRAINED = ("id", "title", "scale", "same_as", "origin", "seed", "log", "checkpoint")
@@ -66,11 +67,20 @@ def _recipe(manifest: Manifest) -> dict[str, Any]:
     recipe["eval"] = {name: value for name, value in recipe["eval"].items() if name != "every"}
     # strict only says whether a run is refused: one that is not has the same bits
     recipe["compile"] = {name: value for name, value in recipe["compile"].items() if name != "strict"}
-    schedule = manifest.schedule
-    if schedule.kind == "constant" and schedule.warmup.unit == "steps":
+    if manifest.schedule.kind == "constant" and all(span.unit == "steps" for span in _spans(manifest)):
         # no step depends on how many there are: a longer budget is the same run, longer
         recipe["train"] = {name: value for name, value in recipe["train"].items() if name != "budget"}
     return recipe
+
+
+def _spans(manifest: Manifest) -> Iterator[Span]:
+    """The stretches of the run that decide a step."""
+    yield manifest.schedule.warmup
+    if manifest.prune:
+        yield from (manifest.prune.start, manifest.prune.end)
+    own = [patch.activation or manifest.activation for patch in manifest.patch.values()]
+    for section in own:
+        yield from (getattr(section, name) for name in section.model_dump() if name in ("after", "over", "deadline"))
 
 
 def _sha256(value: Any) -> str:

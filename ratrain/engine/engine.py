@@ -147,8 +147,8 @@ class Engine:
                 self.emit(tell.started(self))
                 if not self.steps_done:
                     self.emit(fingerprints(self))
-                    if began := self.pruning.began(self.cost.parameters):
-                        self.emit(began)
+                if self.saved_at < 0 and (began := self.pruning.began(self.cost.parameters)):
+                    self.emit(began)  # also where it begins with another run
             self._choose_attention()
             self._compile()
             self._switch()
@@ -286,6 +286,8 @@ class Engine:
         m = self.manifest
         stops = [(first // every + 1) * every for every in (m.log.every, m.eval.every, m.checkpoint.every) if every]
         stops += self.switchboard.next_looks(first)
+        if self.total_steps is None:  # what is spent is known at the end of a window: the first ones are short
+            stops.append(first + max(1, first))
         return min([*stops, self.total_steps or stops[0]])
 
     def _switch(self, spent: float | None = None) -> None:

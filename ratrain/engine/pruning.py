@@ -18,7 +18,6 @@ from ratrain.engine.device import peak_memory
 from ratrain.engine.distributed import World
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.step import Precision, TrainStep
-from ratrain.errors import DataError
 from ratrain.events import Pruned, PruningBegan, PruningEvaluated
 from ratrain.model.build import build
 from ratrain.recipe.prune.masks import bytes_as_rows, unpack
@@ -60,9 +59,8 @@ class Pruning:
         if self.pruner is None:
             return
         self._seconds[bool(self._looks)].append(seconds / steps)
-        if self._looks and world.size > 1:
-            digests = world.gather(self.pruner.digest())
-            assert len(set(digests)) == 1, f"processes have pruned different weights: {digests}"
+        if self._looks and world.size > 1 and len(set(world.gather(self.pruner.digest()))) > 1:
+            raise RuntimeError("processes have pruned different weights: their weights or moments are not the same")
         yield from self._looks
         self._looks = []
 
@@ -97,14 +95,10 @@ class Pruning:
         return {**self.pruner.state_dict(), "best": self.best} if self.pruner else {}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Raises DataError where the checkpoint is of a run that did not prune."""
-        if self.pruner is None:
-            return
-        state = checkpoint.state.get("pruning")
-        if not state:
-            raise DataError(f"the checkpoint of step {checkpoint.step} is of a run that prunes no weights")
-        self.pruner.restore(checkpoint.optimizer, state)
-        self.best = dict(state["best"])
+        """From the checkpoint of a run that prunes alike; one that prunes nothing leaves all weights in."""
+        if self.pruner and (state := checkpoint.state.get("pruning")):
+            self.pruner.restore(checkpoint.optimizer, state)
+            self.best = dict(state["best"])
 
 
 def examine(engine: Engine) -> PruningEvaluated:
@@ -126,6 +120,7 @@ def examine(engine: Engine) -> PruningEvaluated:
         sparsity=pruner.pruned / pruner.weights,
         zeros=zeros,
         pruned=pruner.names,
+        reached=pruner.reached,
         not_zero=alive,
         loss_dense_best=engine.pruning.best["dense"],
         loss_target_best=engine.pruning.best["target"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ratrain.config.identity import run_hash
 from ratrain.engine.attention import recorded
@@ -25,6 +25,7 @@ from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.errors import DataError, Fault, ManifestError
 from ratrain.events import Branched, Notice, Pretrained, Resumed
 from ratrain.model.build import seed_of
+from ratrain.recipe.groups import Group
 from ratrain.recipe.prune.pruner import MARKS
 
 if TYPE_CHECKING:
@@ -158,13 +159,40 @@ def _check_origin(engine: Engine, checkpoint: Checkpoint, path: Path) -> list[st
 
 def _check_branch(engine: Engine, checkpoint: Checkpoint) -> None:
     """Raises ManifestError where the engine cannot begin with a checkpoint of another run; its model may not differ."""
-    kind, total = type(engine.manifest.optim).kind, engine.total_steps
+    optim, total = engine.manifest.optim, engine.total_steps
+    kind = type(optim).kind
     if checkpoint.state["optim"] != kind:
         message = f"the run that this begins with was trained by {checkpoint.state['optim']}, not by {kind}"
         raise ManifestError([Fault("", "optim.kind", message)])
+    _check_kept(engine, checkpoint)
     if total is not None and total <= checkpoint.step:
         message = f"ends at step {total}, but the run begins at step {checkpoint.step} of another"
         raise ManifestError([Fault("", "train.budget", message)])
+
+
+def _check_kept(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Raises ManifestError where the optimizer or the pruning keeps other things than those of the checkpoint did."""
+    own = {name: tuple(tensor.shape) for name, tensor in engine.tallies.own.items()}
+    kept = {n.removeprefix(_OWN): tuple(t.shape) for n, t in checkpoint.optimizer.items() if n.startswith(_OWN)}
+    others = ("rng|", _OWN, *MARKS)
+    moments = {n.rpartition("|")[2] for n in checkpoint.optimizer if not n.startswith(others) and not is_average(n)}
+    if own != kept or moments != kept_by(engine.manifest.optim):
+        message = "the optimizer of the run that this begins with keeps other state; expected the same [optim] section"
+        raise ManifestError([Fault("", "optim", message)])
+    before, now = (state.get("section") for state in (checkpoint.state.get("pruning", {}), engine.pruning.state_dict()))
+    if before and before != now:
+        message = f"the run that this begins with prunes its weights by {before}; expected the same [prune] section"
+        raise ManifestError([Fault("", "prune", message)])
+
+
+def kept_by(optim: Any) -> set[str]:
+    """Names of what an optimizer of this section keeps of a parameter, found by a step on small ones."""
+    weights = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+    optimizer = optim.build([Group(("w",), weights[:1], 0.0, True), Group(("b",), weights[1:], 0.0)])
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    return {key for state in optimizer.state.values() for key in state}
 
 
 def _model_tensors(engine: Engine) -> dict[str, Tensor]:

@@ -35,6 +35,8 @@ def pruning_facts(log: RunLog) -> list[tuple[str, str]]:
     rows.append(("median step", f"{seconds} (masks are made anew in some windows)"))
     dense, packed = end["bytes_dense"], end["bytes_packed"]
     rows.append(("these tensors on disk", f"{packed:,} bytes as masks and values, {dense:,} as they are"))
+    if not end.get("reached", True):
+        rows.append(("warning", "the run ended before the target was reached"))
     if gone := [name for name, (zeros, n) in pruned.items() if zeros == n]:
         rows.append(("warning", f"nothing is left of {', '.join(gone)}"))
     if end["not_zero"]:

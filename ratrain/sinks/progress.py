@@ -87,7 +87,7 @@ def _pruning(e: events.PruningBegan) -> list[str]:
     return [f"prunes by {e.kind} from {len(e.tensors)} matrices, {table}: {weights}"]
 
 
-def _pruned(e: events.PruningEvaluated) -> list[str]:
+def _pruning_evaluated(e: events.PruningEvaluated) -> list[str]:
     zeros, weights = (sum(pair[at] for name, pair in e.zeros.items() if name in e.pruned) for at in (0, 1))
     share = f"{zeros / weights:.4%}, target {e.target:.4%}"
     if _TABLE not in e.pruned:
@@ -99,6 +99,8 @@ def _pruned(e: events.PruningEvaluated) -> list[str]:
         f"pruned: {zeros:,} of {weights:,} weights are zero ({share})",
         f"pruned: validation loss {e.loss:.4f}, {disk}{best}",
     ]
+    if not e.reached:
+        lines.append("warning: the run ended before the target was reached; an earlier prune.end would leave time")
     if gone := [name for name in e.pruned if e.zeros[name][0] == e.zeros[name][1]]:
         lines.append(
             f"warning: nothing is left of {', '.join(gone)}; prune.layers = 'uniform' would leave some of each"
@@ -138,7 +140,7 @@ _TELLERS: dict[type, Callable[..., list[str]]] = {
     events.Fitted: _fitted,
     events.PruningBegan: _pruning,
     events.Pruned: lambda e: [f"step {e.step:6d}  {e.sparsity:.4%} is pruned, the target"] if e.reached else [],
-    events.PruningEvaluated: _pruned,
+    events.PruningEvaluated: _pruning_evaluated,
     events.OptimizerTold: _optimizer,
     events.Saved: lambda e: [
         f"step {e.step:6d}  saved {os.path.basename(e.path)} ({_number(e.bytes)}B, {e.seconds:.2f} s)"

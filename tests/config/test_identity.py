@@ -51,11 +51,19 @@ def test_the_table_of_safe_keys_is_what_the_recipe_leaves_out(resolved):
 BUDGETS = ["train.budget.steps=100", "train.budget.steps=200"]
 
 
+CONSTANT = ("schedule.kind=constant", "schedule.warmup={ steps = 3 }")
+PRUNED = ("prune.kind=magnitude", "prune.target=0.5")
+
+
 @pytest.mark.parametrize(
     ("schedule", "same"),
     [
         (("schedule.kind=constant", "schedule.warmup={ steps = 3 }"), True),
         (("schedule.kind=constant", "schedule.warmup={ fraction = 0.1 }"), False),
+        ((*CONSTANT, *PRUNED, "prune.start={ steps = 3 }", "prune.end={ steps = 9 }"), True),
+        ((*CONSTANT, *PRUNED, "prune.start={ steps = 3 }"), False),
+        ((*CONSTANT, "activation={ kind = 'after', after = { steps = 3 } }"), True),
+        ((*CONSTANT, "activation={ kind = 'after', after = { fraction = 0.1 } }"), False),
         (("schedule.kind=wsd", "schedule.warmup={ steps = 3 }"), False),
         ((), False),
     ],

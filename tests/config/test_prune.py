@@ -18,7 +18,11 @@ MAGNITUDE = ("prune.kind=magnitude", "prune.target=0.5")
         (("prune.kind=state", "prune.target=0.5"), "prune", "needs a score, bitter0 to bitter9"),
         ((*MAGNITUDE, "prune.score=bitter3"), "prune", "no other kind reads one"),
         (("prune.kind=state", "prune.target=0.5", "prune.score=bitter10"), "prune.score", "bitter10 never ran"),
-        (("prune.kind=state", "prune.target=0.5", "prune.score=better"), "prune.score", "expected one of bitter0"),
+        (
+            ("prune.kind=state", "prune.target=0.5", "prune.score=better"),
+            "prune.score",
+            "'better' is not one of 'bitter0'",
+        ),
         ((*MAGNITUDE, "prune.end={steps=101}"), "prune.end", "the budget has 100 steps"),
         ((*MAGNITUDE, "prune.start={fraction=0.9}"), "prune.end", "must come after start"),
         ((*MAGNITUDE, "train.budget={seconds=9.0}", "prune.end={steps=9}"), "prune.end.steps", "in seconds"),

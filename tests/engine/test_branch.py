@@ -119,3 +119,51 @@ def test_a_longer_budget_is_another_run_where_the_schedule_knows_it(trains, tmp_
     for steps in (4, 8):
         assert trains(f"train.budget.steps={steps}")[0] == 0
     assert len(list(tmp_path.glob("*/s1"))) == 2
+
+
+PRUNED = ("prune.kind=magnitude", "prune.target=0.5", "prune.every=1")
+
+
+def test_a_trained_model_is_pruned_from_a_branch_on(trains, tmp_path):
+    assert trains("train.budget.steps=6")[0] == 0
+    code, _ = trains("train.budget.steps=12", *PRUNED, "--branch @last@6")
+    assert code == 0
+    branch = only(tmp_path, "*/s1-from-*-6")
+    told = [event for event in events(branch) if event["event"] in ("PruningBegan", "PruningEvaluated")]
+    assert [event["event"] for event in told] == ["PruningBegan", "PruningEvaluated"]
+    assert sum(z for name, (z, _) in told[1]["zeros"].items() if name in told[0]["tensors"]) == told[0]["weights"] // 2
+
+
+def test_a_pruned_run_is_gone_on_from_under_the_same_section(trains, tmp_path):
+    span = ("prune.start={steps=1}", "prune.end={steps=4}")
+    assert trains(*CONSTANT, "train.budget.steps=6", *PRUNED, *span)[0] == 0
+    assert trains("schedule.kind=linear", "train.budget.steps=8", *PRUNED, *span, "--branch @last@4")[0] == 0
+    end = events(only(tmp_path, "*/s1-from-*-4"))[-3:]
+    (told,) = [event for event in end if event["event"] == "PruningEvaluated"]
+    assert (told["reached"], told["not_zero"]) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("parent", "child", "message"),
+    [
+        (PRUNED, (*PRUNED[:1], "prune.target=0.9"), "prune: the run that this begins with prunes its weights by"),
+        (PRUNED, (), "prune: the run that this begins with prunes its weights by"),
+        (PRUNED, ("prune.kind=movement", *PRUNED[1:]), "expected the same [prune] section"),
+        (PRUNED, (*PRUNED, "prune.embedding=true"), "expected the same [prune] section"),
+        (("optim.kind=adamwspam",), ("optim.kind=adamwspam", "optim.spike_window=20"), "expected the same [optim]"),
+        *(
+            (
+                ("optim.kind=adamwprune", "prune.kind=state", "prune.score=bitter0", "prune.target=0.5"),
+                ("optim.kind=adamwprune", f"optim.base={base}", "prune.kind=state", "prune.score=bitter0",
+                 "prune.target=0.5"),
+                "expected the same [optim] section",
+            )
+            for base in ("adamwspam", "adamwadv")
+        ),
+    ],
+)  # fmt: skip
+def test_a_branch_that_would_keep_other_things_is_refused(trains, parent, child, message):
+    assert trains("train.budget.steps=4", *parent)[0] == 0
+    code, err = trains("train.budget.steps=8", *child, "--branch @last@4")
+    assert (code, err.count("\n")) == (78, 2)
+    assert message in err

@@ -83,6 +83,7 @@ def one_of_each(window, started):
             sparsity=0.5,
             zeros={"blocks.0.mlp.up.weight": (2048, 4096), "wte.weight": (0, 65536)},
             pruned=["blocks.0.mlp.up.weight"],
+            reached=True,
             not_zero=0,
             loss_dense_best=7.2,
             loss_target_best=None,

@@ -70,7 +70,7 @@ def test_two_seeds_are_told_where_they_differ(started):
 
 def pruned(zeros):
     return events.PruningEvaluated(
-        step=5, target=2 / 3, sparsity=2 / 3, zeros=zeros, pruned=["a.weight", "b.weight"], not_zero=2,
+        step=5, target=2 / 3, sparsity=2 / 3, zeros=zeros, pruned=["a.weight", "b.weight"], reached=False, not_zero=2,
         loss_dense_best=7.0, loss_target_best=None, loss=7.1, loss_reloaded=7.2, peak_memory=1 << 20,
         step_seconds={"with looks": None, "without": 0.01}, bytes_dense=72, bytes_packed=24,
     )  # fmt: skip
@@ -97,6 +97,7 @@ def pruned(zeros):
             [
                 "pruned: 12 of 18 weights are zero (66.6667%, target 66.6667%; 33.33% with the token table)",
                 "pruned: validation loss 7.1000, but 7.2000 from disk, best dense 7.0000",
+                "warning: the run ended before the target was reached; an earlier prune.end would leave time",
                 "warning: nothing is left of a.weight; prune.layers = 'uniform' would leave some of each",
                 "warning: 2 masked weights are not zero",
             ],

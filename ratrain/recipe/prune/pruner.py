@@ -127,7 +127,7 @@ class Pruner:
     def _choose(self, parts: list[_Part], count: int) -> None:
         """Prunes `count` of the weights of `parts`, first of all those that are pruned already."""
         stays = sum(part.weight.numel() for part in parts) - count
-        exchanged = int(self.section.regrow * stays) if self.pruned else 0
+        exchanged = int(self.section.regrow * stays) if self.pruned and not self._last else 0
         self._write(parts, [partial(self._keys, part) for part in parts], count + exchanged)
         if exchanged:  # of all that are out now, some begin again at zero
             self.apply()
@@ -194,8 +194,10 @@ class Pruner:
         return kept | {f"{_SCORE}{p.name}": p.movement for p in self._parts if p.movement is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the names of the matrices, for who has the weights without the masks."""
-        return {"pruned": self.pruned, "counts": self._counts, "reached": self.reached, "matrices": self.names}
+        """Also the names of the matrices, for who has the weights without the masks, and what was asked for."""
+        asked = self.section.model_dump(mode="json", exclude_none=True)
+        now = {"pruned": self.pruned, "counts": self._counts, "reached": self.reached}
+        return {**now, "matrices": self.names, "section": asked}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         for name, tensor in self.tensors().items():
