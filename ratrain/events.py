@@ -102,7 +102,7 @@ class Activated(Event):
 
 @dataclass(frozen=True)
 class PhaseStarted(Event):
-    """The engine enters a phase that may take long: 'compile', 'evaluate', 'fit', 'save'."""
+    """The engine enters a phase that may take long: 'compile', 'evaluate', 'fit', 'save', 'examine'."""
 
     phase: str
     note: str = ""

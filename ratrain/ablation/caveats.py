@@ -20,6 +20,8 @@ def caveats(study: Study, rows: Sequence[Row], *, least: float, unit: str, tuned
         if row.arm.role in ("arm", "control"):
             yield from _unpaired(base, row)
     yield from _code(rows)
+    for row in rows:
+        yield from _pruned(row)
     if len(study.plan.seeds) < 3:
         yield f"underpowered: {len(study.plan.seeds)} seeds are planned, and no verdict rests on fewer than 3"
     elif rule["delta"] and math.isfinite(least) and least > rule["delta"]:
@@ -49,6 +51,18 @@ def _ends(rows: Sequence[Row]) -> Iterator[str]:
         for word in ("diverged", "failed"):
             if count := sum(run.status == word for run in row.runs):
                 yield f"{word}: {row.arm.name}, {count} of {len(row.runs)} runs"
+
+
+def _pruned(row: Row) -> Iterator[str]:
+    """Runs that did not come to the sparsity that was asked for, and those that lost a matrix whole."""
+    ends = [run.log.pruning for run in row.runs if run.log and run.log.pruning]
+    if missed := [end["sparsity"] for end in ends if not end.get("reached", True)]:
+        short = f"{len(missed)} of {len(ends)} runs, down to {min(missed):.2%}"
+        yield f"sparsity: {row.arm.name} fell short of its target in {short}"
+    emptied = [{name for name in end["pruned"] if end["zeros"][name][0] == end["zeros"][name][1]} for end in ends]
+    if any(emptied):
+        names = ", ".join(sorted(set().union(*emptied)))
+        yield f"emptied: {row.arm.name} has no weight left of {names} in {sum(map(bool, emptied))} of {len(ends)} runs"
 
 
 def _unpaired(base: Row, row: Row) -> Iterator[str]:

@@ -230,6 +230,7 @@ def _calibrate(args: argparse.Namespace) -> None:
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     _run_arguments(parser)
     parser.add_argument("-o", "--to", type=Path, metavar="FILE", help="the file (weights.safetensors in the run)")
+    parser.add_argument("--dense", action="store_true", help="pruned matrices as they are, for any safetensors reader")
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
@@ -239,11 +240,12 @@ def _export(args: argparse.Namespace) -> None:
     from ratrain.engine.folder import find_run
 
     run = find_run(args.run, args.out)
-    done = export(run, args.to or run / "weights.safetensors", warn=_warn)
+    done = export(run, args.to or run / "weights.safetensors", warn=_warn, dense=args.dense)
     if args.json:
         print(json.dumps({**vars(done), "path": str(done.path)}))
         return
-    pruned = f", {done.sparsity:.2%} of the pruned matrices left out" if done.sparsity else ""
+    what = "zero" if args.dense else "left out"
+    pruned = f", {done.sparsity:.2%} of the pruned matrices {what}" if done.sparsity else ""
     print(f"{done.path}: step {done.step}, {done.packed:,} bytes of tensors in place of {done.dense:,}{pruned}")
 
 

@@ -171,7 +171,7 @@ class Engine:
             self._save()
             self._warn_of_unfitted()
             if self.manifest.prune:
-                self.emit(examine(self))
+                self._examine()
             self._sample()
         return self._done()
 
@@ -275,8 +275,8 @@ class Engine:
         self.spent_seconds += seconds
         self.emit(tell.window(self, losses, norms, seconds))
         self._tell_probes(probed)
-        for told in (*self.pruning.told(self.world, len(losses), seconds), *self.tallies.told(self.steps_done)):
-            self.emit(told)
+        for event in (*self.pruning.told(self.world, len(losses), seconds), *self.tallies.told(self.steps_done)):
+            self.emit(event)
         self._count_skips(norms)
         self.switchboard.look(losses, self.steps_done, self.spent_after(0, self.spent_seconds, self.steps_done))
         self._switch()
@@ -368,6 +368,13 @@ class Engine:
         parts = tuple(self.clusters.means(losses).tolist())
         self.emit(events.Evaluated(self.steps_done, self.last_loss, self.evaluator.tokens, took(), parts))
         self._tell_probes(shares)
+
+    def _examine(self) -> None:
+        """What is left of the weights that were pruned, at the end of the run."""
+        self.emit(events.PhaseStarted("examine"))
+        with self._phase("examine"):
+            found = examine(self)
+        self.emit(found)
 
     def _tell_probes(self, values: Values) -> None:
         if values:

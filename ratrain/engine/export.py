@@ -38,22 +38,25 @@ class Exported:
     sparsity: float  # of the matrices that are pruned; 0 without any
 
 
-def export(run: Path, path: Path, *, warn: Callable[[str], None]) -> Exported:
-    """Writes the newest checkpoint that verifies. Raises MissingError without one, CannotCreateError, DiskError."""
+def export(run: Path, path: Path, *, warn: Callable[[str], None], dense: bool = False) -> Exported:
+    """Writes the newest checkpoint that verifies; `dense`: pruned matrices too as they are, zeros and all.
+
+    Raises MissingError without one, CannotCreateError, DiskError.
+    """
     checkpoint, found, failures = load_newest(run / "checkpoints")
     if checkpoint is None:
         raise MissingError(f"{run}: has no checkpoint yet")
     for failure in failures:
         warn(f"{failure}; going back to {found}")
     masks = masks_of(checkpoint.optimizer) or _zeros_of(checkpoint)
-    tensors, shapes = packed(checkpoint.model, masks)
+    tensors, shapes = packed(checkpoint.model, {} if dense else masks)
     about = {"format": FORMAT, "shapes": json.dumps(shapes), "step": str(checkpoint.step)}
     about["manifest"] = (run / "resolved.toml").read_text()
     write_file(path, [safetensors.torch.save(tensors, metadata=about)])
     weights = sum(checkpoint.model[name].numel() for name in masks)
-    kept = sum(tensor.numel() for name, tensor in tensors.items() if name.endswith(_KEPT))
+    zeros = sum(int((checkpoint.model[name] == 0).sum()) for name in masks)
     sizes = [sum(tensor.nbytes for tensor in part.values()) for part in (checkpoint.model, tensors)]
-    return Exported(path, checkpoint.step, *sizes, sparsity=1 - kept / weights if weights else 0.0)
+    return Exported(path, checkpoint.step, *sizes, sparsity=zeros / weights if weights else 0.0)
 
 
 def _zeros_of(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -237,3 +237,24 @@ def test_a_study_that_cannot_find_what_it_asks_for_says_so(concluded):
     loud = {name: [a + 50 * b for a, b in zip(BASE, NOISE, strict=True)] for name in ("v1", "v9")}
     assert [w for w in concluded(3, **loud).warnings if "underpowered: 3 seeds find an effect of" in w]
     assert [w for w in concluded(2).warnings if "no verdict rests on fewer than 3" in w]
+
+
+def test_pruned_arms_that_are_not_as_sparse_as_asked_or_lost_a_matrix_are_told(studied):
+    def log(reached, a):
+        zeros = {"a.weight": (a, 9), "wte.weight": (0, 9)}
+        said = {"reached": reached, "sparsity": a / 9, "pruned": ["a.weight"], "zeros": zeros}
+        return RunLog(Path(), {}, fingerprints={}, pruning=said)
+
+    study, rows = studied({name: of[:3] for name, of in KNOWN.items()}, 3)
+    ends = {"v1": [log(False, 3), log(True, 6), log(False, 4)], "v9": [log(True, 9), log(True, 8), log(True, 9)]}
+    rows = [
+        replace(row, runs=tuple(replace(run, log=log) for run, log in zip(row.runs, ends[row.arm.name], strict=True)))
+        if row.arm.name in ends
+        else row
+        for row in rows
+    ]
+    told = [warning for warning in conclude(study, rows).warnings if warning.startswith(("sparsity", "emptied"))]
+    assert told == [
+        "sparsity: v1 fell short of its target in 2 of 3 runs, down to 33.33%",
+        "emptied: v9 has no weight left of a.weight in 2 of 3 runs",
+    ]

@@ -60,6 +60,16 @@ def test_the_command_tells_what_it_saved(ratrain, run):
     assert (run / "weights.safetensors").is_file()
 
 
+def test_dense_is_what_any_reader_of_safetensors_takes(ratrain, run, tmp_path):
+    code, out, _ = ratrain("export", run, "--dense", "--to", tmp_path / "w.safetensors")
+    assert code == 0
+    assert "90.00% of the pruned matrices zero" in out
+    weights, back = weights_of(run), safetensors.torch.load_file(tmp_path / "w.safetensors")
+    assert weights.keys() == back.keys()
+    assert all(torch.equal(weights[name], back[name]) for name in weights)
+    assert read_export(tmp_path / "w.safetensors").keys() == weights.keys()
+
+
 def test_files_of_other_kinds_are_refused(tmp_path):
     with pytest.raises(MissingError, match="no such file"):
         read_export(tmp_path / "nothing")

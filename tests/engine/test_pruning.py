@@ -137,6 +137,16 @@ def test_the_target_is_reached_at_the_end_of_the_ramp_though_it_falls_between_lo
 SPAM = ("optim.kind=adamwspam", "optim.interval=8", "optim.warmup=3", "optim.grace=2", "optim.theta=1.5")
 
 
+def test_a_budget_in_seconds_is_pruned_to_its_target_though_windows_are_long(tiny, tmp_path):
+    keys = ("train.budget={seconds=1.0}", "log.every=1000", "eval.every=0", "checkpoint.every=0", "prune.every=3")
+    seen = run(tiny("gpt2", *keys, *KINDS["magnitude"], "prune.target=0.6"), tmp_path)
+    (end,), windows = of(PruningEvaluated, seen), of(Window, seen)
+    assert [window.step for window in windows][:4] == [1, 2, 4, 8]
+    assert end.reached
+    assert end.sparsity == pytest.approx(0.6, abs=1e-4)
+    assert len({look.sparsity for look in of(Pruned, seen)}) > 3
+
+
 def test_nothing_recompiles_and_the_windows_tell_how_far_it_is(tiny, tmp_path):
     # warm-up, resets, cuts, ramp and hold are all within these steps
     manifest = pruned(tiny, *KINDS["state"], *SPAM, "compile.scope=block", "compile.backend=aot_eager")
