@@ -177,9 +177,10 @@ def _check_resume(folder: RunFolder, manifest: Manifest, resume: str) -> None:
 def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sinks: Sequence[Emit]) -> Iterator[None]:
     with (folder.path / "log.txt").open("a", encoding="utf-8") as log:
         emit.add(Jsonl(folder.path / "events.jsonl"), essential=True)
+        # before the run is called done: one that is killed in between is run to its end again, and leaves no half file
+        emit.add(Summary(lambda text: folder.write("summary.json", text)), essential=True)
         emit.add(_State(folder), essential=True)
         emit.add(Lines(log, stamped=True))
-        emit.add(Summary(lambda text: folder.write("summary.json", text)))
         for sink in sinks:
             emit.add(sink)
         emit.add(Monitor(emit, gpu=gpu_uuid(device)))
