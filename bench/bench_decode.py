@@ -30,7 +30,7 @@ def _kinds() -> dict[str, str]:
     """A variant for each set of patches that decodes in its own way, by file name."""
     found: dict[str, str] = {}
     for entry in catalogue():
-        if entry.same_as is None and entry.id not in ("gpt2", "modern"):
+        if entry.same_as is None and entry.id not in ("gpt2", "modern") and "legacy" not in Path(entry.file).parts:
             found.setdefault(" ".join(sorted(kind for _, kind in entry.patches)), Path(entry.file).stem)
     return {stem: kinds for kinds, stem in found.items()}
 

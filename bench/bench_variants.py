@@ -39,8 +39,8 @@ WIDER = {  # for those that compute more; None where the cost is part of what is
 BASE, TWIN = "unified_ra_v0", "unified_ra_v0 again"
 NAMES = [
     Path(entry.file).stem
-    for entry in catalogue()  # what prunes weights is V0 under an optimizer: bench_optim
-    if entry.same_as is None and entry.id != "gpt2" and "prune" not in Path(entry.file).parts
+    for entry in catalogue()  # what prunes weights is V0 under an optimizer: bench_optim; old studies are not tuned
+    if entry.same_as is None and entry.id != "gpt2" and not {"prune", "legacy"} & {*Path(entry.file).parts}
 ]
 _TOGETHER = 5  # variants that a GPU holds beside the two V0
 

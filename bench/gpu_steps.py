@@ -29,7 +29,7 @@ TARGET = {"unified_ra_v1": 1.01, "tied_ra": 1.08, "unified_ra_v19": 1.10}
 NAMES = [
     Path(entry.file).stem
     for entry in catalogue()
-    if entry.same_as is None and not {"ideas", "prune"} & {*Path(entry.file).parts}
+    if entry.same_as is None and not {"ideas", "prune", "legacy"} & {*Path(entry.file).parts}
     and not entry.id.startswith(("gpt2", "modern", "aa_", "c"))
 ]  # fmt: skip
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+NOT_CAUSAL = "is not causal"  # what a Notice says of a mechanism that sees later tokens
+
 
 @dataclass(frozen=True)
 class Event:

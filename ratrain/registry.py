@@ -34,6 +34,16 @@ class Patch(Section):
     target: str
     activation: ActivationSection | None = None  # in place of the manifest's own
 
+    @property
+    def leaks(self) -> str | None:
+        """Why it is not causal, where it reproduces something that was not; None: it is."""
+        return None
+
+    @property
+    def anneals(self) -> ActivationSection | None:
+        """The schedule of its buffers `anneal`, where it moves more than its activation."""
+        return None
+
     def builders(self) -> Mapping[str, Callable[[nn.Module, ModelSpec], nn.Module]]:
         """What builds the modules for the sites that each pattern matches; a patch that needs two seams names both."""
         return {self.target: self.build}
@@ -45,6 +55,10 @@ class Patch(Section):
         Called on the meta device. Keep the modules of `old` that stay in use, so that their weights, and the
         random draws that fill them, are those of the base model.
         """
+
+    def closed(self) -> Patch | None:
+        """What is left of it where s = 0; None: nothing, the base model."""
+        return None
 
     def repack(self, model: nn.Module, site: str) -> bool:
         """Rearranges pretrained weights around `site` into the mechanism's reciprocal form, where it has one."""

@@ -9,6 +9,7 @@ from typing import Any
 from ratrain.ablation.record import Study
 from ratrain.ablation.results import Reached, Row
 from ratrain.ablation.tuning import Tuned, edges
+from ratrain.events import NOT_CAUSAL
 
 
 def caveats(study: Study, rows: Sequence[Row], *, least: float, unit: str, tuned: Tuned | None) -> Iterator[str]:
@@ -19,7 +20,8 @@ def caveats(study: Study, rows: Sequence[Row], *, least: float, unit: str, tuned
     for row in rows:
         if row.arm.role in ("arm", "control"):
             yield from _unpaired(base, row)
-    yield from _code(rows)
+    yield from _said(rows, "changed code", "mixed code")
+    yield from _said(rows, NOT_CAUSAL, "not causal")
     for row in rows:
         yield from _pruned(row)
     if len(study.plan.seeds) < 3:
@@ -96,12 +98,13 @@ def unlike_weights(mine: Mapping[str, str], other: Mapping[str, str]) -> list[st
     return [name for name in shared if mine[name] != other[name]]
 
 
-def _code(rows: Sequence[Row]) -> Iterator[str]:
+def _said(rows: Sequence[Row], words: str, name: str) -> Iterator[str]:
+    """Warnings of runs that hold `words`, each with the arms that it was given in."""
     said: dict[str, Any] = {}
     for row in rows:
         for run in row.runs:
             for text in run.log.warnings if run.log else ():
-                if "changed code" in text:
+                if words in text:
                     said.setdefault(text, []).append(row.arm.name)
     for text, arms in said.items():
-        yield f"mixed code: {', '.join(dict.fromkeys(arms))} {text}"
+        yield f"{name}: {', '.join(dict.fromkeys(arms))} {text}"

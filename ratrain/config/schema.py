@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -69,7 +68,7 @@ class ModelSpec(Section):
     n_embd: PositiveInt
     block_size: PositiveInt = Field(description="longest context in tokens, and the length of a training sequence")
     vocab_size: PositiveInt = Field(description="tokens that can occur; the table is padded to a multiple of 128")
-    mlp_ratio: PositiveFloat = Field(default=4, description="MLP hidden width over n_embd")
+    mlp_ratio: PositiveFloat = Field(default=4, description="MLP hidden width over n_embd, in whole channels")
     bias: bool = Field(default=True, description="biases in linear layers and layer norms")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     pos: Literal["learned", "rope"] = Field(default="learned", description="rows added to tokens, or q and k turned")
@@ -85,8 +84,6 @@ class ModelSpec(Section):
     def _divides(self):
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}")
-        if not math.isclose(self.mlp_ratio * self.n_embd, self.n_hidden, rel_tol=1e-9):
-            raise ValueError(f"mlp_ratio x n_embd = {self.mlp_ratio * self.n_embd} is not a whole number")
         if self.pos == "rope" and self.head_dim % 2:
             raise ValueError(f"pos = 'rope' turns channels in pairs, but n_embd / n_head = {self.head_dim} is odd")
         return self

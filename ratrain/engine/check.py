@@ -16,7 +16,7 @@ from ratrain.model.gpt2 import GPT2
 
 @dataclass(frozen=True)
 class Checked:
-    """One manifest that builds: counts of the whole model, FLOPs to train one token, sites by patch."""
+    """One manifest that builds: counts of the whole model, FLOPs to train one token, sites and leaks by patch."""
 
     id: str
     scale: str
@@ -26,6 +26,7 @@ class Checked:
     train_flops_per_token: int
     kv_bytes_per_token: int
     sites: dict[str, int]
+    leaks: dict[str, str]  # why a patch sees later tokens, of those that do
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,6 +50,7 @@ def check(manifest: Manifest) -> Checked:
         train_flops_per_token=cost.train_flops_per_token,
         kv_bytes_per_token=cost.kv_bytes_per_token(4 if manifest.train.precision == "fp32" else 2),
         sites={name: claimed.count(name) for name in manifest.patch},
+        leaks={name: why for name, patch in manifest.patch.items() if (why := patch.leaks)},
     )
 
 
@@ -88,7 +90,7 @@ def table(checked: Sequence[Checked]) -> str:
             f"{row.train_flops_per_token:,}",
             f"{row.kv_bytes_per_token:,}",
             row.recipe[:8],
-            ", ".join(f"{name} x {n}" for name, n in row.sites.items()) or "-",
+            ", ".join(f"{name} x {n}" + " (NOT CAUSAL)" * (name in row.leaks) for name, n in row.sites.items()) or "-",
         )
         for row in checked
     ]

@@ -21,6 +21,7 @@ from ratrain.kernels import products
 from ratrain.model.gpt2 import GPT2
 from ratrain.recipe.cache import cache_folder
 
+_PLAIN = (int, float, str, bool, type(None), tuple)
 _GRAPH_LIMIT = 64  # per code object; torch's 8 would fail the ninth variant of a process
 
 
@@ -59,9 +60,12 @@ def _operations() -> str:
 
 
 def _structure(module: nn.Module) -> Iterator[tuple]:
-    """What makes two blocks different graphs: classes, shapes, and the plain attributes that forward may read."""
+    """What makes two blocks different graphs: classes, shapes, and the plain attributes that forward may read.
+
+    `layer`, where a block stands, is for who builds it.
+    """
     for name, part in module.named_modules():
-        plain = {k: v for k, v in vars(part).items() if isinstance(v, (int, float, str, bool, type(None), tuple))}
+        plain = {k: v for k, v in vars(part).items() if k != "layer" and isinstance(v, _PLAIN)}
         shapes = tuple((k, tuple(p.shape)) for k, p in part.named_parameters(recurse=False))
         yield name, type(part).__qualname__, shapes, tuple(sorted((k, repr(v)) for k, v in plain.items()))
 

@@ -96,9 +96,11 @@ def every_parameter_gets_a_gradient(manifest: Manifest) -> None:
 
 @_contract
 def closed_it_is_the_base_model(manifest: Manifest) -> None:
-    model, base = fitted(manifest), build(manifest.model_copy(update={"patch": {}}))
+    left = {name: patch.closed() for name, patch in manifest.patch.items()}
+    left = {name: patch for name, patch in left.items() if patch is not None}
+    model, base = fitted(manifest), build(manifest.model_copy(update={"patch": left}))
     switches = list(_activations(model))
-    assert switches or not manifest.patch, "no module has an activation buffer `s`"
+    assert switches or left == manifest.patch, "no module has an activation buffer `s`"
     for switch in switches:
         switch.zero_()
     tokens = _tokens(manifest, 2, 65)
@@ -260,7 +262,7 @@ def _alternatives(patch: Any) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, int):
             yield name, 2 * value + 9  # far enough to matter
         elif isinstance(value, float):
-            yield name, value / 2
+            yield name, value / 2 or 0.5
 
 
 def _fingerprint(model: GPT2) -> tuple:
@@ -271,7 +273,12 @@ def _fingerprint(model: GPT2) -> tuple:
     with torch.no_grad():
         for parameter in model.parameters():  # as they start, attention is uniform and gates are alike
             parameter.normal_(std=0.3, generator=generator)
+    annealed = [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "anneal"]
+    for buffer in annealed:  # its gradients where that begins, its outputs where it ends
+        buffer.zero_()
     model(tokens[:, :-1], tokens[:, 1:]).backward()
+    for buffer in annealed:
+        buffer.fill_(1.0)
     parts: list[Any] = list(model.modules())
     for part in parts:
         if hasattr(part, "settle"):  # state that moves once a step

@@ -13,7 +13,15 @@ from ratrain.registry import plugin_files
 _ROOT = Path(__file__).parents[1]
 # the folders and files that decide a number of every run; kinds are added as the manifest names them
 _ALWAYS = (
-    *("model/*.py", "recipe/*.py", "recipe/prune/*.py", "recipe/optim/_*.py", "kernels/*/*.py", "kernels/products.py"),
+    *(
+        "model/*.py",
+        "recipe/*.py",
+        "recipe/prune/*.py",
+        "recipe/optim/_*.py",
+        "legacy/_*.py",
+        "kernels/*/*.py",
+        "kernels/products.py",
+    ),
     *(
         f"engine/{name}.py"
         for name in (

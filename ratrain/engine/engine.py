@@ -144,7 +144,7 @@ class Engine:
         with StopRequest(aloud=self.world.leads) as stop:
             resume(self)
             if self.world.leads:
-                self.emit(tell.started(self))
+                tell.start(self)
                 if not self.steps_done:
                     self.emit(fingerprints(self))
                 if self.saved_at < 0 and (began := self.pruning.began(self.cost.parameters)):
@@ -178,7 +178,7 @@ class Engine:
     def calibrate(self) -> events.RunEnded:
         """Fits, without training, what is to be fitted in the run that this one begins with: its model, and a fit."""
         if self.world.leads:
-            self.emit(tell.started(self))
+            tell.start(self)
         self._choose_attention()
         graft(self)
         spent = self.spent_after(0, self.spent_seconds, self.steps_done)

@@ -12,14 +12,16 @@ from ratrain.recipe.activation import Activation
 
 
 class Switchboard:
-    """The buffers `s` of every patch, and what moves them. Nothing is read from the device, and nothing recompiles."""
+    """The buffers `s` and `anneal` of every patch, and what moves them. Nothing is read back, nothing recompiles."""
 
     def __init__(self, manifest: Manifest, model: GPT2, *, total_steps: int | None):
         self._buffers = {name: buffers for name, buffers in switches(model).items() if buffers}
-        self._activations = {
-            name: Activation(manifest.patch[name].activation or manifest.activation, total_steps=total_steps)
-            for name in self._buffers
-        }
+        sections = {name: manifest.patch[name].activation or manifest.activation for name in self._buffers}
+        for name, buffers in switches(model, "anneal").items():
+            if buffers:  # what a patch moves by a schedule of its own
+                key = f"{name}.anneal"
+                self._buffers[key], sections[key] = buffers, manifest.patch[name].anneals
+        self._activations = {key: Activation(section, total_steps=total_steps) for key, section in sections.items()}
         self._now: dict[str, float] = {}  # what the buffers hold, where this has set them
 
     def set(self, step: int, spent: float) -> Iterator[tuple[str, float]]:
@@ -31,7 +33,7 @@ class Switchboard:
             for buffer in self._buffers[name]:
                 buffer.fill_(s)
             self._now[name] = s
-            if s and before == 0:
+            if s and before == 0 and not name.endswith(".anneal"):
                 yield name, s
 
     def is_open(self) -> dict[str, bool]:

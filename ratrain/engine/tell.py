@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from ratrain.engine.engine import Engine
 
 
+def start(engine: Engine) -> None:
+    """States what is about to be trained, and which of its mechanisms see the future."""
+    engine.emit(started(engine))
+    for name, patch in engine.manifest.patch.items():
+        if patch.leaks:
+            engine.emit(events.Notice(f"patch.{name} {events.NOT_CAUSAL}: {patch.leaks}", "warning"))
+
+
 def started(engine: Engine) -> events.RunStarted:
     """What is about to be trained, on what, and what it is to be compared with."""
     manifest, seed = engine.manifest, engine.manifest.seed

@@ -71,12 +71,12 @@ def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Mod
     return {site: _swap(model, site, module) for site, module in built.items()}
 
 
-def switches(model: GPT2) -> dict[str, list[torch.Tensor]]:
-    """The activations `s`, 0-d, of each patch of a built model, by its name in the manifest."""
+def switches(model: GPT2, buffer: str = "s") -> dict[str, list[torch.Tensor]]:
+    """The activations `s`, 0-d, of each patch of a built model, by its name in the manifest; or its other `buffer`s."""
     found: dict[str, list[torch.Tensor]] = {}
     for site, name in model.claimed.items():
         own = model.get_submodule(site).named_buffers()
-        found.setdefault(name, []).extend(buffer for path, buffer in own if path.rpartition(".")[2] == "s")
+        found.setdefault(name, []).extend(tensor for path, tensor in own if path.rpartition(".")[2] == buffer)
     return found
 
 

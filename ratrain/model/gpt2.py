@@ -250,8 +250,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block; beside the stream it passes on a state, None unless a patch fills it."""
 
-    def __init__(self, spec: ModelSpec):
+    def __init__(self, spec: ModelSpec, layer: int):
         super().__init__()
+        self.layer = layer  # for patches that are not alike in all of them
         self.norm_1 = norm_of(spec)
         self.attn = Attention(spec)
         self.norm_2 = norm_of(spec)
@@ -277,7 +278,7 @@ class GPT2(nn.Module):
         self.base_names: dict[str, str] = {}  # of its own modules: a patch may keep one elsewhere
         self.wte = Embedding(spec.padded_vocab, spec.n_embd)
         self.pos = Position(spec.block_size, spec.n_embd) if spec.pos == "learned" else Same()
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.n_layer))
+        self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.n_layer))
         self.norm = norm_of(spec)
         self.unembed = Linear(spec.n_embd, spec.padded_vocab, bias=False) if spec.head == "untied" else None
 

@@ -7,6 +7,7 @@ from html import escape
 
 import tomli
 
+from ratrain.events import NOT_CAUSAL
 from ratrain.report.figures import gate_figures, loss_figure
 from ratrain.report.gates import gate_rows
 from ratrain.report.html import document, image, table
@@ -38,6 +39,7 @@ def facts(log: RunLog) -> list[tuple[str, str]]:
         recompiles, skipped = windows[-1]["recompiles"], sum(window["skipped"] for window in windows)
         if recompiles or skipped:
             rows.append(("warning", f"{recompiles} recompiles, {skipped} steps skipped"))
+    rows += [("warning", text) for text in dict.fromkeys(log.warnings) if NOT_CAUSAL in text]
     rows += [(f"the reference: {name}", text) for name, text in _origin(log)]
     return rows
 

@@ -1,0 +1,15 @@
+"""The probes of a module's parts, where a patch replaces more than one of them at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Gathering(nn.Module):
+    """Offers what its parts offer to be looked at, by their names."""
+
+    def probes(self) -> dict[str, Tensor]:
+        parts: list[Any] = [part for part in self.modules() if not isinstance(part, Gathering)]
+        return {name: value for part in parts if hasattr(part, "probes") for name, value in part.probes().items()}
