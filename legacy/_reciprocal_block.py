@@ -38,8 +38,8 @@ class ReciprocalAttention(Gathering):
     def forward(self, x: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
         return self.attend(x, Answer(None, None), cache)[0], state
 
-    def attend(self, x: Tensor, answer: Answer, cache: Latents | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, S, C] -> y [B, S, C], the attention weights [B, H, S, T], and the keys of x."""
+    def attend(self, x: Tensor, answer: Answer, cache: Latents | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x [B, S, C] -> y [B, S, C], the attention weights [B, H, S, T] if something looks at them, the keys of x."""
         q, k, v = self.qkv(x) if self.core.maps else self.qkv(x, None)
         q, k = self.pos(q, k, 0 if cache is None else cache.size)
         k = self.core.answered(k, answer.back)
@@ -93,7 +93,7 @@ class ReciprocalMLP(nn.Module):
         if hasattr(self, "s"):
             self.s.fill_(1.0)
 
-    def forward(self, x: Tensor, probs: Tensor, k: Tensor, cache: Latents | None) -> tuple[Tensor, Answer]:
+    def forward(self, x: Tensor, probs: Tensor | None, k: Tensor, cache: Latents | None) -> tuple[Tensor, Answer]:
         """x [B, S, C], probs [B, H, S, T] and keys k [B, 1, S, L] of this block's attention -> [B, S, C], an answer."""
         u = self.act(self.up(x))  # [B, S, F]
         back = None
@@ -101,6 +101,7 @@ class ReciprocalMLP(nn.Module):
             enriched, back = self.coupler(u, k[:, 0].detach())
             u = u + (self.s * enriched).to(u.dtype)
         if self.cross is not None:
+            assert probs is not None, "mechanism 2 mixes by attention weights, and its core kept none"
             u = u + (self.s * self.cross(u, probs, cache)).to(u.dtype)
         gate = None if self.gate is None else self.gate(u, cache)
         return F.dropout(self.down(u, None), self.dropout, self.training), Answer(gate, back)

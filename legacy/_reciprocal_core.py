@@ -26,7 +26,7 @@ class Mixed(NamedTuple):
     """What a core makes."""
 
     y: Tensor  # [B, H, S, D]
-    probs: Tensor  # [B, H, S, T], as they fell on the values
+    probs: Tensor | None  # [B, H, S, T], as they fell on the values, where something looks at them
 
 
 class Latents(KVCache):
@@ -111,6 +111,10 @@ class ReciprocalCore(Core):
         recent = q if cache is None or self.alpha is None else cache.recall(q, self.window)
         k, v = (k, v) if cache is None else cache.append(k, v)
         v = v if self.maps is None else self.maps.values(v)
+        if not (
+            self.starts or self.cross_token or self.hidden
+        ):  # one fused call, where the weights are nobody's business
+            return Mixed(self.attend(q, *(t.expand(-1, q.shape[1], -1, -1) for t in (k, v))), None)
         scores = scores_of(q, k, scale=self.scale)  # [B, H, S, T]
         seen = causal(scores)
         if self.alpha is not None:

@@ -109,6 +109,9 @@ def _smoke_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifests", nargs="*", help="manifests to train (all that are shipped)")
     manifest_arguments(parser)
     parser.set_defaults(scale="tiny")
+    parser.add_argument(
+        "--resume", action="store_true", help="two steps each: all mechanisms off, a restart, all of them on"
+    )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--json", action="store_true", help="one JSON line a manifest")
 
@@ -116,18 +119,24 @@ def _smoke_arguments(parser: argparse.ArgumentParser) -> None:
 def _smoke(args: argparse.Namespace) -> int | None:
     """Train every manifest to the end of a tiny budget, and throw the runs away."""
     from ratrain.config.catalogue import catalogue
-    from ratrain.engine.smoke import HEAD, row, smoke
+    from ratrain.engine.smoke import HEAD, RESUMED_HEAD, resume_once, resumed_row, row, smoke
 
     names = list(dict.fromkeys(args.manifests)) or [entry.id for entry in catalogue()]
-    widths = (max(map(len, names)), 6, 10, 9, 10, 34, 7)
+    longest = max(map(len, names))
+    widths = (longest, 13, 12, 34, 11, 7) if args.resume else (longest, 6, 10, 9, 10, 34, 7)
     failed: list[RatrainError] = []
     if not args.json:
-        print(aligned(HEAD, widths))
+        print(aligned(RESUMED_HEAD if args.resume else HEAD, widths))
     for name in names:
         try:
             manifest, source = resolve_manifest(name, args)
-            smoked = smoke(manifest, source, device=args.device)
-            print(json.dumps(smoked.record()) if args.json else aligned(row(smoked), widths), flush=True)
+            if args.resume:
+                resumed = resume_once(manifest, device=args.device)
+                record, cells = resumed.record(), resumed_row(resumed)
+            else:
+                smoked = smoke(manifest, source, device=args.device)
+                record, cells = smoked.record(), row(smoked)
+            print(json.dumps(record) if args.json else aligned(cells, widths), flush=True)
         except RatrainError as error:
             failed.append(error)
             print(f"ratrain: {name}: {error}", file=sys.stderr)

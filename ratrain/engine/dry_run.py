@@ -42,13 +42,13 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path =
     set_determinism(manifest.train.deterministic, place)  # which decides what can compute attention
     attention = choose(manifest, rows=manifest.train.micro_batch, device=place, emit=listen)
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(_tiny(manifest), checkpoints=Path(folder), device=place, emit=listen, attention=attention)
+        engine = Engine(two_steps(manifest), checkpoints=Path(folder), device=place, emit=listen, attention=attention)
         check_room(checkpoints, engine.checkpoint_bytes, keep=manifest.checkpoint.keep)
         ended = engine.run()
         newest = listed(Path(folder))[0]
-        restored = Engine(_tiny(manifest), checkpoints=Path(folder), device=engine.device, emit=seen.append)
+        restored = Engine(two_steps(manifest), checkpoints=Path(folder), device=engine.device, emit=seen.append)
         restore(restored, load(newest))
-        _compare(engine, restored)
+        require_equal(engine, restored)
     windows = [event for event in seen if isinstance(event, Window)]
     saved = next(event for event in seen if isinstance(event, Saved))
     steps = steps_total(manifest)
@@ -81,7 +81,7 @@ def _state_bytes(engine: Engine) -> int:
     return 2 * weights + sum(t.nbytes for t in (*kept, *engine.pruning.tensors().values()))
 
 
-def _tiny(manifest: Manifest) -> Manifest:
+def two_steps(manifest: Manifest) -> Manifest:
     """The same model and recipe over two rows and two steps, with everything that a run does in between.
 
     The first step is taken with every mechanism switched off, the second with all of them on.
@@ -101,7 +101,8 @@ def _tiny(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update=changed)
 
 
-def _compare(engine: Engine, restored: Engine) -> None:
+def require_equal(engine: Engine, restored: Engine) -> None:
+    """Raises AssertionError where a tensor of two engines differs."""
     kept, loaded = snapshot(engine), snapshot(restored)
     for name, tensor in {**kept.model, **kept.optimizer}.items():
         other = loaded.model[name] if name in loaded.model else loaded.optimizer[name]

@@ -2,6 +2,8 @@
 
 import json
 
+from ratrain.engine import smoke
+
 
 def test_each_is_trained_to_its_end_and_thrown_away(ratrain, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
@@ -26,3 +28,34 @@ def test_a_model_that_does_not_learn_is_a_failure(ratrain):
     code, _, err = ratrain("smoke", "v0", "--set", "train.budget.steps=5", "--set", "schedule.lr=1e-12")
     assert code == 76
     assert "no lower than the first training loss" in err
+
+
+def test_each_is_resumed_where_its_mechanisms_are_switched_on(ratrain):
+    code, out, _ = ratrain("smoke", "v1", "ratio16", "l7", "r3", "s1_as_run", "ratio8", "--resume", "--json")
+    rows = {row["id"]: row for row in map(json.loads, out.splitlines())}
+    assert code == 0
+    assert all(len(row["losses"]) == 2 for row in rows.values())
+    switched = {id: row["activated"] for id, row in rows.items()}
+    assert switched == {
+        "v1": ["unified_ra"],
+        "ratio16": ["ra_mla"],
+        "l7": ["lens"],
+        "r3": ["rwr"],
+        "s1_as_run": ["lens"],
+        "ratio8": [],  # latent attention is of another structure, on or off
+    }
+
+
+def test_a_restart_that_changes_something_is_a_failure(ratrain, monkeypatch):
+    restored = smoke.Engine.run
+
+    def run(engine, **options):
+        ended = restored(engine, **options)
+        if engine.checkpoints.name == "parted":
+            engine.model.wte.weight.data[0, 0] += 1e-3
+        return ended
+
+    monkeypatch.setattr(smoke.Engine, "run", run)
+    code, _, err = ratrain("smoke", "v1", "--resume")
+    assert code == 76
+    assert "a run that was resumed went another way: wte.weight" in err
