@@ -343,3 +343,15 @@ def test_a_reader_that_leaves_early_is_no_fault():
         err = child.stderr.read()
     assert "Traceback" not in err
     assert "Broken pipe" not in err
+
+
+def test_list_folds_old_studies_and_finds_by_words(ratrain):
+    _, out, _ = ratrain("list")
+    assert "old studies: 82 more" in out and "ratio5" not in out
+    _, out, _ = ratrain("list", "Lens", "as_run")
+    assert [line.split()[0] for line in out.splitlines()[:-3]] == [
+        *(f"l{n}_as_run" for n in range(8)),
+        *(f"s{n}_as_run" for n in range(4)),
+    ]
+    code, _, err = ratrain("list", "lens", "no such thing")
+    assert (code, "'lens' and 'no such thing'" in err) == (66, True)

@@ -20,8 +20,8 @@ def caveats(study: Study, rows: Sequence[Row], *, least: float, unit: str, tuned
     for row in rows:
         if row.arm.role in ("arm", "control"):
             yield from _unpaired(base, row)
-    yield from _said(rows, "changed code", "mixed code")
-    yield from _said(rows, NOT_CAUSAL, "not causal")
+    yield from said(rows, "changed code", "mixed code")
+    yield from said(rows, NOT_CAUSAL, "not causal")
     for row in rows:
         yield from _pruned(row)
     if len(study.plan.seeds) < 3:
@@ -98,7 +98,7 @@ def unlike_weights(mine: Mapping[str, str], other: Mapping[str, str]) -> list[st
     return [name for name in shared if mine[name] != other[name]]
 
 
-def _said(rows: Sequence[Row], words: str, name: str) -> Iterator[str]:
+def said(rows: Sequence[Row], words: str, name: str) -> Iterator[str]:
     """Warnings of runs that hold `words`, each with the arms that it was given in."""
     said: dict[str, Any] = {}
     for row in rows:

@@ -13,18 +13,25 @@ from ratrain.errors import Exit, Fault, ManifestError, MissingError, RatrainErro
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD", help="in the id, title, file or a mechanism; all, where several"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _list(args: argparse.Namespace) -> None:
-    """List every shipped variant and scale."""
+    """List every shipped variant and scale; without a word, old studies in a line."""
     from ratrain.config.catalogue import catalogue
     from ratrain.config.find import scales
 
-    entries = catalogue()
+    entries = [entry for entry in catalogue() if all(entry.has(word) for word in args.words)]
     if args.json:
         print(json.dumps([vars(entry) for entry in entries], indent=1))
         return
+    if not entries:
+        raise MissingError(f"no variant has {' and '.join(map(repr, args.words))} in its id, title, file or mechanisms")
+    old = [entry for entry in entries if not args.words and entry.has("manifests/legacy/")]
+    entries = [entry for entry in entries if entry not in old]
     width = max(len(entry.id) for entry in entries)
     for entry in entries:
         mechanisms = [kind if kind == name else f"{name} ({kind})" for name, kind in entry.patches]
@@ -33,6 +40,8 @@ def _list(args: argparse.Namespace) -> None:
         print(f"{entry.id:{width}}  {entry.title}{twin}  [{', '.join(mechanisms) or '-'}]  {entry.file}")
         if entry.fault:
             print(f"{'':{width}}  broken: {entry.fault}")
+    if old:
+        print(f"\nold studies: {len(old)} more, as intended and as run; ratrain list legacy shows them")
     print(f"\nscales: {', '.join(scales())}")
     print("unified_ra is a gated relabelling of standard attention: the same function class as GPT-2.")
 

@@ -23,6 +23,11 @@ class Entry:
     prune: str | None = None  # what prunes its weights
     fault: str | None = None
 
+    def has(self, word: str) -> bool:
+        """Whether the word is in what the entry is called, where it is, or what it has; case does not matter."""
+        known = (self.id, self.title, self.file, self.prune or "", *(part for patch in self.patches for part in patch))
+        return any(word.lower() in text.lower() for text in known)
+
 
 def catalogue() -> list[Entry]:
     """Every shipped manifest that is a variant, v2 before v10; a file that reads but gives no id is none."""
