@@ -10,14 +10,14 @@ from ratrain.cli.arguments import Command, natural
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    from ratrain.recipe.prepare import add_arguments
+    from ratrain.cli.prepare import add_arguments
 
     add_arguments(parser)
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    """Turn local text into token shards that a manifest's data.source can name."""
-    from ratrain.recipe.prepare import run
+    """Turn text, local or known by name, into token shards that a manifest's data.source can name."""
+    from ratrain.cli.prepare import run
 
     run(args)
 

@@ -19,6 +19,7 @@ from ratrain.config.schema import DataSection
 from ratrain.errors import CannotCreateError, DataError, DiskError, Fault, ManifestError, MissingError
 from ratrain.recipe import corpora
 from ratrain.recipe.cache import cache_folder, remembered
+from ratrain.recipe.hub import SETS
 from ratrain.recipe.ngram import TRAIN_CAP, ngram_nats
 from ratrain.recipe.sampling import Sampler, require_window, sample_rows, validation_clusters, validation_windows
 from ratrain.recipe.shard_writer import STATE
@@ -122,7 +123,8 @@ def _encode(works: Sequence[str], tokenizer: tiktoken.Encoding) -> np.ndarray:
 
 def _open_folder(folder: Path, tokenizer: tiktoken.Encoding) -> Corpus:
     if not folder.exists():
-        raise MissingError(f"{folder}: no such folder; `ratrain prepare INPUT... --out {folder}` makes it from text")
+        inputs = folder.name if folder.name in SETS else "INPUT..."
+        raise MissingError(f"{folder}: no such folder; `ratrain prepare {inputs} --out {folder}` makes it from text")
     if not folder.is_dir():
         raise DataError(
             f"{folder}: is not a folder; data.source names one that holds train and val shards"

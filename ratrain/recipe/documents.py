@@ -1,4 +1,4 @@
-"""Documents out of text files: `.txt` split at `<|endoftext|>`, `.jsonl` and `.jsonl.gz` one a line; streaming."""
+"""Documents out of files: `.txt` split at `<|endoftext|>`, `.jsonl(.gz)` one a line, `.parquet` one a row; streamed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ratrain.errors import DataError, MissingError
+from ratrain.recipe.hub import HubFile, read_parquet
 from ratrain.recipe.tokenizer import END_OF_TEXT
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 _PIECE = 2**20  # bytes per read
 _ENDS = 2**20  # bytes at each end of a source that its hash covers
 
@@ -50,8 +51,10 @@ def find_sources(inputs: Sequence[Path]) -> list[Path]:
     return found
 
 
-def describe_source(path: Path) -> dict[str, Any]:
+def describe_source(path: Path | HubFile) -> dict[str, Any]:
     """Name, size and a hash of both ends of a source: tells a changed file without reading all of it."""
+    if isinstance(path, HubFile):
+        return {"name": path.url, "bytes": path.bytes}  # the URL names the commit
     with _opened(path) as file:
         head = file.read(_ENDS)
         size = file.seek(0, 2)
@@ -59,11 +62,17 @@ def describe_source(path: Path) -> dict[str, Any]:
         return {"name": str(path), "bytes": size, "sha256_of_ends": hashlib.sha256(head + file.read()).hexdigest()}
 
 
-def read_documents(sources: Sequence[Path], *, field: str, file: int = 0, number: int = 0) -> Iterator[Document]:
+def read_documents(
+    sources: Sequence[Path | HubFile], *, field: str, file: int = 0, number: int = 0
+) -> Iterator[Document]:
     """Every document that is not blank, in order, after the one with this `number` of source `file`."""
     for index in range(file, len(sources)):
         path = sources[index]
         skip = number if index == file else 0
+        if isinstance(path, HubFile) or path.suffix == ".parquet":
+            # how far into a Parquet file a row is, the library does not say
+            yield from (Document(text, index, count, 0) for count, text in read_parquet(path, field, skip))
+            continue
         texts = _read_txt(path) if path.suffix == ".txt" else _read_jsonl(path, field)
         for count, (text, position) in enumerate(texts, 1):
             if count > skip:

@@ -1,4 +1,6 @@
-"""`ratrain prepare`: text files become shards that `data.source` can name. Streaming, parallel, resumable, atomic.
+"""`ratrain prepare`: text files, or sets known by name, become shards that `data.source` can name.
+
+Streaming, parallel, resumable, atomic.
 
 Which split a document joins depends on its text alone, so that a repeated text never lies on both sides; only the
 first two documents are placed by hand (train, then val), so that two documents suffice. With `--val-fraction 0`
@@ -8,14 +10,12 @@ The output depends on the inputs and options, never on --jobs or on where an ear
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import hashlib
 import itertools
+import math
 import os
 import signal
-import sys
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -29,7 +29,8 @@ import numpy as np
 
 from ratrain.errors import CannotCreateError, DataError, MemoryShortError, UsageError
 from ratrain.recipe.documents import Document, describe_source, find_sources, read_documents
-from ratrain.recipe.shard_writer import ShardWriter
+from ratrain.recipe.hub import SETS, HubFile, hub_files
+from ratrain.recipe.shard_writer import ShardWriter, recorded_recipe
 from ratrain.recipe.shards import MAX_SHARD_TOKENS
 from ratrain.recipe.tokenizer import VOCAB, load_tokenizer
 
@@ -38,12 +39,11 @@ _CHUNK_LETTERS, _CHUNK_DOCUMENTS = 2**19, 1024  # what one task of a worker hold
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a preparation is: documents and tokens written, and bytes of the inputs read."""
+    """How far a preparation is: documents and tokens written, and the share of all that there is to do."""
 
     documents: int
     tokens: int
-    bytes: int
-    total_bytes: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,22 @@ def prepare(
     val_fraction: float,
     shard_tokens: int,
     field: str = "text",
+    tokens: int = 0,
     jobs: int = 1,
     progress: Callable[[Progress], None] = lambda _: None,
     fresh: bool = False,
 ) -> Summary:
     """Tokenise `inputs` into shards in `out`; continues what a killed call with the same arguments left there.
 
-    Raises UsageError, MissingError, DataError, CannotCreateError (`out` is of another preparation, or in use).
+    Ends with the document that reaches `tokens`, where that is not 0. Raises UsageError, MissingError, DataError,
+    UnavailableError, CannotCreateError (`out` is of another preparation, or in use).
     """
-    _check_options(val_fraction, shard_tokens, jobs)
+    _check_options(val_fraction, shard_tokens, tokens, jobs)
     load_tokenizer(tokenizer)
-    sources = find_sources(inputs)
+    sources = _sources(inputs, out, fresh=fresh)
     described = [describe_source(path) for path in sources]
     recipe = {"val_fraction": val_fraction, "shard_tokens": shard_tokens, "field": field, "sources": described}
+    recipe |= {"tokens": tokens} if tokens else {}
     if fresh:
         _move_aside(out)
     with _locked(out):
@@ -89,11 +92,25 @@ def prepare(
         return Summary(out, dict(writer.counts), writer.tokens(), writer.shard_counts(), kept)
 
 
-def _check_options(val_fraction: float, shard_tokens: int, jobs: int) -> None:
+def _sources(inputs: Sequence[Path], out: Path, *, fresh: bool) -> list[Path | HubFile]:
+    """The files of all inputs; a set that `out` was begun with is what it was then."""
+    sources: list[Path | HubFile] = []
+    for path in inputs:
+        if str(path) in SETS and not path.exists():
+            recorded = [] if fresh else recorded_recipe(out).get("sources", [])
+            sources += hub_files(str(path), recorded)
+        else:
+            sources += find_sources([path])
+    return sources
+
+
+def _check_options(val_fraction: float, shard_tokens: int, tokens: int, jobs: int) -> None:
     if not 0 <= val_fraction < 1:
         raise UsageError(f"--val-fraction {val_fraction}: must be at least 0 and below 1")
     if not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
         raise UsageError(f"--shard-tokens {shard_tokens}: must be between 1 and {MAX_SHARD_TOKENS}")
+    if tokens < 0:
+        raise UsageError(f"--tokens {tokens}: must be at least 1, or 0 for all there are")
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}: must be at least 1")
 
@@ -125,7 +142,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 def _write_all(
     writer: ShardWriter,
-    sources: Sequence[Path],
+    sources: Sequence[Path | HubFile],
     sizes: Sequence[int],
     *,
     field: str,
@@ -134,14 +151,20 @@ def _write_all(
 ) -> None:
     """Encode and write what is left, then meta.json. Raises DataError where there is no second document."""
     documents = read_documents(sources, field=field, file=writer.file, number=writer.number)
-    before = list(itertools.accumulate(sizes, initial=0))
+    before, limit = list(itertools.accumulate(sizes, initial=0)), writer.recipe.get("tokens", math.inf)
+    written = sum(writer.tokens().values())
     with closing(_encode_chunks(_chunks(documents), writer.tokenizer, jobs)) as chunks:
         for chunk, encoded in chunks:
             for document, (tokens, chance) in zip(chunk, encoded, strict=True):
+                if written >= limit:
+                    break
                 split = _split(writer.documents, chance, writer.recipe["val_fraction"])
                 writer.add(split, tokens, file=document.file, number=document.number)
+                written += len(tokens)
             read = before[chunk[-1].file] + chunk[-1].position
-            progress(Progress(writer.documents, sum(writer.tokens().values()), read, before[-1]))
+            progress(Progress(writer.documents, written, max(read / max(before[-1], 1), min(written / limit, 1))))
+            if written >= limit:
+                break
     if not writer.documents:
         raise DataError(f"{sources[0]}: no input holds any text")
     if writer.documents == 1 and writer.recipe["val_fraction"]:
@@ -218,62 +241,3 @@ def _encode(texts: Sequence[str], tokenizer: str) -> _Encoded:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         encoded.append((ids, int.from_bytes(digest, "big") / 2**64))
     return encoded
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `ratrain prepare`."""
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=".txt, .jsonl, .jsonl.gz, or folders")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
-    parser.add_argument("--tokenizer", default="gpt2", metavar="NAME", help="gpt2 (default) or shakespeare2k")
-    parser.add_argument("--val-fraction", type=float, default=0.01, metavar="F", help="of the documents (0.01)")
-    parser.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="per file (100000000)")
-    parser.add_argument("--field", default="text", metavar="NAME", help="field of a JSON line (text)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
-    parser.add_argument("--fresh", action="store_true", help="move what is in DIR aside and begin anew")
-
-
-def run(args: argparse.Namespace) -> None:
-    """Prepare as the command line says; progress and the key for a manifest go to stderr."""
-    line = _ProgressLine()
-    try:
-        summary = prepare(
-            args.inputs,
-            args.out,
-            tokenizer=args.tokenizer,
-            val_fraction=args.val_fraction,
-            shard_tokens=args.shard_tokens,
-            field=args.field,
-            jobs=args.jobs,
-            progress=line,
-            fresh=args.fresh,
-        )
-    finally:
-        line.end()
-    for split, tokens in summary.tokens.items():
-        documents, shards = summary.documents[split], summary.shards[split]
-        print(f"{split}: {tokens:,} tokens, {documents:,} documents, {shards} shards", file=sys.stderr)
-    keys = {"data.source": args.out, "data.tokenizer": args.tokenizer, "model.vocab_size": VOCAB[args.tokenizer]}
-    print("use it: " + " ".join(f"--set {key}={value}" for key, value in keys.items()), file=sys.stderr)
-
-
-class _ProgressLine:
-    """One line on stderr, redrawn on a terminal ten times a second at most, elsewhere repeated once a second."""
-
-    def __init__(self):
-        self.is_terminal = sys.stderr.isatty()
-        self.begun, self.next, self.is_open = time.monotonic(), 0.0, False
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if now < self.next:
-            return
-        self.next = now + (0.1 if self.is_terminal else 1.0)
-        share = progress.bytes / max(progress.total_bytes, 1)
-        text = f"{share:4.0%}  {progress.documents:,} documents  {progress.tokens:,} tokens  {now - self.begun:.0f} s"
-        print(f"\r\033[K{text}" if self.is_terminal else text, end="" if self.is_terminal else "\n", file=sys.stderr)
-        sys.stderr.flush()
-        self.is_open = self.is_terminal
-
-    def end(self) -> None:
-        if self.is_open:
-            print(file=sys.stderr)

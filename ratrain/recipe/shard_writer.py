@@ -161,6 +161,13 @@ class ShardWriter:
             )
 
 
+def recorded_recipe(folder: Path) -> dict[str, Any]:
+    """The options that `folder` was begun or finished with, empty where it was not. Raises DataError."""
+    meta, state = read_meta(folder), _read_state(folder)
+    recipe = meta.get("recipe") if meta else state["options"] if state else None
+    return recipe if isinstance(recipe, dict) else {}
+
+
 def _pending_name(documents: int) -> str:
     return f"pending-{documents}"
 

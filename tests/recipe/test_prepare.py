@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ratrain.cli import prepare as command
 from ratrain.config.schema import DataSection
 from ratrain.errors import CannotCreateError, DataError, MissingError, UsageError
 from ratrain.recipe import documents, prepare, shard_writer, shards
@@ -290,12 +291,12 @@ def test_a_truncated_archive_is_refused(tmp_path):
     ("name", "error", "message"),
     [
         ("none.txt", MissingError, "no such file"),
-        ("x.parquet", DataError, "cannot be read as text"),
+        ("x.csv", DataError, "cannot be read as text"),
         ("empty", MissingError, "holds no"),
     ],
 )
 def test_inputs_that_are_no_text_are_refused(tmp_path, name, error, message):
-    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    (tmp_path / "x.csv").write_bytes(b"text")
     (tmp_path / "empty").mkdir()
     with pytest.raises(error, match=message):
         prepare.prepare([tmp_path / name], tmp_path / "out", **OPTIONS)
@@ -314,8 +315,8 @@ def test_options_out_of_range_are_refused(tmp_path, change):
 def test_the_command_ends_with_what_a_manifest_needs(tmp_path, capsys):
     source = jsonl(tmp_path / "in.jsonl", some_texts())
     parser = argparse.ArgumentParser()
-    prepare.add_arguments(parser)
-    prepare.run(parser.parse_args([str(source), "--out", str(tmp_path / "out"), "--jobs", "1"]))
+    command.add_arguments(parser)
+    command.run(parser.parse_args([str(source), "--out", str(tmp_path / "out"), "--jobs", "1"]))
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == (
         f"use it: --set data.source={tmp_path / 'out'} --set data.tokenizer=gpt2 --set model.vocab_size=50257"

@@ -1,0 +1,104 @@
+"""`ratrain prepare`: what the command line says becomes shards; progress and the keys to set go to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from ratrain.errors import UsageError
+from ratrain.recipe.documents import SUFFIXES
+from ratrain.recipe.hub import SETS
+from ratrain.recipe.prepare import Progress, prepare
+from ratrain.recipe.tokenizer import VOCAB, load_tokenizer
+
+_NAMED_TOKENS = 100_000_000  # of a named set: what the reference took of each
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `ratrain prepare`."""
+    names = ", ".join(("shakespeare", *SETS))
+    parser.add_argument(
+        "inputs", nargs="+", type=Path, metavar="INPUT", help=f"{', '.join(SUFFIXES)} files, folders, or one of {names}"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the shards (of a named set: data/NAME)")
+    parser.add_argument("--tokenizer", default="gpt2", metavar="NAME", help="gpt2 (default) or shakespeare2k")
+    parser.add_argument("--val-fraction", type=float, default=0.01, metavar="F", help="of the documents (0.01)")
+    parser.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="per file (100000000)")
+    parser.add_argument(
+        "--field", default="text", metavar="NAME", help="field of a JSON line, column of a table (text)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, metavar="N", help="end with the document that reaches N; 0: all (named sets: 100000000)"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
+    parser.add_argument("--fresh", action="store_true", help="move what is in DIR aside and begin anew")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prepare as the command line says; progress and the key for a manifest go to stderr."""
+    from ratrain.recipe.data import EMBEDDED
+
+    name = str(args.inputs[0])
+    if name == EMBEDDED and not args.inputs[0].exists():
+        if len(args.inputs) > 1 or args.out is not None:
+            raise UsageError(
+                f"{EMBEDDED} travels with ratrain and is not written anywhere; leave --out and others away"
+            )
+        _tell_keys(EMBEDDED, args.tokenizer)
+        return
+    is_named = name in SETS and not args.inputs[0].exists()
+    if args.out is None and not (is_named and len(args.inputs) == 1):
+        raise UsageError("--out DIR is missing: the folder for the shards")
+    out = args.out or Path("data") / name
+    line = _ProgressLine()
+    try:
+        summary = prepare(
+            args.inputs,
+            out,
+            tokenizer=args.tokenizer,
+            val_fraction=args.val_fraction,
+            shard_tokens=args.shard_tokens,
+            field=args.field,
+            tokens=args.tokens if args.tokens is not None else _NAMED_TOKENS if is_named else 0,
+            jobs=args.jobs,
+            progress=line,
+            fresh=args.fresh,
+        )
+    finally:
+        line.end()
+    for split, tokens in summary.tokens.items():
+        documents, shards = summary.documents[split], summary.shards[split]
+        print(f"{split}: {tokens:,} tokens, {documents:,} documents, {shards} shards", file=sys.stderr)
+    _tell_keys(out, args.tokenizer)
+
+
+def _tell_keys(source: Path | str, tokenizer: str) -> None:
+    load_tokenizer(tokenizer)  # a name that is unknown is refused
+    keys = {"data.source": source, "data.tokenizer": tokenizer, "model.vocab_size": VOCAB[tokenizer]}
+    print("use it: " + " ".join(f"--set {key}={value}" for key, value in keys.items()), file=sys.stderr)
+
+
+class _ProgressLine:
+    """One line on stderr, redrawn on a terminal ten times a second at most, elsewhere repeated once a second."""
+
+    def __init__(self):
+        self.is_terminal = sys.stderr.isatty()
+        self.begun, self.next, self.is_open = time.monotonic(), 0.0, False
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now < self.next:
+            return
+        self.next = now + (0.1 if self.is_terminal else 1.0)
+        counts = f"{progress.documents:,} documents  {progress.tokens:,} tokens"
+        text = f"{progress.share:4.0%}  {counts}  {now - self.begun:.0f} s"
+        print(f"\r\033[K{text}" if self.is_terminal else text, end="" if self.is_terminal else "\n", file=sys.stderr)
+        sys.stderr.flush()
+        self.is_open = self.is_terminal
+
+    def end(self) -> None:
+        if self.is_open:
+            print(file=sys.stderr)
