@@ -255,10 +255,19 @@ class CompileSection(Section):
 class LogSection(Section):
     every: PositiveInt = Field(default=10, description="steps in a window: the device is read once per window")
     probes: bool = Field(default=True, description="gates of the patches with every window, shares with evaluations")
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         default=(), description="where the run is drawn as well; needs ratrain[trackers]"
     )
-    study: str = Field(default="", max_length=128, description="group of runs in wandb; empty: the seeds of a recipe")
+    study: str = Field(
+        default="", max_length=128, description="group of runs in wandb and trackio; empty: the seeds of a recipe"
+    )
+    project: str = Field(
+        default="", max_length=128, pattern=r"^[^/\\#?%:]*$",
+        description="where wandb and trackio file the run; empty: ratrain (wandb: WANDB_PROJECT if set)",
+    )  # fmt: skip
+    run_name: str = Field(
+        default="", max_length=128, description="name of the run in wandb and trackio; empty: its id and seed"
+    )
 
 
 class PruneSection(Section):

@@ -1,13 +1,10 @@
-"""Trackers: TensorBoard and Weights & Biases, each in its own thread. A run waits for neither and outlives both."""
+"""Trackers, each in its own thread: a run waits for none and outlives all. TensorBoard; the others are in hosted.py."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
-import os
 import queue
-import secrets
 import textwrap
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,10 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import psutil
-import tomli
-
-from ratrain.atomic import write_file
 from ratrain.config.schema import LogSection
 from ratrain.errors import UnavailableError
 from ratrain.events import (
@@ -37,9 +30,9 @@ from ratrain.events import (
 )
 
 _QUEUE = 1000  # events that may wait for a tracker: at a window each, an hour of training or more
-_PATIENCE = 10.0  # seconds that the end of a run waits for a tracker
+PATIENCE = 10.0  # seconds that the end of a run waits for a tracker
 _HEARD = (RunStarted, Resumed, Window, Evaluated, Probed, Machine, Sampled, RunEnded)
-_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 _OF_WINDOW = (
     "train/tokens", "train/lr", "train/skipped", "speed/tokens_per_second", "speed/mfu", "speed/mfu_datasheet",
     "machine/peak_memory", "compile/graphs", "compile/recompiles",
@@ -58,7 +51,9 @@ def require(names: Sequence[str]) -> None:
 
 def trackers(log: LogSection, emit: Emit) -> list[Queued]:
     """A sink for each of `log.trackers`."""
-    made = {"tensorboard": TensorBoard, "wandb": lambda: WandB(log.study)}
+    from ratrain.sinks.hosted import Trackio, WandB
+
+    made = {"tensorboard": TensorBoard, "wandb": lambda: WandB(log), "trackio": lambda: Trackio(log)}
     return [Queued(made[name](), emit) for name in dict.fromkeys(log.trackers)]
 
 
@@ -103,7 +98,7 @@ class Queued:
     event or from `close`, in the thread that states events: the fan-out reports it and drops the tracker.
     """
 
-    def __init__(self, tracker: Tracker, emit: Emit, *, size: int = _QUEUE, patience: float = _PATIENCE):
+    def __init__(self, tracker: Tracker, emit: Emit, *, size: int = _QUEUE, patience: float = PATIENCE):
         self.name, self._tracker, self._emit = tracker.name, tracker, emit
         self._size, self._patience = size, patience
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: there will be no more
@@ -203,73 +198,3 @@ class TensorBoard(Tracker):
 
     def _write(self, name: str, text: str, step: int) -> None:
         self._writer.add_text(name, textwrap.indent(text, "    "), step)  # Markdown's way to leave text alone
-
-
-class WandB(Tracker):
-    """A run of project ratrain (or WANDB_PROJECT), grouped by study or recipe; WANDB_MODE=offline is wandb's own.
-
-    What wandb has received cannot be taken back, so points are drawn over a `step` of ours: after a kill, those
-    between the checkpoint and the kill are sent again and lie upon the first.
-    """
-
-    name = "wandb"
-
-    def __init__(self, study: str):
-        self._wandb: Any = importlib.import_module("wandb")
-        self._study = study
-        self._run: Any = None
-        self._exit_code = 1  # unless the run is done
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, RunStarted):
-            self._open(event)
-        elif isinstance(event, Sampled):
-            self._run.log({"step": event.step, "sample": event.text})
-        elif isinstance(event, RunEnded):
-            self._exit_code = int(event.status != "done")
-            if event.status == "preempted":
-                self._run.mark_preempting()
-        for step, values in points(event):
-            self._run.log({"step": step, **values})
-
-    def close(self) -> None:
-        if self._run:
-            self._run.finish(exit_code=self._exit_code)
-
-    def abandon(self) -> None:
-        with contextlib.suppress(BaseException):
-            for child in psutil.Process().children():
-                if child.name() == "wandb-core":  # outlives this process, its output too, while a server is away
-                    child.kill()
-            self._wandb.teardown()  # else Python calls it at exit, and shows what it raises for want of the child
-
-    def _open(self, started: RunStarted) -> None:
-        folder = Path(started.folder)
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # without a network, it holds up the exit of Python
-        settings = self._wandb.Settings(
-            silent=True, console="off", finish_timeout=0.8 * _PATIENCE, finish_timeout_raises=True
-        )
-        self._wandb.setup(settings)  # silent before init: it would ask at the terminal who you are
-        self._run = self._wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "ratrain"),
-            group=self._study or folder.parent.name,
-            name=f"{started.id}/{folder.name}",
-            id=_wandb_id(folder, started.run_hash),
-            resume="allow",
-            dir=str(folder),
-            config={**asdict(started), **tomli.loads((folder / "resolved.toml").read_text())},
-            reinit="create_new",
-            settings=settings,
-        )
-        self._run.define_metric("step", hidden=True)
-        self._run.define_metric("*", step_metric="step")
-        self.place = f"offline; wandb sync {folder}/wandb/offline-run-*" if self._run.offline else self._run.url or ""
-
-
-def _wandb_id(folder: Path, run_hash: str) -> str:
-    """The run hash, and what tells this folder from one that --fresh moved aside or that another machine holds."""
-    file = folder / "wandb" / "id"
-    if not file.exists():
-        file.parent.mkdir(exist_ok=True)
-        write_file(file, [f"{run_hash[:16]}-{secrets.token_hex(3)}".encode()])
-    return file.read_text()

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -21,7 +22,8 @@ from ratrain.config.schema import LogSection
 from ratrain.errors import Exit
 from ratrain.sinks import tracker
 from ratrain.sinks.fanout import Fanout
-from ratrain.sinks.tracker import Queued, TensorBoard, Tracker, WandB, points
+from ratrain.sinks.hosted import Trackio, WandB
+from ratrain.sinks.tracker import Queued, TensorBoard, Tracker, points
 
 QUICK = ["v1", "--scale", "tiny", "--device", "cpu", "--set", "compile.scope=off", "--set", "train.budget.steps=6"]
 CADENCE = ["--set", "log.every=2", "--set", "eval.every=3", "--set", "checkpoint.every=2", "--set", "eval.windows=2"]
@@ -253,7 +255,7 @@ def test_a_run_outlives_its_tracker(ratrain, home, monkeypatch):
 # what is refused before anything is done
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 @pytest.mark.parametrize("rehearse", [[], ["--dry-run"], ["--fresh"]])
 def test_a_tracker_that_is_not_installed_is_refused(ratrain, home, monkeypatch, name, rehearse):
     monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), None)
@@ -266,7 +268,7 @@ def test_a_tracker_that_is_not_installed_is_refused(ratrain, home, monkeypatch, 
 def test_a_tracker_that_nobody_knows_is_a_fault_of_the_manifest(ratrain, home):
     code, _, err = ratrain(*tracked("mlflow"))
     assert code == Exit.BAD_MANIFEST
-    assert "--set: log.trackers: 'mlflow' is not one of 'tensorboard', 'wandb'" in err
+    assert "--set: log.trackers: 'mlflow' is not one of 'tensorboard', 'wandb', 'trackio'" in err
 
 
 def test_one_asked_for_twice_is_one():
@@ -446,8 +448,10 @@ def test_every_row_has_its_step(ratrain, home, wandb):
 def test_a_study_and_two_seeds_are_named(ratrain, home, wandb, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     ratrain(*tracked("wandb"), "--set", "log.study=pilot", "--set", "seed.data=7")
-    (made,) = wandb.runs
-    assert (made.options["project"], made.options["group"], made.options["name"]) == ("mine", "pilot", "v1/s1-7")
+    ratrain(*tracked("wandb"), "--fresh", "--set", "log.project=ours", "--set", "log.run_name=first")
+    said = [(made.options["project"], made.options["group"], made.options["name"]) for made in wandb.runs]
+    assert said[0] == ("mine", "pilot", "v1/s1-7")
+    assert (said[1][0], said[1][2]) == ("ours", "first")
 
 
 def test_a_run_that_goes_on_is_the_same_in_wandb_and_a_fresh_one_is_not(ratrain, home, wandb, after_step):
@@ -465,7 +469,7 @@ def test_a_run_that_goes_on_is_the_same_in_wandb_and_a_fresh_one_is_not(ratrain,
 def test_a_run_that_ends_badly_is_told_to_wandb(tmp_path, wandb, started):
     (tmp_path / "resolved.toml").write_text("")
     for ended, told in (([events.RunEnded("diverged", 3, None)], [1]), ([], [1])):
-        sink = WandB("")
+        sink = WandB(LogSection())
         for event in (started(folder=str(tmp_path)), *ended):
             sink(event)
         sink.close()
@@ -504,3 +508,90 @@ def test_the_real_wandb_offline_stops_resumes_and_ends(home):
     pieces = [path.name for path in run.glob("wandb/offline-run-*/*.wandb")]
     assert pieces == [f"run-{name}.wandb"] * 2
     assert sum(len(line["losses"]) for line in stated(run, "Window")) == 200
+
+
+# Trackio
+
+
+class TrackioRun:
+    """A run of the fake Trackio."""
+
+    def __init__(self, options):
+        self.options, self.rows, self.finished = options, [], False
+
+    def log(self, values, step):
+        json.dumps(values)
+        self.rows.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+@pytest.fixture
+def trackio(monkeypatch):
+    """A module that stands in for trackio and keeps the runs that were begun."""
+    module = types.ModuleType("trackio")
+    runs = []
+
+    def init(**options):
+        runs.append(TrackioRun(options))
+        module.print("* Trackio project initialized")
+        return runs[-1]
+
+    vars(module).update(runs=runs, init=init, print=print)
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    return module
+
+
+def test_a_run_in_trackio_is_named_grouped_and_described(ratrain, home, trackio):
+    keys = ["--set", "log.project=ours", "--set", "log.study=pilot"]
+    code, out, err = ratrain(*tracked("trackio"), *keys, "--json")
+    assert code == Exit.DONE, err
+    run, (made,) = run_of(home), trackio.runs
+    told, (started,) = made.options, stated(run, "RunStarted")
+    assert (told["project"], told["group"], told["resume"]) == ("ours", "pilot", "allow")
+    assert told["name"] == f"v1/s1 {(run / 'trackio' / 'id').read_text()[-6:]}"
+    assert told["config"]["recipe_hash"] == started["recipe_hash"]
+    assert told["config"]["patch"]["unified_ra"]["rank"] == 4
+    assert not (told["auto_log_cpu"] or told["auto_log_gpu"] or told["embed"])
+    assert made.finished
+    assert "trackio: trackio show --project ours" in [line["message"] for line in stated(run, "Notice")]
+    assert all(json.loads(line) for line in out.splitlines())  # no word of its own among the events
+    losses = [(step, row["train/loss"]) for step, row in made.rows if "train/loss" in row]
+    assert losses == list(enumerate([loss for line in stated(run, "Window") for loss in line["losses"]], start=1))
+    assert made.rows[-1] == (6, {"sample": stated(run, "Sampled")[0]["text"]})
+
+
+def test_a_run_that_goes_on_is_the_same_in_trackio_and_a_fresh_one_is_not(ratrain, home, trackio, after_step):
+    with after_step(2, stop):
+        assert ratrain(*tracked("trackio"))[0] == Exit.PREEMPTED
+    assert ratrain(*tracked("trackio"))[0] == Exit.DONE
+    assert ratrain(*tracked("trackio"), "--fresh", "--set", "log.run_name=again")[0] == Exit.DONE
+    first, second, fresh = (made.options["name"] for made in trackio.runs)
+    assert first == second
+    assert fresh.startswith("again ")
+    assert fresh[-6:] != first[-6:]
+
+
+def test_trackio_that_is_given_up_does_not_hold_up_the_end(trackio, monkeypatch):
+    left = []
+    monkeypatch.setattr("atexit.unregister", left.append)
+    vars(trackio)["_cleanup_current_run"] = cleanup = object()
+    Trackio(LogSection()).abandon()
+    assert left == [cleanup]
+
+
+@pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed")
+def test_the_real_trackio_has_the_losses(home):
+    """In a process of its own: it leaves hooks behind in the one that it is imported into."""
+    environment = {**os.environ, "TRACKIO_DIR": str(home / "trackio"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ratrain", *tracked("trackio"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == Exit.DONE, done.stderr
+    run = run_of(home)
+    assert not warnings(run)
+    with sqlite3.connect(home / "trackio" / "ratrain.db") as base:
+        rows = [(step, json.loads(values)) for step, values in base.execute("SELECT step, metrics FROM metrics")]
+    shown = sorted((step, values["train/loss"]) for step, values in rows if "train/loss" in values)
+    losses = [loss for line in stated(run, "Window") for loss in line["losses"]]
+    assert shown == list(enumerate(losses, start=1))
