@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run", nargs="+", help="a run folder, an id, a prefix of its name, @last; several are compared; or a study"
+        "run",
+        nargs="+",
+        help="a run folder, an id, a prefix of its name, @last; several are compared; or a study; or metrics files of "
+        "the reference (training_metrics.json, all_results.json, a test_matrix_results folder)",
     )
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
 
@@ -25,8 +28,15 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 def _report(args: argparse.Namespace) -> None:
     """Tell what a run reached and how its gates went, compare several, or tell what a study came to."""
     from ratrain.engine.folder import find_run
+    from ratrain.legacy.readers.metrics import is_metrics
     from ratrain.report.log import read_run
 
+    old = [name for name in args.run if is_metrics(Path(name))]
+    if old and len(old) < len(args.run):
+        raise UsageError(f"{old[0]}: is of the reference, and compares with no run of ours; report it by itself")
+    if old:
+        _report_old([Path(name) for name in old], args.out)
+        return
     studies = [found for name in args.run if (found := _study_of(name, args.out))]
     if studies and len(args.run) > 1:
         raise UsageError(f"{studies[0].name} is a study, which is reported by itself; expected one study, or runs")
@@ -52,6 +62,23 @@ def _study_of(name: str, out: Path) -> Path | None:
     if len(fitting) > 1:
         raise UsageError(f"{name}: fits {', '.join(study.name for study in fitting)}")
     return fitting[0]
+
+
+def _report_old(paths: list[Path], out: Path) -> None:
+    from ratrain.atomic import write_file
+    from ratrain.legacy.readers.caveats import caveats
+    from ratrain.legacy.readers.metrics import read_metrics
+    from ratrain.report.reference import HEAD, page, rows
+
+    runs = [run for path in paths for run in read_metrics(path)]
+    warnings = caveats(runs)
+    print(table([HEAD, *rows(runs)]))
+    print("\nnumbers come from the reference; none was measured here. What they are worth:")
+    print("\n".join(f"- {line}" for line in warnings))
+    out.mkdir(parents=True, exist_ok=True)
+    title = ", ".join(path.resolve().name for path in paths)
+    write_file(out / "reference.html", [page(runs, warnings, title).encode()])
+    print(f"\n{out / 'reference.html'}")
 
 
 def _report_study(folder: Path) -> None:

@@ -47,7 +47,9 @@ def mutated(text: bytes, draw: random.Random) -> bytes:
 def test_mutated_manifests_give_a_manifest_or_a_message_at_once(kinds, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path, draw = tmp_path / "m.toml", random.Random(0)
-    texts = [file.read_bytes() for file in (*shipped(), *SCALES.glob("*.toml"))]
+    # those of old studies name kinds that are no part of this, and would crowd the others out
+    known = [file for file in shipped() if "legacy" not in file.parts]
+    texts = [file.read_bytes() for file in (*known, *SCALES.glob("*.toml"))]
     texts.append(b"id = 'x'\n" + b"".join(text for text in texts if b"laptop" in text[:200] and b"extends" not in text))
     found, longest = [], 0.0
     for _ in range(MUTANTS):
