@@ -25,6 +25,8 @@ from ratrain.registry import optim_kinds, patch_kinds
 
 _WORTH = 1.005  # less than half a percent more needs no control: nobody could tell it from the base
 
+_STUDIED = ("optim", "prune", "patch", "activation")  # no matter of scale, even where scales have a default for it
+
 # base: what arms are compared with; arm: what the study asks about; control: the base as wide as a costly arm; ruler:
 # the base at another budget; tuning: an arm at a point of the tuning grid; tuned: an arm at its own best point
 Role = Literal["base", "arm", "control", "ruler", "tuning", "tuned"]
@@ -97,7 +99,7 @@ class Draft:
     manifest: str
     at: tuple[str, ...]  # the key that names it
     point: dict[str, object]
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...]  # its own, over those of all arms
     role: Role = "arm"
 
 
@@ -107,7 +109,7 @@ class ArmBuilder:
 
     study: AblationManifest
     layer: Layer
-    scale: str | None
+    scale: str | None  # in place of the study's, and of what it sets for all arms
     overrides: tuple[str, ...]
     seeds: Seeds
     patches: tuple[Path, ...]
@@ -116,7 +118,7 @@ class ArmBuilder:
         """The baseline's first."""
         study, layer = self.study, self.layer
         ema = self._said({"eval": {"ema": study.metric.ema}}, "metric") if study.metric.ema else None
-        shared = (*filter(None, [ema]), changes(layer, "set"))
+        shared = tuple(filter(None, [ema]))
         yield Draft("", study.base, ("base",), {}, shared, "base")
         for word in study.arms:
             for name in _ids_like(word, layer):
@@ -133,11 +135,21 @@ class ArmBuilder:
         except MissingError as error:
             raise self.layer.fault(str(error), *draft.at) from None
 
+        under, over = self._shared()
+
         def source_of(init: int, data: int, *later: Layer) -> Source:
             seed = self._said({"seed": {"init": init, "data": data}}, "seed")
-            return read_source(file, scale=self.scale, overrides=[*draft.layers, *self.overrides, *later, seed])
+            overrides = [over, *draft.layers, *self.overrides, *later, seed]
+            return read_source(file, changes=[under], scale=self.scale or self.study.scale, overrides=overrides)
 
         return self._made(draft.name, draft.point, source_of, self.seeds, draft.role)
+
+    def _shared(self) -> tuple[Layer, Layer]:
+        """What the study sets for all arms: below a scale that is asked for in place of its own, and above any."""
+        layer = changes(self.layer, "set")
+        below = {name: value for name, value in layer.tree.items() if self.scale is not None and name not in _STUDIED}
+        above = {name: value for name, value in layer.tree.items() if name not in below}
+        return replace(layer, tree=below), replace(layer, tree=above)
 
     def vary(self, arm: Arm, *later: Layer, name: str, role: Role, seeds: Seeds = ()) -> Arm:
         """The arm with layers over all that it says."""

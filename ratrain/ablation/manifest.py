@@ -89,7 +89,7 @@ class AblationManifest(Section):
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     title: str = ""
     base: str = Field(default="v0", description="what every arm is compared with: path, file name or id")
-    scale: str | None = Field(default=None, description="overlay of sizes for every arm; --scale wins")
+    scale: str | None = Field(default=None, description="overlay of sizes for every arm; --scale wins, over set too")
     seed: Seeds = Seeds(init=(1, 2, 3))
     verdict: Verdicts = Verdicts()
     metric: Metric = Metric()

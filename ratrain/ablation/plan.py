@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ratrain.ablation.arms import Arm, ArmBuilder, Costs, Role, Seeds, Task, name_of
 from ratrain.ablation.manifest import AblationManifest, read_ablation
-from ratrain.config.parse import Layer
+from ratrain.config.find import find_manifest
+from ratrain.config.parse import Layer, parse_file
 from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
-from ratrain.errors import Fault, ManifestError, UsageError
+from ratrain.errors import Fault, ManifestError, MissingError, UsageError
 
 # what every arm of a study must share with the baseline, or their losses are of different things
 _SHARED = ("model.block_size", "model.vocab_size", "data", "eval.windows", "eval.ema", "train.precision", "scale")
@@ -81,7 +82,7 @@ def make_plan(
     pairs = tuple(seeds or study.seed.pairs)
     if study.tune and {*pairs} & {*study.tune.seed.pairs}:
         raise UsageError(f"--seeds: {layer.label} tunes on some of these; a verdict needs others")
-    build = ArmBuilder(study, layer, scale or study.scale, tuple(overrides), pairs, tuple(patches))
+    build = ArmBuilder(study, layer, scale, tuple(overrides), pairs, tuple(patches))
     faults, arms = [], []
     for draft in build.drafts():
         try:
@@ -119,8 +120,19 @@ def _twins(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:
 def told_twins(arm: Arm, other: Arm) -> bool:
     """Whether the manifests say that they are the same: one of the other, or both of a third."""
     one, two = arm.manifest, other.manifest
-    said = {one.same_as, two.same_as} - {None}
-    return one.id != two.id and (one.id in said or two.id in said or one.same_as == two.same_as in said)
+    return one.id != two.id and bool(_equals(one) & _equals(two))
+
+
+def _equals(manifest: Manifest) -> set[str]:
+    """The ids that the manifest says it equals, its own among them, and those that these say they equal."""
+    found, name = {manifest.id}, manifest.same_as
+    while name and name not in found:
+        found.add(name)
+        try:
+            name = parse_file(find_manifest(name)).tree.get("same_as")
+        except (MissingError, ManifestError):  # an id that nothing here has
+            break
+    return found
 
 
 def _unlike(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:

@@ -34,10 +34,15 @@ class Source:
 
 
 def read_source(
-    path: Path, *, base: Path | None = None, scale: str | None = None, overrides: Sequence[str | Layer] = ()
+    path: Path,
+    *,
+    base: Path | None = None,
+    changes: Sequence[Layer] = (),
+    scale: str | None = None,
+    overrides: Sequence[str | Layer] = (),
 ) -> Source:
-    """The manifest at `path` over what it extends, then `scale`, then `overrides` (KEY=VALUE, or what another file
-    changes); each layer wins over those before.
+    """The manifest at `path` over what it extends, then `changes` (of another file), then `scale`, then `overrides`
+    (KEY=VALUE, or what another file changes); each layer wins over those before.
 
     `base` is a manifest laid beneath, as if `path` extended it first: what it changes of the files that both extend
     stays changed. The variant's id then ends with the base's.
@@ -51,7 +56,8 @@ def read_source(
     merged = Merge()
     for layer in chain[:-1]:
         merged.add(layer, without=OWN)
-    merged.add(chain[-1])
+    for layer in (chain[-1], *changes):
+        merged.add(layer)
     for layer in overlay:
         merged.add(layer, without=OWN)
     for override in overrides:

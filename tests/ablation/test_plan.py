@@ -191,3 +191,16 @@ def test_an_ablation_manifest_is_found_by_name_and_is_no_variant():
 def test_every_shipped_ablation_has_a_plan(file):
     assert len(make_plan(file).arms) > 1
     assert len(make_plan(file, scale="tiny").arms) > 1
+
+
+def test_a_scale_that_is_asked_for_wins_over_what_is_set_but_for_what_is_studied(study):
+    head = 'id = "x"\nscale = "study"\narms = ["v9"]\ncontrols = false\n'
+    text = head + "[set]\ntrain.budget.steps = 6\noptim.weight_decay = 0.5\n"
+    own, tiny = make_plan(study(text)).base.manifest, make_plan(study(text), scale="tiny").base.manifest
+    assert (own.train.budget.steps, own.optim.weight_decay) == (6, 0.5)
+    assert (tiny.train.budget.steps, tiny.optim.weight_decay) == (100, 0.5)
+
+
+def test_arms_that_say_they_equal_what_equals_a_third_may_stand_beside_each_other(study):
+    text = HEAD + 'base = "ratio0_as_run"\narms = ["recip0_as_run", "recip1_as_run"]\n'
+    assert [arm.name for arm in make_plan(study(text)).arms] == ["ratio0_as_run", "recip0_as_run", "recip1_as_run"]
