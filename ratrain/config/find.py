@@ -39,14 +39,13 @@ def find_manifest(name: str) -> Path:
     if os.path.isfile(name):
         return Path(name)
     files = shipped()
-    ids = {}
     for file in files:
         if name in _names(file):
             return file
-        ids.setdefault(own_id(file), file)
-    if name in ids:
-        return ids[name]
-    known = [*filter(None, ids), *(spelling for file in files for spelling in _names(file))]
+    for file in files:
+        if own_id(file) == name:
+            return file
+    known = [*filter(None, map(own_id, files)), *(spelling for file in files for spelling in _names(file))]
     what = "is a folder, not a manifest" if os.path.isdir(name) else "no such manifest, by path, name or id"
     hint = did_you_mean(name, known) or "; `ratrain list` shows them all"
     raise MissingError(f"{name}: {what}{hint}")
