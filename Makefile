@@ -1,15 +1,53 @@
 # `make` sets up a fresh machine and trains V9 on the embedded corpus; `make test` tests it.
+# `make defconfig-NAME` chooses a configuration of the reference, which `make` and `make check` then run and check.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.DEFAULT_GOAL := main
-.PHONY: main install test faults calibration lint check golden bench bench-compare bench-page bench-selftest kernels gpu-check clean help
 
-main: install ## set up, then train V9, draw a sample and write a report (the default)
+# .config remembers the chosen file, and the variables that were given with the choice; those given to `make` win
+VARIABLES := GPT2_MAX_ITERS MAX_ITERS GPT2_MAX_TIME TRACKER TRACKER_PROJECT TRACKER_RUN_NAME BASELINE DRY_RUN
+CHOSEN := $(firstword $(shell cat .config 2>/dev/null))
+KEPT := $(wordlist 2,99,$(shell cat .config 2>/dev/null))
+RATRAIN = env $(foreach kept,$(KEPT),$(if $($(firstword $(subst =, ,$(kept)))),,$(kept))) $(BIN)/ratrain
+GIVEN = $(foreach name,$(VARIABLES),$(if $($(name)),$(name)=$($(name))))
+DEFCONFIGS := legacy/defconfigs
+
+.DEFAULT_GOAL := main
+.PHONY: defconfig defconfig-none list-defconfigs main install test faults calibration lint check golden bench bench-compare bench-page bench-selftest kernels gpu-check clean help
+
+main: install ## set up, then train V9, draw a sample and write a report (the default); or what defconfig-NAME chose
+ifeq ($(CHOSEN),)
 	$(BIN)/ratrain manifests/unified_ra_v9.toml
 	$(BIN)/ratrain report @last
+else
+	$(RATRAIN) $(CHOSEN) $(ARGS)
+endif
+
+defconfig-none: ## choose no configuration: make trains V9 again
+	rm -f .config
+
+defconfig: ## choose a configuration of the reference by its path, DEFCONFIG=path; or defconfig-NAME, defconfig-old-NAME
+	@test -n "$(DEFCONFIG)" || { echo "expected DEFCONFIG=path, or make defconfig-NAME; make list-defconfigs"; exit 2; }
+	@$(call choose,$(firstword $(wildcard $(DEFCONFIG) $(DEFCONFIGS)/$(DEFCONFIG) $(DEFCONFIGS)/gpt2/$(DEFCONFIG))),$(DEFCONFIG))
+
+defconfig-old-%:
+	@$(call choose,$(wildcard $(DEFCONFIGS)/old/$*),$*)
+
+defconfig-%:
+	@$(call choose,$(firstword $(wildcard $(addsuffix /$*,$(DEFCONFIGS) $(DEFCONFIGS)/gpt2 $(DEFCONFIGS)/old))),$*)
+
+list-defconfigs: ## list the configurations that defconfig-NAME can choose
+	@cd $(DEFCONFIGS) && for file in $$(find . -type f | sort); do \
+		name=$$(echo $$file | sed 's|^\./old/|old-|; s|^.*/||'); \
+		printf 'defconfig-%-52s %s\n' $$name "$$(head -1 $$file | cut -c3-)"; done
+
+define choose
+	if [ -z "$(1)" ]; then echo "$(2): no such configuration; make list-defconfigs"; exit 2; fi; \
+	printf '%s\n' '$(1)' $(foreach given,$(GIVEN),'$(given)') > .config; \
+	echo "$(1) is chosen: make runs it, make check checks its runs, make defconfig-none forgets it"
+endef
 
 install: $(READY) ## make the virtual environment with the tested versions
 
@@ -35,8 +73,8 @@ lint: install ## check style and types, changing nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-check: install ## build every manifest on the meta device: parameters, FLOPs, KV bytes, twins
-	$(BIN)/ratrain check
+check: install ## build every manifest on the meta device: parameters, FLOPs, KV bytes, twins; or all runs of the choice
+	$(RATRAIN) check $(CHOSEN)
 
 golden: install ## rewrite tests/golden after a change to what a manifest means
 	$(BIN)/python tests/golden/write.py

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from ratrain import __version__
-from ratrain.cli import ablate, look, profile, report, runs, text, train
+from ratrain.cli import ablate, convert, look, profile, report, runs, text, train
 from ratrain.errors import Exit, ManifestError, RatrainError
 
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS | report.COMMANDS
-COMMANDS |= profile.COMMANDS
+COMMANDS |= profile.COMMANDS | convert.COMMANDS
 
 _EPILOG = """\
 examples:
@@ -20,6 +20,7 @@ examples:
   ratrain v9 --scale tiny --set schedule.lr=1e-3    smaller, with one key changed
   ratrain manifests/unified_ra_v9.toml --dry-run    build, compile, two steps, and what the run will need
   ratrain --ablate ablation_kv.toml                 a study: many arms and seeds, compared with a baseline
+  ratrain legacy/defconfigs/gpt2-vanilla-baseline   a configuration of the reference (docs/legacy.md)
   ratrain list                                      every variant
   ratrain sample @last --prompt 'Enter HAMLET'      text from the newest run
 
@@ -37,12 +38,15 @@ exit codes: 0 done, 1 bug, 2 usage, 65 bad data or checkpoint, 66 input missing,
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. Every RatrainError becomes one message on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    command, rest = _command(argv)
-    parser = _parser(command)
-    COMMANDS[command].add_arguments(parser)
-    args = parser.parse_args(rest)
-    args.argv = argv
     try:
+        command, rest = _command(argv)
+        if command in ("train", "--ablate", "check"):
+            argv = convert.with_manifests(argv)
+            command, rest = _command(argv)
+        parser = _parser(command)
+        COMMANDS[command].add_arguments(parser)
+        args = parser.parse_args(rest)
+        args.argv = argv
         code = COMMANDS[command].run(args) or Exit.DONE
         sys.stdout.flush()
         return code

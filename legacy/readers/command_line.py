@@ -1,0 +1,131 @@
+"""Old command lines: the options of train.py, train_ra_mla.py and the planned dispatcher, as one manifest."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ratrain.errors import Fault, ManifestError
+from ratrain.legacy.readers import environment as surroundings
+from ratrain.legacy.readers.convert import Asking, conclude
+from ratrain.legacy.readers.converted import Conversion, run_of
+from ratrain.legacy.readers.options import Asked, Option, Said, Trainer, options, read_said
+
+
+@dataclass(frozen=True)
+class Line:
+    """What an old command line comes to, and the options that `ratrain` is given beside the manifest."""
+
+    found: Conversion
+    words: tuple[str, ...]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of every option that an old command line may have. The defaults depend on the trainer, and come later."""
+    made = argparse.ArgumentParser(
+        prog="python -m ratrain.legacy.train",
+        usage="%(prog)s [options]",
+        description="Train as the reference's train.py and train_ra_mla.py did: what is asked for becomes a manifest.",
+        epilog="docs/legacy.md says what each option becomes. Options of one trainer are accepted for both.",
+        allow_abbrev=False,
+    )
+    for option in options().values():
+        if not option.is_setting:
+            _add(made, option)
+    made.add_argument(
+        "--profile", choices=("intended", "as_run"), default="intended", help="as_run: as it was computed"
+    )
+    return made
+
+
+def _add(made: argparse.ArgumentParser, option: Option) -> None:
+    known = "; ".join(f"{who}: {value}" for who, value in option.defaults.items() if value != "")
+    text = (option.idle or f"default of {known}" if known else option.idle or "no default").replace("%", "%%")
+    if option.type == "flag":
+        made.add_argument(f"--{option.name}", action="store_const", const="y", help=text)
+        if option.off:
+            made.add_argument(
+                f"--no-{option.name}", dest=option.name.replace("-", "_"), action="store_const", const="n"
+            )
+    else:
+        made.add_argument(f"--{option.name}", metavar=option.type.upper(), help=text)
+
+
+def read_command_line(argv: Sequence[str], environment: Mapping[str, str]) -> Line:
+    """The runs that an old command line asks for. Raises ManifestError; SystemExit where argparse refuses it."""
+    parsed = vars(parser().parse_args(list(argv)))
+    profile = parsed.pop("profile")
+    given: dict[str, Said] = {}
+    for key, text in parsed.items():
+        if text is not None:
+            name = key.replace("_", "-")
+            given[name] = read_said(name, text, by=f"--{name}", where="command line")
+    trainer = _trainer(given)
+    steps = _steps(given)
+    told = [f"--{name}: {options()[name].idle}" for name in given if options()[name].idle]
+    over = surroundings.overrides(environment)
+    asked: list[Asking] = []
+    for step in steps:
+        own = {} if step is None else {"ra-mla-ablation-step": Said(step, "--ra-mla-ablation-step", "command line")}
+        name = f"{given['optimizer'].value if 'optimizer' in given else 'adamw'}"
+        asked.append((f"{name}_{'none' if step is None else f'step{step}'}", step, Asked(trainer, given | own | over)))
+    runs = [run_of(name, each, study="ratio", profile=profile) for name, _, each in asked]
+    name = _name(asked, argv, environment)
+    origin = f"converted from a command line of {trainer}: {' '.join(argv)}"
+    found = conclude(name, runs, origin, asked, told=told, baseline=surroundings.baseline(environment))
+    found.notices += [*told, *surroundings.notices(environment)]
+    return Line(found, tuple(_words(given)))
+
+
+def _trainer(given: Mapping[str, Said]) -> Trainer:
+    """Whose command line it is: train_ra_mla.py's where one option is its own, or a step is named."""
+    own = {name for name in given if {*options()[name].defaults} == {"ra_mla"}}
+    steps = {"ra-step", "ablation-mode", "ablation-steps"} & {*given}
+    return "train_ra_mla.py" if own or steps else "train.py"
+
+
+def _steps(given: Mapping[str, Said]) -> list[str | None]:
+    """The steps that are asked for; [None] where none is. Raises ManifestError where options say different things."""
+    named = [name for name in ("ra-mla-ablation-step", "ra-step", "ablation-steps") if name in given]
+    if len(named) > 1:
+        raise _fault(named[1], f"--{named[0]} names steps as well; expected one of the two")
+    if "ablation-mode" in given and named != ["ablation-steps"]:
+        raise _fault("ablation-mode", 'expected the steps: --ablation-steps "V0,V1,V3"')
+    kind = given["architecture"].value if "architecture" in given else None
+    if kind == "vanilla" and named:
+        raise _fault(named[0], "--architecture vanilla has no steps; leave one of the two out")
+    if kind == "unified-ra" and not named:
+        raise _fault("architecture", "unified-ra needs its step: --ra-step V1")
+    if not named:
+        return [None]
+    steps = [word.strip() for word in given[named[0]].value.split(",") if word.strip()]
+    if not steps or (len(steps) > 1 and named != ["ablation-steps"]):
+        raise _fault(named[0], f"expected one step, got {given[named[0]].value!r}; --ablation-steps takes several")
+    return list(dict.fromkeys(steps))
+
+
+def _fault(name: str, message: str) -> ManifestError:
+    return ManifestError([Fault("command line", f"--{name}", message)])
+
+
+def _name(asked: Sequence[Asking], argv: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Tells what it is, and this command line from others."""
+    steps = [step for _, step, _ in asked if step is not None]
+    what = f"{steps[0]}-to-{steps[-1]}" if len(steps) > 1 else steps[0] if steps else "gpt2"
+    limits = [f"{name}={said.value}" for name, said in surroundings.overrides(environment).items()]
+    return f"line-{what}-{hashlib.sha256(repr([*argv, *limits]).encode()).hexdigest()[:8]}".lower()
+
+
+def _words(given: Mapping[str, Said]) -> list[str]:
+    """What is an option of the command here, and no key of a manifest."""
+    words: list[str] = []
+    if "device" in given and given["device"].value != "cuda":  # which fell back to the CPU where there is none
+        words += ["--device", given["device"].value]
+    for name in ("output-dir", "checkpoint-dir"):
+        if name in given:
+            words += ["--out", given[name].value]
+    if "dry-run" in given:
+        words.append("--dry-run")
+    return words

@@ -1,0 +1,113 @@
+"""A defconfig of the reference as a manifest: the way from a file to its runs, by either reading."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from ratrain.errors import Fault, ManifestError
+from ratrain.legacy.readers import environment as surroundings
+from ratrain.legacy.readers.converted import Conversion, Head, Run, distinct, is_plain, run_of, single, slug, study
+from ratrain.legacy.readers.defconfig import Defconfig, read_defconfig, verdicts
+from ratrain.legacy.readers.intent import Intent
+from ratrain.legacy.readers.kconfig import Effective, olddefconfig
+from ratrain.legacy.readers.options import Asked, Said, options, read_said
+from ratrain.legacy.readers.recipe import SCALES
+from ratrain.legacy.readers.runner import Launched, launched
+
+Reading = Literal["intent", "legacy"]
+READINGS, PROFILES = ("intent", "legacy"), ("intended", "as_run")
+Asking = tuple[str, str | None, Asked]  # the name of a run, its step, what it is asked to be
+
+
+def convert_defconfig(
+    path: Path, *, reading: Reading = "intent", profile: str = "intended", environment: Mapping[str, str] | None = None
+) -> Conversion:
+    """The manifest of a defconfig. Raises ManifestError with everything that is wrong with the file."""
+    file = read_defconfig(path)
+    idle, refused = verdicts(file)
+    if refused or (reading == "intent" and file.faults):
+        raise ManifestError([*refused, *(file.faults if reading == "intent" else ())])
+    given = surroundings.overrides(environment or {})
+    ignored = list(file.ignored)
+    if reading == "legacy":
+        effective = olddefconfig(file.declared, file.taken)
+        ignored += [*file.faults, *_lost(file, effective)]
+        asked = list(_legacy(file, effective))
+        numbered = "ratio"
+    else:
+        intent = Intent(file)
+        asked = list(_intended(file, intent))
+        numbered = "recip" if intent.is_recip else "ratio"
+    runs = [run_of(name, each.also(given), study=numbered, profile=profile) for name, _, each in asked]
+    told = [f"line {fault.where.rpartition(':')[2]}, {fault.key}: {fault.message}" for fault in (*ignored, *idle)]
+    head = f"{file.name}, converted from {file.label}: reading {reading}, profile {profile}"
+    found = conclude(
+        file.name, runs, head, asked,
+        told=told, baseline=surroundings.baseline(environment or {}),
+    )  # fmt: skip
+    found.ignored = ignored
+    found.notices += surroundings.notices(environment or {})
+    jobs = file.declared.get("PARALLEL_JOBS", file.declared.get("TEST_PARALLEL_JOBS", ""))
+    found.jobs = int(jobs) if jobs.isdecimal() else 1
+    found.dry_run = file.declared.get("DRY_RUN") == "y"
+    return found
+
+
+def conclude(
+    name: str, runs: list[Run], origin: str, asked: list[Asking], *, told: list[str], baseline: str | None
+) -> Conversion:
+    """The runs as one manifest; with a `baseline`, without steps that are numbered 0."""
+    if baseline:
+        steps = [step or "" for _, step, _ in asked]
+        left = [run for run, step in zip(runs, steps, strict=True) if not re.fullmatch("[A-Z]?0", step)]
+        left = [run for run in left if not is_plain(run, baseline)]
+        runs, baseline = (left, baseline) if left else (runs, None)  # else it is the baseline itself
+    kept, twins = distinct(runs)
+    scale = SCALES[asked[0][2].value("model-name")][0]
+    said = [f"  {text}" for text in told]
+    head = Head(name, origin, [*(["lines that do nothing, and why:", *said] if said else []), *twins], scale)
+    is_study = len(kept) > 1 or baseline is not None
+    text = study(head, kept, baseline) if is_study else single(head, kept[0])
+    return Conversion(slug(name), text, kept, is_study, notices=twins)
+
+
+def _intended(file: Defconfig, intent: Intent) -> Iterator[Asking]:
+    trainer = "train_ra_mla.py" if file.declared.get("ENABLE_RA_MLA") == "y" else "train.py"
+    for test in intent.tests():
+        yield test.id, test.step, Asked("train_ra_mla.py" if test.step else trainer, intent.options(test))
+
+
+def _legacy(file: Defconfig, effective: Effective) -> Iterator[Asking]:
+    if (model := effective.values.get("MODEL", "")) != "gpt2":
+        what = f"the old tools would train {model!r}" if model else "the old tools would choose several models"
+        message = f"{what}; this trainer has GPT-2 only: MODEL_MODE_SINGLE=y, MODEL_SELECT_GPT2=y"
+        raise ManifestError([Fault(file.label, "MODEL", message)])
+    tests = list(launched(effective.values, file.name))
+    if not tests:
+        raise ManifestError([Fault(file.label, "", "the old runner made no test of this")])
+    for one in tests:
+        yield one.test.id, one.test.step, asked_by(one)
+
+
+def asked_by(one: Launched) -> Asked:
+    """What an old command line asks for, with what its trainer read of config.py."""
+    given: dict[str, Said] = {}
+    words = iter(one.args)
+    for word in words:
+        name = word[2:]
+        text = "y" if options()[name].type == "flag" else next(words)
+        given[name] = read_said(name, text, by=word, where=word)
+    for name, text in one.attributes.items():
+        given[name] = read_said(name, text, by=f"{name} of config.py", where="config.py")
+    return Asked(one.trainer, given)
+
+
+def _lost(file: Defconfig, effective: Effective) -> Iterator[Fault]:
+    """Lines that the old tools dropped, and those that they changed."""
+    for name in effective.ignored:
+        yield Fault(file.where(name), name, "the old tools dropped it")
+    for name, (said, became) in effective.changed.items():
+        yield Fault(file.where(name), name, f"the old tools made {became!r} of {said!r}")

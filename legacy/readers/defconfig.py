@@ -1,0 +1,180 @@
+"""A defconfig of the old tools, line by line: what each line sets, and why it does not where it does not."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ratrain.config.find import did_you_mean
+from ratrain.config.parse import label_of
+from ratrain.errors import Fault, ManifestError, MissingError
+from ratrain.legacy.readers.symbols import UNDEFINED, UNDEFINED_ACTS, UNDEFINED_IDLE, Definition, known_names, symbols
+
+MAX_BYTES = 100_000  # the longest that is known has 7 kB
+_SETS = re.compile(r"CONFIG_(?P<name>\w+)(?P<space>\s*)=(?P<rest>.*)", re.ASCII)
+_UNSETS = re.compile(r"#\s*CONFIG_(?P<name>\w+) is not set", re.ASCII)
+_BARE = re.compile(r"(?P<name>[A-Z][A-Z0-9_]+)\s*=(?P<rest>.*)", re.ASCII)
+_NOTE = re.compile(r"\s+#.*$|\s+$")  # what people write behind a value
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line that sets a symbol: `value` as it is meant, `taken` as the old tool took it, None where it did not."""
+
+    number: int
+    name: str
+    value: str
+    taken: str | None = None
+
+
+@dataclass
+class Defconfig:
+    """A file that was read. `lines` by symbol, the last line of each; `ignored` and `faults` say where and why."""
+
+    label: str
+    name: str
+    lines: dict[str, Line] = field(default_factory=dict)
+    ignored: list[Fault] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def where(self, name: str) -> str:
+        return f"{self.label}:{self.lines[name].number}"
+
+    @property
+    def declared(self) -> Mapping[str, str]:
+        """What each symbol is said to be."""
+        return {name: line.value for name, line in self.lines.items()}
+
+    @property
+    def taken(self) -> Mapping[str, str]:
+        """The same, of those that Kconfig defined and in a form that it took."""
+        return {name: line.taken for name, line in self.lines.items() if line.taken is not None}
+
+
+def is_defconfig(path: str | Path) -> bool:
+    """Whether the file begins as defconfigs do: the first line that is no comment sets a symbol, or one is unset."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(MAX_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return False
+    return any(_SETS.match(line) or _UNSETS.match(line) for line in head)
+
+
+def read_defconfig(path: Path) -> Defconfig:
+    """The file's lines. Raises MissingError, and ManifestError where it is no text; other faults are in the result."""
+    label = label_of(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise MissingError(f"{label}: cannot be read: {error.strerror}") from None
+    if len(raw) > MAX_BYTES:
+        raise ManifestError([Fault(label, "", f"larger than {MAX_BYTES} bytes; this is no defconfig")])
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        message = f"byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise ManifestError([Fault(f"{label}:{line}", "", message)]) from None
+    found = Defconfig(label, path.name.removesuffix(".config") or path.name)
+    for number, line in enumerate(text.split("\n"), start=1):
+        _take(found, number, line.rstrip("\r"))
+    return found
+
+
+def _take(found: Defconfig, number: int, text: str) -> None:
+    """Adds what one line says to `found`."""
+    where = f"{found.label}:{number}"
+    if match := _UNSETS.match(text):
+        symbol = symbols().get(match["name"])
+        _add(found, Line(number, match["name"], "n", "n" if symbol and symbol.first.type == "bool" else None))
+    elif not text.strip() or text.lstrip().startswith("#"):
+        return
+    elif match := _SETS.match(text.strip()):
+        exact = not match["space"] and text.startswith("CONFIG_")
+        _set(found, where, number, match["name"], match["rest"], exact=exact)
+    elif (match := _BARE.match(text.strip())) and match["name"] in known_names():
+        _set(found, where, number, match["name"], match["rest"], exact=False)
+    else:
+        shown = "".join(char if char.isprintable() else "?" for char in text.strip())[:60]
+        found.faults.append(Fault(where, "", f"{shown!r} sets nothing; expected CONFIG_NAME=value, or a comment"))
+
+
+def _set(found: Defconfig, where: str, number: int, name: str, rest: str, *, exact: bool) -> None:
+    symbol = symbols().get(name)
+    if name not in known_names():
+        near = did_you_mean(name, known_names())
+        found.ignored.append(Fault(where, name, f"no such symbol{near}; the line is ignored"))
+        return
+    kind = symbols()[UNDEFINED.get(name, name)].first if UNDEFINED.get(name, name) in symbols() else None
+    try:
+        value = _meant(rest.strip(), kind)
+    except ValueError as error:
+        found.faults.append(Fault(where, name, str(error)))
+        value = ""
+    _add(found, Line(number, name, value, _taken(rest, symbol.first) if symbol and exact else None))
+
+
+def _add(found: Defconfig, line: Line) -> None:
+    """The last line of a symbol counts, in its own place."""
+    before = found.lines.pop(line.name, None)
+    if before is not None and before.value != line.value:
+        where = f"{found.label}:{before.number}"
+        found.ignored.append(Fault(where, line.name, f"line {line.number} says it again, and counts"))
+    if line.name not in known_names() and line.value == "n":
+        return  # what is switched off need not exist
+    found.lines[line.name] = line
+
+
+def _meant(text: str, kind: Definition | None) -> str:
+    """The value of a line: without quotes and comments, in the form of its type. Raises ValueError."""
+    quote = text[:1] == '"'
+    if quote:
+        value, closed, _ = text[1:].partition('"')
+        if not closed:
+            raise ValueError(f'the closing " is missing: {text[:40]}')
+    else:
+        value = _NOTE.sub("", text)
+    if not value.isprintable():
+        raise ValueError("the value has characters that cannot be printed")
+    if kind is None or kind.type == "string":
+        return value
+    if kind.type == "bool":
+        if value[:1] not in ("y", "n") or quote:
+            raise ValueError(f"expected y or n, got {text[:40]!r}")
+        return value[0]
+    if value == "n":  # `is not set`, spelled otherwise
+        return value
+    if not re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
+        raise ValueError(f"expected a whole number, got {text[:40]!r}")
+    low = kind.range[0] if kind.range else 0
+    if int(value) < low:
+        raise ValueError(f"must be at least {low}, got {value}")
+    return value
+
+
+def _taken(rest: str, kind: Definition) -> str | None:
+    """The value as Kconfig took it: a number to the end of the line, text in quotes, the first letter of y and n."""
+    if kind.type == "bool":
+        return rest[0] if rest[:1] in ("y", "n") else None
+    if kind.type == "int":
+        return rest if re.fullmatch(r"-?\d+", rest, re.ASCII) else None
+    return rest[1:].partition('"')[0] if re.match(r'"[^"]*"', rest) else None
+
+
+def verdicts(found: Defconfig) -> tuple[list[Fault], list[Fault]]:
+    """Of lines that set what does nothing here: (why not, what is refused)."""
+    idle, refused = [], []
+    for name, line in found.lines.items():
+        meant = UNDEFINED.get(name, name)
+        symbol = symbols().get(meant)
+        if why := UNDEFINED_IDLE.get(name, symbol.idle if symbol and meant not in UNDEFINED_ACTS else ""):
+            idle.append(Fault(found.where(name), name, why))
+        elif symbol and symbol.refused and line.value != "n":
+            refused.append(Fault(found.where(name), name, symbol.refused))
+    return idle, refused

@@ -1,0 +1,57 @@
+"""What the old tools read of their environment, and `make NAME=value` hands on: limits, trackers, a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ratrain.config.find import find_manifest, own_id
+from ratrain.errors import MissingError, UsageError
+from ratrain.legacy.readers.options import Said, read_said
+
+_OPTIONS = {  # variable: option; of two for one option the first counts
+    "GPT2_MAX_ITERS": "override-iters",
+    "MAX_ITERS": "override-iters",
+    "GPT2_MAX_TIME": "override-time",
+    "TRACKER": "tracker",
+    "TRACKER_PROJECT": "tracker-project",
+    "TRACKER_RUN_NAME": "tracker-run-name",
+}
+_OFF = ("", "0", "n", "no", "false")
+
+
+def overrides(environment: Mapping[str, str]) -> dict[str, Said]:
+    """Options that the environment gives. Raises ManifestError for a limit that is no number."""
+    found: dict[str, Said] = {}
+    for name, option in _OPTIONS.items():
+        if text := environment.get(name, "").strip():
+            said = read_said(option, text, by=f"{name} of the environment", where="")
+            if said.value:
+                found.setdefault(option, said)
+    return found
+
+
+def notices(environment: Mapping[str, str]) -> list[str]:
+    """What is heard and has nothing to do."""
+    told = []
+    if environment.get("EPOCHS", "").strip():
+        told.append("EPOCHS counts for the image models alone; GPT2_MAX_ITERS says how long this goes on")
+    if environment.get("CONTINUE", "").strip() not in _OFF:
+        told.append("CONTINUE: the same command always goes on with what it had begun")
+    return told
+
+
+def is_dry(environment: Mapping[str, str]) -> bool:
+    return environment.get("DRY_RUN", "").strip().lower() not in _OFF
+
+
+def baseline(environment: Mapping[str, str]) -> str | None:
+    """The id of the manifest that runs are compared with instead of the first of them. Raises UsageError."""
+    name = environment.get("BASELINE", "").strip()
+    if not name:
+        return None
+    try:
+        return own_id(find_manifest(name)) or name
+    except MissingError:
+        hint = "expected a manifest such as BASELINE=v0, which is trained once and then reused by every study"
+        what = "a run of wandb, whose numbers come of other data and code" if name.count("/") == 2 else "no manifest"
+        raise UsageError(f"BASELINE={name}: this is {what}; {hint}") from None

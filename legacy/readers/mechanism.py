@@ -1,0 +1,152 @@
+"""What an old run put into the model, as a manifest to extend and sections over it: a step, or RA+MLA, lens, walk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ratrain.config.find import find_manifest
+from ratrain.config.read import read_source
+from ratrain.legacy.readers.options import Asked
+from ratrain.legacy.readers.recipe import SCALES
+from ratrain.legacy.readers.steps import manifest_of
+from ratrain.legacy.readers.tree import Entry, Section, Tree
+
+_APART = (  # what builds another model than the step's
+    "use-lens", "use-rwr", "lens-kv-compression", "lens-ctx-conductor", "mlp-attn-gate", "mlp-cross-token",
+    "mlp-latent-recip", "kvsplice-enable",
+)  # fmt: skip
+_RAMP = Entry({"kind": "ramp", "over": {"fraction": 0.1}}, "the coupling's warm-up, which was documented and never ran")
+
+
+def base_of(asked: Asked, *, study: str, profile: str) -> str:
+    """The id of the manifest that the run builds on."""
+    step = asked.value("ra-mla-ablation-step")
+    if step is None:
+        return "v0"
+    try:
+        return manifest_of(step, study=study, profile=profile)
+    except ValueError as error:
+        raise asked.fault("ra-mla-ablation-step", str(error)) from None
+
+
+def mechanism(asked: Asked, base: str, *, profile: str) -> Tree:
+    """The sections that set the run apart from the manifest `base`."""
+    if asked.value("ra-mla-ablation-step") is not None:
+        return _over_step(asked, base, profile=profile)
+    if asked.trainer == "train.py":
+        return {}
+    if asked.value("use-lens"):
+        return {"patch.lens": _lens(asked, profile)}
+    if asked.value("use-rwr"):
+        return {"patch.rwr": _walk(asked, profile)}
+    if asked.value("kvsplice-enable"):
+        head = _width(asked) // {768: 12, 1024: 16, 1280: 20, 1600: 25}[_width(asked)]
+        return {"patch.kv_splice": {"channels": _part(asked, "kvsplice-k", head)}}
+    return _ra_mla(asked, profile)
+
+
+def own_optim(base: str) -> dict[str, Any] | None:
+    """The optimizer that the manifest itself chooses: that of the S steps, which overrode what was asked for."""
+    optim = read_source(find_manifest(base)).tree.get("optim", {})
+    return dict(optim) if optim.get("kind", "adamw") != "adamw" else None
+
+
+def _over_step(asked: Asked, base: str, *, profile: str) -> Tree:
+    """What a configuration says beside its step, where the step leaves it open."""
+    for name in _APART:
+        if asked.given(name) and asked.value(name):
+            step = asked.value("ra-mla-ablation-step")
+            raise asked.fault(name, f"step {step} says what the model is; leave this out, or the step")
+    patches = read_source(find_manifest(base)).tree.get("patch", {})
+    tree: Tree = {}
+    if "unified_ra" in patches and asked.value("per-head-gates") is False:
+        tree["patch.unified_ra"] = {"gates": Entry("layer", asked["per-head-gates"].by)}
+    latent = patches.get("ra_mla", {}).get("latent")
+    if latent and profile != "as_run" and asked.given("latent-dim"):
+        part = _part(asked, "latent-dim", _width(asked))
+        if part.value != latent:
+            tree["patch.ra_mla"] = {"latent": part}
+    return tree
+
+
+def _ra_mla(asked: Asked, profile: str) -> Tree:
+    """Latent attention with what of the band and the MLP's mechanisms is on."""
+    alpha = asked.value("ra-alpha")
+    patch: Section = _profiled(profile)
+    patch["latent"] = _part(asked, "latent-dim", _width(asked))
+    patch["alpha"] = Entry(alpha, asked["ra-alpha"].by)
+    if alpha and asked.value("ra-window"):
+        patch["window"] = Entry(asked.value("ra-window"), asked["ra-window"].by)
+    for key, option in (("per_head_q", "per-head-q-latent"), ("per_head_v", "per-head-v-up")):
+        if asked.value(option) is False:
+            patch[key] = Entry(False, asked[option].by)
+    tree: Tree = {"patch.ra_mla": patch}
+    if asked.value("mlp-attn-gate"):
+        tree["patch.ra_mla.gate"] = _entries(asked, alpha="mlp-gate-alpha", width="mlp-gate-dim")
+    if asked.value("mlp-cross-token"):
+        tree["patch.ra_mla.cross"] = _cross(asked)
+    if asked.value("mlp-latent-recip"):
+        tying = Entry(asked.value("mlp-tying-mode"), asked["mlp-tying-mode"].by)
+        back = _entries(asked, alpha="mlp-recip-alpha", back="mlp-recip-alpha")
+        tree["patch.ra_mla.latent_mlp"] = {**back, "tying": tying}
+    if profile != "as_run" and (alpha or len(tree) > 1):
+        patch["activation"] = _RAMP
+    return tree
+
+
+def _cross(asked: Asked) -> Section:
+    mode = asked.value("mlp-sparse-mode")
+    section = _entries(asked, alpha="mlp-cross-alpha", sparse="mlp-sparse-mode")
+    if mode == "topk":
+        section |= _entries(asked, k="mlp-sparse-k")
+    if mode == "rms":
+        section |= _entries(asked, tau="mlp-sparse-tau")
+    if asked.value("mlp-sparse-normalize") is False:
+        section |= _entries(asked, normalize="mlp-sparse-normalize")
+    return section
+
+
+def _lens(asked: Asked, profile: str) -> Section:
+    """All that the study had but compression: so it was where no step named less."""
+    section = _profiled(profile)
+    section["reciprocity"] = Entry(asked.value("ra-alpha") > 0, f"{asked['ra-alpha'].by} is above 0, or not")
+    if asked.value("lens-kv-compression"):
+        section["compress"] = _part(asked, "lens-kv-latent-dim", _width(asked))
+    rank = _part(asked, "lens-ctx-rank", _width(asked))
+    conductor = {"conductor": True} if asked.value("lens-ctx-conductor") else {}
+    section["context"] = Entry({"rank": rank.value, **conductor}, rank.why)
+    section["route"] = Entry({"start": 2.2})
+    return section
+
+
+def _walk(asked: Asked, profile: str) -> Section:
+    names = {"alpha": "alpha", "steps": "steps", "topk": "topk", "window": "window", "threshold": "threshold"}
+    section = _profiled(profile) | _entries(asked, **{key: f"rwr-{name}" for key, name in names.items()})
+    section |= _entries(asked, gamma="rwr-lens-strength", reversible="rwr-reversible")
+    beta = asked["rwr-reciprocal-beta"]
+    if beta.value != 0.5:  # which meant off
+        section["reciprocal"] = Entry(beta.value, beta.by)
+    if asked.value("rwr-use-discoverability"):
+        section |= _entries(asked, discoverability="rwr-use-discoverability")
+    return section
+
+
+def _profiled(profile: str) -> Section:
+    return {"profile": Entry("as_run")} if profile == "as_run" else {}
+
+
+def _entries(asked: Asked, **options: str) -> Section:
+    return {key: Entry(asked.value(name), asked[name].by) for key, name in options.items()}
+
+
+def _width(asked: Asked) -> int:
+    return SCALES[asked.value("model-name")][1]
+
+
+def _part(asked: Asked, name: str, whole: int) -> Entry:
+    """So many channels, as a part of all, which a smaller scale has too."""
+    count = asked.value(name)
+    if not 0 < count <= whole:
+        raise asked.fault(name, f"must be from 1 to {whole}, the channels that there are; got {count}")
+    value = count / whole if count < whole else whole
+    return Entry(value, f"{count} of {whole}: {asked[name].by}")

@@ -1,0 +1,113 @@
+"""What the old Kconfig knew: the symbols of `symbols.toml`, and names that files set though nothing defined them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli
+
+# names that no Kconfig defined, so that the old tools dropped them, and the symbols that they evidently mean;
+# without one they have a meaning of their own, said in `UNDEFINED_ACTS`
+UNDEFINED = {
+    "MAX_ITERS": "GPT2_MAX_ITERS",
+    "LOG_INTERVAL": "GPT2_LOG_INTERVAL",
+    "DTYPE": "GPT2_AMP_DTYPE",
+    "TRACKER_TRACKIO": "ENABLE_TRACKIO",
+    "TRACKER_WANDB": "ENABLE_WANDB",
+    "TEST_PARALLEL_JOBS": "PARALLEL_JOBS",
+    "GPT2_BATCH_SIZE": "BATCH_SIZE",
+    "GPT2_LEARNING_RATE": "LEARNING_RATE",
+    "GPT2_WEIGHT_DECAY": "WEIGHT_DECAY",
+    "SPARSITY_50": "SPARSITY_ENABLE_50",
+    "TEST_PRUNING_STATE": "PRUNING_ENABLE_STATE",
+    "GPT2_TRACKER": "TRACKER",
+}
+UNDEFINED_ACTS = {
+    "WEIGHT_DECAY": "optim.weight_decay",
+    "GPT2_DATASET": "data.source",
+    "GPT2_MODEL_SIZE": "scale",
+    "TRACKER": "log.trackers",
+    "TRACKER_NONE": "log.trackers",
+    "GRADIENT_CLIP_NORM": "optim.clip",
+    "ADAMWPRUNE_VARIANT": "prune.score",
+    "TEST_ADAMWPRUNE_VARIANTS": "prune.score",
+    "ADAMWPRUNE_RAMP_END_STEP": "prune.end",
+    "TEST_SPARSITIES": "prune.target",
+    "PRUNING_ENABLE_MOMENTUM": "prune.kind",
+}
+UNDEFINED_IDLE = {
+    "MOMENTUM_PRUNING_ALPHA": "momentum pruning was never implemented",
+    "PRUNING_ENABLE_RANDOM": "random pruning was never implemented",
+}
+Type = Literal["bool", "int", "string"]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One definition of a symbol; `defaults` are (value, condition), of which the first that holds counts."""
+
+    type: Type
+    defaults: tuple[tuple[str, str], ...] = ()
+    needs: str = ""
+    range: tuple[int, int] | None = None
+    choice: str = ""  # named by its default
+    selects: tuple[str, ...] = ()
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A name that a defconfig may set; exactly one of `acts`, `idle`, `refused` is said, of a hidden one none."""
+
+    name: str
+    definitions: tuple[Definition, ...]
+    acts: str = ""
+    idle: str = ""
+    refused: str = ""
+
+    @property
+    def first(self) -> Definition:
+        return self.definitions[0]
+
+    @property
+    def hidden(self) -> bool:
+        return all(one.hidden for one in self.definitions)
+
+
+@cache
+def symbols() -> Mapping[str, Symbol]:
+    """All that Kconfig defined, in the order in which it read them."""
+    tables = tomli.loads(Path(__file__).with_name("symbols.toml").read_text())
+    return {name: _symbol(name, said) for table in tables.values() for name, said in table.items()}
+
+
+def known_names() -> list[str]:
+    """Every name that means something in a defconfig."""
+    return [*symbols(), *UNDEFINED, *UNDEFINED_ACTS, *UNDEFINED_IDLE]
+
+
+def _symbol(name: str, said: Any) -> Symbol:
+    entries = said if isinstance(said, list) else [said]
+    verdict = {key: entries[0].get(key, "") for key in ("acts", "idle", "refused")}
+    # the whole of gpt2/Kconfig was read only where the model was GPT-2
+    gate = "MODEL_GPT2" if name.startswith("GPT2_") else ""
+    return Symbol(name, tuple(_definition(entry, gate) for entry in entries), **verdict)
+
+
+def _definition(entry: Mapping[str, Any], gate: str) -> Definition:
+    default = entry.get("default", [])
+    defaults = [[default]] if isinstance(default, str) else default
+    needs = " && ".join(f"({part})" for part in (gate, entry.get("needs", "")) if part)
+    return Definition(
+        type=entry["type"],
+        defaults=tuple((each[0], each[1] if len(each) > 1 else "") for each in defaults),
+        needs=needs,
+        range=tuple(entry["range"]) if "range" in entry else None,
+        choice=entry.get("choice", ""),
+        selects=tuple(entry.get("selects", ())),
+        hidden=entry.get("hidden", False),
+    )

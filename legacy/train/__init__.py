@@ -1,0 +1,1 @@
+"""The command lines of the reference's trainers: `python -m ratrain.legacy.train ...`."""

@@ -1,0 +1,207 @@
+"""`ratrain convert FILE`, and defconfigs wherever a manifest may stand: `ratrain FILE`, `ratrain check FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ratrain.cli.arguments import Command
+from ratrain.errors import DataError, Exit, ManifestError, MissingError, RatrainError, UsageError
+
+if TYPE_CHECKING:
+    from ratrain.config.schema import Manifest
+    from ratrain.legacy.readers.converted import Conversion
+
+_READINGS = "intent: what the author meant (default); legacy: what the old tools made of it"
+_PROFILES = "intended: mechanisms as they were meant (default); as_run: what the reference computed"
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a defconfig, or a checkpoint (.pt)")
+    parser.add_argument("-o", "--to", type=Path, metavar="OUT", help="where the manifest, or the run, goes (stdout)")
+    _reading_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+
+
+def _reading_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reading", choices=("intent", "legacy"), default="intent", help=_READINGS)
+    parser.add_argument("--profile", choices=("intended", "as_run"), default="intended", help=_PROFILES)
+    parser.add_argument("--strict", action="store_true", help="refuse a defconfig with lines that are ignored")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    """Turn a configuration or a checkpoint of the reference into a manifest or a run."""
+    from ratrain.atomic import write_file
+    from ratrain.legacy.readers.defconfig import is_defconfig
+
+    if not args.file.exists():
+        raise MissingError(f"{args.file}: no such file; expected a defconfig or a checkpoint of the reference")
+    if not is_defconfig(args.file):
+        _convert_checkpoint(args)
+        return
+    found = _converted(args.file, args)
+    if args.to:
+        write_file(args.to, [found.text.encode()])
+        print(f"{args.to}: {_shape(found)}; {' '.join(['ratrain', *_words(found, args.to)])} trains it")
+    else:
+        print(found.text, end="")
+
+
+def _convert_checkpoint(args: argparse.Namespace) -> None:
+    from ratrain.legacy.readers.checkpoint import is_checkpoint
+
+    if not is_checkpoint(args.file):
+        message = "neither a defconfig (no line is CONFIG_NAME=value) nor a checkpoint (as torch.save writes them)"
+        raise DataError(f"{args.file}: {message}")
+    from ratrain.convert import convert
+
+    print("\n".join(convert(args.file, args.to, root=args.out).told()))
+
+
+def _converted(file: Path, args: argparse.Namespace) -> Conversion:
+    """The manifest of a defconfig, with what is to be known of it on stderr."""
+    from ratrain.legacy.readers.convert import convert_defconfig
+    from ratrain.legacy.readers.environment import is_dry
+
+    found = convert_defconfig(file, reading=args.reading, profile=args.profile, environment=os.environ)
+    for fault in found.ignored:
+        print(f"warning: {fault}", file=sys.stderr)
+    for text in found.notices:
+        print(f"note: {text}", file=sys.stderr)
+    found.dry_run |= is_dry(os.environ)
+    if args.strict and found.ignored:
+        count = "a line is" if len(found.ignored) == 1 else f"{len(found.ignored)} lines are"
+        raise StrictError(f"{file}: --strict: {count} ignored or changed (above)")
+    return found
+
+
+class StrictError(UsageError):
+    """A file with lines that count for nothing, where that is not allowed."""
+
+    exit = Exit.BAD_MANIFEST
+
+
+def _shape(found: Conversion) -> str:
+    return f"a study of {len(found.runs)} runs" if found.is_study else "one run"
+
+
+def _words(found: Conversion, file: Path) -> list[str]:
+    """The command line that runs a conversion."""
+    jobs = ["--jobs", str(found.jobs)] if found.is_study and found.jobs > 1 else []
+    return [*(["--ablate"] if found.is_study else []), str(file), *jobs]
+
+
+def with_manifests(argv: Sequence[str]) -> list[str]:
+    """`argv` with the manifest of a defconfig in its place, where one is named: converted into runs/legacy/, with the
+    options --reading, --profile and --strict taken out. `check` looks at each of its runs at the tiny scale."""
+    words = list(argv)
+    files = [n for n, word in enumerate(words) if _may_be(word)]
+    if not files:
+        return words
+    from ratrain.legacy.readers.defconfig import is_defconfig
+
+    at = next((n for n in files if is_defconfig(words[n])), None)
+    if at is None:
+        return words
+    parser = argparse.ArgumentParser(prog="ratrain", add_help=False, allow_abbrev=False)
+    _reading_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    args, rest = parser.parse_known_args([*words[:at], *words[at + 1 :]])
+    found = _converted(Path(words[at]), args)
+    file = _written(found, args.out)
+    print(f"{words[at]}: {_shape(found)}, as {file}", file=sys.stderr)
+    if rest[:1] == ["check"]:
+        return ["check", "runs", str(file), *rest[1:]]
+    command = [*_words(found, file), *(word for word in rest if word != "--ablate"), *_untracked(found)]
+    if found.dry_run and "--dry-run" not in command:
+        command.append("--dry-run")
+    return command if args.out == Path("runs") else [*command, "--out", str(args.out)]
+
+
+def _may_be(word: str) -> bool:
+    """Whether it is a file, and not by its name another."""
+    return os.path.isfile(word) and not word.endswith((".toml", ".safetensors"))
+
+
+def _written(found: Conversion, out: Path) -> Path:
+    from ratrain.atomic import write_file
+
+    file = out / "legacy" / f"{found.name}.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists() or file.read_text() != found.text:
+        write_file(file, [found.text.encode()])
+    return file
+
+
+def _untracked(found: Conversion) -> Iterator[str]:
+    """Without trackers that are not installed: the old trainers went on without them."""
+    import json
+
+    import tomli
+
+    tree = tomli.loads(found.text)
+    wanted = tree.get("set", tree).get("log", {}).get("trackers", [])
+    there = [name for name in wanted if find_spec(name)]
+    if there != wanted:
+        gone = ", ".join(name for name in wanted if name not in there)
+        print(f"note: going on without {gone}: not installed (pip install 'ratrain[trackers]')", file=sys.stderr)
+        yield from ("--set", f"log.trackers={json.dumps(there)}")
+
+
+def _check_runs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a defconfig, a manifest, or an ablation manifest")
+
+
+def _check_runs(args: argparse.Namespace) -> int:
+    """Build every run of a file as it is, and train two steps of it on the CPU, made small."""
+    import time
+
+    import torch
+
+    from ratrain.cli.tables import aligned
+    from ratrain.engine.check import check
+    from ratrain.engine.smoke import resume_once
+
+    torch.set_num_threads(1)  # shapes this small only lose by more
+    failed = 0
+    for name, manifest, small in _runs(args.file):
+        began = time.perf_counter()
+        try:
+            built = check(manifest)
+            resume_once(small, device="cpu")
+            told = f"{built.parameters:,} parameters"
+        except RatrainError as error:
+            failed, told = failed + 1, str(error.faults[0]) if isinstance(error, ManifestError) else str(error)
+        verdict = f"{time.perf_counter() - began:.1f} s"
+        print(aligned((name, verdict, told), (34, 7, 0)), flush=True)
+    print(f"{failed} cannot be run" if failed else "all can be run")
+    return Exit.BAD_MANIFEST if failed else Exit.DONE
+
+
+def _runs(file: Path) -> Iterator[tuple[str, Manifest, Manifest]]:
+    """Name, manifest, and the same at the tiny scale, of each run."""
+    import tomli
+
+    from ratrain.ablation.arms import resolved
+    from ratrain.ablation.plan import make_plan
+    from ratrain.config.read import read_source
+
+    quick = ["compile.scope=off", "log.trackers=[]"]
+    if "base" in tomli.loads(file.read_text()):
+        small = {arm.name: arm.manifest for arm in make_plan(file, scale="tiny", overrides=quick).arms}
+        for arm in make_plan(file).arms:
+            yield arm.name, arm.manifest, small[arm.name]
+    else:
+        whole = resolved(read_source(file), ())
+        yield whole.id, whole, resolved(read_source(file, scale="tiny", overrides=quick), ())
+
+
+COMMANDS: dict[str, Command] = {
+    "convert": Command(_convert_arguments, _convert),
+    "check runs": Command(_check_runs_arguments, _check_runs),
+}
