@@ -460,3 +460,24 @@ def test_a_file_that_is_not_there(tmp_path):
     assert not is_checkpoint(tmp_path / "none.pt")
     with pytest.raises(MissingError, match="no such file"):
         read_checkpoint(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("case", ["D, step 16", "L6"])
+def test_the_command_makes_a_run_that_draws_text_and_that_another_goes_on_from(ratrain, tmp_path, case):
+    model, optimizer = trained(case)
+    file, run = saved(tmp_path / "x.pt", model, optimizer, **CASES[case][1]), tmp_path / "run"
+    code, out, _ = ratrain("convert", file, "-o", run)
+    assert code == 0
+    assert f"generation {CASES[case][2]}, 3 iterations; logits agree" in out
+    assert ratrain("sample", run, "--tokens", "5")[0] == 0
+    sets = ("train.budget.steps=5", "schedule.warmup={ steps = 0 }", "eval.windows=2", "compile.scope=off")
+    keys = [word for key in sets for word in ("--set", key)]
+    code, _, err = ratrain(run / "resolved.toml", "--branch", run, "--out", tmp_path / "on", *keys)
+    assert code == 0, err
+
+
+def test_the_command_refuses_what_would_run_with_one_message(ratrain, tmp_path):
+    torch.save({"model": Evil(tmp_path / "ran")}, tmp_path / "x.pt")
+    code, out, err = ratrain("convert", tmp_path / "x.pt")
+    assert (code, out, len(err.splitlines())) == (65, "", 1)
+    assert not (tmp_path / "ran").exists()
