@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ratrain.legacy.readers.metrics import OldRun
 from ratrain.report.drawing import PAINT, SERIES, drawn
-from ratrain.report.html import document, figure, table
+from ratrain.report.html import WIDE_STYLE, document, figure, grid, sections
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,16 +42,21 @@ def _row(run: OldRun) -> tuple[str, ...]:
 
 def page(runs: Sequence[OldRun], caveats: Sequence[str], title: str) -> str:
     """All of it as one HTML page. Raises UnavailableError without matplotlib."""
-    parts = [f"<h1>{escape(title)}</h1>", "<p>Numbers as the reference wrote them; none was measured here.</p>"]
-    parts += ["<h2>What they are worth</h2>", "<ul>", *(f"<li>{escape(line)}</li>" for line in caveats), "</ul>"]
-    parts += ["<h2>Runs</h2>", table(rows(runs), HEAD)]
+    lead = "<p class=lead>Numbers as the reference wrote them; none was measured here.</p>"
+    items = "".join(f"<li>{escape(line)}</li>" for line in caveats)
+    worth = f'<aside class="warnings" role="note"><h2>What they are worth</h2><ul>{items}</ul></aside>'
     shown = [run for run in runs if len(run.evaluated) > 1]
-    for begin in range(0, len(shown), _CURVES):
-        some = shown[begin : begin + _CURVES]
-        words = "Validation losses over iterations"
-        drawing = drawn(f"old-{begin}", words, 3.0, lambda axes, some=some: _draw(axes, some))
-        parts.append(figure(drawing, "Validation loss, nats per token, over iterations."))
-    return document(title, "".join(parts))
+    figures = [_figure(shown[begin : begin + _CURVES], begin) for begin in range(0, len(shown), _CURVES)]
+    parts = [
+        ("runs", "Runs", grid(HEAD, rows(runs), spare=HEAD[2:])),
+        ("curves", "Curves", f'<div class="pair">{"".join(figures)}</div>' if figures else ""),
+    ]
+    return document(title, f"<h1>{escape(title)}</h1>{lead}{worth}{sections(parts)}", WIDE_STYLE)
+
+
+def _figure(runs: Sequence[OldRun], at: int) -> str:
+    drawing = drawn(f"old-{at}", "Validation losses over iterations", 3.0, lambda axes: _draw(axes, runs))
+    return figure(drawing, "Validation loss, nats per token, over iterations.")
 
 
 def _draw(axes: Axes, runs: Sequence[OldRun]) -> None:
