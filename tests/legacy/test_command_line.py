@@ -91,8 +91,11 @@ def make():
     Path(".venv").mkdir()
     Path(".venv/.ready").write_text("")
 
+    # as from a shell: `make test` hands its own flags and level on
+    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+
     def make(*words):
-        return subprocess.run(["make", *words], capture_output=True, text=True)
+        return subprocess.run(["make", *words], capture_output=True, text=True, env=clean)
 
     return make
 
