@@ -71,7 +71,7 @@ def measured(request, setting: Setting) -> Measured:
         steps[WHOLE] = lambda: _whole(made[BASE][2], length)
     for step in steps.values():
         step()
-    drawn = setting.measure(steps, rounds=3, told="decode")
+    drawn = setting.measure(steps, rounds=2, told="decode")
     # seconds of one token
     seconds = {label: [cost / (length - 1) for cost in costs] for label, costs in drawn.items()}
     if WHOLE in asked:

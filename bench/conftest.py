@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--scale", metavar="S", help="overlay of sizes: study, gpt2_124m, ... (that of the manifests)")
     group.addoption("--device", default="auto", metavar="D", help="cpu, cuda, cuda:N (auto: a GPU, else the CPU)")
     group.addoption("--rounds", type=int, metavar="N", help="rounds of each suite (as many as fit in --minutes)")
-    group.addoption("--minutes", type=float, default=1.0, metavar="M", help="for the rounds of bench_variants (1)")
+    group.addoption("--minutes", type=float, default=0.5, metavar="M", help="for the rounds of bench_variants (0.5)")
     group.addoption("--set", dest="overrides", action="append", default=[], metavar="K=V", help="change one key in all")
     group.addoption("--cold", default="v0", metavar="A,B", help="manifests whose cold start is measured (v0)")
 
