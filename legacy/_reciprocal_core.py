@@ -87,6 +87,7 @@ class ReciprocalCore(Core):
         self.window, self.latent, self.hidden = window, latent, hidden
         self.maps, self.cross_token = maps, cross_token
         self.on_weights = cross_token is not None and cross_token.on_weights
+        self.is_looked_into = bool(self.starts or cross_token or hidden)  # else one fused call does
         if self.starts or cross_token:
             self.register_buffer("s", torch.empty(()))
 
@@ -101,9 +102,9 @@ class ReciprocalCore(Core):
 
     def answered(self, k: Tensor, back: Tensor | None) -> Tensor:
         """Latent keys k [B, 1, S, L], with what the block below sent back [B, S, L]."""
-        return (
-            k if back is None or self.back_alpha is None else (k + self.s * self.back_alpha * back[:, None]).to(k.dtype)
-        )
+        if back is None or self.back_alpha is None:
+            return k
+        return (k + self.s * self.back_alpha * back[:, None]).to(k.dtype)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, cache: Latents | None = None, gate: Tensor | None = None) -> Mixed:
         """q, k, v of the newest S tokens, gate [B, H, S, 1] from the block below or None."""
@@ -111,9 +112,7 @@ class ReciprocalCore(Core):
         recent = q if cache is None or self.alpha is None else cache.recall(q, self.window)
         k, v = (k, v) if cache is None else cache.append(k, v)
         v = v if self.maps is None else self.maps.values(v)
-        if not (
-            self.starts or self.cross_token or self.hidden
-        ):  # one fused call, where the weights are nobody's business
+        if not self.is_looked_into:
             return Mixed(self.attend(q, *(t.expand(-1, q.shape[1], -1, -1) for t in (k, v))), None)
         scores = scores_of(q, k, scale=self.scale)  # [B, H, S, T]
         seen = causal(scores)
