@@ -1,12 +1,15 @@
-"""Head projection and cross-entropy in one operation that never holds N x V logits.
+"""Head projection and cross-entropy in one operation that never holds N x V logits in fp32.
 
-The rows go through in chunks. Where gradients are wanted, each chunk's d_logits is turned at once into its share of
-d_x and d_weight, so that the backward pass only scales them: recomputing the logits there would cost a fourth
-product of the size of the head (the idea is Liger-Kernel's fused linear cross-entropy, arXiv:2410.10989).
+Where gradients are wanted, d_logits is turned at once into d_x and d_weight, so that the backward pass only scales
+them: recomputing the logits there would cost a fourth product of the size of the head (the idea is Liger-Kernel's fused
+linear cross-entropy, arXiv:2410.10989). Rows go through in chunks: on a CPU of what its caches hold, on a GPU of as
+many as a share of its memory has room for, most often all of them. Each further chunk on a GPU adds to d_weight [V, C]
+in fp32, and a short one leaves processors idle in d_x.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -15,9 +18,10 @@ from torch import Tensor
 from ratrain.kernels.placement import on_kernels
 from ratrain.kernels.products import by_onednn, product
 
-# one chunk of fp32 logits: stays in a CPU's caches, and is large enough for a GPU's matmul
-_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+_CPU_CHUNK = 4 << 20  # bytes of one chunk of logits, which stays in a CPU's caches
 _MIN_ROWS = 256  # below this each chunk spends more time adding to d_weight than multiplying (V 50304, CPU)
+_GPU_SHARE = 1 / 16  # of a GPU's memory, that the logits may take: 16384 rows of 50304 bf16 logits on 28 GiB or more
+_GPU_ROWS = 2048  # a chunk is a multiple of this: 16 tiles of 128 rows, so that d_x has work for all processors
 
 
 def linear_cross_entropy(
@@ -65,58 +69,91 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Summed loss, count of rows, the loss of each row, and the gradients of the sum for x and weight (empty unless
     wanted)."""
+    options = {"n_class": n_class, "ignore": ignore, "z_loss": z_loss, "dtype": dtype, "wants_grad": wants_grad}
+    run = _by_kernel if x.numel() and on_kernels(weight.new_empty(0, dtype=dtype)) and on_kernels(x) else _by_torch
+    with torch.autocast(x.device.type, enabled=False):
+        total, losses, d_x, d_weight = run(x, weight, targets, **options)
+    return total, (targets != ignore).sum(), losses, d_x, d_weight
+
+
+def _by_torch(
+    x: Tensor, weight: Tensor, targets: Tensor, *, n_class: int, ignore: int, z_loss: float, dtype: torch.dtype,
+    wants_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Summed loss, the loss of each row and both gradients, in plain PyTorch."""
     wide = torch.promote_types(x.dtype, torch.float32)  # sums: fp32, or float64 in tests
     w = weight.to(dtype)
     total, losses = torch.zeros((), dtype=wide, device=x.device), torch.empty(len(x), dtype=wide, device=x.device)
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
     d_weight = _zeros(x, weight, wide) if wants_grad else weight.new_empty(0)
     step = _rows(x, weight)
-    fused = on_kernels(w) and on_kernels(x)
-    # one for all chunks: on a CPU, memory fresh from the system costs more than a pass over it
-    buffer = torch.empty(0 if fused else min(step, len(x)), len(w), dtype=wide, device=x.device)
-    with torch.autocast(x.device.type, enabled=False):
-        for start in range(0, len(x), step):
-            part = slice(start, start + step)
-            rows, counted = x[part].to(dtype), (targets[part] != ignore)[:, None]  # [n, C], [n, 1]
-            if fused:
-                options = {"n_class": n_class, "ignore": ignore, "z_loss": z_loss, "wants_grad": wants_grad}
-                losses[part] = _fused(rows, w, targets[part], d_x[part], d_weight, **options)
-                total += losses[part].sum()
-                continue
-            index = targets[part, None].where(counted, 0)
-            norm, picked, probs = _softmax(rows, w, index, n_class, buffer[: len(rows)])
-            losses[part] = (norm - picked).where(counted, 0)[:, 0]
-            total += losses[part].sum()
-            if wants_grad:
-                if z_loss:
-                    probs *= 1 + 2 * z_loss * norm
-                d_logits = probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide)).to(dtype)
-                d_x[part] = product(d_logits, w) * counted
-                _add_product(d_weight, d_logits.T, rows * counted)
-    count = (targets != ignore).sum()
-    return total, count, losses, d_x, d_weight.to(weight.dtype)
+    # one for all chunks: memory fresh from the system costs more than a pass over it
+    buffer = torch.empty(min(step, len(x)), len(w), dtype=wide, device=x.device)
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        rows, counted = x[part].to(dtype), (targets[part] != ignore)[:, None]  # [n, C], [n, 1]
+        index = targets[part, None].where(counted, 0)
+        norm, picked, probs = _softmax(rows, w, index, n_class, buffer[: len(rows)])
+        losses[part] = (norm - picked).where(counted, 0)[:, 0]
+        total += losses[part].sum()
+        if wants_grad:
+            if z_loss:
+                probs *= 1 + 2 * z_loss * norm
+            d_logits = probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide)).to(dtype)
+            d_x[part] = product(d_logits, w) * counted
+            _add_product(d_weight, d_logits.T, rows * counted)
+    return total, losses, d_x, d_weight.to(weight.dtype)
 
 
-def _fused(
-    rows: Tensor, w: Tensor, targets: Tensor, d_x: Tensor, d_weight: Tensor, *, n_class: int, ignore: int,
-    z_loss: float, wants_grad: bool,
-) -> Tensor:  # fmt: skip
-    """The losses of a chunk's rows by the kernel, which leaves the gradient where the logits were."""
+def _by_kernel(
+    x: Tensor, weight: Tensor, targets: Tensor, *, n_class: int, ignore: int, z_loss: float, dtype: torch.dtype,
+    wants_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `_by_torch`, by the kernel, which leaves the gradient where the logits were."""
     from . import kernel
 
-    logits = rows @ w.T
-    losses = kernel.losses_and_gradient(
-        logits, targets, n_class=n_class, ignore=ignore, z_loss=z_loss, wants_grad=wants_grad
-    )
-    if wants_grad:
-        d_x.copy_(logits @ w)
-        _add_product(d_weight, logits.T, rows)
-    return losses
+    w, step = weight.to(dtype), _rows(x, weight)
+    losses = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    d_x, d_weight = (torch.empty_like(x), None) if wants_grad else (x.new_empty(0), weight.new_empty(0))
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        rows = x[part].to(dtype)
+        logits = rows @ w.T
+        kernel.losses_and_gradient(
+            logits, targets[part], losses[part], n_class=n_class, ignore=ignore, z_loss=z_loss, wants_grad=wants_grad
+        )
+        if wants_grad:
+            if d_x.dtype == dtype:
+                torch.mm(logits, w, out=d_x[part])
+            else:
+                d_x[part] = logits @ w
+            # of a single chunk the sum is the product's own, and needs no fp32 array beside it
+            sums = weight.dtype if len(x) <= step else torch.float32
+            d_weight = _sum_product(d_weight, logits.T, rows, sums)
+    assert d_weight is not None
+    return losses.sum(), losses, d_x, d_weight.to(weight.dtype)
+
+
+def _sum_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b plus `total` in `dtype`, in the memory of `total`; the product is rounded once, where it is complete."""
+    if dtype != torch.float32 or a.dtype == dtype or not a.is_cuda or torch.version.hip:
+        found = (a @ b).to(dtype)
+        return found if total is None else total.add_(found)
+    if total is None:
+        return torch.mm(a, b, out_dtype=dtype)
+    return torch.ops.aten.addmm.dtype_out(total, a, b, dtype, out=total)
 
 
 def _rows(x: Tensor, weight: Tensor) -> int:
-    budget = _CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES["cuda"])
-    return max(_MIN_ROWS, budget // (4 * weight.shape[0]))
+    """Rows of x [N, C] in one chunk."""
+    if x.device.type == "cpu":
+        return max(_MIN_ROWS, _CPU_CHUNK // (4 * weight.shape[0]))
+    memory = torch.cuda.get_device_properties(x.device).total_memory
+    most = max(1, int(memory * _GPU_SHARE) // (2 * weight.shape[0] * _GPU_ROWS)) * _GPU_ROWS
+    if len(x) <= most:
+        return len(x)
+    chunks = math.ceil(len(x) / most)
+    return math.ceil(len(x) / chunks / _GPU_ROWS) * _GPU_ROWS
 
 
 def _softmax(rows: Tensor, w: Tensor, index: Tensor, n_class: int, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
