@@ -63,6 +63,11 @@ class Precision:
             grad, copy.grad = copy.grad.float(), None
             master.grad = grad if master.grad is None else master.grad.add_(grad)
 
+    def drop(self) -> None:
+        """Lets go of the copies' gradients."""
+        for copy in self.copies.values():
+            copy.grad = None
+
     def publish(self) -> None:
         """Writes the masters' new values to the copies."""
         if self.copies:
@@ -91,7 +96,10 @@ class TrainStep:
         self.parameters = [p for g in masters for p in g.parameters]
         self.watched: list[nn.Parameter] = []  # small ones, whose gradients are kept until the next step
         self.watched_gradients: list[Tensor | None] = []  # clipped, as the optimizer leaves them
-        self.optimizer = optim.build(masters)
+        self.optimizer: Any = optim.build(masters)
+        self.optimizer.copies = {precision.masters[name]: copy for name, copy in precision.copies.items()}
+        # then a step reads the copies' gradients and writes the copies itself: nothing is cast or copied beside it
+        self._direct = self.optimizer.publishes and prune is None and world.size == 1
         self.pruner = Pruner(prune, masters, self.optimizer) if prune else None
         parts: list[Any] = list(model.modules())
         self._settling = [part for part in parts if hasattr(part, "settle")]  # what moves once a step
@@ -126,7 +134,9 @@ class TrainStep:
             self.pruner.prune()
         self.watched_gradients = [parameter.grad for parameter in self.watched]
         self.optimizer.zero_grad(set_to_none=True)
-        self.precision.publish()
+        self.precision.drop()
+        if not self.optimizer.publishes:
+            self.precision.publish()
         for part in self._settling:
             part.settle(self.world.sum)
         return StepResult(loss, norm)
@@ -141,9 +151,10 @@ class TrainStep:
                 with self.precision.forward():
                     loss = self.model(x, y) / len(micro)
                 loss.backward()
-            self.precision.collect()
+            if not self._direct or len(micro) > 1:
+                self.precision.collect()
             total += loss.detach()
-        if self.precision.copies:
+        if self.precision.copies and not self._direct:
             self.world.average([p.grad for p in self.parameters if p.grad is not None])
         return total
 
@@ -153,9 +164,18 @@ class TrainStep:
         The norm is summed in float64, so that parameters without a gradient cannot change its rounding. A norm that
         is not finite sets found_inf: the step is skipped on the device, without a sync.
         """
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        squares = torch.stack(torch._foreach_norm(grads)).double().square()
+        grads = [grad for p in self.parameters if (grad := self._gradient(p)) is not None]
+        wide = [grad for grad in grads if grad.dtype != torch.bfloat16]
+        norms = torch._foreach_norm(wide) if wide else []
+        if narrow := [grad for grad in grads if grad.dtype == torch.bfloat16]:
+            norms = [*norms, *torch._foreach_norm(narrow, 2, dtype=torch.float32)]
+        squares = torch.stack(norms).double().square()
         norm = squares.sum().sqrt().float()
         scale = (norm / self.clip).clamp(min=1) if self.clip else torch.ones_like(norm)
         self.optimizer.grad_scale, self.optimizer.found_inf = scale, (~norm.isfinite()).float()
         return norm
+
+    def _gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """Of a master, or of its copy where it has not been collected."""
+        copy = self.optimizer.copies.get(parameter)
+        return parameter.grad if parameter.grad is not None or copy is None else copy.grad

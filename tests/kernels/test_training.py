@@ -13,14 +13,14 @@ from ratrain.recipe.groups import group_parameters
 SIZES = ("model.n_layer=2", "model.n_head=2", "model.n_embd=64", "model.block_size=40", "model.vocab_size=2048")
 
 
-def losses(manifest, steps=5):
+def losses(manifest, precision="fp32", steps=5):
     """Of a few steps on one batch."""
     model = build(manifest)
     step = TrainStep(
         model,
         manifest.optim,
         groups=group_parameters(model, manifest.optim.weight_decay),
-        precision=Precision("fp32", model),
+        precision=Precision(precision, model),
         micro_batch=1,
     )
     step.set_lr(1e-3)
@@ -45,3 +45,13 @@ def test_training_by_the_kernels_is_training_without(tiny, monkeypatch, name, ov
     assert not on_kernels(torch.empty(1))
     torch.testing.assert_close(by_kernels, losses(manifest), rtol=0, atol=2e-5)
     assert by_kernels[-1] < by_kernels[0]
+
+
+@pytest.mark.interpreter
+def test_copies_that_the_kernel_writes_train_as_those_that_are_written_beside_it(tiny, monkeypatch):
+    manifest = tiny("v0", *SIZES)
+    by_kernel = losses(manifest, "bf16")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    beside = losses(manifest, "bf16")
+    torch.testing.assert_close(by_kernel, beside, rtol=2**-8, atol=0)  # the rounding of bf16
+    assert by_kernel[-1] < by_kernel[0] - 0.1

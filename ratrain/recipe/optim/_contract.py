@@ -20,6 +20,10 @@ class Contract:
     own: Mapping[str, Tensor] = MappingProxyType({})  # state of no single parameter, changed in place only
     grad_scale: Tensor | None = None  # 0-d, at least 1: gradients are to be divided by it
     found_inf: Tensor | None = None  # 0-d, 1.0: this step changes no parameter and no state
+    # whether `step` takes the gradients of bf16 copies where a parameter has none of its own, and writes the new values
+    # to the copies; of gradients it leaves those of vectors alone divided then
+    publishes: bool = False
+    copies: Mapping[Tensor, Tensor] = MappingProxyType({})  # bf16 copy of a parameter, where there is one
 
 
 def stated(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter, arXiv:1711.05101), torch's fused implementation."""
+"""AdamW (Loshchilov and Hutter, arXiv:1711.05101): our kernel on a GPU, torch's fused implementation elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat
+from torch import Tensor
 
 from ratrain.config.schema import OptimSection
+from ratrain.kernels import adamw
 from ratrain.recipe.groups import Group
 from ratrain.recipe.optim._contract import Contract, rate, stated
 from ratrain.registry import register
@@ -19,7 +21,46 @@ Eps = Annotated[PositiveFloat, Field(description="added to the root of Adam's se
 
 
 class FusedAdamW(Contract, torch.optim.AdamW):
-    """torch's, which divides by `grad_scale` and heeds `found_inf` itself, while it reads the gradients."""
+    """torch's, which divides by `grad_scale` and heeds `found_inf` itself, while it reads the gradients.
+
+    Where our kernel serves, it takes the step instead, and reads and writes bf16 copies in the same pass. The state is
+    the same either way.
+    """
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        every = [p for group in self.param_groups for p in group["params"]]
+        self.publishes = not self.defaults["amsgrad"] and all(adamw.serves(p) for p in every)
+        self._kernel = adamw.AdamW()
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step."""
+        if not self.publishes:
+            return super().step(closure)
+        for index, group in enumerate(self.param_groups):
+            if moved := [one for p in group["params"] if (one := self._moved(p)) is not None]:
+                self._kernel(
+                    index, moved, lr=group["lr"], betas=group["betas"], eps=group["eps"],
+                    weight_decay=group["weight_decay"], grad_scale=self.grad_scale, found_inf=self.found_inf,
+                )  # fmt: skip
+        if self.grad_scale is not None:  # the kernel writes no gradients, and these are few
+            vectors = (p.grad for group in self.param_groups for p in group["params"] if p.dim() < 2)
+            if small := [gradient for gradient in vectors if gradient is not None]:
+                torch._foreach_div_(small, self.grad_scale)
+        return None
+
+    def _moved(self, parameter: Tensor) -> adamw.Moved | None:
+        """What a step reads and writes; None where there is no gradient."""
+        copy = self.copies.get(parameter)
+        gradient = parameter.grad if parameter.grad is not None or copy is None else copy.grad
+        if gradient is None:
+            return None
+        state = self.state[parameter]
+        if not state:  # as torch begins
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        return adamw.Moved(parameter, gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"], state["step"], copy)
 
 
 @register("adamw")

@@ -1,0 +1,3 @@
+from .op import AdamW, Moved, serves
+
+__all__ = ["AdamW", "Moved", "serves"]

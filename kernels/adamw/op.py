@@ -1,0 +1,92 @@
+"""AdamW on a GPU in one pass over memory: gradients in, masters, moments and bf16 copies out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ratrain.kernels.placement import on_kernels
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A parameter with what its step reads and writes, all contiguous and of one shape: fp32 `parameter`, `exp_avg` and
+    `exp_avg_sq`, a gradient in fp32 or bf16, a bf16 copy of the parameter or None; `step` is fp32, 0-d."""
+
+    parameter: Tensor
+    gradient: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: Tensor
+    copy: Tensor | None
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """Whether the gradient is bf16, and whether there is a copy: one launch moves parameters of one kind."""
+        return self.gradient.dtype == torch.bfloat16, self.copy is not None
+
+    def addresses(self) -> tuple[int, ...]:
+        """As the kernel's table has them."""
+        tensors = self.parameter, self.gradient, self.exp_avg, self.exp_avg_sq
+        copy = 0 if self.copy is None else self.copy.data_ptr()
+        return *(x.data_ptr() for x in tensors), copy, self.parameter.numel()
+
+
+def serves(parameter: Tensor) -> bool:
+    """Whether the kernel can move it."""
+    return parameter.dtype == torch.float32 and on_kernels(parameter)
+
+
+class AdamW:
+    """Moves lists of parameters. Their addresses stay on the device, and are written anew where one changes."""
+
+    def __init__(self):
+        self._tables: dict[tuple[int, bool, bool], tuple[list[tuple[int, ...]], list[Tensor]]] = {}
+
+    def __call__(
+        self, group: int, moved: Sequence[Moved], *, lr: Tensor, betas: tuple[float, float], eps: float,
+        weight_decay: float, grad_scale: Tensor | None, found_inf: Tensor | None,
+    ) -> None:  # fmt: skip
+        """One step of the parameters of `group`. Gradients are divided by `grad_scale` as they are read, and stay as
+        they are; where `found_inf` is not 0, nothing changes."""
+        from . import kernel
+
+        device = moved[0].parameter.device
+        skip = torch.zeros((), device=device) if found_inf is None else found_inf
+        scale = torch.ones((), device=device) if grad_scale is None else grad_scale
+        steps = [one.step for one in moved]
+        torch._foreach_add_(steps, 1)
+        torch._foreach_sub_(steps, [skip] * len(steps))
+        for narrow, copied in sorted({one.kind for one in moved}):
+            same = [one for one in moved if one.kind == (narrow, copied)]
+            kernel.update(
+                *self._table((group, narrow, copied), same, kernel.block()), _corrections(same, betas), narrow=narrow,
+                copied=copied, lr=lr, grad_scale=scale, found_inf=skip, betas=betas, eps=eps,
+                weight_decay=weight_decay,
+            )  # fmt: skip
+
+    def _table(self, key: tuple[int, bool, bool], moved: Sequence[Moved], block: int) -> list[Tensor]:
+        """Addresses [n, 6], and of each program its tensor and its block [programs]."""
+        rows = [one.addresses() for one in moved]
+        known = self._tables.get(key)
+        if known is None or known[0] != rows:
+            device = moved[0].parameter.device
+            sizes = torch.tensor([-(-one.parameter.numel() // block) for one in moved])
+            owner = torch.arange(len(moved), dtype=torch.int32).repeat_interleave(sizes)
+            place = torch.cat([torch.arange(int(size), dtype=torch.int32) for size in sizes])
+            known = self._tables[key] = rows, [_sent(x, device) for x in (torch.tensor(rows), owner, place)]
+        return known[1]
+
+
+def _corrections(moved: Sequence[Moved], betas: tuple[float, float]) -> Tensor:
+    """1 - beta1^t and sqrt(1 - beta2^t) of each [n, 2], fp32; in fp64, since near t = 1 they are small differences."""
+    steps = torch.stack([one.step for one in moved]).double()
+    return torch.stack([1 - betas[0] ** steps, (1 - betas[1] ** steps).sqrt()], dim=1).float()
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device; nobody waits for it to get there."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
