@@ -1,0 +1,46 @@
+"""The launches and bytes that a step of each case took when they were last looked at: more of either is a fault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rehearsal.step import Rehearsed
+
+FILE = Path(__file__).with_name("bounds.json")
+_SLACK = 1.005  # of bytes: what Inductor splits a reduction into may change with the number of processors
+
+
+def read() -> dict[str, Any]:
+    """Cases by name, each with its launches and bytes; empty for another torch, which fuses in another way."""
+    known = json.loads(FILE.read_text()) if FILE.exists() else {}
+    return known.get("cases", {}) if known.get("torch") == _torch() else {}
+
+
+def exceeded(step: Rehearsed, known: dict[str, Any]) -> list[str]:
+    """What a step does more of than its case did."""
+    bound = known.get(str(step.case))
+    if bound is None:
+        return []
+    found = []
+    if step.launches > bound["launches"]:
+        found.append(f"{step.launches} launches, {bound['launches']} when they were recorded")
+    if step.bytes > _SLACK * bound["bytes"]:
+        found.append(f"{step.bytes / 1e9:.3f} GB, {bound['bytes'] / 1e9:.3f} when they were recorded")
+    return [f"{line}; bench/rehearse.py --record takes the new figures" for line in found]
+
+
+def write(steps: Iterable[Rehearsed]) -> None:
+    """Records the steps; other cases stay as they are."""
+    fresh = {str(step.case): {"launches": step.launches, "bytes": step.bytes} for step in steps}
+    cases = dict(sorted({**read(), **fresh}.items()))
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(bound)}" for name, bound in cases.items())
+    FILE.write_text(f'{{\n "torch": "{_torch()}",\n "cases": {{\n{lines}\n }}\n}}\n')
+
+
+def _torch() -> str:
+    return version("torch").partition("+")[0]

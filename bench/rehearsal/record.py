@@ -1,0 +1,198 @@
+"""What a step asks of a GPU: launches, bytes and FLOPs, by kernel and operation."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from ratrain.kernels.adamw import op as adamw
+
+MODEL, HEAD, OPTIMIZER = "model", "head", "optimizer"  # phases of a step
+INDUCTOR, TRITON, ATEN = "inductor", "triton", "aten"  # who wrote the kernel: Inductor, we, torch
+# operations that move no bytes of the device's memory
+_FREE = re.compile(
+    r"view|as_strided|permute|aten\.t\.|transpose|detach|slice|select|split|unbind|expand|alias|empty|unsqueeze|reshape|"
+    r"lift_fresh|squeeze|unfold|is_same_size|set_|sym_|device|profiler|_local_scalar"
+)
+_UPDATED = {"_rows_kernel": (0,)}  # arguments of our kernels that are read and written
+_ONLY_WRITES = re.compile(r"_like|new_|zero_|fill_|zeros|ones|full")
+
+
+@dataclass
+class Work:
+    """One kernel or operation of a step: how often, and over how many bytes and FLOPs in all."""
+
+    name: str
+    kind: str
+    phase: str
+    count: int = 0
+    bytes: int = 0
+    flops: int = 0
+
+
+@dataclass
+class Recorder:
+    """Counts while it is `on`."""
+
+    on: bool = False
+    phase: str = MODEL
+    work: dict[tuple[str, str], Work] = field(default_factory=dict)
+    syncs: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)  # fakes that describe another tensor than their operation gives
+
+    def clear(self) -> None:
+        self.work, self.syncs, self.differing = {}, [], []
+
+    def add(self, name: str, kind: str, n_bytes: int, flops: int = 0, *, launches: int = 1) -> None:
+        if self.on:
+            one = self.work.setdefault((self.phase, name), Work(name, kind, self.phase))
+            one.count, one.bytes, one.flops = one.count + launches, one.bytes + n_bytes, one.flops + flops
+
+    def launched(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """A Triton kernel, Inductor's or ours: each tensor is read or written once, and both where updated in place."""
+        from rehearsal.gpu import SOURCES
+
+        if name not in SOURCES:
+            self.add(name, TRITON, _bytes(arguments) + _bytes([arguments[i] for i in _UPDATED.get(name, ())]))
+            return
+        signature = re.search(rf"def {name}\(([^)]*)\)", SOURCES[name])
+        assert signature
+        names = [word.partition(":")[0].strip() for word in signature[1].split(",")]
+        twice = [x for key, x in zip(names, arguments, strict=False) if key.startswith("in_out")]
+        self.add(name, INDUCTOR, _bytes(arguments) + _bytes(twice))
+
+    def synced(self) -> None:
+        """The host has asked for a number."""
+        if self.on:
+            frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
+            self.syncs.append(" <- ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-6:-2])))
+
+    @contextmanager
+    def within(self, phase: str) -> Iterator[None]:
+        """What is counted in it belongs to `phase`."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        self.clear()
+        self.on = True
+        try:
+            yield
+        finally:
+            self.on = False
+
+
+def listen(recorder: Recorder, mode: FakeTensorMode) -> None:
+    """Tells `recorder` of every operation in `mode`. Operations of ratrain run as they would on the GPU, kernels'
+    launches and all, and are held against what their fakes promise."""
+    dispatch: Any = FakeTensorMode.__torch_dispatch__
+    inside = False  # an operation's own decomposition is not counted again
+
+    def counted(self, function, types, args=(), kwargs=None):
+        nonlocal inside
+        if self is not mode or inside or not recorder.on or function.namespace == "ratrain":
+            return dispatch(self, function, types, args, kwargs or {})
+        if function.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
+            function.name(), "CompositeImplicitAutograd"
+        ):
+            with self:  # below autograd, as in an operation of ours, it comes undecomposed
+                return function.decompose(*args, **(kwargs or {}))
+        inside = True
+        try:
+            out = dispatch(self, function, types, args, kwargs or {})
+        finally:
+            inside = False
+        _note(recorder, function, args, kwargs or {}, out)
+        return out
+
+    FakeTensorMode.__torch_dispatch__ = counted
+    adamw.AdamW._table = partialmethod(_table, recorder)
+    for definition in list(OPDEFS.values()):
+        if definition._qualname.startswith("ratrain::") and definition._abstract_fn is not None:
+            _hold(recorder, definition)
+
+
+def _table(self, recorder: Recorder, key: Any, moved: list[adamw.Moved], block: int) -> list[Tensor]:
+    """Of addresses that fakes do not have; the kernel's launch has no tensors but it, so that theirs are noted here."""
+    gradients = [one.gradient for one in moved] + [one.copy for one in moved]
+    rest = [(one.parameter, one.exp_avg, one.exp_avg_sq) for one in moved]
+    recorder.add("_adamw_kernel", TRITON, _bytes(gradients) + 2 * _bytes(rest), launches=0)
+    programs = sum(-(-one.parameter.numel() // block) for one in moved)
+    return [torch.empty(n, dtype=torch.int32, device="cuda") for n in (6 * len(moved), programs, programs)]
+
+
+def _note(recorder: Recorder, function: Any, args: Any, kwargs: Any, out: Any) -> None:
+    name = str(function)
+    if _FREE.search(name):
+        return
+    flops = flop_registry.get(function.overloadpacket)
+    cost = flops(*args, **kwargs, out_val=out) if flops else 0
+    if flops:
+        shapes = (f"{'x'.join(map(str, x.shape))}{'f' if x.dtype == torch.float32 else ''}" for x in _tensors(args)[:3])
+        name = " ".join((name, *shapes))
+    recorder.add(name, ATEN, _traffic(function, args, kwargs, out), cost)
+
+
+def _traffic(function: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """Bytes that torch's operation reads and writes: what it updates in place counts twice."""
+    if _ONLY_WRITES.search(str(function)):
+        return _bytes(out)
+    schema = function._schema.arguments
+    given = {argument.name: value for argument, value in zip(schema, args, strict=False)} | dict(kwargs)
+    updated = [given.get(a.name) for a in schema if a.alias_info and a.alias_info.is_write and a.name != "out"]
+    twice = 0 if "copy_" in str(function) else _bytes(updated)
+    return _bytes((args, kwargs, out)) + twice
+
+
+def _hold(recorder: Recorder, definition: Any) -> None:
+    fake: Callable[..., Any] = definition._abstract_fn
+    real = definition._backend_fns.get("cuda") or definition._init_fn
+
+    def both(*args: Any, **kwargs: Any) -> Any:
+        promised = fake(*args, **kwargs)
+        if recorder.on:
+            phase = HEAD if definition._qualname == "ratrain::linear_cross_entropy" else recorder.phase
+            with torch.no_grad(), recorder.within(phase):
+                given = real(*args, **kwargs)
+            for index, (one, other) in enumerate(zip(_tensors(promised), _tensors(given), strict=True)):
+                if (told := _description(one)) != (seen := _description(other)):
+                    recorder.differing.append(f"{definition._qualname} [{index}]: fake {told}, operation {seen}")
+        return promised
+
+    definition._abstract_fn = both
+
+
+def _description(x: Tensor) -> tuple[Any, ...]:
+    return tuple(x.shape), x.stride() if x.numel() else (), x.dtype, x.device.type
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _bytes(tree: Any) -> int:
+    """Of every tensor in it, each counted once."""
+    return sum(x.numel() * x.element_size() for x in {id(x): x for x in _tensors(tree)}.values())
+
+
+def total(work: Iterable[Work], kind: str | None = None) -> tuple[int, int]:
+    """Launches and bytes, of one kind or of all."""
+    chosen = [one for one in work if kind in (None, one.kind)]
+    return sum(one.count for one in chosen), sum(one.bytes for one in chosen)
