@@ -15,7 +15,7 @@ GIVEN = $(foreach name,$(VARIABLES),$(if $($(name)),$(name)=$($(name))))
 DEFCONFIGS := legacy/defconfigs
 
 .DEFAULT_GOAL := main
-.PHONY: defconfig defconfig-none list-defconfigs main install test faults calibration lint check golden bench bench-compare bench-page bench-selftest kernels gpu-check clean help
+.PHONY: defconfig defconfig-none list-defconfigs main install test faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse kernels gpu-check clean help
 
 main: install ## set up, then train V9, draw a sample and write a report (the default); or what defconfig-NAME chose
 ifeq ($(CHOSEN),)
@@ -92,6 +92,9 @@ bench-page: install ## draw what is kept in bench/history as docs/performance/hi
 
 bench-selftest: install ## how often is bench-compare wrong? 200 injected slowdowns of 5 %, 200 of nothing: a quarter of an hour
 	$(BIN)/python bench/selftest.py
+
+rehearse: install ## what would every step do on a GPU? graphs, syncs, launches, bytes, modelled times; ARGS="v0 --kernels"
+	$(BIN)/python -W ignore bench/rehearse.py $(ARGS)
 
 kernels: install ## compile every Triton kernel for five GPUs: registers, spills, shared memory, tensor cores
 	$(BIN)/python -m ratrain.kernels.ahead

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,8 @@ def main(words: Sequence[str] | None = None) -> int:
         Case(name, batch=args.batch, scale=args.scale, keys=tuple(args.set), **one) for one in shapes for name in names
     ]
     rehearsal, known, found, failed, began = Rehearsal(CARDS["h200"]), bounds.read(), {}, 0, time.monotonic()
+    if args.rest is not None:
+        return _rest(rehearsal, args.rest)
     if not args.json:
         print(_HEAD)
     for case in cases:
@@ -76,9 +79,28 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--scale", default="gpt2_124m", help="a manifest of manifests/scale (gpt2_124m)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="laid over each manifest")
     parser.add_argument("--kernels", action="store_true", help="each kernel of each step as well")
+    parser.add_argument(
+        "--rest",
+        nargs="?",
+        const="",
+        metavar="PART",
+        help="other CUDA branches in place of steps: those called PART ...",
+    )
     parser.add_argument("--json", action="store_true", help="a line of JSON a case in place of a table")
     parser.add_argument("--record", action="store_true", help="launches and bytes become the bounds of these cases")
     return parser
+
+
+def _rest(rehearsal: Any, part: str) -> int:
+    from rehearsal.rest import rehearse
+
+    failed = 0
+    for name, faults in rehearse(rehearsal, part):
+        print(
+            "\n".join([f"{'FAULT' if faults else 'ok':6}{name}", *(f"      {fault}" for fault in faults)]), flush=True
+        )
+        failed += bool(faults)
+    return 1 if failed else 0
 
 
 def _variants() -> list[str]:
@@ -131,4 +153,6 @@ def _lines(row: dict[str, Any], kernels: bool) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # torch crashes where it frees the last fakes of a device that is not there

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 # what is compiled for fake tensors is of no use to a later process, nor the other way round
 os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0", TORCHINDUCTOR_COMPILE_THREADS="1")
+# nor is what fakes measure
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ratrain-rehearsal-")
 
 from rehearsal import guard
 from rehearsal.card import Card
@@ -21,8 +24,12 @@ import torch  # noqa: E402
 from torch._subclasses import fake_impls  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
 
+# in inference mode a fake tensor does not go to another device; functions are decorated when ratrain is imported
+torch.inference_mode = lambda mode=True: torch.set_grad_enabled(not mode) if mode else contextlib.nullcontext()
+
 SOURCES: dict[str, str] = {}  # of each kernel that Inductor wrote, by name
 Launch = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
+_Generator = torch.Generator
 _kept: list[object] = []  # torch.library takes its registrations back when these go
 
 
@@ -63,6 +70,15 @@ class Event:
         return True
 
 
+class Generator:
+    """torch.Generator of the GPU: seeded, it is None, torch's own, which fake random numbers do not ask for either."""
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls) if torch.device(device).type == "cuda" else _Generator(device)
+
+    def manual_seed(self, seed: int) -> None: ...
+
+
 class Device:
     """torch.cuda.device"""
 
@@ -92,6 +108,17 @@ def install(card: Card, *, launched: Launch, synced: Callable[[], None]) -> Fake
         synced()
         return 1.0 if x.dtype.is_floating_point else 1
 
+    def counts(mode, function, x, *args):  # as many as its numbers say; they say nothing
+        with mode:
+            return torch.empty(8, dtype=torch.float64 if args else torch.int64, device=x.device)
+
+    def places(mode, function, x):
+        with mode:
+            return torch.empty(8, x.dim(), dtype=torch.int64, device=x.device)
+
+    fake_impls.op_implementations_dict[torch.ops.aten.bincount.default] = counts
+    fake_impls.op_implementations_dict[torch.ops.aten.nonzero.default] = places
+    torch.Tensor.pin_memory = lambda self, *args: self  # pyright: ignore[reportAttributeAccessIssue]
     FakeTensor.numpy = _numbers  # pyright: ignore[reportAttributeAccessIssue]
     fake_impls.op_implementations_dict[torch.ops.aten._local_scalar_dense.default] = number
     return FakeTensorMode(allow_non_fake_inputs=True)
@@ -109,12 +136,15 @@ def _torch(card: Card) -> None:
         "_maybe_exchange_device": 0, "empty_cache": None, "reset_peak_memory_stats": None, "memory_allocated": 0,
         "max_memory_allocated": 0, "mem_get_info": (card.memory - (1 << 30), card.memory), "is_bf16_supported": True,
         "_sleep": None, "get_rng_state_all": [], "set_rng_state": None, "is_current_stream_capturing": False,
+        "manual_seed": None, "manual_seed_all": None,
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(cuda, name, _always(answer))
     cuda.get_rng_state = lambda device=None: torch.empty(16, dtype=torch.uint8)
     cuda.random.get_rng_state, cuda.random.set_rng_state = cuda.get_rng_state, cuda.set_rng_state
     cuda.Stream, cuda.Event, cuda.device = Stream, Event, Device
+    torch.set_rng_state = torch.random.set_rng_state = _always(None)  # pyright: ignore[reportAttributeAccessIssue]
+    torch.Generator = Generator  # pyright: ignore[reportAttributeAccessIssue]
     below = {
         "_cuda_getDevice": 0, "_cuda_setDevice": None, "_cuda_getDeviceCount": 1, "_cuda_getCurrentRawStream": 0,
         "_cuda_isCurrentStreamCapturing": False,
@@ -155,25 +185,25 @@ def _triton(card: Card, launched: Launch) -> None:
         "warpSize": 32,
     }
     target = GPUTarget("cuda", 10 * card.capability[0] + card.capability[1], 32)
-    driver.set_active(
-        SimpleNamespace(
-            utils=SimpleNamespace(get_device_properties=_always(limits)),
-            binary_ext="cubin",
-            get_current_target=lambda: target,
-            get_current_device=lambda: 0,
-            set_current_device=_always(None),
-            get_current_stream=_always(0),
-            get_active_torch_device=lambda: torch.device("cuda", 0),
-            get_device_interface=lambda: torch.cuda,
-            is_active=lambda: True,
-            get_empty_cache_for_benchmark=_always(None),
-        )
+    fake: Any = SimpleNamespace(
+        utils=SimpleNamespace(get_device_properties=_always(limits)),
+        binary_ext="cubin",
+        get_current_target=lambda: target,
+        get_current_device=lambda: 0,
+        set_current_device=_always(None),
+        get_current_stream=_always(0),
+        get_active_torch_device=lambda: torch.device("cuda", 0),
+        get_device_interface=lambda: torch.cuda,
+        is_active=lambda: True,
+        get_empty_cache_for_benchmark=_always(None),
     )
+    driver.set_active(fake)
 
     def run(kernel, *args, grid=None, warmup=None, **options):
         launched(kernel.fn.__name__, args, options)
 
-    triton.runtime.jit.JITFunction.run = run
+    jit: Any = triton.runtime.jit.JITFunction
+    jit.run = run
     for function in vars(probes).values():  # what it has found before there was a GPU
         if hasattr(function, "cache_clear"):
             function.cache_clear()
@@ -198,8 +228,10 @@ def _inductor(launched: Launch) -> None:
         SOURCES[name] = source
         return _Kernel(name, launched)
 
-    async_compile.AsyncCompile.triton = written
-    below: Any = torch._C._dynamo.guards
+    compiler: Any = async_compile.AsyncCompile
+    compiler.triton = written
+    torch_c: Any = torch._C
+    below = torch_c._dynamo.guards
     below._empty_strided_cuda = lambda size, stride, dtype: torch.empty_strided(
         size, stride, dtype=dtype, device="cuda"
     )
@@ -212,7 +244,7 @@ def _numbers(x: FakeTensor) -> np.ndarray:
     """In place of FakeTensor.numpy: what lies on the CPU may be read at any time."""
     if x.device.type != "cpu":
         raise TypeError(f"can't convert {x.device} device type tensor to numpy")
-    return np.zeros(tuple(x.shape))
+    return np.zeros(tuple(x.shape), dtype=str(x.dtype).removeprefix("torch."))
 
 
 def _constants() -> None:

@@ -122,8 +122,10 @@ def listen(recorder: Recorder, mode: FakeTensorMode) -> None:
         _note(recorder, function, args, kwargs or {}, out)
         return out
 
-    FakeTensorMode.__torch_dispatch__ = counted
-    adamw.AdamW._table = partialmethod(_table, recorder)
+    mine: Any = FakeTensorMode
+    mine.__torch_dispatch__ = counted
+    kernel: Any = adamw.AdamW
+    kernel._table = partialmethod(_table, recorder)
     for definition in list(OPDEFS.values()):
         if definition._qualname.startswith("ratrain::") and definition._abstract_fn is not None:
             _hold(recorder, definition)

@@ -19,7 +19,7 @@ TUNED = 0.78  # the same with max-autotune's choice of tiles
 _HEAD = 1.03  # over PRODUCTS: the head's products are the widest
 GAP = 1.3e-6
 _TILE = 128  # rows of a product's tile, which is twice as wide
-PARTS = ("products", "attention", "pointwise", "head", "optimizer", "gaps")
+PARTS: tuple[str, ...] = ("products", "attention", "pointwise", "head", "optimizer", "gaps")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def model(
     work: Iterable[Work], tokens: int, card: Card, *, products: float = PRODUCTS, micro_batches: int = 1
 ) -> Model:
     """Of one step with `micro_batches` micro-batches of `tokens`, per micro-batch: they share one optimizer step."""
-    seconds = dict.fromkeys(PARTS, 0.0)
+    seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     for one in work:
         part = _part(one)
         share = micro_batches if part == "optimizer" else 1

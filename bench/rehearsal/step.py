@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 from rehearsal import gpu
@@ -62,7 +62,7 @@ class Case:
         how |= {"compile.scope": self.scope, "compile.attention": self.attention}
         keys = (*(f"{key}={value}" for key, value in how.items()), *self.keys)
         source = read_source(find_manifest(self.variant), scale=self.scale, overrides=keys)
-        return resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
+        return resolve(source, patches=patch_kinds(beside=source.files), optimizers=optim_kinds())
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Rehearsal:
         gpu.SOURCES.clear()
         manifest = case.manifest()
         shape = manifest.train.batch, manifest.model.block_size + 1
-        with self.mode, _chosen(case, self.card):
+        with self.mode, chosen(case, self.card):
             _, step = stepping.train_step(manifest, lr=1e-4, device="cuda")
             for owner, name in (
                 (step, "_clip"),
@@ -158,7 +158,7 @@ class Rehearsal:
 
 
 @contextlib.contextmanager
-def _chosen(case: Case, card: Card) -> Iterator[None]:
+def chosen(case: Case, card: Card) -> Iterator[None]:
     """The case's attention in place of a measured choice, and a model that is not initialised: it has no numbers."""
     order = (case.attention, "math")
     choice = Choice(case.attention, "asked", card.name, "rehearsed", order)
@@ -169,7 +169,7 @@ def _chosen(case: Case, card: Card) -> Iterator[None]:
                 part.backends = choice.order
 
     changes: Sequence[tuple[Any, str, Any]] = (
-        (stepping, "build", _built),
+        (stepping, "build", built),
         (stepping, "choose", lambda *args, **options: choice),
         (stepping, "pin", pin),
         # which of its kernels serves is decided below Python, by code that a build without CUDA does not have
@@ -190,7 +190,7 @@ def _attention(name: str) -> Any:
     return sdpa
 
 
-def _built(manifest: Manifest, device: object = "cuda") -> GPT2:
+def built(manifest: Manifest, device: object = "cuda") -> GPT2:
     model = build(manifest, device=torch.device("meta"))
     made: dict[int, Tensor] = {}
 
@@ -201,7 +201,6 @@ def _built(manifest: Manifest, device: object = "cuda") -> GPT2:
         return made[id(x)]
 
     for module in model.modules():
-        tables: tuple[dict[str, Any], ...] = module._parameters, module._buffers
-        for table in tables:
+        for table in cast("tuple[dict[str, Any], ...]", (module._parameters, module._buffers)):
             table.update({name: fresh(x) for name, x in table.items() if x is not None})
     return model

@@ -62,10 +62,10 @@ class AdamW:
         torch._foreach_sub_(steps, [skip] * len(steps))
         for narrow, copied in sorted({one.kind for one in moved}):
             same = [one for one in moved if one.kind == (narrow, copied)]
+            table, owner, place = self._table((group, narrow, copied), same, kernel.block())
             kernel.update(
-                *self._table((group, narrow, copied), same, kernel.block()), _corrections(same, betas), narrow=narrow,
-                copied=copied, lr=lr, grad_scale=scale, found_inf=skip, betas=betas, eps=eps,
-                weight_decay=weight_decay,
+                table, owner, place, _corrections(same, betas), narrow=narrow, copied=copied, lr=lr, grad_scale=scale,
+                found_inf=skip, betas=betas, eps=eps, weight_decay=weight_decay,
             )  # fmt: skip
 
     def _table(self, key: tuple[int, bool, bool], moved: Sequence[Moved], block: int) -> list[Tensor]:

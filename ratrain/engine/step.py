@@ -113,6 +113,7 @@ class TrainStep:
     def forget(self) -> None:
         """Undoes what a pass left behind that is no part of a step."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.precision.drop()
         for part in self._settling:
             part.forget()
 

@@ -1,0 +1,131 @@
+"""The CUDA branches outside of the train step: each is run on fakes, and must come to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import gpu_inputs
+import gpu_right
+import gpu_timed
+
+from rehearsal.step import Case, Rehearsal, built, chosen
+
+import torch  # isort: skip - the guard comes before it
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from ratrain.engine import attention, checkpoint, device, engine, pruning, rng
+from ratrain.engine.engine import Engine
+from ratrain.errors import PreemptedError
+from ratrain.events import Window
+from ratrain.sinks import monitor
+
+GPU = torch.device("cuda")
+# what differs in how a run trains, decodes, prunes, optimises or fits; and steps until all of it is switched on
+RUNS = {"v0": 8, "v15": 80, "v19": 8, "c2": 24, "tied_ra": 8, "modern": 8, "spam": 8, "spam-magnitude": 8, "bitter7": 8}
+
+_kept: list[Engine] = []  # freeing fakes of a device that is not there has crashed torch
+_WINDOW = Window(2, 8, 0.5, (1.0,), (1.0,), 0, 1e-3, 1.0, 8.0, None, None, 0, 1, 0, None)
+
+
+def rehearse(rehearsal: Rehearsal, part: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Each branch whose name begins with `part`, and its faults: the error that ends it, and operations whose fakes
+    promise another tensor than they give."""
+    for name, branch in branches(rehearsal):
+        if not name.startswith(part):
+            continue
+        faults = []
+        with rehearsal.recorder.recording():
+            try:
+                with rehearsal.mode:
+                    branch()
+            except Exception as error:  # of any kind: it is the result
+                where = traceback.extract_tb(error.__traceback__)
+                ours = next((f for f in reversed(where) if "/torch/" not in f.filename), where[-1])
+                place = f"{Path(ours.filename).name}:{ours.lineno}"
+                faults.append(f"{type(error).__name__} at {place}: {str(error).strip().splitlines()[0]}")
+            faults += sorted(set(rehearsal.recorder.differing))
+        yield name, faults
+
+
+def branches(rehearsal: Rehearsal) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Each by name, to be called in the rehearsal's mode."""
+    yield "device: auto", lambda: device.pick_device("auto")
+    yield "device: peak", lambda: device.peak_flops(GPU, "bf16")
+    yield "device: bandwidth", lambda: device.memory_bandwidth(GPU)
+    yield "device: environment", lambda: device.environment(GPU)
+    yield "device: random numbers", lambda: rng.restore_rng(*rng.rng_state())
+    yield "monitor: without NVML", _monitored
+    for dtype, channels in ((torch.bfloat16, 64), (torch.bfloat16, 128), (torch.float32, 64)):
+        case = attention.Case((16, 12 * 64 // channels, 1024, channels), dtype, 0.0, GPU)
+        yield f"attention: measure {case}", lambda case=case: _measured(case)
+    setting = gpu_inputs.Setting()
+    yield "gpu_check: peaks", lambda: gpu_timed.peaks(setting)
+    for group in (gpu_timed.attention, gpu_timed.loss, gpu_timed.decoding):
+        yield f"gpu_check: time {group.__name__}", lambda group=group: [one.run() for one in group(setting)]
+    for one in gpu_right.all_checks(setting):
+        dtype = str(one.dtype).removeprefix("torch.")
+        yield f"gpu_check: {one.name} {dtype}", lambda one=one: list(one.run(setting, one.dtype))
+    for name, steps in RUNS.items():
+        yield f"a run of {name}, resumed", lambda name=name, steps=steps: _run(rehearsal, name, steps)
+
+
+def _monitored() -> None:
+    """A GPU whose load nobody can read: its figures are left out."""
+    found: list[Any] = []
+    with patch.object(monitor, "_nvml", lambda: None):
+        monitor.Monitor(found.append, gpu=device.gpu_uuid(GPU))(_WINDOW)
+    if found[0].gpu is not None:
+        raise AssertionError(f"read {found[0].gpu}")
+
+
+def _measured(case: attention.Case) -> dict[str, float]:
+    with patch.object(attention, "_aside", lambda place: contextlib.nullcontext()):
+        found = attention.measure(case)
+    if not found:
+        raise AssertionError("no backend serves")
+    return found
+
+
+def _run(rehearsal: Rehearsal, name: str, steps: int) -> None:
+    """Trains, evaluates and saves, is stopped, and goes on from its checkpoint to its sample."""
+    cadence = (f"{key}={max(1, steps // 2)}" for key in ("eval.every", "checkpoint.every", "log.every"))
+    keys = ("compile.scope=off", f"train.budget.steps={steps}", *cadence)
+    case = Case(name, scale="tiny", batch=4, keys=keys)
+    manifest = replace(case, scope="off").manifest()
+    with tempfile.TemporaryDirectory() as folder, chosen(case, rehearsal.card), _real_files():
+        options = {"checkpoints": Path(folder), "device": GPU, "emit": lambda event: None}
+        changes = (
+            (engine, "build", built),
+            (pruning, "build", built),
+            (engine, "_SAMPLE_TOKENS", 40),
+        )  # past a context
+        with contextlib.ExitStack() as stack:
+            for where, key, other in changes:
+                stack.enter_context(patch.object(where, key, other))
+            first = Engine(manifest, **options)
+            with contextlib.suppress(PreemptedError):
+                first.run(until=steps // 2)
+            again = Engine(manifest, **options)
+            again.run()
+    _kept.extend((first, again))
+    if not 0 < first.steps_done < again.steps_done == steps:
+        raise AssertionError(f"stopped at step {first.steps_done}, ended at {again.steps_done} of {steps}")
+
+
+@contextlib.contextmanager
+def _real_files() -> Iterator[None]:
+    """Files hold zeros where the fakes hold nothing."""
+
+    def zeros(tensors: Any) -> dict[str, torch.Tensor]:
+        with unset_fake_temporarily():
+            return {name: torch.zeros(x.shape, dtype=x.dtype) for name, x in tensors.items()}
+
+    with patch.object(checkpoint, "_plain", zeros):
+        yield
