@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from gpu_inputs import Setting, cache_of, head_of, plan_of
 from torch import Tensor
 
-from ratrain.kernels import kv_prune, ra_attention
+from ratrain.kernels import adamw, kv_prune, ra_attention
+from ratrain.kernels.adamw import reference as adamw_reference
 from ratrain.kernels.kv_prune import reference as kv_reference
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
+from ratrain.kernels.linear_cross_entropy import op as loss_op
 from ratrain.kernels.ra_attention import op as ra_op
 from ratrain.kernels.ra_attention import reference as ra_reference
 
@@ -48,6 +51,9 @@ def all_checks(setting: Setting) -> list[Check]:
             checks.append(Check(f"kv_prune D={head_dim} {mode}", dtype, partial(_pruned, head_dim=head_dim, both=both)))
             checks.append(Check(f"decode D={head_dim} {mode}", dtype, partial(_decoded, head_dim=head_dim, both=both)))
         checks.append(Check("linear_cross_entropy", dtype, _loss))
+        checks.append(Check("linear_cross_entropy in chunks", dtype, partial(_loss, rows=128)))
+        if dtype != torch.float16:  # no gradient of the step is
+            checks.append(Check("adamw", dtype, _adamw))
     return checks
 
 
@@ -129,12 +135,117 @@ def _decoded(setting: Setting, dtype: torch.dtype, *, head_dim: int, both: bool)
     yield from zip((y, spent, given["mass"]), (*wanted[:2], grown + wanted[2]), strict=True)
 
 
-def _loss(setting: Setting, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+def _loss(setting: Setting, dtype: torch.dtype, *, rows: int = 300) -> Iterator[tuple[Tensor, Tensor]]:
     x, weight, targets = head_of(setting, 300, 64, 1000, dtype)
-    loss = linear_cross_entropy(x, weight, targets, n_class=990, z_loss=1e-3)
+    with patch.object(loss_op, "_rows", lambda x, weight: rows):
+        loss = linear_cross_entropy(x, weight, targets, n_class=990, z_loss=1e-3)
     exact = [t.detach().double().requires_grad_() for t in (x, weight)]
     logits = exact[0] @ exact[1][:990].T
     wanted = F.cross_entropy(logits, targets)
     yield loss, wanted.detach()
     whole = wanted + 1e-3 * logits.logsumexp(-1).square().mean()
     yield from zip(torch.autograd.grad(loss, (x, weight)), torch.autograd.grad(whole, exact), strict=True)
+
+
+def _adamw(setting: Setting, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator(setting.device).manual_seed(0)
+
+    def drawn(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator, device=setting.device)
+
+    options: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+    moved, step, lr = [], torch.tensor(7.0, device=setting.device), torch.tensor(0.01, device=setting.device)
+    for shape in ((5,), (37, 64), (129, 128)):
+        copy = torch.empty(shape, dtype=dtype, device=setting.device) if dtype == torch.bfloat16 else None
+        state = drawn(*shape), drawn(*shape).to(dtype), 0.1 * drawn(*shape), drawn(*shape).square()
+        moved.append(adamw.Moved(*state, step.clone(), copy))
+    states = [(one.parameter, one.gradient, one.exp_avg, one.exp_avg_sq) for one in moved]
+    exact = [[x.double() for x in state] for state in states]
+    adamw.AdamW()(0, moved, lr=lr, grad_scale=None, found_inf=None, **options)
+    for one, before in zip(moved, exact, strict=True):
+        wanted = adamw_reference.update(*before, step + 1, lr=0.01, **options)
+        yield from zip((one.parameter, one.exp_avg, one.exp_avg_sq), wanted, strict=True)
+        if one.copy is not None:
+            yield one.copy, wanted[0]
+
+
+# -- full shapes ----------------------------------------------------------------------------------------------------
+
+
+def full_checks(setting: Setting) -> list[Check]:
+    """Every op at the shapes of GPT-2 124M, in the dtype that trains; part of the batch against float64."""
+    checks = [
+        Check(f"ra_attention{' tied' if tied else ''}", setting.dtype, partial(_full_ra, tied=tied))
+        for tied in (False, True)
+    ]
+    for both in (False, True):
+        mode = "kv" if both else "v_only"
+        checks.append(Check(f"kv_prune {mode}", setting.dtype, partial(_full_pruned, both=both)))
+        checks.append(Check(f"decode {mode}", setting.dtype, partial(_full_decoded, both=both)))
+    checks.append(Check("linear_cross_entropy", setting.dtype, _full_loss))
+    return [Check(f"full {one.name}", one.dtype, one.run) for one in checks]
+
+
+def _last(*tensors: Tensor) -> list[Tensor]:
+    """The last sequence of a batch, where an offset of a pointer would be wrong first, in float64."""
+    return [x[-1:].detach().double() for x in tensors]
+
+
+def _full_ra(setting: Setting, dtype: torch.dtype, *, tied: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    q, k, v = setting.packed(dtype=dtype)
+    gate = torch.full((setting.n_head, setting.head_dim), 1.1, device=setting.device)
+    w_r = torch.full((setting.n_head,), 0.3, device=setting.device) if tied else None
+    y = ra_attention.ra_attention(q, k, v, gate, w_r=w_r)
+    grad = torch.randn(y.shape, generator=torch.Generator(setting.device).manual_seed(1), device=setting.device).to(
+        dtype
+    )
+    got = torch.autograd.grad(y, (q, k, v), grad)
+    exact = _last(q, k, v)
+    wide = None if w_r is None else w_r.double()
+    rest: tuple[Any, ...] = gate.double(), *ra_op._filled(exact[0], wide, None, None), setting.head_dim**-0.5
+    yield y[-1:], ra_reference.forward(exact[0], exact[1], exact[2], *rest)
+    wanted = ra_reference.backward(_last(grad)[0], exact[0], exact[1], exact[2], *rest)[:3]
+    yield from zip((x[-1:] for x in got), wanted, strict=True)
+
+
+def _full_pruned(setting: Setting, dtype: torch.dtype, *, both: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    q, k, v = setting.packed(dtype=dtype)
+    plan = plan_of(setting.n_token, setting.block)
+    life, kept = kv_prune.keep(q, k, **plan, both=both)
+    y = kv_prune.pruned_attention(q, k, v, life, kept, counts=plan["counts"], block=plan["block"])
+    grad = torch.randn(y.shape, generator=torch.Generator(setting.device).manual_seed(1), device=setting.device).to(
+        dtype
+    )
+    got = torch.autograd.grad(y, (q, k, v), grad)
+    exact, scale = _last(q, k, v), setting.head_dim**-0.5
+    yield y[-1:], kv_reference.forward(*exact, life[-1:], scale)
+    wanted = kv_reference.backward(_last(grad)[0], *exact, life[-1:], scale)
+    yield from zip((x[-1:] for x in got), wanted, strict=True)
+
+
+def _full_decoded(setting: Setting, dtype: torch.dtype, *, both: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    shape = setting.decode_batch, setting.n_head, setting.decode_context, setting.head_dim
+    given = cache_of(setting, shape, keep=0.382, both=both, dtype=dtype)
+    last: dict[str, Any] = {
+        name: x if x is None else x[-1:].double() if x.is_floating_point() else x[-1:] for name, x in given.items()
+    }
+    grown = last.pop("mass")
+    y, spent = kv_prune.decode_kept(**given, renormalise=True)
+    wanted = kv_reference.decode(**last, renormalise=True, scale=setting.head_dim**-0.5)
+    found = (y[-1:], spent[-1:], given["mass"][-1:])
+    yield from zip(found, (*wanted[:2], grown + wanted[2]), strict=True)
+
+
+def _full_loss(setting: Setting, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = setting.batch * setting.n_token
+    x, weight, targets = head_of(setting, rows, setting.channels, setting.n_class, dtype)
+    loss = linear_cross_entropy(x, weight, targets)
+    d_x, _ = torch.autograd.grad(loss, (x, weight))
+    part = slice(rows - min(rows, 256), rows)
+    logits = x[part].detach().double() @ weight.detach().double().T
+    slope = logits.softmax(-1)
+    slope[torch.arange(len(slope), device=slope.device), targets[part]] -= 1
+    yield d_x[part], slope @ weight.detach().double() / rows
+    with torch.no_grad():
+        losses = linear_cross_entropy(x, weight, targets, reduction="none")
+    yield losses[part], F.cross_entropy(logits, targets[part], reduction="none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ class Recipe:
 
 
 FULL = Recipe(
-    "cuda", "gpt2_124m", ("train.batch=16", "train.micro_batch=16", "train.precision=bf16", "compile.scope=block"), 30
+    "cuda", "gpt2_124m", ("train.batch=16", "train.micro_batch=16", "train.precision=bf16", "compile.scope=block"), 8
 )
 REHEARSAL = Recipe("cpu", "tiny", ("compile.scope=off",), 2)
 
@@ -97,30 +98,43 @@ def warm(task: tuple[str, Recipe]) -> tuple[str, str]:
 def time_steps(names: list[str], recipe: Recipe, *, deadline: float) -> Iterator[dict[str, Any]]:
     """A row a variant: milliseconds, ratio to V0 in the same rounds, tokens/s, MFU, memory.
 
-    What cannot be compiled by `deadline` (time.monotonic) is left out, and said so.
+    V0 and one other at a time are in memory. What fails, or cannot be compiled by `deadline` (time.monotonic), is left
+    out, and said so.
     """
     keep_compiled_code()
-    ready: dict[str, Stepping] = {}
-    for name, why in _warmed([BASE, *(name for name in names if name != BASE)], recipe, deadline):
-        if why:
-            yield {"variant": name, "why": why}
-        else:
-            ready[name] = stepping(name, recipe)
-    if BASE not in ready:
+    compiled = dict(_warmed([BASE, *(name for name in names if name != BASE)], recipe, deadline))
+    yield from ({"variant": name, "why": why} for name, why in compiled.items() if why)
+    if compiled[BASE]:
         return
-    steps = {f"{BASE} again": ready[BASE].step} | {name: one.step for name, one in ready.items()}
-    ms = _rounds(steps, recipe, deadline + 60)
+    base = stepping(BASE, recipe)
     peak = peak_flops(torch.device(recipe.device), "fp32" if recipe.device == "cpu" else "bf16")
-    for name in steps:
-        one, ratio = ready[name.removesuffix(" again")], Ratio.of(ms[name], ms[BASE])
-        rate = one.tokens / statistics.median(ms[name]) * 1e3
-        mfu = {f"mfu_{kind}": round(one.flops * rate / top, 3) for kind, top in peak.items() if top}
-        row = {"variant": name, "ms": round(statistics.median(ms[name]), 3), "ratio": round(ratio.median, 4)}
-        row |= {"low": round(ratio.low, 4), "high": round(ratio.high, 4), "rounds": len(ms[name])}
-        row |= {"tokens_per_s": round(rate), **mfu, "peak_MiB": one.memory >> 20}
-        if (target := TARGET.get(name)) is not None:
-            row |= {"target": target, "met": ratio.median <= target}
-        yield row
+    yield from _beside(f"{BASE} again", base, base, recipe, peak)
+    for name in (name for name in names if name != BASE and not compiled[name]):
+        if time.monotonic() > deadline:
+            yield {"variant": name, "why": "not timed in time"}
+            continue
+        try:
+            yield from _beside(name, stepping(name, recipe), base, recipe, peak)
+        except Exception as error:
+            yield {"variant": name, "why": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        gc.collect()
+        if recipe.device != "cpu":
+            torch.cuda.empty_cache()
+
+
+def _beside(
+    name: str, one: Stepping, base: Stepping, recipe: Recipe, peak: dict[str, float | None]
+) -> Iterator[dict[str, Any]]:
+    ms = _rounds({BASE: base.step, name: one.step}, recipe)
+    ratio, median = Ratio.of(ms[name], ms[BASE]), statistics.median(ms[name])
+    rate = one.tokens / median * 1e3
+    mfu = {f"mfu_{kind}": round(one.flops * rate / top, 3) for kind, top in peak.items() if top}
+    row = {"variant": name, "ms": round(median, 3), "ratio": round(ratio.median, 4), "low": round(ratio.low, 4)}
+    row |= {"high": round(ratio.high, 4), "rounds": len(ms[name]), "tokens_per_s": round(rate), **mfu}
+    row |= {"peak_MiB": one.memory >> 20}
+    if (target := TARGET.get(name)) is not None:
+        row |= {"target": target, "met": ratio.median <= target}
+    yield row
 
 
 def _warmed(names: list[str], recipe: Recipe, deadline: float) -> Iterator[tuple[str, str]]:
@@ -137,12 +151,10 @@ def _warmed(names: list[str], recipe: Recipe, deadline: float) -> Iterator[tuple
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _rounds(steps: dict[str, Callable[[], object]], recipe: Recipe, deadline: float) -> dict[str, list[float]]:
+def _rounds(steps: dict[str, Callable[[], object]], recipe: Recipe) -> dict[str, list[float]]:
     """Milliseconds of each, by round: the mean of the two times it is taken, in one order and in the other."""
     ms: dict[str, list[float]] = {name: [] for name in steps}
-    for done in range(recipe.rounds):
-        if done >= 5 and time.monotonic() > deadline:
-            break
+    for _ in range(recipe.rounds):
         once = dict.fromkeys(steps, 0.0)
         for name in (*steps, *reversed(steps)):
             once[name] += _timed(steps[name], recipe.device) / 2

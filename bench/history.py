@@ -26,7 +26,7 @@ def record(suite: str, rows: dict[str, Any], *, against: str = "") -> None:
     line = {
         "suite": suite,
         "date": date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         **({"against": against} if against else {}),
         "machine": machine(),
         "torch": torch.__version__,
@@ -52,12 +52,15 @@ def machine() -> str:
     return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def _commit() -> str:
+def commit() -> str:
     """With -dirty where anything is edited but what measuring writes itself."""
     edited = _git("status", "--porcelain", "--untracked-files=no", ":/", ":!/bench/history", ":!/docs/performance")
     return _git("describe", "--always") + ("-dirty" if edited else "")
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=_FOLDER.parent, check=False)
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=_FOLDER.parent, check=False)
+    except OSError:  # no git, as on a lent machine
+        return ""
     return done.stdout.strip()

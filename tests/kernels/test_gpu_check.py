@@ -12,6 +12,15 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "bench" / "gpu_check.py"
 
 
+def parts(file):
+    """Rows by part, from the lines of a ledger."""
+    found = {}
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault(row["part"], []).append(row)
+    return found
+
+
 def run(*words):
     return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, check=False)
 
@@ -21,7 +30,7 @@ def test_the_kernels_part_checks_races_and_times(tmp_path):
     done = run("--rehearse", "--part", "kernels", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.glob("*.jsonl")
-    found = json.loads(file.read_text())
+    found = parts(file)
     assert all(row["ok"] for row in found["checks"])
     assert {"ra_attention D=64 tied bias blend", "decode D=128 kv"} <= {row["check"] for row in found["checks"]}
     assert not [row for row in (*found["races"], *found["kernels"]) if "why" in row]
@@ -31,9 +40,17 @@ def test_the_kernels_part_checks_races_and_times(tmp_path):
 def test_the_steps_part_compares_with_v0_in_the_same_rounds(tmp_path):
     done = run("--rehearse", "--part", "steps", "--out", tmp_path, "--only", "unified_ra_v9")
     assert done.returncode == 0, done.stderr
-    rows = json.loads(next(tmp_path.glob("*.jsonl")).read_text())["steps"]
-    assert [row["variant"] for row in rows] == ["unified_ra_v0 again", "unified_ra_v0", "unified_ra_v9"]
+    rows = parts(next(tmp_path.glob("*.jsonl")))["steps"]
+    assert [row["variant"] for row in rows] == ["unified_ra_v0 again", "unified_ra_v9"]
     assert all(row["tokens_per_s"] > 0 for row in rows)
+
+
+def test_a_variant_that_fails_costs_only_itself(tmp_path):
+    done = run("--rehearse", "--part", "steps", "--out", tmp_path, "--only", "no_such_manifest,unified_ra_v9")
+    assert done.returncode == 0, done.stderr
+    rows = parts(next(tmp_path.glob("*.jsonl")))["steps"]
+    assert {row["variant"] for row in rows if "ms" in row} == {"unified_ra_v0 again", "unified_ra_v9"}
+    assert [row["variant"] for row in rows if "why" in row] == ["no_such_manifest"]
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

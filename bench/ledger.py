@@ -1,0 +1,84 @@
+"""Figures that survive what comes after them: each is a line on disk as soon as it is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Ledger:
+    """A file of JSON lines, each with the part it belongs to and the seconds since the ledger was opened."""
+
+    def __init__(self, file: Path, *, until: float = float("inf")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.file, self.until, self._began = file, until, time.monotonic()
+        self._lines = file.open("a")
+        self.rows: dict[str, list[dict[str, Any]]] = {}  # of this session, by part
+
+    @property
+    def seconds(self) -> float:
+        """Since it was opened."""
+        return time.monotonic() - self._began
+
+    @property
+    def late(self) -> bool:
+        """Whether nothing new should begin."""
+        return self.seconds > self.until
+
+    def tell(self, part: str, **row: Any) -> None:
+        """Writes a row to disk and prints it."""
+        self.rows.setdefault(part, []).append(row)
+        line = {"part": part, "at": round(self.seconds, 1), **row}
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        print("  ".join([part, *(f"{name} {short(value)}" for name, value in row.items() if value not in ("", None))]),
+              flush=True)  # fmt: skip
+
+    def keep(self, part: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Tells each row as it comes. What ends the part early, an error or the time, is a row as well."""
+        try:
+            for row in self._in_time(rows):
+                self.tell(part, **row)
+        except Exception as error:  # of any kind: other parts have figures to give
+            traceback.print_exc(limit=-4)
+            self.tell(part, why=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}")
+        return self.rows.get(part, [])
+
+    def _in_time(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        if self.late:
+            yield {"why": f"not begun: {self.seconds:.0f} s are over"}
+            return
+        for row in rows:
+            yield row
+            if self.late:
+                yield {"why": f"ended early: {self.seconds:.0f} s are over"}
+                return
+
+    def run(self, parts: dict[str, Callable[[], Iterable[dict[str, Any]]]], expected: dict[str, float]) -> None:
+        """Each part in turn, with the seconds that it took beside those that were expected."""
+        for part, rows in parts.items():
+            begin = self.seconds
+            try:
+                found = rows()
+            except Exception as error:
+                found = iter([{"why": f"{type(error).__name__}: {error}"}])
+            self.keep(part, found)
+            self.tell("took", of=part, seconds=round(self.seconds - begin, 1), expected=expected.get(part))
+
+
+def short(value: object) -> str:
+    """As a table has it."""
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1e-2 else str(value)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown, a column a field."""
+    heads = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [heads, ["---"] * len(heads), *([short(row.get(name, "")) for name in heads] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
