@@ -15,7 +15,7 @@ GIVEN = $(foreach name,$(VARIABLES),$(if $($(name)),$(name)=$($(name))))
 DEFCONFIGS := legacy/defconfigs
 
 .DEFAULT_GOAL := main
-.PHONY: defconfig defconfig-none list-defconfigs main install test faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse kernels gpu-check clean help
+.PHONY: defconfig defconfig-none list-defconfigs main install test faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse kernels gpu-check gpu-carry gpu-first clean help
 
 main: install ## set up, then train V9, draw a sample and write a report (the default); or what defconfig-NAME chose
 ifeq ($(CHOSEN),)
@@ -101,6 +101,12 @@ kernels: install ## compile every Triton kernel for five GPUs: registers, spills
 
 gpu-check: ## are the kernels right on this GPU, and how fast? Then steps of every variant
 	$(PYTHON) bench/gpu_check.py
+
+gpu-carry: ## fetch what a bare GPU machine lacks into .gpu/site, to be carried there with the checkout
+	$(PYTHON) bench/gpu_carry.py
+
+gpu-first: ## the first minutes on a GPU, CALL=1 (seven) then CALL=2 (five); NANOGPT=path; REHEARSE=1 tries it on a CPU
+	$(PYTHON) bench/gpu_first.py --call $(or $(CALL),1) $(if $(REHEARSE),--rehearse) $(ARGS)
 
 clean: ## remove the virtual environment and build products; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .benchmarks

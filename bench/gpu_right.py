@@ -160,10 +160,11 @@ def _adamw(setting: Setting, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tenso
         state = drawn(*shape), drawn(*shape).to(dtype), 0.1 * drawn(*shape), drawn(*shape).square()
         moved.append(adamw.Moved(*state, step.clone(), copy))
     states = [(one.parameter, one.gradient, one.exp_avg, one.exp_avg_sq) for one in moved]
-    exact = [[x.double() for x in state] for state in states]
+    exact: list[Any] = [[x.double() for x in state] for state in states]
     adamw.AdamW()(0, moved, lr=lr, grad_scale=None, found_inf=None, **options)
     for one, before in zip(moved, exact, strict=True):
-        wanted = adamw_reference.update(*before, step + 1, lr=0.01, **options)
+        stated: tuple[Any, ...] = *before, step + 1
+        wanted = adamw_reference.update(*stated, lr=0.01, **options)
         yield from zip((one.parameter, one.exp_avg, one.exp_avg_sq), wanted, strict=True)
         if one.copy is not None:
             yield one.copy, wanted[0]
@@ -202,9 +203,10 @@ def _full_ra(setting: Setting, dtype: torch.dtype, *, tied: bool) -> Iterator[tu
     got = torch.autograd.grad(y, (q, k, v), grad)
     exact = _last(q, k, v)
     wide = None if w_r is None else w_r.double()
-    rest: tuple[Any, ...] = gate.double(), *ra_op._filled(exact[0], wide, None, None), setting.head_dim**-0.5
-    yield y[-1:], ra_reference.forward(exact[0], exact[1], exact[2], *rest)
-    wanted = ra_reference.backward(_last(grad)[0], exact[0], exact[1], exact[2], *rest)[:3]
+    filled = ra_op._filled(exact[0], wide, None, None)
+    stated: tuple[Any, ...] = *exact, gate.double(), *filled, setting.head_dim**-0.5
+    yield y[-1:], ra_reference.forward(*stated)
+    wanted = ra_reference.backward(_last(grad)[0], *stated)[:3]
     yield from zip((x[-1:] for x in got), wanted, strict=True)
 
 
@@ -217,9 +219,9 @@ def _full_pruned(setting: Setting, dtype: torch.dtype, *, both: bool) -> Iterato
         dtype
     )
     got = torch.autograd.grad(y, (q, k, v), grad)
-    exact, scale = _last(q, k, v), setting.head_dim**-0.5
-    yield y[-1:], kv_reference.forward(*exact, life[-1:], scale)
-    wanted = kv_reference.backward(_last(grad)[0], *exact, life[-1:], scale)
+    stated: tuple[Any, ...] = *_last(q, k, v), life[-1:], setting.head_dim**-0.5
+    yield y[-1:], kv_reference.forward(*stated)
+    wanted = kv_reference.backward(_last(grad)[0], *stated)
     yield from zip((x[-1:] for x in got), wanted, strict=True)
 
 

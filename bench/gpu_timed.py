@@ -116,29 +116,34 @@ class Timed:
 
 
 def time_all(setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
-    """A row for each kernel and for what it competes with, on the same inputs."""
+    """A row for each kernel and for what it competes with."""
     for group in (attention, loss, decoding):
-        ms: dict[str, float] = {}
-        for one in group(setting):
-            row: dict[str, Any] = {"kernel": one.name, **one.fields}
-            try:
-                call = replayed(one.run, setting)
-                row["graph"] = call is not one.run
-                ms[one.name] = milliseconds(call, setting)
-                del call
-            except Exception as error:
-                yield {**row, "why": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-                continue
-            seconds = ms[one.name] / 1e3
-            row |= {"ms": round(ms[one.name], 4), "tflops": round(one.flops / seconds / 1e12, 1)}
-            row |= {"of_peak": round(one.flops / seconds / peak.flops, 3)}
-            row |= {"of_bandwidth": round(one.bytes / seconds / peak.bytes, 3)}
-            rivals = [time for name, time in ms.items() if one.beside and name.startswith(one.beside)]
-            if rivals:
-                row |= {"ratio": round(ms[one.name] / min(rivals), 3), "beside": one.beside}
-            if rivals and one.target is not None:
-                row |= {"target": one.target, "met": row["ratio"] <= one.target}
-            yield row
+        yield from time_group(group, setting, peak)
+
+
+def time_group(group: Callable[[Setting], Iterator[Timed]], setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
+    """A row for each member of a group, all on the same inputs."""
+    ms: dict[str, float] = {}
+    for one in group(setting):
+        row: dict[str, Any] = {"kernel": one.name, **one.fields}
+        try:
+            call = replayed(one.run, setting)
+            row["graph"] = call is not one.run
+            ms[one.name] = milliseconds(call, setting)
+            del call
+        except Exception as error:
+            yield {**row, "why": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            continue
+        seconds = ms[one.name] / 1e3
+        row |= {"ms": round(ms[one.name], 4), "tflops": round(one.flops / seconds / 1e12, 1)}
+        row |= {"of_peak": round(one.flops / seconds / peak.flops, 3)}
+        row |= {"of_bandwidth": round(one.bytes / seconds / peak.bytes, 3)}
+        rivals = [time for name, time in ms.items() if one.beside and name.startswith(one.beside)]
+        if rivals:
+            row |= {"ratio": round(ms[one.name] / min(rivals), 3), "beside": one.beside}
+        if rivals and one.target is not None:
+            row |= {"target": one.target, "met": row["ratio"] <= one.target}
+        yield row
 
 
 def attention(setting: Setting) -> Iterator[Timed]:

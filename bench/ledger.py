@@ -17,7 +17,6 @@ class Ledger:
     def __init__(self, file: Path, *, until: float = float("inf")):
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file, self.until, self._began = file, until, time.monotonic()
-        self._lines = file.open("a")
         self.rows: dict[str, list[dict[str, Any]]] = {}  # of this session, by part
 
     @property
@@ -34,9 +33,10 @@ class Ledger:
         """Writes a row to disk and prints it."""
         self.rows.setdefault(part, []).append(row)
         line = {"part": part, "at": round(self.seconds, 1), **row}
-        self._lines.write(json.dumps(line) + "\n")
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
+        with self.file.open("a") as lines:
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
         print("  ".join([part, *(f"{name} {short(value)}" for name, value in row.items() if value not in ("", None))]),
               flush=True)  # fmt: skip
 
