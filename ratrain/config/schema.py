@@ -244,8 +244,10 @@ class CompileSection(Section):
         default="auto", description="what becomes one graph; auto: each block on CPU, the model on a GPU"
     )
     backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
-    attention: Literal["auto", "flash", "cudnn", "efficient", "math", "ours"] = Field(
-        default="auto", description="what computes causal attention; auto: on a GPU the fastest that is measured there"
+    attention: Literal["auto", "flash", "fa3", "fa4", "cudnn", "efficient", "math", "ours"] = Field(
+        default="auto",
+        description="what computes causal attention; auto: on a GPU the fastest that is measured there, "
+        "FlashAttention 3 and 4 among them where they are installed",
     )
     strict: bool = Field(
         default=False, description="an attention that cannot be had ends the run, where another would compute it"

@@ -6,6 +6,7 @@ dropout, and must itself be compiled.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import statistics
 import time
@@ -21,11 +22,12 @@ from ratrain import __version__
 from ratrain.config.schema import Manifest
 from ratrain.errors import UnavailableError
 from ratrain.events import AttentionChosen, Emit, Notice
-from ratrain.model.backends import OURS, SDPA, causal_attention
+from ratrain.model.backends import FLASH, OURS, SDPA, activate, causal_attention
 from ratrain.model.gpt2 import GPT2, Core
 from ratrain.recipe.cache import alone, remembered
 
-BACKENDS = (*SDPA, OURS)
+BACKENDS = (*SDPA, *FLASH, OURS)
+_FLASH_PACKAGES = ("flash_attn_interface", "flash_attn")  # FlashAttention 3 and 4
 TORCH = "torch"  # its own choice, made anew for each call from shape, dtype and device
 _WARMUP, _ROUNDS = 3, 21  # passes of each backend
 _HEAD_START = 10_000_000  # cycles that a GPU sleeps, some milliseconds, while a pass is put in its queue
@@ -48,7 +50,12 @@ class Case:
     def key(self) -> str:
         """All that a measurement depends on."""
         versions = [__version__, torch.__version__, torch.version.cuda, torch.backends.cudnn.version()]
-        how = {"threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled()}
+        how: dict[str, Any] = {
+            "threads": torch.get_num_threads(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+        }
+        if flash := [name for name in _FLASH_PACKAGES if importlib.util.find_spec(name)]:
+            how["flash"] = flash  # installed later, it is measured then
         what = {"shape": self.shape, "dtype": str(self.dtype), "dropout": self.dropout}
         return json.dumps({"device": self.machine, "versions": versions, **how, **what})
 
@@ -123,6 +130,7 @@ def pin(model: GPT2, choice: Choice, *, strict: bool = False) -> None:
         # torch sets an order of its own at its first call, over any that it was given before
         q = torch.zeros(1, 1, 1, 8, device=model.wte.weight.device)
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    activate(choice.backend)
     for part in model.modules():
         if isinstance(part, Core):
             part.backends = choice.order[:1] if strict else choice.order
@@ -159,7 +167,7 @@ def fastest(case: Case) -> Choice:
         seconds = remembered("attention", case.key(), compute, sound=_sound)
     ranked = sorted(seconds, key=lambda name: seconds[name])
     # ours counts where it comes first; math is slow, needs memory for all scores, and serves everything
-    others = [name for name in ranked[1:] if name not in (OURS, "math")]
+    others = [name for name in ranked[1:] if name not in (OURS, "math", *FLASH)]
     order = dict.fromkeys([*ranked[:1], *others, "math"]) if ranked else ()
     source = "measured" if fresh else "cached"
     return Choice(ranked[0] if ranked else TORCH, source, case.machine, str(case), tuple(order), seconds)
@@ -173,7 +181,7 @@ def _sound(value: object) -> bool:
 
 def measure(case: Case) -> dict[str, float]:
     """Median seconds of a forward and a backward pass by each backend that serves, in rounds so that drift hits all."""
-    with _aside(case.device):
+    with _aside(case.device), _flash_restored():
         passes = {name: one for name in BACKENDS if (one := _pass(case, name)) is not None}
         for one in passes.values():
             for _ in range(_WARMUP):
@@ -187,8 +195,17 @@ def measure(case: Case) -> dict[str, float]:
 
 def serves(case: Case, name: str) -> bool:
     """Whether a backend by itself can compute the case, forward and backward."""
-    with _aside(case.device):
+    with _aside(case.device), _flash_restored():
         return _pass(case, name) is not None
+
+
+@contextmanager
+def _flash_restored() -> Iterator[None]:
+    """Torch's own flash attention again, whichever implementation was tried in it."""
+    try:
+        yield
+    finally:
+        activate(TORCH)
 
 
 @contextmanager
@@ -214,6 +231,7 @@ def _pass(case: Case, name: str) -> Callable[[], None] | None:
     grad = torch.ones(batch, n_token, n_head * head_dim, **place)
 
     def once() -> None:
+        activate(name)
         q, k, v = packed.permute(2, 0, 3, 1, 4)
         y = causal_attention(q, k, v, backends=(name,), dropout=case.dropout)
         torch.autograd.grad(y.transpose(1, 2).flatten(2), packed, grad)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ratrain.kernels.placement import runs_kernel
@@ -20,6 +21,8 @@ SDPA = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+# other implementations of flash, where their package is installed: by torch's registry, which is process-wide
+FLASH = {"fa3": "FA3", "fa4": "FA4"}
 OURS = "ours"  # ra_attention with gates of one, which is plain attention
 
 
@@ -38,9 +41,28 @@ def causal_attention(
         if _ours_serves(q, k, v):
             gate = q.new_ones(q.shape[1], q.shape[3], dtype=torch.promote_types(q.dtype, torch.float32))  # [H, D]
             return ra_attention(q, k, v, gate, scale=scale)
+    sdpa = dict.fromkeys(SDPA["flash" if name in FLASH else name] for name in backends if name != OURS)
     # in this order: torch's own has math before cudnn on most GPUs, and never gets to cudnn where both are allowed
-    with sdpa_kernel([SDPA[name] for name in backends if name != OURS], set_priority=True):
+    with sdpa_kernel(list(sdpa), set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+def activate(backend: str) -> None:
+    """Has torch's flash attention be the implementation that `backend` names; torch's own for every other backend.
+
+    To be called outside of compiled code. Raises ImportError or RuntimeError where it is not installed or cannot serve
+    this GPU, and ValueError where torch knows no such implementation.
+    """
+    active = attention.current_flash_attention_impl() if hasattr(attention, "current_flash_attention_impl") else None
+    wanted = FLASH.get(backend)
+    if wanted == active:
+        return
+    if wanted is None:
+        attention.restore_flash_attention_impl()
+    elif hasattr(attention, "activate_flash_attention_impl"):
+        attention.activate_flash_attention_impl(wanted)
+    else:
+        raise ValueError(f"torch {torch.__version__} has no registry of flash implementations")
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -307,3 +307,44 @@ def test_compiled_code_kept_on_disk_is_not_taken_for_another_backend(tiny):
             model(tokens, tokens)
         ran.append((any("flash" in event.key for event in seen.key_averages()), hit))
     assert ran == [(True, False), (False, False), (True, True), (False, True)]
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """FlashAttention 3 as if it were installed: torch's registry tells when it is put in and taken out."""
+    torch_attention = pytest.importorskip("torch.nn.attention._registry", reason="this torch has no registry")
+    told = []
+
+    class Handle:
+        def remove(self):
+            told.append("out")
+
+    def put_in():
+        told.append("in")
+        return Handle()
+
+    monkeypatch.setitem(torch_attention._FLASH_ATTENTION_IMPLS, "FA3", put_in)
+    yield told
+    torch_attention.restore_flash_attention_impl(_raise_warn=False)
+
+
+def test_an_installed_flash_implementation_is_measured_and_taken_out_again(installed):
+    assert "fa3" in measure(CASE)
+    assert installed[0] == "in"
+    assert installed[-1] == "out"
+    assert torch.nn.attention.current_flash_attention_impl() is None
+
+
+def test_pinning_puts_the_implementation_in_for_the_whole_run(tiny, installed):
+    model = build(tiny("v0"))
+    pin(model, Choice("fa3", "asked", "cpu", "it", ("fa3", "math")))
+    assert torch.nn.attention.current_flash_attention_impl() == "FA3"
+    tokens = torch.zeros(1, 8, dtype=torch.int64)
+    assert model(tokens, tokens).isfinite()
+    pin(model, Choice("flash", "asked", "cpu", "it", ("flash", "math")))
+    assert torch.nn.attention.current_flash_attention_impl() is None
+
+
+@pytest.mark.parametrize("name", ["fa3", "fa4"])
+def test_one_that_is_not_installed_does_not_serve(name):
+    assert not serves(CASE, name)
