@@ -104,17 +104,17 @@ def _ra(
 def _pruned(setting: Setting, dtype: torch.dtype, *, head_dim: int, both: bool) -> Iterator[tuple[Tensor, Tensor]]:
     q, k, v = setting.packed((*setting.checked, head_dim), dtype)
     plan = plan_of(setting.checked[2], setting.checked[2] // 4)
-    life, kept = kv_prune.keep(q, k, **plan, both=both)
+    kept = kv_prune.keep(q, k, **plan, both=both)
     if dtype == torch.float32:  # in half precision keys that are all but equal may change places
         options = {"sinks": 0, "exposure": True, "both": both, "scale": head_dim**-0.5}
-        wanted = kv_reference.keep(q.detach().double(), k.detach().double(), None, **plan, **options)
-        yield life, wanted.double()
-    y = kv_prune.pruned_attention(q, k, v, life, kept, counts=plan["counts"], block=plan["block"])
+        wanted, _ = kv_reference.keep(q.detach().double(), k.detach().double(), None, **plan, **options)
+        yield kept.life, wanted.double()
+    y = kv_prune.pruned_attention(q, k, v, kept, block=plan["block"])
     grad = torch.randn(y.shape, generator=torch.Generator(setting.device).manual_seed(1), device=setting.device)
     got = torch.autograd.grad(y, (q, k, v), grad.to(dtype))
     exact = q.detach().double(), k.detach().double(), v.detach().double()
-    yield y, kv_reference.forward(*exact, life, head_dim**-0.5)
-    stated = kv_reference.backward(grad.to(dtype).double(), *exact, life, head_dim**-0.5)
+    yield y, kv_reference.forward(*exact, kept.life, head_dim**-0.5)
+    stated = kv_reference.backward(grad.to(dtype).double(), *exact, kept.life, head_dim**-0.5)
     yield from zip(got, stated, strict=True)
 
 

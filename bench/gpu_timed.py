@@ -119,8 +119,7 @@ def attention(setting: Setting) -> Iterator[Timed]:
     plan = plan_of(n_token, setting.block)
 
     def pruned(both: bool) -> Tensor:
-        life, kept = kv_prune.keep(q, k, **plan, both=both)
-        return kv_prune.pruned_attention(q, k, v, life, kept, counts=plan["counts"], block=plan["block"])
+        return kv_prune.pruned_attention(q, k, v, kv_prune.keep(q, k, **plan, both=both), block=plan["block"])
 
     def plain(backend: SDPBackend | None) -> Tensor:
         with nullcontext() if backend is None else sdpa_kernel([backend]):
@@ -230,8 +229,7 @@ def _kv_call(setting: Setting, *, backward: bool) -> Callable[[], object]:
     plan = plan_of(setting.n_token, setting.block)
 
     def run() -> Tensor:
-        life, kept = kv_prune.keep(q, k, **plan)
-        return kv_prune.pruned_attention(q, k, v, life, kept, counts=plan["counts"], block=plan["block"])
+        return kv_prune.pruned_attention(q, k, v, kv_prune.keep(q, k, **plan), block=plan["block"])
 
     return both_ways(run, inputs) if backward else run
 

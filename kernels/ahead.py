@@ -31,6 +31,7 @@ from triton.compiler import ASTSource
 from ratrain.kernels.tuning import Case, Tile, config, neighbours, serves, tuned, write_tuned
 
 OPS = ("ra_attention", "kv_prune", "linear_cross_entropy")
+_NUMBERS = ("scale", "softness", "z_loss")  # parameters of kernels that are no integers
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def _source(case: Case, tile: Tile) -> ASTSource:
         elif name in pointers:
             types[name] = {"input": tensor, "fp32": "*fp32"}.get(pointers[name], f"*{pointers[name]}")
         else:
-            types[name] = "fp32" if name in ("scale", "z_loss") else "i32"
-        if types[name] != "constexpr" and not name.startswith(("n_", "scale", "z_loss")):
+            types[name] = "fp32" if name in _NUMBERS else "i32"
+        if types[name] != "constexpr" and not name.startswith(("n_", *_NUMBERS)):
             attributes[(at,)] = [["tt.divisibility", 16]]
     return ASTSource(case.kernel, types, constants, attributes)
 
