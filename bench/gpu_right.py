@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_inputs import Setting, cache_of, head_of, plan_of
+from gpu_inputs import Setting, cache_of, head_of, learned_plan_of, plan_of
 from torch import Tensor
 
 from ratrain.kernels import kv_prune, ra_attention
@@ -47,6 +47,9 @@ def all_checks(setting: Setting) -> list[Check]:
             mode = "kv" if both else "v_only"
             checks.append(Check(f"kv_prune D={head_dim} {mode}", dtype, partial(_pruned, head_dim=head_dim, both=both)))
             checks.append(Check(f"decode D={head_dim} {mode}", dtype, partial(_decoded, head_dim=head_dim, both=both)))
+        checks += [
+            Check(f"kv_prune D={head_dim} learned", dtype, partial(_learned, head_dim=head_dim)) for head_dim in dims
+        ]
         checks.append(Check("linear_cross_entropy", dtype, _loss))
     return checks
 
@@ -116,6 +119,31 @@ def _pruned(setting: Setting, dtype: torch.dtype, *, head_dim: int, both: bool) 
     yield y, kv_reference.forward(*exact, kept.life, head_dim**-0.5)
     stated = kv_reference.backward(grad.to(dtype).double(), *exact, kept.life, head_dim**-0.5)
     yield from zip(got, stated, strict=True)
+
+
+def _learned(setting: Setting, dtype: torch.dtype, *, head_dim: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Heads that keep unlike shares, against the definition for the same choice."""
+    q, k, v = setting.packed((*setting.checked, head_dim), dtype)
+    plan = learned_plan_of(q, setting.checked[2] // 4)
+    counts, block = plan["counts"], plan["block"]
+    kept = kv_prune.keep(q, k, **plan, ranked=True)
+    options = {"sinks": 0, "exposure": True, "both": False, "scale": head_dim**-0.5}
+    if dtype == torch.float32:
+        whole = {**plan, "counts": counts.detach().ceil().int(), **options}
+        life, place = kv_reference.keep(q.detach().double(), k.detach().double(), None, **whole)
+        yield kept.life, life.double()
+        last = F.pad(place, (0, 1), value=life.shape[-1]).gather(-1, kept.listed.long())
+        yield kept.place, last.double()
+    y = kv_prune.pruned_attention(q, k, v, kept, block=block, counts=counts, softness=0.05)
+    grad = torch.randn(y.shape, generator=torch.Generator(setting.device).manual_seed(1), device=setting.device)
+    got = torch.autograd.grad(y, (q, k, v, counts), grad.to(dtype))
+    given = grad.to(dtype).double(), q.detach().double(), k.detach().double(), v.detach().double(), kept.life
+    yield y, kv_reference.forward(*given[1:], head_dim**-0.5)
+    yield from zip(got, kv_reference.backward(*given, head_dim**-0.5), strict=False)
+    if dtype == torch.float32:  # in half precision a sum over all tokens is known to its terms' rounding only
+        shown = {"block": block, "softness": 0.05, "scale": head_dim**-0.5}
+        chosen = kept.listed, kept.place, counts.detach().double()
+        yield got[3], kv_reference.d_counts(*given, *chosen, **shown)
 
 
 def _decoded(setting: Setting, dtype: torch.dtype, *, head_dim: int, both: bool) -> Iterator[tuple[Tensor, Tensor]]:

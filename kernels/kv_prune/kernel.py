@@ -122,15 +122,16 @@ def _select_kernel(
     inside = at < n_token
     n_rows = tl.cdiv(n_token, n_block)
     n_kept = tl.load(held + bh * n_rows + first)
+    ends = tl.load(life + bh * n_token + at, mask=inside, other=0)
+    if ORDERED:
+        gathered = tl.load(order + (bh % n_head) * n_token + at, mask=inside, other=0.0)
+    else:
+        gathered = tl.load(total + bh * n_token + at, mask=inside, other=0.0)
     for r in range(first, last):
         seen = (r + 1) * n_block
-        ends = tl.load(life + bh * n_token + at, mask=inside, other=0)
-        if ORDERED:
-            value = tl.load(order + (bh % n_head) * n_token + at, mask=inside, other=0.0)
-        else:
-            value = tl.load(total + bh * n_token + at, mask=inside, other=0.0)
-            value += tl.load(mass + (bh * n_rows + r) * n_token + at, mask=inside, other=0.0)
-            tl.store(total + bh * n_token + at, value, mask=inside)
+        if not ORDERED:
+            gathered += tl.load(mass + (bh * n_rows + r) * n_token + at, mask=inside, other=0.0)
+        value = gathered
         if EXPOSED:
             value = value / tl.maximum(seen - at, 1).to(tl.float32)
         there = (at < seen) & (ends >= seen)
@@ -138,7 +139,7 @@ def _select_kernel(
         count = tl.load(counts + (bh % n_head) * n_end + r)
         stays = _best(found, tl.where(tl.load(active) > 0, count, seen), n_token)
         leaves = there & ~stays
-        tl.store(life + bh * n_token + at, tl.where(leaves, seen, ends), mask=inside)
+        ends = tl.where(leaves, seen, ends)
         n_gone, n_kept = r * n_block - n_kept, tl.sum(stays.to(tl.int32), 0)
         among = tl.cumsum(leaves.to(tl.int32), 0) - 1
         tl.store(by_life + bh * n_token + n_gone + among, at, mask=leaves)
@@ -148,7 +149,10 @@ def _select_kernel(
         if RANKED:
             tl.store(bits + row + place, found, mask=there)
         tl.store(held + bh * n_rows + r + 1, n_kept)
-    lasting = inside & (tl.load(life + bh * n_token + at, mask=inside, other=0) == n_token)
+    tl.store(life + bh * n_token + at, ends, mask=inside)
+    if not ORDERED:
+        tl.store(total + bh * n_token + at, gathered, mask=inside)
+    lasting = inside & (ends == n_token)
     place = last * n_block - n_kept + tl.cumsum(lasting.to(tl.int32), 0) - 1
     tl.store(by_life + bh * n_token + place, at, mask=lasting)
 
@@ -456,7 +460,7 @@ def keep(
         torch.full((batch, n_head, rows, n_token), n_token, **whole),
         torch.zeros(batch, n_head, rows, **whole),
     )
-    by_life = torch.arange(n_token, **whole).repeat(batch, n_head, 1)
+    by_life = torch.empty_like(life) if rows > 1 else torch.arange(n_token, **whole).repeat(batch, n_head, 1)
     bits = torch.empty_like(listed) if ranked else None
     lse, total = torch.empty(life.shape, **wide), torch.zeros(life.shape, **wide)
     mass = torch.empty(listed.shape, **wide)
@@ -527,7 +531,7 @@ def backward(
     _keys_kernel[triton.cdiv(n_token, tile.block), batch * n_head](
         q, k, v, by_life, life, grad, lse, delta, d_k, d_v, *sizes, scale, D=head_dim, **tile.options()
     )
-    d_counts = lse.new_empty(0) if d_count is None else d_count.sum((0, 3))[:, 1:].contiguous()
+    d_counts = lse.new_empty(0) if d_count is None else d_count.sum((0, 3))[:, 1:]
     return d_q.transpose(1, 2), d_k.transpose(1, 2), d_v.transpose(1, 2), d_counts
 
 
