@@ -4,9 +4,11 @@
 
 `received` walks over scores twice, once for the log of each row's sum and once for the mass of each column per block of
 queries. `select` holds one head in one program: block after block it adds the mass, finds by bisection over the bits of
-a float the value above which `count` keys lie, and marks the others as gone. `attend` has a program per tile of
-queries, which gathers the keys kept before its block from a list, then walks over its own block; backward, a program
-owns keys, sorted by how long they live, so that those of a tile are seen by much the same queries. No atomics.
+a float the value above which `count` keys lie, and lists them before those that leave. `attend` has a program per tile
+of queries, which gathers the keys kept before its block from that list, then walks over its own block; backward, a
+program owns keys, sorted by how long they live, so that those of a tile are seen by much the same queries. Learned
+counts need the place of each candidate, which `place` finds by counting, and in the queries' backward pass those that
+have just left as well. No atomics.
 """
 
 from __future__ import annotations

@@ -12,9 +12,12 @@ pass, and decoding with a cache from which the evicted are gone, give the same.
 dropped, given to the kept (renormalise), or spent on the mean of the values that have left (residual). `kv`: both
 leave, and the softmax is over the kept.
 
-Scores of a block [B, H, block, e] are written out: training saves neither time nor memory, decoding does.
 `learned`: the fraction is a parameter per head; a soft rank, straight through, gives it a gradient, and a target or a
 price on it enters the loss's gradient (not the loss that is told).
+
+A GPU runs the kernels of kernels/kv_prune, for learned fractions too, where there is neither dropout nor a prior, the
+activation is a switch and the softmax is over the kept (`kv`, or `renormalise`). Elsewhere, and on a CPU, scores of a
+block [B, H, block, e] are written out: there training saves neither time nor memory, decoding does.
 Sources: H2O (Zhang et al. 2023, arXiv:2306.14048: heavy hitters, evicted permanently), StreamingLLM (Xiao et al. 2023,
 arXiv:2309.17453: sinks and a window), TOVA (Oren et al. 2024, arXiv:2401.06104). The reference chose one set per
 sequence from all its queries, without a causal mask: every position saw the future.
