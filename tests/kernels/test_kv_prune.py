@@ -109,7 +109,17 @@ def test_the_stated_gradients_are_those_of_autograd():
 
 @pytest.mark.parametrize("learned", [False, True])
 def test_the_ops_keep_torchs_rules(learned):
-    q, k, v = drawn(dtype=torch.float32)
+    keeps_torchs_rules(learned=learned, head_dim=8)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_kernels_keep_torchs_rules(learned):
+    keeps_torchs_rules(learned=learned, head_dim=32)
+
+
+def keeps_torchs_rules(*, learned, head_dim):
+    q, k, v = drawn((2, 3, 40, head_dim), torch.float32)
     active, options = torch.ones(()), plan(40)
     counts = shares(3, 40).requires_grad_() if learned else None
     numbers = (counts.detach().ceil().int(), []) if learned else (None, options["counts"])
