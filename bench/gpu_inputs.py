@@ -51,6 +51,14 @@ def plan_of(n_token: int, block: int) -> dict[str, Any]:
     return {"counts": [max(1, round(0.382 * end)) for end in ends], "recent": [4 for _ in ends], "block": block}
 
 
+def learned_plan_of(q: Tensor, block: int) -> dict[str, Any]:
+    """`plan_of` for q [B, H, T, D], with counts [H, R - 1] that want a gradient, around the same mean."""
+    n_head, n_token = q.shape[1:3]
+    ends = block * torch.arange(1, -(-n_token // block), device=q.device, dtype=torch.float32)
+    share = torch.linspace(0.2, 0.56, n_head, device=q.device)[:, None]
+    return {**plan_of(n_token, block), "counts": (share * ends).requires_grad_()}
+
+
 def cache_of(setting: Setting, shape: Sequence[int], *, keep: float, both: bool, dtype: torch.dtype) -> dict[str, Any]:
     """What `decode_kept` takes: one query a head, and `keep` of the context; of its values alone unless `both`."""
     batch, n_head, context, head_dim = shape

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from gpu_inputs import Setting, cache_of, head_of, plan_of
+from gpu_inputs import Setting, cache_of, head_of, learned_plan_of, plan_of
 from torch import Tensor
 
 from ratrain.kernels import adamw, kv_prune, ra_attention
@@ -50,6 +50,9 @@ def all_checks(setting: Setting) -> list[Check]:
             mode = "kv" if both else "v_only"
             checks.append(Check(f"kv_prune D={head_dim} {mode}", dtype, partial(_pruned, head_dim=head_dim, both=both)))
             checks.append(Check(f"decode D={head_dim} {mode}", dtype, partial(_decoded, head_dim=head_dim, both=both)))
+        checks += [
+            Check(f"kv_prune D={head_dim} learned", dtype, partial(_learned, head_dim=head_dim)) for head_dim in dims
+        ]
         checks.append(Check("linear_cross_entropy", dtype, _loss))
         checks.append(Check("linear_cross_entropy in chunks", dtype, partial(_loss, rows=128)))
         if dtype != torch.float16:  # no gradient of the step is
@@ -110,18 +113,43 @@ def _ra(
 def _pruned(setting: Setting, dtype: torch.dtype, *, head_dim: int, both: bool) -> Iterator[tuple[Tensor, Tensor]]:
     q, k, v = setting.packed((*setting.checked, head_dim), dtype)
     plan = plan_of(setting.checked[2], setting.checked[2] // 4)
-    life, kept = kv_prune.keep(q, k, **plan, both=both)
+    kept = kv_prune.keep(q, k, **plan, both=both)
     if dtype == torch.float32:  # in half precision keys that are all but equal may change places
         options = {"sinks": 0, "exposure": True, "both": both, "scale": head_dim**-0.5}
-        wanted = kv_reference.keep(q.detach().double(), k.detach().double(), None, **plan, **options)
-        yield life, wanted.double()
-    y = kv_prune.pruned_attention(q, k, v, life, kept, counts=plan["counts"], block=plan["block"])
+        wanted, _ = kv_reference.keep(q.detach().double(), k.detach().double(), None, **plan, **options)
+        yield kept.life, wanted.double()
+    y = kv_prune.pruned_attention(q, k, v, kept, block=plan["block"])
     grad = torch.randn(y.shape, generator=torch.Generator(setting.device).manual_seed(1), device=setting.device)
     got = torch.autograd.grad(y, (q, k, v), grad.to(dtype))
     exact = q.detach().double(), k.detach().double(), v.detach().double()
-    yield y, kv_reference.forward(*exact, life, head_dim**-0.5)
-    stated = kv_reference.backward(grad.to(dtype).double(), *exact, life, head_dim**-0.5)
+    yield y, kv_reference.forward(*exact, kept.life, head_dim**-0.5)
+    stated = kv_reference.backward(grad.to(dtype).double(), *exact, kept.life, head_dim**-0.5)
     yield from zip(got, stated, strict=True)
+
+
+def _learned(setting: Setting, dtype: torch.dtype, *, head_dim: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Heads that keep unlike shares, against the definition for the same choice."""
+    q, k, v = setting.packed((*setting.checked, head_dim), dtype)
+    plan = learned_plan_of(q, setting.checked[2] // 4)
+    counts, block = plan["counts"], plan["block"]
+    kept = kv_prune.keep(q, k, **plan, ranked=True)
+    options = {"sinks": 0, "exposure": True, "both": False, "scale": head_dim**-0.5}
+    if dtype == torch.float32:
+        whole = {**plan, "counts": counts.detach().ceil().int(), **options}
+        life, place = kv_reference.keep(q.detach().double(), k.detach().double(), None, **whole)
+        yield kept.life, life.double()
+        last = F.pad(place, (0, 1), value=life.shape[-1]).gather(-1, kept.listed.long())
+        yield kept.place, last.double()
+    y = kv_prune.pruned_attention(q, k, v, kept, block=block, counts=counts, softness=0.05)
+    grad = torch.randn(y.shape, generator=torch.Generator(setting.device).manual_seed(1), device=setting.device)
+    got = torch.autograd.grad(y, (q, k, v, counts), grad.to(dtype))
+    given = grad.to(dtype).double(), q.detach().double(), k.detach().double(), v.detach().double(), kept.life
+    yield y, kv_reference.forward(*given[1:], head_dim**-0.5)
+    yield from zip(got, kv_reference.backward(*given, head_dim**-0.5), strict=False)
+    if dtype == torch.float32:  # in half precision a sum over all tokens is known to its terms' rounding only
+        shown = {"block": block, "softness": 0.05, "scale": head_dim**-0.5}
+        chosen = kept.listed, kept.place, counts.detach().double()
+        yield got[3], kv_reference.d_counts(*given, *chosen, **shown)
 
 
 def _decoded(setting: Setting, dtype: torch.dtype, *, head_dim: int, both: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -213,13 +241,13 @@ def _full_ra(setting: Setting, dtype: torch.dtype, *, tied: bool) -> Iterator[tu
 def _full_pruned(setting: Setting, dtype: torch.dtype, *, both: bool) -> Iterator[tuple[Tensor, Tensor]]:
     q, k, v = setting.packed(dtype=dtype)
     plan = plan_of(setting.n_token, setting.block)
-    life, kept = kv_prune.keep(q, k, **plan, both=both)
-    y = kv_prune.pruned_attention(q, k, v, life, kept, counts=plan["counts"], block=plan["block"])
+    kept = kv_prune.keep(q, k, **plan, both=both)
+    y = kv_prune.pruned_attention(q, k, v, kept, block=plan["block"])
     grad = torch.randn(y.shape, generator=torch.Generator(setting.device).manual_seed(1), device=setting.device).to(
         dtype
     )
     got = torch.autograd.grad(y, (q, k, v), grad)
-    stated: tuple[Any, ...] = *_last(q, k, v), life[-1:], setting.head_dim**-0.5
+    stated: tuple[Any, ...] = *_last(q, k, v), kept.life[-1:], setting.head_dim**-0.5
     yield y[-1:], kv_reference.forward(*stated)
     wanted = kv_reference.backward(_last(grad)[0], *stated)
     yield from zip((x[-1:] for x in got), wanted, strict=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_inputs import Setting, cache_of, head_of, plan_of, spread
+from gpu_inputs import Setting, cache_of, head_of, learned_plan_of, plan_of, spread
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -156,8 +156,13 @@ def attention(setting: Setting) -> Iterator[Timed]:
     plan = plan_of(n_token, setting.block)
 
     def pruned(both: bool) -> Tensor:
-        life, kept = kv_prune.keep(q, k, **plan, both=both)
-        return kv_prune.pruned_attention(q, k, v, life, kept, counts=plan["counts"], block=plan["block"])
+        return kv_prune.pruned_attention(q, k, v, kv_prune.keep(q, k, **plan, both=both), block=plan["block"])
+
+    by_head = learned_plan_of(q, setting.block)
+
+    def learned() -> Tensor:
+        kept, counts = kv_prune.keep(q, k, **by_head, ranked=True), by_head["counts"]
+        return kv_prune.pruned_attention(q, k, v, kept, block=setting.block, counts=counts, softness=0.05)
 
     def plain(backend: SDPBackend | None) -> Tensor:
         with nullcontext() if backend is None else sdpa_kernel([backend]):
@@ -168,6 +173,7 @@ def attention(setting: Setting) -> Iterator[Timed]:
         "tied": (lambda: ra_attention.ra_attention(q, k, v, gate, w_r=w_r), [*inputs, gate, w_r], 1.5, 1.5),
         "pruned kv": (lambda: pruned(True), inputs, 1.0, None),
         "pruned v_only": (lambda: pruned(False), inputs, 1.0, None),
+        "pruned learned": (learned, [*inputs, by_head["counts"]], 1.0, None),
     }
     rivals = BACKENDS if setting.device != "cpu" else {"cpu": None}
     for way, flops, moved in (("forward", forward, 4 * size), ("forward + backward", 3.5 * forward, 12 * size)):
@@ -249,6 +255,7 @@ def raced(setting: Setting) -> dict[Key, Callable[[Setting], Callable[[], object
             calls[key] = partial(_ra_call, tied=tied, backward=phase != "forward")
     for phase in ("sum", "mass", "attend", "queries", "keys"):
         calls["kv_prune", phase, size] = partial(_kv_call, backward=phase in ("queries", "keys"))
+    calls["kv_prune", "learned_queries", size] = calls["kv_prune", "place", "any"] = _learned_call
     for phase in ("scores", "mix"):
         calls["kv_prune", phase, size] = _decode_call
     return calls
@@ -267,10 +274,20 @@ def _kv_call(setting: Setting, *, backward: bool) -> Callable[[], object]:
     plan = plan_of(setting.n_token, setting.block)
 
     def run() -> Tensor:
-        life, kept = kv_prune.keep(q, k, **plan)
-        return kv_prune.pruned_attention(q, k, v, life, kept, counts=plan["counts"], block=plan["block"])
+        return kv_prune.pruned_attention(q, k, v, kv_prune.keep(q, k, **plan), block=plan["block"])
 
     return both_ways(run, inputs) if backward else run
+
+
+def _learned_call(setting: Setting) -> Callable[[], object]:
+    q, k, v = inputs = setting.packed()
+    plan = learned_plan_of(q, setting.block)
+
+    def run() -> Tensor:
+        kept = kv_prune.keep(q, k, **plan, ranked=True)
+        return kv_prune.pruned_attention(q, k, v, kept, block=setting.block, counts=plan["counts"], softness=0.05)
+
+    return both_ways(run, [*inputs, plan["counts"]])
 
 
 def _decode_call(setting: Setting) -> Callable[[], object]:

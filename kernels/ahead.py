@@ -31,7 +31,17 @@ from triton.compiler import ASTSource
 from ratrain.kernels.tuning import Case, Tile, config, neighbours, serves, tuned, write_tuned
 
 OPS = ("ra_attention", "kv_prune", "linear_cross_entropy", "adamw")
-_FLOATS = ("scale", "z_loss", "beta1", "rest1", "beta2", "rest2", "eps", "weight_decay")  # other numbers are ints
+_FLOATS = (
+    "scale",
+    "softness",
+    "z_loss",
+    "beta1",
+    "rest1",
+    "beta2",
+    "rest2",
+    "eps",
+    "weight_decay",
+)  # other numbers are ints
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,3 @@
-from .op import best, decode_kept, keep, pruned_attention
+from .op import Kept, best, decode_kept, keep, pruned_attention
 
-__all__ = ["best", "decode_kept", "keep", "pruned_attention"]
+__all__ = ["Kept", "best", "decode_kept", "keep", "pruned_attention"]

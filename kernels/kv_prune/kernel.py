@@ -4,9 +4,11 @@
 
 `received` walks over scores twice, once for the log of each row's sum and once for the mass of each column per block of
 queries. `select` holds one head in one program: block after block it adds the mass, finds by bisection over the bits of
-a float the value above which `count` keys lie, and marks the others as gone. `attend` has a program per tile of
-queries, which gathers the keys kept before its block from a list, then walks over its own block; backward, a program
-owns keys, sorted by how long they live, so that those of a tile are seen by much the same queries. No atomics.
+a float the value above which `count` keys lie, and lists them before those that leave. `attend` has a program per tile
+of queries, which gathers the keys kept before its block from that list, then walks over its own block; backward, a
+program owns keys, sorted by how long they live, so that those of a tile are seen by much the same queries. Learned
+counts need the place of each candidate, which `place` finds by counting, and in the queries' backward pass those that
+have just left as well. No atomics.
 """
 
 from __future__ import annotations
@@ -81,53 +83,110 @@ def _mass_kernel(
 
 
 @triton.jit
+def _ordered_bits(value, at, there, seen, newest, n_sink, n_token):
+    """[SIZE] int32, highest for what stays longest; -1 for what is not there."""
+    bits = value.to(tl.int32, bitcast=True)  # what is nonnegative is ordered as its bits are
+    above = 0x7F800000  # those that come first lie above every float; below 2^31 up to two million tokens
+    bits = tl.where(at >= seen - newest, above + 1 + at, bits)
+    bits = tl.where(at < n_sink, above + 2 * n_token - at, bits)
+    bits = tl.where(at == seen - 1, above + 3 * n_token, bits)
+    return tl.where(there, bits, -1)
+
+
+@triton.jit
+def _best(bits, count, n_token):
+    """Who is among the `count` highest; of equals the first are."""
+    low, high = tl.full([], 0, tl.int32), 0x7F800000 + 4 * n_token
+    while low < high:  # the least bits that fewer than `count` keys exceed
+        middle = low + (high - low) // 2
+        more = tl.sum((bits > middle).to(tl.int32), 0)
+        low = tl.where(more < count, low, middle + 1)
+        high = tl.where(more < count, middle, high)
+    better, equal = bits > low, bits == low
+    room = count - tl.sum(better.to(tl.int32), 0)
+    return better | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))
+
+
+@triton.jit
 def _select_kernel(
-    mass, order, counts, recent, active, total, life, kept, n_head, n_token, n_block, n_sink, first, last,
-    EXPOSED: tl.constexpr, ORDERED: tl.constexpr, SIZE: tl.constexpr,
+    mass, order, counts, recent, active, total, life, listed, held, by_life, bits,
+    n_head, n_token, n_block, n_end, n_sink, first, last,
+    EXPOSED: tl.constexpr, ORDERED: tl.constexpr, RANKED: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """Goes on from block `first` to the end of `last`: total, life [B, H, T], by mass [B, H, R, T] or order [H, T].
 
-    kept [B, H, R, T]: at r, in their order, whom the queries of block r see of the blocks before. All stay where active
-    is 0.
+    counts [H, R - 1], or [R - 1] where n_end is 0; all stay where active is 0. listed, bits [B, H, R, T]: at r, the
+    candidates at the start of block r, those that stay before those that leave, and what orders them; held [B, H, R]:
+    how many stay. by_life [B, H, T]: positions, the first to leave first.
     """
     bh = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
     inside = at < n_token
     n_rows = tl.cdiv(n_token, n_block)
+    n_kept = tl.load(held + bh * n_rows + first)
+    ends = tl.load(life + bh * n_token + at, mask=inside, other=0)
+    if ORDERED:
+        gathered = tl.load(order + (bh % n_head) * n_token + at, mask=inside, other=0.0)
+    else:
+        gathered = tl.load(total + bh * n_token + at, mask=inside, other=0.0)
     for r in range(first, last):
         seen = (r + 1) * n_block
-        ends = tl.load(life + bh * n_token + at, mask=inside, other=0)
-        if ORDERED:
-            value = tl.load(order + (bh % n_head) * n_token + at, mask=inside, other=0.0)
-        else:
-            value = tl.load(total + bh * n_token + at, mask=inside, other=0.0)
-            value += tl.load(mass + (bh * n_rows + r) * n_token + at, mask=inside, other=0.0)
-            tl.store(total + bh * n_token + at, value, mask=inside)
+        if not ORDERED:
+            gathered += tl.load(mass + (bh * n_rows + r) * n_token + at, mask=inside, other=0.0)
+        value = gathered
         if EXPOSED:
             value = value / tl.maximum(seen - at, 1).to(tl.float32)
-        newest = tl.load(recent + r)
-        # what is nonnegative is ordered as its bits are; those that come first lie above every float
-        bits = value.to(tl.int32, bitcast=True)
-        above = 0x7F800000
-        bits = tl.where(at >= seen - newest, above + 1 + at, bits)
-        bits = tl.where(at < n_sink, above + 2 * n_token - at, bits)
-        bits = tl.where(at == seen - 1, above + 3 * n_token, bits)
         there = (at < seen) & (ends >= seen)
-        bits = tl.where(there, bits, -1)
-        count = tl.where(tl.load(active) > 0, tl.load(counts + r), seen)
-        low, high = tl.full([], 0, tl.int32), above + 4 * n_token  # below 2^31 up to two million tokens
-        while low < high:  # the least bits that fewer than `count` keys exceed
-            middle = low + (high - low) // 2
-            more = tl.sum((bits > middle).to(tl.int32), 0)
-            low = tl.where(more < count, low, middle + 1)
-            high = tl.where(more < count, middle, high)
-        better, equal = bits > low, bits == low
-        room = count - tl.sum(better.to(tl.int32), 0)
-        stays = better | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))  # of equals the older ones
-        tl.store(life + bh * n_token + at, tl.where(there & ~stays, seen, ends), mask=inside)
-        place = tl.cumsum(stays.to(tl.int32), 0) - 1
-        listed = kept + (bh * n_rows + r + 1) * n_token
-        tl.store(listed + place, at, mask=stays)
+        found = _ordered_bits(value, at, there, seen, tl.load(recent + r), n_sink, n_token)
+        count = tl.load(counts + (bh % n_head) * n_end + r)
+        stays = _best(found, tl.where(tl.load(active) > 0, count, seen), n_token)
+        leaves = there & ~stays
+        ends = tl.where(leaves, seen, ends)
+        n_gone, n_kept = r * n_block - n_kept, tl.sum(stays.to(tl.int32), 0)
+        among = tl.cumsum(leaves.to(tl.int32), 0) - 1
+        tl.store(by_life + bh * n_token + n_gone + among, at, mask=leaves)
+        row = (bh * n_rows + r + 1) * n_token
+        place = tl.where(stays, tl.cumsum(stays.to(tl.int32), 0) - 1, n_kept + among)
+        tl.store(listed + row + place, at, mask=there)
+        if RANKED:
+            tl.store(bits + row + place, found, mask=there)
+        tl.store(held + bh * n_rows + r + 1, n_kept)
+    tl.store(life + bh * n_token + at, ends, mask=inside)
+    if not ORDERED:
+        tl.store(total + bh * n_token + at, gathered, mask=inside)
+    lasting = inside & (ends == n_token)
+    place = last * n_block - n_kept + tl.cumsum(lasting.to(tl.int32), 0) - 1
+    tl.store(by_life + bh * n_token + place, at, mask=lasting)
+
+
+@triton.jit
+def _place_kernel(
+    bits, held, place, n_token, n_block,
+    BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """place [B, H, R, T]: at r, of each candidate as it is listed, how many others come before it; else T."""
+    tile, bh, r = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    n_rows = tl.num_programs(2)
+    n_listed = _n_listed(held + bh * n_rows, r, n_block)
+    row = (bh * n_rows + r) * n_token
+    own = tile * BLOCK + tl.arange(0, BLOCK)
+    there = own < n_listed
+    mine = tl.load(bits + row + own, mask=there, other=0)
+    before = tl.zeros([BLOCK, STEP], tl.int32)
+    if tile * BLOCK < n_listed:
+        for at in range(0, n_listed, STEP):
+            other = at + tl.arange(0, STEP)
+            theirs = tl.load(bits + row + other, mask=other < n_listed, other=-1)
+            # of equals the older stay, and they are listed in that order
+            first = (other[None, :] < own[:, None]).to(tl.int32)
+            before += (theirs[None, :] + first > mine[:, None]).to(tl.int32)
+    tl.store(place + row + own, tl.where(there, tl.sum(before, 1), n_token), mask=own < n_token)
+
+
+@triton.jit
+def _n_listed(held, r, n_block):
+    """How many keys were candidates at the start of block r: those kept before the last block, and that block's."""
+    return tl.load(held + r - 1, mask=r > 0, other=-n_block) + n_block
 
 
 @triton.jit
@@ -137,13 +196,6 @@ def _queries_of(program, n_tile, n_block, n_token, BLOCK: tl.constexpr):
     begin, end = r * n_block, tl.minimum((r + 1) * n_block, n_token)
     rows = begin + tile * BLOCK + tl.arange(0, BLOCK)
     return r, begin, tl.minimum(begin + (tile + 1) * BLOCK, end), rows, rows < end
-
-
-@triton.jit
-def _n_kept(counts, active, r, n_block):
-    """How many keys of the blocks before the queries of block r see."""
-    before = tl.load(counts + r - 1, mask=r > 0, other=0)
-    return tl.where(tl.load(active) > 0, before, r * n_block)
 
 
 @triton.jit
@@ -159,11 +211,11 @@ def _softmax_step(acc, top, total, row, keys, values, visible):
 
 @triton.jit
 def _attend_kernel(
-    q, k, v, kept, counts, active, out, lse,
+    q, k, v, listed, held, out, lse,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, n_head, n_token, n_block, n_tile, scale,
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """out [B, T, H, D], lse [B, H, T]; counts [R]: how many stay at the end of block r."""
+    """out [B, T, H, D], lse [B, H, T] over the first held[r] of listed[r] and the block's own."""
     program, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     r, begin, end, rows, inside = _queries_of(program, n_tile, n_block, n_token, BLOCK)
     b, h = bh // n_head, bh % n_head
@@ -173,8 +225,9 @@ def _attend_kernel(
     row = (row * (scale * LOG2E)).to(row.dtype)
     acc = tl.zeros([BLOCK, D], tl.float32)
     top, total = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
-    n_kept = _n_kept(counts, active, r, n_block)
-    listed = kept + (bh * tl.cdiv(n_token, n_block) + r) * n_token
+    n_rows = tl.cdiv(n_token, n_block)
+    n_kept = tl.load(held + bh * n_rows + r)
+    listed += (bh * n_rows + r) * n_token
     for at in range(0, n_kept, STEP):
         places = at + tl.arange(0, STEP)
         there = places < n_kept
@@ -196,21 +249,30 @@ def _attend_kernel(
 
 
 @triton.jit
-def _query_step(d_q, row, d_o, sums, delta, keys, values, visible):
+def _d_scores(row, d_o, sums, delta, keys, values, visible):
     probs = tl.exp2(product(row, tl.trans(keys)) - sums[:, None])
-    probs = tl.where(visible, probs, 0.0)
     d_probs = product(d_o, tl.trans(values))
-    d_scores = (probs * (d_probs - delta[:, None])).to(keys.dtype)
-    return product(d_scores, keys, d_q)
+    return tl.where(visible, probs * (d_probs - delta[:, None]), 0.0)
+
+
+@triton.jit
+def _slope(count, place, width):
+    """Of a soft rank, by the count: sigmoid((count - place - 0.5) / width), differentiated."""
+    faded = tl.exp(-tl.abs((count - place.to(tl.float32) - 0.5) / width))
+    return faded / ((1 + faded) * (1 + faded) * width)
 
 
 @triton.jit
 def _queries_kernel(
-    q, k, v, kept, counts, active, grad, out, lse, delta, d_q,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, n_block, n_tile, scale,
-    D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    q, k, v, listed, held, place, soft_counts, grad, out, lse, delta, d_q, d_count,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, n_block, n_tile, scale, softness,
+    LEARNED: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """d_q [B, T, H, D], and delta [B, H, T] for the keys' kernel, which runs after this one."""
+    """d_q [B, T, H, D], and delta [B, H, T] for the keys' kernel, which runs after this one.
+
+    Where the counts are learned, d_count [B, H, R, tiles] besides: it looks at all candidates at the start of the
+    block, also at those that left: their probabilities, over what is spent, are what they would have been given.
+    """
     program, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     r, begin, end, rows, inside = _queries_of(program, n_tile, n_block, n_token, BLOCK)
     b, h = bh // n_head, bh % n_head
@@ -223,20 +285,33 @@ def _queries_kernel(
     taken = tl.sum(d_o.to(tl.float32) * y, 1)
     tl.store(delta + bh * n_token + rows, taken, mask=inside)
     sums = tl.load(lse + bh * n_token + rows, mask=inside, other=float("inf"))
-    acc, n_kept = tl.zeros([BLOCK, D], tl.float32), _n_kept(counts, active, r, n_block)
-    listed = kept + (bh * tl.cdiv(n_token, n_block) + r) * n_token
-    for at in range(0, n_kept, STEP):
+    n_rows = tl.cdiv(n_token, n_block)
+    n_kept = tl.load(held + bh * n_rows + r)
+    n_walked, count, width = n_kept, 0.0, 1.0
+    if LEARNED:
+        n_walked, width = _n_listed(held + bh * n_rows, r, n_block), softness * begin
+        count = tl.load(soft_counts + h * (n_rows - 1) + r - 1, mask=r > 0, other=0.0)
+    listed_at = (bh * n_rows + r) * n_token
+    acc, moved = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for at in range(0, n_walked, STEP):
         places = at + tl.arange(0, STEP)
-        there = places < n_kept
-        cols = tl.load(listed + places, mask=there, other=0)
+        there = places < n_walked
+        cols = tl.load(listed + listed_at + places, mask=there, other=0)
         keys, values = rows_of(k, cols, k_t, there, D), rows_of(v, cols, v_t, there, D)
-        acc = _query_step(acc, row, d_o, sums, taken, keys, values, there[None, :])
+        d_scores = _d_scores(row, d_o, sums, taken, keys, values, there[None, :])
+        if LEARNED:
+            slope = _slope(count, tl.load(place + listed_at + places, mask=there, other=0), width)
+            moved += tl.sum(d_scores * slope[None, :], 1)
+            d_scores = tl.where(places[None, :] < n_kept, d_scores, 0.0)
+        acc = product(d_scores.to(keys.dtype), keys, acc)
+    if LEARNED:
+        tl.store(d_count + bh * tl.num_programs(0) + program, tl.sum(moved, 0))
     for at in range(begin, end, STEP):
         cols = at + tl.arange(0, STEP)
         there = cols < end
         keys, values = rows_of(k, cols, k_t, there, D), rows_of(v, cols, v_t, there, D)
         visible = (cols[None, :] <= rows[:, None]) & there[None, :]
-        acc = _query_step(acc, row, d_o, sums, taken, keys, values, visible)
+        acc = product(_d_scores(row, d_o, sums, taken, keys, values, visible).to(keys.dtype), keys, acc)
     tl.store(d_q + head + where, (acc * scale).to(d_q.dtype.element_ty), mask=inside[:, None])
 
 
@@ -330,102 +405,136 @@ _LENGTHS = "1024", "4096"  # of contexts that `select` has tiles for
 
 POINTERS = {
     **dict.fromkeys(("q", "k", "v", "out", "grad", "d_q", "d_k", "d_v", "keys", "values"), "input"),
-    **dict.fromkeys(("lse", "delta", "mass", "order", "total", "active"), "fp32"),
+    **dict.fromkeys(("lse", "delta", "mass", "order", "total", "active", "soft_counts", "d_count"), "fp32"),
     **dict.fromkeys(("scores", "tops", "totals", "weight", "y", "spent"), "fp32"),
-    **dict.fromkeys(("life", "kept", "counts", "recent", "by_life"), "i32"),
+    **dict.fromkeys(("life", "listed", "held", "by_life", "place", "bits", "counts", "recent"), "i32"),
     "places": "i64",
 }
 
 
 def cases() -> Iterator[Case]:
     """What is compiled ahead of time."""
-    walks = {
-        "sum": _sum_kernel, "mass": _mass_kernel, "attend": _attend_kernel, "queries": _queries_kernel,
-        "keys": _keys_kernel,
-    }  # fmt: skip
+    walks = {"sum": _sum_kernel, "mass": _mass_kernel, "attend": _attend_kernel, "keys": _keys_kernel}
     for dtype, head_dim in itertools.product((torch.bfloat16, torch.float32), HEAD_DIMS):
-        constants = {"D": head_dim}
+        size, constants = size_of(head_dim, dtype), {"D": head_dim}
         for phase, kernel in walks.items():
-            yield Case("kv_prune", phase, size_of(head_dim, dtype), kernel, constants, dtype)
+            yield Case("kv_prune", phase, size, kernel, constants, dtype)
+        for learned in (False, True):
+            flags = {"LEARNED": learned, **({} if learned else dict.fromkeys(("place", "soft_counts", "d_count")))}
+            phase = "learned_queries" if learned else "queries"
+            yield Case("kv_prune", phase, size, _queries_kernel, {**constants, **flags}, dtype)
         for phase, kernel in {"scores": _scores_kernel, "mix": _mix_kernel}.items():
             flags = {"PLACED": True, "WEIGHTED": True, "PARTS": 64} if phase == "mix" else {}
-            yield Case(
-                "kv_prune", phase, size_of(head_dim, dtype), kernel, {"D": head_dim, **flags}, dtype, products=False
-            )
-    for size in _LENGTHS:
-        constants = {"EXPOSED": True, "ORDERED": False, "order": None, "SIZE": int(size)}
-        yield Case("kv_prune", "select", size, _select_kernel, constants, products=False)
+            yield Case("kv_prune", phase, size, kernel, {**constants, **flags}, dtype, products=False)
+    for size, ranked in itertools.product(_LENGTHS, (False, True)):
+        flags = {
+            "EXPOSED": True,
+            "ORDERED": False,
+            "order": None,
+            "RANKED": ranked,
+            **({} if ranked else {"bits": None}),
+        }
+        variant = "learned" if ranked else ""
+        constants = {**flags, "SIZE": int(size)}
+        yield Case("kv_prune", "select", size, _select_kernel, constants, variant=variant, products=False)
+    yield Case("kv_prune", "place", "any", _place_kernel, {}, products=False)
 
 
 def _tile(phase: str, q: Tensor) -> Tile:
     return config("kv_prune", phase, size_of(q.shape[-1], q.dtype))
 
 
-def keep(q, k, order, active, *, counts, recent, block: int, sinks: int, exposure: bool, both: bool, scale: float):
-    """life [B, H, T] and kept [B, H, R, T], int32: who stays at the end of each block, and until when.
+def keep(
+    q, k, order, active, counts: Tensor | tuple[int, ...], *, recent, block: int, sinks: int, exposure: bool,
+    both: bool, ranked: bool, scale: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """life [B, H, T], listed [B, H, R, T], held [B, H, R], by_life [B, H, T] and place [B, H, R, T], all int32.
 
-    `counts` and `recent` hold a number per end of block. `both`: keys leave with their values, so that the mass of a
-    block depends on who was kept before it; else all masses come at once.
+    `counts` holds a number per end of block, or one for each head [H, R - 1] int32; `recent` one per end of block.
+    `both`: keys leave with their values, so that the mass of a block depends on who was kept before it; else all masses
+    come at once. place is empty unless `ranked`.
     """
     batch, n_head, n_token, head_dim = q.shape
     rows, wide = triton.cdiv(n_token, block), {"dtype": torch.float32, "device": q.device}
-    life = torch.full((batch, n_head, n_token), n_token, dtype=torch.int32, device=q.device)
-    kept = torch.full((batch, n_head, rows, n_token), n_token, dtype=torch.int32, device=q.device)
+    whole = {"dtype": torch.int32, "device": q.device}
+    life = torch.full((batch, n_head, n_token), n_token, **whole)
+    listed, held = (
+        torch.full((batch, n_head, rows, n_token), n_token, **whole),
+        torch.zeros(batch, n_head, rows, **whole),
+    )
+    by_life = torch.empty_like(life) if rows > 1 else torch.arange(n_token, **whole).repeat(batch, n_head, 1)
+    bits = torch.empty_like(listed) if ranked else None
     lse, total = torch.empty(life.shape, **wide), torch.zeros(life.shape, **wide)
-    mass = torch.empty(kept.shape, **wide)
+    mass = torch.empty(listed.shape, **wide)
     sizes, heads = (*strides(q, k), n_head, n_token), batch * n_head
-    flags = {"D": head_dim}
     numbers = _on_device(counts, q.device), _on_device(recent, q.device)
     for first, last in [(r, r + 1) for r in range(rows - 1)] if both else [(0, rows - 1)][: rows - 1]:
         begin, end = first * block, last * block
         if order is None:  # else nobody looks at the mass
             tile = _tile("sum", q)
             _sum_kernel[triton.cdiv(end - begin, tile.block), heads](
-                q, k, life, lse, *sizes, begin, end, scale, **flags, **tile.options()
+                q, k, life, lse, *sizes, begin, end, scale, D=head_dim, **tile.options()
             )
             tile = _tile("mass", q)
             _mass_kernel[triton.cdiv(n_token, tile.block), heads, last - first](
-                q, k, life, lse, mass, *sizes, block, first, scale, **flags, **tile.options()
+                q, k, life, lse, mass, *sizes, block, first, scale, D=head_dim, **tile.options()
             )
         size = triton.next_power_of_2(n_token)
         tile = config("kv_prune", "select", next((key for key in _LENGTHS if int(key) >= size), _LENGTHS[-1]))
         _select_kernel[(heads,)](
-            mass, order, *numbers, active, total, life, kept, n_head, n_token, block, sinks,
-            first, last, EXPOSED=exposure and order is None, ORDERED=order is not None, SIZE=size, num_warps=tile.warps,
+            mass, order, *numbers, active, total, life, listed, held, by_life, bits, n_head, n_token, block,
+            rows - 1 if isinstance(counts, Tensor) else 0, sinks, first, last,
+            EXPOSED=exposure and order is None, ORDERED=order is not None, RANKED=ranked, SIZE=size,
+            num_warps=tile.warps,
         )  # fmt: skip
-    return life, kept
+    return life, listed, held, by_life, _places(bits, held, block) if ranked else life.new_empty(0)
 
 
-def attend(q, k, v, kept, active, *, counts, block: int, scale: float) -> tuple[Tensor, Tensor]:
+def _places(bits: Tensor, held: Tensor, block: int) -> Tensor:
+    """Of each listed candidate how many come before it [B, H, R, T]."""
+    batch, n_head, rows, n_token = bits.shape
+    place, tile = torch.empty_like(bits), config("kv_prune", "place", "any")
+    _place_kernel[triton.cdiv(n_token, tile.block), batch * n_head, rows](
+        bits, held, place, n_token, block, **tile.options()
+    )
+    return place
+
+
+def attend(q, k, v, listed, held, *, block: int, scale: float) -> tuple[Tensor, Tensor]:
     """y [B, H, T, D], lying as [B, T, H, D], and the log of each row's sum [B, H, T]."""
     batch, n_head, n_token, head_dim = q.shape
     out, lse = q.new_empty(batch, n_token, n_head, head_dim), q.new_empty(q.shape[:3], dtype=torch.float32)
     tile = _tile("attend", q)
     tiles = triton.cdiv(min(block, n_token), tile.block)
     _attend_kernel[triton.cdiv(n_token, block) * tiles, batch * n_head](
-        q, k, v, kept, _on_device(counts, q.device), active, out, lse, *strides(q, k, v), n_head, n_token, block, tiles,
-        scale, D=head_dim, **tile.options(),
+        q, k, v, listed, held, out, lse, *strides(q, k, v), n_head, n_token, block, tiles, scale,
+        D=head_dim, **tile.options(),
     )  # fmt: skip
     return out.transpose(1, 2), lse
 
 
-def backward(grad, q, k, v, life, kept, active, y, lse, *, counts, block: int, scale: float) -> tuple[Tensor, ...]:
-    """Gradients of q, k and v, each [B, H, T, D], lying as [B, T, H, D]."""
+def backward(
+    grad, q, k, v, life, listed, held, by_life, place, soft_counts, y, lse, *, block: int, softness: float,
+    scale: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of q, k and v, each [B, H, T, D], lying as [B, T, H, D]; of soft_counts [H, R - 1], empty for None."""
     batch, n_head, n_token, head_dim = q.shape
     d_q, d_k, d_v = (q.new_empty(batch, n_token, n_head, head_dim) for _ in range(3))
     delta, sizes = torch.empty_like(lse), (*strides(q, k, v, grad), n_head, n_token)
-    flags = {"D": head_dim}
-    tile = _tile("queries", q)
+    rows, learned = triton.cdiv(n_token, block), soft_counts is not None
+    tile = _tile("learned_queries" if learned else "queries", q)
     tiles = triton.cdiv(min(block, n_token), tile.block)
-    _queries_kernel[triton.cdiv(n_token, block) * tiles, batch * n_head](
-        q, k, v, kept, _on_device(counts, q.device), active, grad, y.transpose(1, 2).contiguous(), lse, delta, d_q,
-        *sizes, block, tiles, scale, **flags, **tile.options(),
+    d_count = lse.new_empty(batch, n_head, rows, tiles) if learned else None
+    _queries_kernel[rows * tiles, batch * n_head](
+        q, k, v, listed, held, place if learned else None, soft_counts, grad, y.transpose(1, 2).contiguous(), lse,
+        delta, d_q, d_count, *sizes, block, tiles, scale, softness, LEARNED=learned, D=head_dim, **tile.options(),
     )  # fmt: skip
-    tile, by_life = _tile("keys", q), life.argsort(dim=-1, stable=True).int()
+    tile = _tile("keys", q)
     _keys_kernel[triton.cdiv(n_token, tile.block), batch * n_head](
-        q, k, v, by_life, life, grad, lse, delta, d_k, d_v, *sizes, scale, **flags, **tile.options()
+        q, k, v, by_life, life, grad, lse, delta, d_k, d_v, *sizes, scale, D=head_dim, **tile.options()
     )
-    return d_q.transpose(1, 2), d_k.transpose(1, 2), d_v.transpose(1, 2)
+    d_counts = lse.new_empty(0) if d_count is None else d_count.sum((0, 3))[:, 1:]
+    return d_q.transpose(1, 2), d_k.transpose(1, 2), d_v.transpose(1, 2), d_counts
 
 
 def decode(q, keys, values, mass, places, weight, *, renormalise: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -457,7 +566,11 @@ def _head_strides(x: Tensor | None) -> tuple[int, int]:
     return (0, 0) if x is None else (x.stride(0), x.stride(1))
 
 
+def _on_device(numbers: Tensor | tuple[int, ...], device: torch.device) -> Tensor:
+    return numbers if isinstance(numbers, Tensor) else _copied(numbers, device)
+
+
 @cache
-def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+def _copied(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """Copied there once: a copy in every step would wait for the host."""
     return torch.tensor(numbers or (0,), dtype=torch.int32, device=device)

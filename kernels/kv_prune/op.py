@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ratrain.kernels.placement import check_qkv, laid_out, like, runs_kernel
@@ -12,57 +14,88 @@ from ratrain.kernels.placement import check_qkv, laid_out, like, runs_kernel
 from . import reference
 
 
+class Kept(NamedTuple):
+    """Who stays once the queries have been through, in R = ceil(T / block) blocks; all int32."""
+
+    life: Tensor  # [B, H, T]: the token from which on a key is gone, T where it stays
+    listed: (
+        Tensor  # [B, H, R, T]: at r, the held[r] positions before block r that it sees, then those that have just left
+    )
+    held: Tensor  # [B, H, R]
+    by_life: Tensor  # [B, H, T]: positions, the first to leave first
+    place: Tensor  # [B, H, R, T]: at r, of each listed, how many come before it; T beyond; empty unless asked for
+
+
 def keep(
     q: Tensor,
     k: Tensor,
     *,
-    counts: Sequence[int],
+    counts: Sequence[int] | Tensor,
     block: int,
     recent: Sequence[int],
     sinks: int = 0,
     order: Tensor | None = None,
     exposure: bool = True,
     both: bool = False,
+    ranked: bool = False,
     active: Tensor | None = None,
     scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Who stays once the queries have been through, block by block; both int32.
+) -> Kept:
+    """Who stays, block by block; q and k [B, H, T, D].
 
-    life [B, H, T]: the token from which on a key is gone, T where it stays; kept [B, H, R, T]: at r, in their order,
-    the positions before block r that its queries still see. At the end of block r of R = ceil(T / block), but the last,
-    counts[r] keys stay: the newest, then the first `sinks`, then the recent[r] newest, then by the attention mass
-    received so far, over the number of queries that could see the key with `exposure`; or by `order` [H, T] in place of
-    the mass, nonnegative fp32. `both`: keys leave with their values, so that mass is over those who are left. Where
-    `active`, 0-d fp32, is 0, all stay. Nothing of this has a gradient. Raises ValueError on what does not fit.
+    At the end of block r, but the last, counts[r] keys stay, or of each head counts[:, r], rounded up: the newest, then
+    the first `sinks`, then the recent[r] newest, then by the attention mass received so far, over the number of queries
+    that could see the key with `exposure`; or by `order` [H, T] in place of the mass, nonnegative fp32. `both`: keys
+    leave with their values, so that mass is over those who are left. `ranked`: also the place of each. Where `active`,
+    0-d fp32, is 0, all stay. Nothing of this has a gradient. Raises ValueError on what does not fit.
     """
     check_qkv("keep", q, k, k)
     ends = -(-q.shape[2] // block) - 1
-    if len(counts) != ends or len(recent) != ends:
-        raise ValueError(f"keep: {ends} blocks end before the last, got {len(counts)} counts and {len(recent)} recent")
-    if any(not 0 < count <= (r + 1) * block for r, count in enumerate(counts)):
+    n_count = counts.shape[-1] if isinstance(counts, Tensor) else len(counts)
+    if n_count != ends or len(recent) != ends:
+        raise ValueError(f"keep: {ends} blocks end before the last, got {n_count} counts and {len(recent)} recent")
+    if isinstance(counts, Tensor):
+        _check_counts("keep", counts, q, block)
+    elif any(not 0 < count <= (r + 1) * block for r, count in enumerate(counts)):
         raise ValueError(f"keep: counts must be from 1 to the tokens so far, got {list(counts)} in blocks of {block}")
     if order is not None and (tuple(order.shape) != (q.shape[1], q.shape[2]) or order.dtype != torch.float32):
         raise ValueError(f"keep: order must be [H, T] in fp32, got {tuple(order.shape)} in {order.dtype}")
     active = q.new_ones((), dtype=torch.float32) if active is None else active
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _keep(q.detach(), k.detach(), order, active, list(counts), list(recent), block, sinks, exposure, both, scale)
+    fixed, by_head = ([], counts.detach().ceil().int()) if isinstance(counts, Tensor) else (list(counts), None)
+    found = _keep(
+        q.detach(), k.detach(), order, active, by_head, fixed, list(recent), block, sinks, exposure, both, ranked, scale
+    )
+    return Kept(*found)
 
 
 def pruned_attention(
-    q: Tensor, k: Tensor, v: Tensor, life: Tensor, kept: Tensor, *, counts: Sequence[int], block: int,
+    q: Tensor, k: Tensor, v: Tensor, kept: Kept, *, block: int, counts: Tensor | None = None, softness: float = 0.0,
     active: Tensor | None = None, scale: float | None = None,
 ) -> Tensor:  # fmt: skip
     """Softmax attention of each query i over the keys j with j <= i < life_j; q, k, v, y [B, H, T, D].
 
-    life, kept, counts, block and active are those of `keep`. Gradients reach q, k and v. Raises ValueError on shapes,
-    dtypes or devices that do not fit.
+    kept and block are those of `keep`. Gradients reach q, k and v; also `counts` [H, R - 1], where `keep` had them and
+    was asked for places: straight through a soft rank as wide as `softness` of the tokens so far, times `active`.
+    Raises ValueError on shapes, dtypes or devices that do not fit.
     """
     check_qkv("pruned_attention", q, k, v)
-    if life.shape != q.shape[:3] or life.dtype != torch.int32:
-        raise ValueError(f"pruned_attention: life must be int32 {tuple(q.shape[:3])}, got {tuple(life.shape)}")
+    if kept.life.shape != q.shape[:3] or kept.life.dtype != torch.int32:
+        raise ValueError(f"pruned_attention: life must be int32 {tuple(q.shape[:3])}, got {tuple(kept.life.shape)}")
+    if counts is not None:
+        _check_counts("pruned_attention", counts, q, block)
+        if kept.place.shape != kept.listed.shape or softness <= 0:
+            raise ValueError("pruned_attention: counts need a softness above 0 and places: keep(..., ranked=True)")
+        counts = counts.to(torch.promote_types(q.dtype, torch.float32))
     active = q.new_ones((), dtype=torch.float32) if active is None else active
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _attend(q, k, v, life, kept, active, list(counts), block, scale)[0]
+    return _attend(q, k, v, *kept, active, counts, block, softness, scale)[0]
+
+
+def _check_counts(op: str, counts: Tensor, q: Tensor, block: int) -> None:
+    shape = q.shape[1], -(-q.shape[2] // block) - 1
+    if tuple(counts.shape) != shape or not counts.is_floating_point() or counts.device != q.device:
+        raise ValueError(f"{op}: counts must be floating point {shape} beside q, got {tuple(counts.shape)}")
 
 
 def decode_kept(
@@ -135,79 +168,91 @@ def _(q, keys, values, mass, places, weight, renormalise, scale):
 
 @torch.library.custom_op("ratrain::kv_keep", mutates_args=())
 def _keep(
-    q: Tensor, k: Tensor, order: Tensor | None, active: Tensor, counts: list[int], recent: list[int], block: int,
-    sinks: int, exposure: bool, both: bool, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor, k: Tensor, order: Tensor | None, active: Tensor, by_head: Tensor | None, counts: list[int],
+    recent: list[int], block: int, sinks: int, exposure: bool, both: bool, ranked: bool, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    rest = {"recent": tuple(recent), "block": block, "sinks": sinks, "exposure": exposure, "both": both, "scale": scale}
     if runs_kernel("kv_prune", q):
         from . import kernel
 
-        return kernel.keep(
-            q, k, order, active, counts=tuple(counts), recent=tuple(recent), block=block, sinks=sinks,
-            exposure=exposure, both=both, scale=scale,
-        )  # fmt: skip
+        numbers = tuple(counts) if by_head is None else by_head
+        return kernel.keep(q, k, order, active, numbers, ranked=ranked, **rest)  # type: ignore[return-value]
+    numbers = counts if by_head is None else by_head
+    numbers = numbers if active > 0 else [(r + 1) * block for r in range(len(recent))]
+    life, place = reference.keep(q, k, order, counts=numbers, **rest)
+    listed, held = reference.listed(life, block)
     n_token = q.shape[2]
-    counts = counts if active > 0 else [(r + 1) * block for r in range(len(counts))]
-    life = reference.keep(
-        q, k, order, counts=counts, recent=recent, block=block, sinks=sinks, exposure=exposure, both=both, scale=scale
-    )
-    return life, reference.listed(life, block, n_token)
+    place = F.pad(place, (0, 1), value=n_token).gather(-1, listed.long()) if ranked else life.new_empty(0)
+    return life, listed, held, life.argsort(dim=-1, stable=True).int(), place
 
 
 @_keep.register_fake
-def _(q, k, order, active, counts, recent, block, sinks, exposure, both, scale):
+def _(q, k, order, active, by_head, counts, recent, block, sinks, exposure, both, ranked, scale):
     batch, n_head, n_token, _ = q.shape
-    life = q.new_empty(batch, n_head, n_token, dtype=torch.int32)
-    return life, q.new_empty(batch, n_head, -(-n_token // block), n_token, dtype=torch.int32)
+    rows = -(-n_token // block)
+    shapes = (n_token,), (rows, n_token), (rows,), (n_token,)
+    life, listed, held, by_life = (q.new_empty(batch, n_head, *shape, dtype=torch.int32) for shape in shapes)
+    return life, listed, held, by_life, torch.empty_like(listed) if ranked else life.new_empty(0)
 
 
 @torch.library.custom_op("ratrain::pruned_attention", mutates_args=())
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, life: Tensor, kept: Tensor, active: Tensor, counts: list[int], block: int,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, life: Tensor, listed: Tensor, held: Tensor, by_life: Tensor, place: Tensor,
+    active: Tensor, counts: Tensor | None, block: int, softness: float, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y, and the log of each row's sum [B, H, T] where the kernel ran, else nothing."""
     if runs_kernel("kv_prune", q):
         from . import kernel
 
-        return kernel.attend(q, k, v, kept, active, counts=tuple(counts), block=block, scale=scale)
+        return kernel.attend(q, k, v, listed, held, block=block, scale=scale)
     return laid_out(reference.forward(q, k, v, life, scale)), q.new_empty(0)
 
 
 @_attend.register_fake
-def _(q, k, v, life, kept, active, counts, block, scale):
+def _(q, *_others):
     return like(q), q.new_empty(q.shape[:3] if runs_kernel("kv_prune", q) else 0, dtype=torch.float32)
 
 
 @torch.library.custom_op("ratrain::pruned_attention_backward", mutates_args=())
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, life: Tensor, kept: Tensor, active: Tensor, y: Tensor, lse: Tensor,
-    counts: list[int], block: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, life: Tensor, listed: Tensor, held: Tensor, by_life: Tensor,
+    place: Tensor, active: Tensor, counts: Tensor | None, y: Tensor, lse: Tensor, block: int, softness: float,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Of q, k, v, and of counts, else nothing."""
+    rest = {"block": block, "softness": softness, "scale": scale}
     if runs_kernel("kv_prune", q):
         from . import kernel
 
-        return kernel.backward(
-            grad, q, k, v, life, kept, active, y, lse, counts=tuple(counts), block=block, scale=scale
-        )  # type: ignore[return-value]
-    d_q, d_k, d_v = reference.backward(grad, q, k, v, life, scale)
-    return laid_out(d_q), laid_out(d_k), laid_out(d_v)
+        *found, d_counts = kernel.backward(
+            grad, q, k, v, life, listed, held, by_life, place, counts, y, lse, **rest
+        )  # fmt: skip
+    else:
+        found = [laid_out(x) for x in reference.backward(grad, q, k, v, life, scale)]
+        d_counts = q.new_empty(0)
+        if counts is not None:
+            d_counts = reference.d_counts(grad, q, k, v, life, listed, place, counts, **rest)
+    return *found, d_counts if counts is None else d_counts * active  # type: ignore[return-value]
 
 
 @_backward.register_fake
-def _(grad, q, *_others):
-    return like(q), like(q), like(q)
+def _(grad, q, *others):
+    counts = others[-6]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return like(q), like(q), like(q), q.new_empty(0 if counts is None else counts.shape, dtype=wide)
 
 
 def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.counts, ctx.block, ctx.scale = inputs
+    *tensors, ctx.block, ctx.softness, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*tensors, *output)
 
 
 def _differentiate(ctx, grad: Tensor, _lse: Tensor):
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    found = _backward(grad, *ctx.saved_tensors, ctx.counts, ctx.block, ctx.scale)
-    return *found, None, None, None, None, None, None
+    counts = ctx.saved_tensors[9]
+    *found, d_counts = _backward(grad, *ctx.saved_tensors, ctx.block, ctx.softness, ctx.scale)
+    return *found, *[None] * 6, None if counts is None else d_counts, None, None, None
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)

@@ -6,6 +6,8 @@ A key j is visible to the queries i with j <= i < life_j: it is seen until it is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,21 +27,50 @@ def backward(
     return d_scores @ k, d_scores.mT @ q, probs.mT @ grad
 
 
-def keep(
-    q: Tensor, k: Tensor, order: Tensor | None, *, counts: list[int], recent: list[int], block: int, sinks: int,
-    exposure: bool, both: bool, scale: float,
+def d_counts(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, life: Tensor, listed: Tensor, place: Tensor, counts: Tensor, *,
+    block: int, softness: float, scale: float,
 ) -> Tensor:  # fmt: skip
-    """life [B, H, T]: the token from which on each key is gone, T where it stays to the end.
+    """Gradient [H, R - 1] of how many stay at the end of each block but the last: straight through, of a soft rank.
 
-    At the end of each block but the last, the best counts[r] of what is there stay: first the newest key, then the
-    `sinks` first ones, then the recent[r] newest, then by the mass received so far, over the number of queries that
-    could see the key (`exposure`), or by `order` [H, T]. Equals: the older stays. The mass is that of attention over
-    what is there (`both`), or over all keys.
+    A key that stays at token e has the weight w_j = 1 in the block after it, one that leaves 0: there
+    y_i = sum_j w_j p_ij v_j / sum_j w_j p_ij. So d loss / d w_j = sum_i p_ij / (sum_n w_n p_in) grad_i . (v_j - y_i),
+    which is not 0 for a key that has left. w_j of a candidate at e has the gradient of
+    sigmoid((counts - place_j - 0.5) / (softness e)).
+    """
+    n_token, rows = q.shape[2], listed.shape[2]
+    scores = (scale * q @ k.mT).masked_fill(~_visible(torch.full_like(life, n_token)), float("-inf"))
+    spent = scores.masked_fill(~_visible(life), float("-inf")).logsumexp(-1, keepdim=True)
+    y = forward(q, k, v, life, scale)
+    d_weights = (scores - spent).exp() * (grad @ v.mT - (grad * y).sum(-1, keepdim=True))  # [B, H, T, T]
+    found = []
+    for r in range(1, rows):
+        candidate = listed[:, :, r] < n_token
+        d_weight = d_weights[:, :, r * block : (r + 1) * block].sum(2)
+        d_weight = d_weight.gather(-1, listed[:, :, r].clamp(max=n_token - 1).long())
+        soft = ((counts[:, r - 1, None] - place[:, :, r] - 0.5) / (softness * r * block)).sigmoid()
+        slope = soft * (1 - soft) / (softness * r * block)
+        found.append(torch.where(candidate, d_weight * slope, 0).sum((0, 2)))
+    return torch.stack(found, dim=1) if found else torch.zeros_like(counts)
+
+
+def keep(
+    q: Tensor, k: Tensor, order: Tensor | None, *, counts: Sequence[int] | Tensor, recent: Sequence[int], block: int,
+    sinks: int, exposure: bool, both: bool, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """life [B, H, T]: the token from which on each key is gone, T where it stays to the end; place [B, H, R, T]: at r,
+    how many candidates at the start of block r come before each, T for a key that is none.
+
+    At the end of each block but the last, the best counts[r] (of each head, counts[:, r]) of what is there stay: first
+    the newest key, then the `sinks` first ones, then the recent[r] newest, then by the mass received so far, over the
+    number of queries that could see the key (`exposure`), or by `order` [H, T]. Equals: the older stays. The mass is
+    that of attention over what is there (`both`), or over all keys.
     """
     n_token = q.shape[2]
     life = torch.full(q.shape[:3], n_token, device=q.device, dtype=torch.int32)
     whole, places = life.clone(), torch.arange(n_token, device=q.device)
     total = torch.zeros(q.shape[:3], dtype=q.dtype, device=q.device)
+    found = [life.clone()]
     for r in range(-(-n_token // block) - 1):
         seen = (r + 1) * block
         rows = slice(r * block, seen)
@@ -51,18 +82,26 @@ def keep(
         rank = torch.where(places == seen - 1, 3, rank)
         there = (places < seen) & (life >= seen)
         best = _ordered(value, rank, places)  # positions, best first
-        ranked = there.gather(-1, best)
-        stays = torch.zeros_like(there).scatter_(-1, best, ranked & (ranked.cumsum(-1) <= counts[r]))
-        life = torch.where(there & ~stays, seen, life)
-    return life
+        before = torch.empty_like(best).scatter_(-1, best, there.gather(-1, best).cumsum(-1)) - 1
+        count = counts[:, r, None] if isinstance(counts, Tensor) else counts[r]
+        life = torch.where(there & (before >= count), seen, life)
+        found.append(torch.where(there, before, n_token).int())
+    return life, torch.stack(found, dim=2)
 
 
-def listed(life: Tensor, block: int, n_token: int) -> Tensor:
-    """kept [B, H, R, T]: at r, in their order, the positions before block r that its queries see, T behind the last."""
+def listed(life: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """listed [B, H, R, T]: at r, in their order, the positions before block r that its queries see, then those that
+    leave at its start, T behind the last; held [B, H, R]: how many it sees. Both int32."""
+    n_token = life.shape[-1]
     places = torch.arange(n_token, device=life.device, dtype=torch.int32)
-    starts = range(0, n_token, block)
-    seen = [torch.where((places < start) & (life > start), places, n_token).sort(dim=-1).values for start in starts]
-    return torch.stack(seen, dim=2)
+    found, held = [], []
+    for start in range(0, n_token, block):
+        candidate, stays = (places < start) & (life >= start), (places < start) & (life > start)
+        key = torch.where(stays, places, torch.where(candidate, n_token + places, 2 * n_token))
+        by_key = key.sort(dim=-1).values
+        found.append(torch.where(by_key < 2 * n_token, by_key % n_token, n_token).int())
+        held.append(stays.sum(-1, dtype=torch.int32))
+    return torch.stack(found, dim=2), torch.stack(held, dim=2)
 
 
 def decode(
@@ -98,6 +137,10 @@ def _ordered(value: Tensor, rank: Tensor, places: Tensor) -> Tensor:
 
 
 def _probs(q: Tensor, k: Tensor, life: Tensor, scale: float) -> Tensor:
-    at = torch.arange(q.shape[2], device=q.device)
-    visible = (at[:, None] >= at) & (at[:, None] < life[:, :, None])  # [B, H, T, T]
-    return (scale * q @ k.mT).masked_fill(~visible, float("-inf")).softmax(-1)
+    return (scale * q @ k.mT).masked_fill(~_visible(life), float("-inf")).softmax(-1)
+
+
+def _visible(life: Tensor) -> Tensor:
+    """[B, H, T, T]"""
+    at = torch.arange(life.shape[-1], device=life.device)
+    return (at[:, None] >= at) & (at[:, None] < life[:, :, None])

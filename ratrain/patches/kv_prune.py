@@ -12,9 +12,12 @@ pass, and decoding with a cache from which the evicted are gone, give the same.
 dropped, given to the kept (renormalise), or spent on the mean of the values that have left (residual). `kv`: both
 leave, and the softmax is over the kept.
 
-Scores of a block [B, H, block, e] are written out: training saves neither time nor memory, decoding does.
 `learned`: the fraction is a parameter per head; a soft rank, straight through, gives it a gradient, and a target or a
 price on it enters the loss's gradient (not the loss that is told).
+
+A GPU runs the kernels of kernels/kv_prune, for learned fractions too, where there is neither dropout nor a prior, the
+activation is a switch and the softmax is over the kept (`kv`, or `renormalise`). Elsewhere, and on a CPU, scores of a
+block [B, H, block, e] are written out: there training saves neither time nor memory, decoding does.
 Sources: H2O (Zhang et al. 2023, arXiv:2306.14048: heavy hitters, evicted permanently), StreamingLLM (Xiao et al. 2023,
 arXiv:2309.17453: sinks and a window), TOVA (Oren et al. 2024, arXiv:2401.06104). The reference chose one set per
 sequence from all its queries, without a causal mask: every position saw the future.
@@ -33,7 +36,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec, Section
-from ratrain.kernels.kv_prune import best, decode_kept, keep, pruned_attention
+from ratrain.kernels.kv_prune import Kept, best, decode_kept, keep, pruned_attention
 from ratrain.kernels.placement import runs_kernel
 from ratrain.model.cache import PLAIN, KVCache, ValueCode
 from ratrain.model.gpt2 import Core
@@ -213,23 +216,25 @@ class PrunedCore(Core):
     def _fuses(self, q: Tensor) -> bool:
         """Whether the kernels serve: they know neither dropout, nor a prior, nor a mechanism that is half open."""
         over = self.options.mode == "kv" or self.options.missing == "renormalise"  # a softmax over the kept, either way
-        plain = over and not (self.options.prior or self.options.learned or (self.training and self.dropout))
+        plain = over and not (self.options.prior or (self.training and self.dropout))
         return plain and not self.gradual and runs_kernel("kv_prune", q)
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        n_token = q.shape[2]
-        ends = range(self.block, n_token, self.block)
-        counts, recent = (
-            [self.budget.at(end) for end in ends],
-            [self.budget.recent_at(end, self.length) for end in ends],
-        )
-        order = None if self.options.rule == "mass" else self._fixed_order(n_token)
-        chosen = {"counts": counts, "block": self.block, "active": self.s}
-        life, kept = keep(
-            q, k, recent=recent, sinks=self.budget.sinks, order=order, exposure=self.options.exposure,
-            both=self.options.mode == "kv", **chosen,
+        counts = [self.budget.at(end) for end in self._ends(q)]
+        return pruned_attention(q, k, v, self._keep(q, k, counts), block=self.block, active=self.s)
+
+    def _ends(self, q: Tensor) -> range:
+        """Of all blocks but the last."""
+        return range(self.block, q.shape[2], self.block)
+
+    def _keep(self, q: Tensor, k: Tensor, counts: list[int] | Tensor, *, ranked: bool = False) -> Kept:
+        """Who stays, by the kernels."""
+        recent = [self.budget.recent_at(end, self.length) for end in self._ends(q)]
+        order = None if self.options.rule == "mass" else self._fixed_order(q.shape[2])
+        return keep(
+            q, k, counts=counts, block=self.block, recent=recent, sinks=self.budget.sinks, order=order,
+            exposure=self.options.exposure, both=self.options.mode == "kv", ranked=ranked, active=self.s,
         )  # fmt: skip
-        return pruned_attention(q, k, v, life, kept, **chosen)
 
     def _fixed_order(self, n_token: int) -> Tensor:
         """What the rules that look at no mass go by [H, n_token]."""
@@ -399,6 +404,16 @@ class LearnedCore(PrunedCore):
     def counts(self, seen: int) -> Tensor:
         least = max(1, self.budget.recency + self.budget.sinks)
         return (self.ratio.sigmoid() * seen).clamp(min=min(least, seen), max=seen)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        counts = [self.counts(end) for end in self._ends(q)]
+        counts = torch.stack(counts, dim=1) if counts else self.ratio.new_empty(len(self.ratio), 0)  # [H, ends]
+        if not torch.is_grad_enabled():
+            return pruned_attention(q, k, v, self._keep(q, k, counts), block=self.block, active=self.s)
+        return pruned_attention(
+            q, k, v, self._keep(q, k, counts, ranked=True), block=self.block,
+            counts=counts, softness=self.learned.softness, active=self.s,
+        )  # fmt: skip
 
     def choose(self, order: Tensor, there: Tensor) -> Tensor:
         count = self.counts(order.shape[-1])

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from ratrain.kernels.kv_prune import best, decode_kept, keep, op, pruned_attention, reference
-from ratrain.patches.kv_prune import Budget, KVPrune, PrunedCore
+from ratrain.patches.kv_prune import Budget, KVPrune, LearnedCore, PrunedCore
 
 SHAPES = [(1, 1, 1, 32), (2, 2, 40, 32), (1, 3, 65, 64), (1, 1, 130, 128)]
 
@@ -31,6 +31,12 @@ def plan(n_token, *, block=16, share=0.4, recency=2):
     return {"counts": [max(1, round(share * end)) for end in ends], "recent": [recency for _ in ends], "block": block}
 
 
+def shares(n_head, n_token, *, block=16, dtype=torch.float32):
+    """Counts [H, R - 1], not rounded, of heads that keep unlike shares."""
+    ends = block * torch.arange(1, -(-n_token // block), dtype=dtype)
+    return torch.linspace(0.2, 0.9, n_head, dtype=dtype)[:, None] * ends
+
+
 def kept_by(q, k, **options):
     return keep(q, k, **plan(q.shape[2]), **options)
 
@@ -41,38 +47,41 @@ def kept_by(q, k, **options):
 @pytest.mark.parametrize("both", [False, True])
 def test_as_many_stay_as_asked_and_what_has_left_never_returns(both):
     q, k, _ = drawn()
-    life, kept = kept_by(q, k, both=both)
-    for r, (count, end) in enumerate(zip([6, 13], [16, 32], strict=True)):
-        assert ((life > end)[..., :end].sum(-1) == count).all()
-        listed = kept[:, :, r + 1]
-        assert ((listed < 40).sum(-1) == count).all()
-        assert torch.equal(listed[..., :count].sort(-1).values, listed[..., :count])
-        assert (life.gather(-1, listed[..., :count].long()) > end).all()
+    kept = kept_by(q, k, both=both)
+    assert torch.equal(kept.by_life, kept.life.argsort(dim=-1, stable=True).int())
+    for r, (count, left, end) in enumerate(zip([6, 13], [10, 9], [16, 32], strict=True)):
+        assert ((kept.life > end)[..., :end].sum(-1) == count).all()
+        assert (kept.held[:, :, r + 1] == count).all()
+        listed = kept.listed[:, :, r + 1]
+        assert ((listed < 40).sum(-1) == count + left).all()
+        for part, stays in ((listed[..., :count], True), (listed[..., count : count + left], False)):
+            assert torch.equal(part.sort(-1).values, part)
+            assert ((kept.life.gather(-1, part.long()) > end) == stays).all()
 
 
 def test_nobody_looks_ahead():
     q, k, _ = drawn()
-    life, _ = kept_by(q, k, both=True)
+    life = kept_by(q, k, both=True).life
     changed = [x.detach().clone() for x in (q, k)]
     for x in changed:
         x[:, :, 32:] += 1
-    other, _ = kept_by(*changed, both=True)
+    other = kept_by(*changed, both=True).life
     assert torch.equal(life[..., :32].clamp(max=33), other[..., :32].clamp(max=33))
 
 
 def test_keeping_all_is_plain_attention():
     q, k, v = drawn()
     everything = {"counts": [16, 32], "recent": [0, 0], "block": 16}
-    life, kept = keep(q, k, **everything)
-    y = pruned_attention(q, k, v, life, kept, counts=[16, 32], block=16)
+    kept = keep(q, k, **everything)
+    y = pruned_attention(q, k, v, kept, block=16)
     torch.testing.assert_close(y, F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
 def test_switched_off_all_stay():
     q, k, v = drawn()
     off = torch.zeros((), dtype=torch.float32)
-    life, kept = kept_by(q, k, active=off)
-    y = pruned_attention(q, k, v, life, kept, counts=plan(40)["counts"], block=16, active=off)
+    kept = kept_by(q, k, active=off)
+    y = pruned_attention(q, k, v, kept, block=16, active=off)
     torch.testing.assert_close(y, F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
@@ -87,24 +96,37 @@ def test_it_is_what_the_patch_computes(tiny, mode, rule):
     recent = [core.budget.recent_at(16, 40), core.budget.recent_at(32, 40)]
     order = {"mass": None, "window": torch.arange(40.0).expand(3, 40) / 40}.get(rule, getattr(core, "noise", None))
     options = {"counts": counts, "block": 16}
-    life, kept = keep(q, k, recent=recent, sinks=2, order=order, both=mode == "kv", **options)
-    torch.testing.assert_close(pruned_attention(q, k, v, life, kept, **options), core(q, k, v))
+    kept = keep(q, k, recent=recent, sinks=2, order=order, both=mode == "kv", **options)
+    torch.testing.assert_close(pruned_attention(q, k, v, kept, block=16), core(q, k, v))
 
 
 def test_the_stated_gradients_are_those_of_autograd():
     q, k, v = drawn((1, 2, 20, 4))
     options = {"counts": [5, 7], "block": 8}
-    life, kept = keep(q, k, recent=[2, 2], **options)
-    assert torch.autograd.gradcheck(lambda *x: pruned_attention(*x, life, kept, **options), (q, k, v))
+    kept = keep(q, k, recent=[2, 2], **options)
+    assert torch.autograd.gradcheck(lambda *x: pruned_attention(*x, kept, block=8), (q, k, v))
 
 
-def test_the_ops_keep_torchs_rules():
-    q, k, v = drawn(dtype=torch.float32)
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_ops_keep_torchs_rules(learned):
+    keeps_torchs_rules(learned=learned, head_dim=8)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_kernels_keep_torchs_rules(learned):
+    keeps_torchs_rules(learned=learned, head_dim=32)
+
+
+def keeps_torchs_rules(*, learned, head_dim):
+    q, k, v = drawn((2, 3, 40, head_dim), torch.float32)
     active, options = torch.ones(()), plan(40)
-    chosen = q.detach(), k.detach(), None, active, options["counts"], options["recent"], 16, 0, True, False, 0.3
+    counts = shares(3, 40).requires_grad_() if learned else None
+    numbers = (counts.detach().ceil().int(), []) if learned else (None, options["counts"])
+    chosen = q.detach(), k.detach(), None, active, *numbers, options["recent"], 16, 0, True, False, learned, 0.3
     torch.library.opcheck(op._keep, chosen)
-    life, kept = op._keep(*chosen)
-    torch.library.opcheck(op._attend, (q, k, v, life, kept, active, options["counts"], 16, 0.3))
+    kept = op._keep(*chosen)
+    torch.library.opcheck(op._attend, (q, k, v, *kept, active, counts, 16, 0.1, 0.3))
 
 
 @pytest.mark.parametrize(
@@ -113,12 +135,64 @@ def test_the_ops_keep_torchs_rules():
         ({"counts": [6], "recent": [2, 2]}, "2 blocks end before the last, got 1 counts"),
         ({"counts": [6, 33], "recent": [2, 2]}, "from 1 to the tokens so far"),
         ({"counts": [6, 9], "recent": [2, 2], "order": torch.zeros(3, 39)}, r"order must be \[H, T\]"),
+        ({"counts": torch.ones(2, 2), "recent": [2, 2]}, r"counts must be floating point \(3, 2\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, told):
     q, k, _ = drawn()
     with pytest.raises(ValueError, match=told):
         keep(q, k, block=16, **options)
+
+
+# -- learned counts -----------------------------------------------------------------------------------------------
+
+
+def learning(tiny, *, n_token, block, dtype=torch.float64, n_head=3, head_dim=32, **options):
+    """A LearnedCore whose heads keep unlike shares, and q, k, v [2, H, T, D]."""
+    shape = f"model.block_size={n_token}", f"model.n_embd={n_head * head_dim}", f"model.n_head={n_head}"
+    options = KVPrune(learned={"target": 0.4, "softness": 0.1}, **options)
+    core = LearnedCore(tiny("gpt2", *shape).model, options, Budget(0.4, recency=2, sinks=1), block=block)
+    core.reset_parameters(torch.Generator().manual_seed(0))
+    core.gradual = False
+    with torch.no_grad():
+        core.ratio.copy_(torch.linspace(-1.3, 2.1, n_head))
+    return core.to(dtype), drawn((2, n_head, n_token, head_dim), dtype)
+
+
+def with_gradients(run, core, inputs):
+    """What `run` returns, and its gradients in the inputs and in the ratio of the core."""
+    y = run(*inputs)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    return y, *torch.autograd.grad(y, (*inputs, core.ratio), grad, materialize_grads=True)  # one block needs no ratio
+
+
+LEARNED = [(40, 16), (65, 16), (33, 7), (20, 40)]
+
+
+@pytest.mark.parametrize("rule", ["mass", "window"])
+@pytest.mark.parametrize(("n_token", "block"), LEARNED[:-1])
+def test_learned_counts_have_the_gradient_of_the_patchs_algebra(tiny, n_token, block, rule):
+    core, inputs = learning(tiny, n_token=n_token, block=block, rule=rule, recency=2)
+    wanted = with_gradients(core, core, inputs)  # in float64: the algebra
+    assert (wanted[-1].abs() > 1e-3).all()
+    for found, expected in zip(with_gradients(core._fused, core, inputs), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_learned_counts_that_are_switched_off_have_no_gradient(tiny):
+    core, inputs = learning(tiny, n_token=40, block=16)
+    core.s.zero_()
+    y, *_, d_ratio = with_gradients(core._fused, core, inputs)
+    torch.testing.assert_close(y, F.scaled_dot_product_attention(*inputs, is_causal=True))
+    assert not d_ratio.any()
+
+
+def test_learned_counts_need_places():
+    q, k, v = drawn(dtype=torch.float32)
+    counts = shares(3, 40)
+    kept = keep(q, k, counts=counts, recent=[2, 2], block=16)
+    with pytest.raises(ValueError, match="counts need a softness above 0 and places"):
+        pruned_attention(q, k, v, kept, block=16, counts=counts, softness=0.1)
 
 
 # -- decoding -----------------------------------------------------------------------------------------------------
@@ -178,9 +252,14 @@ def test_a_cache_that_does_not_fit_is_refused(name, told):
 # -- the kernel ---------------------------------------------------------------------------------------------------
 
 
+def as_listed(life, block=16):
+    """The first four of `Kept`."""
+    return life, *reference.listed(life, block), life.argsort(dim=-1, stable=True).int()
+
+
 def chosen_by_reference(q, k, *, options, both, order, exposure):
     rest = {"block": 16, "sinks": 1, "exposure": exposure, "both": both, "scale": q.shape[-1] ** -0.5}
-    return reference.keep(q.double(), k.double(), order, counts=options["counts"], recent=options["recent"], **rest)
+    return reference.keep(q.double(), k.double(), order, counts=options["counts"], recent=options["recent"], **rest)[0]
 
 
 @pytest.mark.interpreter
@@ -192,10 +271,10 @@ def test_the_kernel_keeps_whom_the_reference_keeps(shape, both, exposure, ordere
     q, k, _ = (x.detach() for x in drawn(shape, torch.float32))
     order = torch.rand(shape[1:3], generator=torch.Generator().manual_seed(2)) if ordered else None
     options = plan(shape[2])
-    life, kept = keep(q, k, sinks=1, order=order, both=both, exposure=exposure, **options)
-    assert torch.equal(life, chosen_by_reference(q, k, options=options, both=both, order=order, exposure=exposure))
-    for r, count in enumerate(options["counts"]):
-        assert torch.equal(kept[:, :, r + 1, :count], reference.listed(life, 16, shape[2])[:, :, r + 1, :count])
+    kept = keep(q, k, sinks=1, order=order, both=both, exposure=exposure, **options)
+    life = chosen_by_reference(q, k, options=options, both=both, order=order, exposure=exposure)
+    for found, wanted in zip(kept, as_listed(life), strict=False):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.interpreter
@@ -204,9 +283,8 @@ def test_the_kernel_keeps_whom_the_reference_keeps(shape, both, exposure, ordere
 def test_the_kernel_attends_as_the_reference(shape, share):
     q, k, v = drawn(shape, torch.float32)
     options = plan(shape[2], share=share, recency=1)
-    life, kept = keep(q, k, **options)
-    shown = {"counts": options["counts"], "block": 16}
-    y = pruned_attention(q, k, v, life, kept, **shown)
+    kept = keep(q, k, **options)
+    y, life = pruned_attention(q, k, v, kept, block=16), kept.life
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     exact = [x.detach().double() for x in (q, k, v)]
     near(y, reference.forward(*exact, life, shape[-1] ** -0.5))
@@ -224,12 +302,13 @@ def test_the_kernel_attends_as_the_reference(shape, share):
 def test_the_kernels_are_the_reference_at_any_shape(batch, n_head, n_token, block, share, both):
     q, k, v = drawn((batch, n_head, n_token, 32), torch.float32)
     options = plan(n_token, block=block, share=share, recency=1)
-    life, kept = keep(q, k, both=both, **options)
+    kept = keep(q, k, both=both, **options)
     exact = [x.detach().double() for x in (q, k, v)]
     rest = {"sinks": 0, "exposure": True, "both": both, "scale": 32**-0.5}
-    assert torch.equal(life, reference.keep(exact[0], exact[1], None, **options, **rest))
-    y = pruned_attention(q, k, v, life, kept, counts=options["counts"], block=block)
-    near(y, reference.forward(*exact, life, 32**-0.5))
+    life, _ = reference.keep(exact[0], exact[1], None, **options, **rest)
+    for found, wanted in zip(kept, as_listed(life, block), strict=False):
+        assert torch.equal(found, wanted)
+    near(pruned_attention(q, k, v, kept, block=block), reference.forward(*exact, life, 32**-0.5))
 
 
 @pytest.mark.interpreter
@@ -249,18 +328,71 @@ def test_the_kernel_decodes_as_the_reference(shape, both, renormalise):
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_kernels_learn_counts_as_the_reference(shape):
+    q, k, v = drawn(shape, torch.float32)
+    counts, n_end = shares(*shape[1:3]).requires_grad_(), -(-shape[2] // 16) - 1
+    kept = keep(q, k, counts=counts, recent=[2] * n_end, block=16, ranked=True)
+    exact, scale = [x.detach().double() for x in (q, k, v)], shape[-1] ** -0.5
+    rest = {"recent": [2] * n_end, "block": 16, "sinks": 0, "exposure": True, "both": False, "scale": scale}
+    life, place = reference.keep(*exact[:2], None, counts=counts.detach().ceil().int(), **rest)
+    listed = as_listed(life)
+    wanted = *listed, F.pad(place, (0, 1), value=shape[2]).gather(-1, listed[1].long())
+    assert all(torch.equal(found, expected) for found, expected in zip(kept, wanted, strict=True))
+    y = pruned_attention(q, k, v, kept, block=16, counts=counts, softness=0.1)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    shown = {"block": 16, "softness": 0.1, "scale": scale}
+    given = grad.double(), *exact, life
+    d_counts = reference.d_counts(*given, listed[1], wanted[-1], counts.detach().double(), **shown)
+    stated = *reference.backward(*given, scale), d_counts
+    for found, expected in zip(torch.autograd.grad(y, (q, k, v, counts), grad), stated, strict=True):
+        assert not expected.numel() or near(found, expected)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("rule", ["mass", "window", "random"])
+@pytest.mark.parametrize(("n_token", "block"), LEARNED)
+def test_a_learned_core_runs_by_the_kernels(tiny, n_token, block, rule):
+    sizes = {"n_token": n_token, "block": block, "rule": rule}
+    core, inputs = learning(tiny, dtype=torch.float32, **sizes)
+    exact, _ = learning(tiny, **sizes)
+    assert core._fuses(inputs[0])
+    wanted = with_gradients(exact, exact, [x.detach().double().requires_grad_() for x in inputs])
+    for found, expected in zip(with_gradients(core, core, inputs), wanted, strict=True):
+        near(found, expected)
+    with torch.no_grad():
+        near(core(*inputs), wanted[0])
+
+
+@pytest.mark.interpreter
+def test_a_learned_core_is_one_graph_without_sorts_whatever_its_ratio(tiny):
+    core, inputs = learning(tiny, n_token=40, block=16, dtype=torch.float32)
+    graphs = []
+    compiled = torch.compile(core, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for s, ratio in ((1.0, 0.3), (0.0, 0.3), (1.0, -0.2)):
+        core.s.fill_(s)
+        core.ratio.data.fill_(ratio)
+        compiled(*inputs)
+    assert len(graphs) == 1
+    called = {str(node.target) for node in graphs[0].graph.nodes}
+    assert {"ratrain.kv_keep.default", "ratrain.pruned_attention.default"} <= called
+    assert not any(word in name for name in called for word in ("sort", "kv_best"))
+
+
+@pytest.mark.interpreter
 def test_switched_off_the_kernels_keep_all():
     q, k, v = drawn((1, 2, 40, 32), torch.float32)
     off = torch.zeros(())
-    life, kept = kept_by(q, k, active=off)
-    assert (life == 40).all()
-    y = pruned_attention(q, k, v, life, kept, counts=plan(40)["counts"], block=16, active=off)
+    kept = kept_by(q, k, active=off)
+    assert (kept.life == 40).all()
+    y = pruned_attention(q, k, v, kept, block=16, active=off)
     near(y, F.scaled_dot_product_attention(*(x.double() for x in (q, k, v)), is_causal=True))
 
 
 def near(found, expected):
     error = (found.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
     assert error <= 5e-6, f"{error:.2e}"
+    return True
 
 
 def test_the_best_of_each_head_are_those_of_a_plain_sort_and_of_equals_the_first():

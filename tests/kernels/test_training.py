@@ -35,10 +35,11 @@ def losses(manifest, precision="fp32", steps=5):
         ("tied_ra", ()),
         ("v19", ()),
         ("v19", ("patch.kv_prune.mode=kv", "patch.kv_prune.sinks=2")),
+        ("v15", ()),
     ],
 )
 def test_training_by_the_kernels_is_training_without(tiny, monkeypatch, name, overrides):
-    manifest = tiny(name, *SIZES, "patch.kv_prune.block=16" if name == "v19" else "optim.clip=1.0", *overrides)
+    manifest = tiny(name, *SIZES, "patch.kv_prune.block=16" if name in ("v15", "v19") else "optim.clip=1.0", *overrides)
     assert on_kernels(torch.empty(1))
     by_kernels = losses(manifest)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
