@@ -147,7 +147,11 @@ def _note(recorder: Recorder, function: Any, args: Any, kwargs: Any, out: Any) -
     flops = flop_registry.get(function.overloadpacket)
     cost = flops(*args, **kwargs, out_val=out) if flops else 0
     if flops:
-        shapes = (f"{'x'.join(map(str, x.shape))}{'f' if x.dtype == torch.float32 else ''}" for x in _tensors(args)[:3])
+        shapes = (
+            f"{'x'.join(map(str, x.shape))}{'f' if x.dtype == torch.float32 else ''}"
+            for x in _tensors(args)[:3]
+            if x.dim() > 1
+        )
         name = " ".join((name, *shapes))
     recorder.add(name, ATEN, _traffic(function, args, kwargs, out), cost)
 

@@ -66,7 +66,8 @@ def _seconds(one: Work, card: Card, products: float) -> float:
     if "attention" in one.name:  # FLOPs count the whole square, of which a causal kernel computes half
         return max(memory, one.flops / 2 / card.attention["backward" in one.name])
     share = products * _HEAD / _idle(one, card) if one.phase == HEAD else products
-    return max(memory, one.flops / (share * card.flops))
+    peak = 2 * card.flops if "_scaled_mm" in one.name else card.flops  # of 8-bit factors
+    return max(memory, one.flops / (share * peak))
 
 
 def _idle(one: Work, card: Card) -> float:

@@ -10,11 +10,15 @@ in fp32, and a short one leaves processors idle in d_x.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ratrain.kernels.fp8_linear import product as fp8_product
+from ratrain.kernels.fp8_linear import quantise
+from ratrain.kernels.fp8_linear import reference as fp8_reference
+from ratrain.kernels.fp8_linear.reference import GRADIENTS, VALUES
 from ratrain.kernels.placement import on_kernels
 from ratrain.kernels.products import by_onednn, product
 
@@ -26,7 +30,7 @@ _GPU_ROWS = 2048  # a chunk is a multiple of this: 16 tiles of 128 rows, so that
 
 def linear_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, *, n_class: int | None = None, ignore: int = -1, z_loss: float = 0.0,
-    reduction: Literal["mean", "none"] = "mean",
+    reduction: Literal["mean", "none"] = "mean", fp8: bool = False,
 ) -> Tensor:  # fmt: skip
     """Mean cross-entropy of `x @ weight.T` against targets, in nats; 0-d, fp32 (float64 stays).
 
@@ -35,6 +39,7 @@ def linear_cross_entropy(
     x: [..., C], weight: [V, C] with V >= n_class, targets: [...] int64. Rows whose target is `ignore` count neither
     in the sum nor in the mean. Columns from n_class on (padding of the table) are never predicted. Products run in
     x's dtype, or in autocast's where that is on; sums and d_weight accumulate in fp32.
+    fp8: the logits and d_x come from 8-bit factors with a scale a tensor, as in `fp8_linear`; d_weight does not.
     z_loss: weight of the mean of logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, section 5), which
     enters the gradient; the value stays the cross-entropy, which can be compared with an evaluation's.
     Raises ValueError on shapes or dtypes that do not fit, and where losses of rows are asked for a gradient.
@@ -47,7 +52,9 @@ def linear_cross_entropy(
     if wants_grad and reduction == "none":
         raise ValueError("linear_cross_entropy: losses of rows have no gradient; ask under no_grad, or for the mean")
     rows = x.flatten(0, -2)
-    total, count, losses, _, _ = _forward(rows, weight, targets.flatten(), n_class, ignore, z_loss, dtype, wants_grad)
+    total, count, losses, _, _ = _forward(
+        rows, weight, targets.flatten(), n_class, ignore, z_loss, dtype, wants_grad, fp8
+    )
     return losses.view(targets.shape) if reduction == "none" else total / count.clamp(min=1)
 
 
@@ -65,11 +72,12 @@ def _check(x: Tensor, weight: Tensor, targets: Tensor, n_class: int) -> None:
 @torch.library.custom_op("ratrain::linear_cross_entropy", mutates_args=())
 def _forward(
     x: Tensor, weight: Tensor, targets: Tensor, n_class: int, ignore: int, z_loss: float, dtype: torch.dtype,
-    wants_grad: bool,
+    wants_grad: bool, fp8: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Summed loss, count of rows, the loss of each row, and the gradients of the sum for x and weight (empty unless
     wanted)."""
-    options = {"n_class": n_class, "ignore": ignore, "z_loss": z_loss, "dtype": dtype, "wants_grad": wants_grad}
+    options: dict[str, Any] = {"n_class": n_class, "ignore": ignore, "z_loss": z_loss, "dtype": dtype}
+    options |= {"wants_grad": wants_grad, "fp8": fp8}
     run = _by_kernel if x.numel() and on_kernels(weight.new_empty(0, dtype=dtype)) and on_kernels(x) else _by_torch
     with torch.autocast(x.device.type, enabled=False):
         total, losses, d_x, d_weight = run(x, weight, targets, **options)
@@ -78,7 +86,7 @@ def _forward(
 
 def _by_torch(
     x: Tensor, weight: Tensor, targets: Tensor, *, n_class: int, ignore: int, z_loss: float, dtype: torch.dtype,
-    wants_grad: bool,
+    wants_grad: bool, fp8: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Summed loss, the loss of each row and both gradients, in plain PyTorch."""
     wide = torch.promote_types(x.dtype, torch.float32)  # sums: fp32, or float64 in tests
@@ -87,43 +95,51 @@ def _by_torch(
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
     d_weight = _zeros(x, weight, wide) if wants_grad else weight.new_empty(0)
     step = _rows(x, weight)
+    if fp8:  # the numbers that 8 bits hold, multiplied in full precision; d_weight has the rows as they are
+        w = fp8_reference.rounded(w, VALUES)
     # one for all chunks: memory fresh from the system costs more than a pass over it
     buffer = torch.empty(min(step, len(x)), len(w), dtype=wide, device=x.device)
     for start in range(0, len(x), step):
         part = slice(start, start + step)
         rows, counted = x[part].to(dtype), (targets[part] != ignore)[:, None]  # [n, C], [n, 1]
         index = targets[part, None].where(counted, 0)
-        norm, picked, probs = _softmax(rows, w, index, n_class, buffer[: len(rows)])
+        seen = fp8_reference.rounded(rows, VALUES).to(w.dtype) if fp8 else rows
+        norm, picked, probs = _softmax(seen, w, index, n_class, buffer[: len(rows)])
         losses[part] = (norm - picked).where(counted, 0)[:, 0]
         total += losses[part].sum()
         if wants_grad:
             if z_loss:
                 probs *= 1 + 2 * z_loss * norm
             d_logits = probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide)).to(dtype)
-            d_x[part] = product(d_logits, w) * counted
+            slope = fp8_reference.rounded(d_logits, GRADIENTS).to(w.dtype) if fp8 else d_logits
+            d_x[part] = product(slope, w) * counted
             _add_product(d_weight, d_logits.T, rows * counted)
     return total, losses, d_x, d_weight.to(weight.dtype)
 
 
 def _by_kernel(
     x: Tensor, weight: Tensor, targets: Tensor, *, n_class: int, ignore: int, z_loss: float, dtype: torch.dtype,
-    wants_grad: bool,
+    wants_grad: bool, fp8: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `_by_torch`, by the kernel, which leaves the gradient where the logits were."""
     from . import kernel
 
     w, step = weight.to(dtype), _rows(x, weight)
+    eight = quantise(w, VALUES) if fp8 else None
+    eight_mt = quantise(w.T.contiguous(), VALUES) if fp8 and wants_grad else None
     losses = torch.empty(len(x), dtype=torch.float32, device=x.device)
     d_x, d_weight = (torch.empty_like(x), None) if wants_grad else (x.new_empty(0), weight.new_empty(0))
     for start in range(0, len(x), step):
         part = slice(start, start + step)
         rows = x[part].to(dtype)
-        logits = rows @ w.T
+        logits = rows @ w.T if eight is None else fp8_product(quantise(rows, VALUES), eight, dtype)
         kernel.losses_and_gradient(
             logits, targets[part], losses[part], n_class=n_class, ignore=ignore, z_loss=z_loss, wants_grad=wants_grad
         )
         if wants_grad:
-            if d_x.dtype == dtype:
+            if eight_mt is not None:
+                d_x[part] = fp8_product(quantise(logits, GRADIENTS), eight_mt, dtype)
+            elif d_x.dtype == dtype:
                 torch.mm(logits, w, out=d_x[part])
             else:
                 d_x[part] = logits @ w
@@ -190,7 +206,7 @@ def _zeros(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @_forward.register_fake
-def _(x, weight, targets, n_class, ignore, z_loss, dtype, wants_grad):
+def _(x, weight, targets, n_class, ignore, z_loss, dtype, wants_grad, fp8):
     wide = torch.promote_types(x.dtype, torch.float32)
     total = x.new_empty((), dtype=wide)
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
@@ -199,7 +215,7 @@ def _(x, weight, targets, n_class, ignore, z_loss, dtype, wants_grad):
 
 
 def _save(ctx, inputs, output) -> None:
-    ctx.wants_grad = inputs[-1]
+    ctx.wants_grad = inputs[-2]
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[3:])
 
@@ -208,7 +224,7 @@ def _backward(ctx, grad: Tensor, *_unused: Tensor):
     d_x, d_weight = ctx.saved_tensors
     assert ctx.wants_grad, "linear_cross_entropy: the gradients were not formed in the forward pass"
     # grad is 0-d: it scales in its own precision and does not widen the product
-    return d_x * grad, (d_weight * grad).contiguous(), None, None, None, None, None, None
+    return d_x * grad, (d_weight * grad).contiguous(), None, None, None, None, None, None, None
 
 
 _forward.register_autograd(_backward, setup_context=_save)

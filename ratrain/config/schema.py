@@ -167,7 +167,11 @@ class TrainSection(Section):
     budget: Budget
     batch: PositiveInt = Field(description="sequences per step, over all devices and micro-steps")
     micro_batch: PositiveInt = Field(description="sequences per forward pass; must divide batch")
-    precision: Literal["fp32", "bf16", "amp_bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "amp_bf16", "fp8"] = Field(
+        default="fp32",
+        description="what the forward pass computes in; fp8: bf16, with products of 8-bit numbers in the MLPs and the "
+        "head, on GPUs that have them (H100, L40S and newer)",
+    )
     deterministic: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on for CPU, off on a GPU")
     z_loss: NonNegativeFloat = Field(
         default=0.0, description="weight of the squared log of the softmax's sum, in the gradient, not in the loss told"

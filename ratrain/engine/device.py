@@ -55,6 +55,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def check_fp8(device: torch.device) -> None:
+    """Raises UnavailableError on a GPU without products of 8-bit numbers. A CPU has none either, and computes them in
+    fp32: slower than bf16, but the same numbers."""
+    if device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if torch.version.hip or (major, minor) < (8, 9):
+        name = torch.cuda.get_device_name(device)
+        raise UnavailableError(
+            f"train.precision = 'fp8' needs compute capability 8.9 or higher, and {name} has {major}.{minor}; use bf16"
+        )
+
+
 def set_determinism(choice: str, device: torch.device) -> bool:
     """Makes equal runs give equal bits where the manifest asks for it; returns whether it does.
 

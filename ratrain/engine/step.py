@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ratrain.config.schema import PruneSection
+from ratrain.engine.device import check_fp8
 from ratrain.engine.distributed import World
-from ratrain.model.gpt2 import GPT2
+from ratrain.kernels.fp8_linear import fp8_linear
+from ratrain.model.gpt2 import GPT2, Linear
 from ratrain.recipe.groups import Group
 from ratrain.recipe.prune.pruner import Pruner
 
@@ -27,15 +29,23 @@ class Precision:
     """What the forward pass computes in.
 
     fp32: fp32. amp_bf16: fp32 weights under autocast. bf16: bf16 copies of every matrix (and the bias beside it), of
-    which the fp32 masters are what is optimised and saved; gates and norms stay fp32.
+    which the fp32 masters are what is optimised and saved; gates and norms stay fp32. fp8: bf16, with the products of
+    the MLPs and the head from 8-bit factors. Raises UnavailableError on a GPU that has no such products.
     """
 
     def __init__(self, kind: str, model: GPT2):
         self.kind, self.device = kind, model.wte.weight.device.type
         self.masters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self.copies: dict[str, nn.Parameter] = {}
-        if kind == "bf16":
+        if kind in ("bf16", "fp8"):
             self._split(model)
+        if kind == "fp8":
+            check_fp8(model.wte.weight.device)
+            model.fp8 = True
+            for part in (
+                p for block in model.blocks for p in cast("Any", block).mlp.modules() if isinstance(p, Linear)
+            ):
+                part.product = fp8_linear
 
     def _split(self, model: GPT2) -> None:
         narrow = [

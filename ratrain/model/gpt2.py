@@ -9,6 +9,7 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -29,6 +30,7 @@ class Linear(nn.Module):
     """x @ weight.T + bias; weights N(0, std^2), bias 0."""
 
     decayed = ("weight",)
+    product: Callable[..., Tensor] = staticmethod(F.linear)  # of x, weight and bias; fp8 has another in the MLPs
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float = _STD):
         super().__init__()
@@ -42,7 +44,7 @@ class Linear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self.product(x, self.weight, self.bias)
 
 
 class QKV(Linear):
@@ -85,7 +87,7 @@ class Down(Linear):
 
     def forward(self, h: Tensor, gate: Tensor | None) -> Tensor:
         weight = self.weight if gate is None else (self.weight * gate).to(self.weight.dtype)
-        return F.linear(h, weight, self.bias)
+        return self.product(h, weight, self.bias)
 
 
 class Embedding(nn.Module):
@@ -274,6 +276,7 @@ class GPT2(nn.Module):
         # all filled in when it is built
         self.claimed: dict[str, str] = {}  # patch by site
         self.priced: list[Any] = []  # modules of patches that state a `penalty()`
+        self.fp8 = False  # whether the head's products are of 8-bit numbers
         self.z_loss = 0.0  # weight of the squared log-partition in the gradient of the loss
         self.base_names: dict[str, str] = {}  # of its own modules: a patch may keep one elsewhere
         self.wte = Embedding(spec.padded_vocab, spec.n_embd)
@@ -294,7 +297,7 @@ class GPT2(nn.Module):
     def head(self, h: Tensor, targets: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
         """Loss in nats of [B, T, C] against targets [B, T], their mean or each; a target of -1 does not count."""
         z_loss = self.z_loss if self.training else 0.0
-        options: Any = {"n_class": self.spec.vocab_size, "z_loss": z_loss, "reduction": reduction}
+        options: Any = {"n_class": self.spec.vocab_size, "z_loss": z_loss, "reduction": reduction, "fp8": self.fp8}
         return linear_cross_entropy(self.norm(h), self.head_weight, targets, **options)
 
     def forward(self, tokens: Tensor, targets: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:

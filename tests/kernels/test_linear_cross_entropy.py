@@ -138,7 +138,7 @@ def test_the_backward_that_the_reference_states_is_that_of_its_forward():
 def test_the_op_is_its_reference(monkeypatch, rows, dtype):
     chunked(monkeypatch, rows)
     x, weight, targets = drawn(dtype)
-    total, count, _, d_x, d_weight = op._forward(x, weight, targets, N_CLASS, -1, 0.0, x.dtype, True)
+    total, count, _, d_x, d_weight = op._forward(x, weight, targets, N_CLASS, -1, 0.0, x.dtype, True, False)
     expected, counted = reference.forward(x, weight, targets, N_CLASS, -1)
     torch.testing.assert_close(total, expected)
     assert count == counted
@@ -150,7 +150,7 @@ def test_the_op_is_its_reference(monkeypatch, rows, dtype):
 def test_the_op_keeps_the_rules_of_torch_library(wants_grad):
     x, weight, targets = drawn(torch.float32)
     inputs = (x, weight) if wants_grad else (x.detach(), weight.detach())
-    torch.library.opcheck(op._forward, (*inputs, targets, N_CLASS, -1, 0.01, torch.float32, wants_grad))
+    torch.library.opcheck(op._forward, (*inputs, targets, N_CLASS, -1, 0.01, torch.float32, wants_grad, False))
 
 
 @pytest.mark.parametrize(
