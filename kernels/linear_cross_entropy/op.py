@@ -18,7 +18,7 @@ from torch import Tensor
 from ratrain.kernels.fp8_linear import product as fp8_product
 from ratrain.kernels.fp8_linear import quantise
 from ratrain.kernels.fp8_linear import reference as fp8_reference
-from ratrain.kernels.fp8_linear.reference import GRADIENTS, VALUES
+from ratrain.kernels.fp8_linear.reference import VALUES
 from ratrain.kernels.placement import on_kernels
 from ratrain.kernels.products import by_onednn, product
 
@@ -39,7 +39,8 @@ def linear_cross_entropy(
     x: [..., C], weight: [V, C] with V >= n_class, targets: [...] int64. Rows whose target is `ignore` count neither
     in the sum nor in the mean. Columns from n_class on (padding of the table) are never predicted. Products run in
     x's dtype, or in autocast's where that is on; sums and d_weight accumulate in fp32.
-    fp8: the logits and d_x come from 8-bit factors with a scale a tensor, as in `fp8_linear`; d_weight does not.
+    fp8: the logits come from 8-bit factors with a scale a tensor, as in `fp8_linear`. The gradients do not: rounding
+    d_logits [N, V] once more would move more bytes than faster products save.
     z_loss: weight of the mean of logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, section 5), which
     enters the gradient; the value stays the cross-entropy, which can be compared with an evaluation's.
     Raises ValueError on shapes or dtypes that do not fit, and where losses of rows are asked for a gradient.
@@ -95,24 +96,22 @@ def _by_torch(
     d_x = torch.empty_like(x) if wants_grad else x.new_empty(0)
     d_weight = _zeros(x, weight, wide) if wants_grad else weight.new_empty(0)
     step = _rows(x, weight)
-    if fp8:  # the numbers that 8 bits hold, multiplied in full precision; d_weight has the rows as they are
-        w = fp8_reference.rounded(w, VALUES)
+    eight = fp8_reference.rounded(w, VALUES).to(dtype) if fp8 else w
     # one for all chunks: memory fresh from the system costs more than a pass over it
     buffer = torch.empty(min(step, len(x)), len(w), dtype=wide, device=x.device)
     for start in range(0, len(x), step):
         part = slice(start, start + step)
         rows, counted = x[part].to(dtype), (targets[part] != ignore)[:, None]  # [n, C], [n, 1]
         index = targets[part, None].where(counted, 0)
-        seen = fp8_reference.rounded(rows, VALUES).to(w.dtype) if fp8 else rows
-        norm, picked, probs = _softmax(seen, w, index, n_class, buffer[: len(rows)])
+        seen = fp8_reference.rounded(rows, VALUES).to(dtype) if fp8 else rows
+        norm, picked, probs = _softmax(seen, eight, index, n_class, buffer[: len(rows)])
         losses[part] = (norm - picked).where(counted, 0)[:, 0]
         total += losses[part].sum()
         if wants_grad:
             if z_loss:
                 probs *= 1 + 2 * z_loss * norm
             d_logits = probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide)).to(dtype)
-            slope = fp8_reference.rounded(d_logits, GRADIENTS).to(w.dtype) if fp8 else d_logits
-            d_x[part] = product(slope, w) * counted
+            d_x[part] = product(d_logits, w) * counted
             _add_product(d_weight, d_logits.T, rows * counted)
     return total, losses, d_x, d_weight.to(weight.dtype)
 
@@ -126,7 +125,6 @@ def _by_kernel(
 
     w, step = weight.to(dtype), _rows(x, weight)
     eight = quantise(w, VALUES) if fp8 else None
-    eight_mt = quantise(w.T.contiguous(), VALUES) if fp8 and wants_grad else None
     losses = torch.empty(len(x), dtype=torch.float32, device=x.device)
     d_x, d_weight = (torch.empty_like(x), None) if wants_grad else (x.new_empty(0), weight.new_empty(0))
     for start in range(0, len(x), step):
@@ -137,9 +135,7 @@ def _by_kernel(
             logits, targets[part], losses[part], n_class=n_class, ignore=ignore, z_loss=z_loss, wants_grad=wants_grad
         )
         if wants_grad:
-            if eight_mt is not None:
-                d_x[part] = fp8_product(quantise(logits, GRADIENTS), eight_mt, dtype)
-            elif d_x.dtype == dtype:
+            if d_x.dtype == dtype:
                 torch.mm(logits, w, out=d_x[part])
             else:
                 d_x[part] = logits @ w
