@@ -62,7 +62,7 @@ def _seen(
         if BIASED:
             scores += entries_of(bias, cols, inside, MASKED)[None, :] * LOG2E
         if MASKED:
-            scores = tl.where((cols[None, :] <= rows[:, None]) & inside[None, :], scores, float("-inf"))
+            scores = tl.where(cols[None, :] <= rows[:, None], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         probs, fade = tl.exp2(scores - new_top[:, None]), tl.exp2(top - new_top)
         total, top = total * fade + tl.sum(probs, 1), new_top
