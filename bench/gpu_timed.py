@@ -249,7 +249,7 @@ def raced(setting: Setting) -> dict[Key, Callable[[Setting], Callable[[], object
     """The tiles that are raced, at the measured head dimension, each with what its kernel is timed in."""
     size = size_of(setting.head_dim, setting.dtype)
     calls: dict[Key, Callable[[Setting], Callable[[], object]]] = {}
-    for phase in ("forward", "keys", "queries"):
+    for phase in ("forward", "keys", "tokens"):
         for tied in (False, True):
             key = ("ra_attention", f"tied_{phase}" if tied else phase, size)
             calls[key] = partial(_ra_call, tied=tied, backward=phase != "forward")

@@ -1,9 +1,11 @@
 """Compiles every Triton kernel ahead of time, without a GPU: registers, spills, shared memory, tensor cores.
 
-    python -m ratrain.kernels.ahead [ARCH ...] [--repair] [--markdown | --json]
+    python -m ratrain.kernels.ahead [ARCH ...] [--repair [--refused FILE]] [--markdown | --json]
 
 Exits with 1 where a configuration spills registers, asks for more shared memory than there is, or has a 16-bit matrix
-product that does not reach the tensor cores. --repair writes the nearest tile that does not into `tuned/`.
+product that does not reach the tensor cores. --repair writes the nearest tile that does not into `tuned/`. Versions of
+Triton allocate registers differently: run --repair with one version and then the other, and the same --refused FILE,
+until neither changes a tile. The file keeps what either refused, so that none brings back what the other replaced.
 """
 
 from __future__ import annotations
@@ -146,18 +148,28 @@ def _source(case: Case, tile: Tile) -> ASTSource:
     return ASTSource(case.kernel, types, constants, attributes)
 
 
-def repair(arch: str, cases: Iterable[Case]) -> Iterator[str]:
-    """Gives every tile with which one of its cases is refused to the nearest with which none is; tells each change."""
+def repair(arch: str, cases: Iterable[Case], refused: dict[str, list[list[int]]]) -> Iterator[str]:
+    """Gives every tile with which one of its cases is refused to the nearest with which none is; tells each change.
+
+    Passes over the tiles in `refused`, by architecture and key, and adds those that are refused now.
+    """
     table = tuned(arch)
     for key, group in groupby(sorted(cases, key=lambda case: case.key), key=lambda case: case.key):
         op, phase, size = key
-        same = list(group)
+        same, barred = list(group), refused.setdefault(" ".join((arch, *key)), [])
         old = config(*key, arch)
-        new = next((tile for tile in [old, *neighbours(old)] if _serves(arch, same, tile)), None)
-        if new is None:
+        for new in [old, *neighbours(old)]:
+            numbers = [new.block, new.step, new.warps, new.stages]
+            if numbers in barred:
+                continue
+            if _serves(arch, same, new):
+                break
+            barred.append(numbers)
+        else:
             yield f"{arch} {' '.join(key)}: no tile serves"
-        elif new != old:
-            table[op][phase][size] = [new.block, new.step, new.warps, new.stages]
+            continue
+        if new != old:
+            table[op][phase][size] = numbers
             write_tuned(arch, table)
             yield f"{arch} {' '.join(key)}: {old} -> {new}"
 
@@ -209,16 +221,20 @@ def main() -> int:
     )
     parser.add_argument("arch", nargs="*", help=f"some of {', '.join(TARGETS)} (all)")
     parser.add_argument("--repair", action="store_true", help="replace the tiles that are refused")
+    parser.add_argument("--refused", type=Path, help="JSON: tiles that --repair passes over; it adds those it refuses")
     parser.add_argument("--markdown", action="store_true", help="a table, a row a kernel, in place of a line a kernel")
     parser.add_argument("--json", action="store_true", help="one JSON document in place of a line a kernel")
     args = parser.parse_args()
     if unknown := [arch for arch in args.arch if arch not in TARGETS]:
         parser.error(f"no such architecture: {', '.join(unknown)}; expected some of {', '.join(TARGETS)}")
     cases, found = all_cases(), []
+    refused = json.loads(args.refused.read_text()) if args.refused and args.refused.exists() else {}
     for arch in args.arch or list(TARGETS):
         served = [case for case in cases if serves(case.op, case.size, arch)]
-        for line in repair(arch, served) if args.repair else ():
+        for line in repair(arch, served, refused) if args.repair else ():
             print(line, flush=True)
+        if args.refused and args.repair:
+            args.refused.write_text(json.dumps({key: tiles for key, tiles in refused.items() if tiles}, indent=1))
         for case in served:
             found.append(compile_one(arch, case, config(*case.key, arch)))
             if not (args.json or args.markdown):
@@ -227,9 +243,9 @@ def main() -> int:
         print(json.dumps([asdict(one) for one in found], indent=1))
     if args.markdown:
         print(_markdown(found))
-    refused = sum(bool(one.fault) for one in found)
-    print(f"{len(found)} kernels, {refused} refused", file=sys.stderr)
-    return 1 if refused else 0
+    faults = sum(bool(one.fault) for one in found)
+    print(f"{len(found)} kernels, {faults} refused", file=sys.stderr)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

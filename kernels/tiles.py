@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false
+# (a constexpr takes a bool by default)
 """What the attention kernels share. It imports Triton: only a `kernel.py` imports it."""
 
 from __future__ import annotations
@@ -10,10 +12,16 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x LOG2E)
 
 
 @triton.jit
-def rows_of(x, at, stride, inside, D: tl.constexpr):
-    """Rows `at` [N] of x, each of D channels; 0 where not inside."""
+def rows_of(x, at, stride, inside, D: tl.constexpr, MASKED: tl.constexpr = True):
+    """Rows `at` [N] of x, each of D channels; 0 where not inside, which without MASKED all are."""
     where = at[:, None] * stride + tl.arange(0, D)[None, :]  # 32 bits: twice as many would cost registers
-    return tl.load(x + where, mask=inside[:, None], other=0.0)
+    return tl.load(x + where, mask=inside[:, None], other=0.0) if MASKED else tl.load(x + where)
+
+
+@triton.jit
+def entries_of(x, at, inside, MASKED: tl.constexpr = True):
+    """Entries `at` [N] of x; 0 where not inside, which without MASKED all are."""
+    return tl.load(x + at, mask=inside, other=0.0) if MASKED else tl.load(x + at)
 
 
 @triton.jit

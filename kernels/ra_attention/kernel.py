@@ -2,12 +2,24 @@
 # (a launch passes what the compiled kernel takes, and not the parameters that stand here)
 """Triton: causal flash attention whose scores have a gate per channel and, if tied, the other direction as well.
 
-One program owns a block of tokens of one head. Forward: its queries walk over the keys before them; where tied,
-`gate q_i . k_j` and `w_r k_i . q_j` add up in one accumulator, so that nothing is ever twice as wide. Backward, two
-kernels: a block of keys is walked over by all later queries, then a block of queries walks over the keys before it. A
-token's q and k collect gradients in both roles: what the first kernel finds waits in fp32 for the second. No atomics:
-equal inputs give equal bits. Probabilities are recomputed from the saved log of each row's sum, to base 2
-(FlashAttention-2, Dao 2023, arXiv:2307.08691).
+Forward, a program owns a block of queries of one head and walks over the keys before them; where tied, `gate q_i . k_j`
+and `w_r k_i . q_j` add up in one accumulator, so that nothing is ever twice as wide. Backward, two kernels. All later
+queries walk over a block of keys: probabilities are recomputed from the saved log of each row's sum, to base 2
+(FlashAttention-2, Dao 2023, arXiv:2307.08691), d_v adds up, and the gradients of the scores are stored in q's dtype.
+Then a block of tokens collects its d_q and d_k, in both of its roles, by products alone. No atomics: equal inputs give
+equal bits.
+
+Why gradients of scores are stored, estimated for a layer of B 16, H 12, T 1024, D 64 in bf16 on an H100 that multiplies
+at 250 TFLOP/s and copies at 2.6 TB/s (nothing is measured yet). A causal product is 12.9 GFLOP, 52 us.
+
+  two kernels that both recompute the scores   11 products where tied (7 if not), 201 MB of fp32 sums   645 us (361)
+  one kernel over keys, partial d_q, d_k       8 products (5), 453 MB of fp32 partials of each          761 us (432)
+  this                                         8 products (5), 226 MB stored and read                   413 us (258)
+
+The first passes half of d_q and d_k on in fp32. The second must keep a part of each per block of keys, as nothing may
+add atomically; adding them up in turn, behind a semaphore, moves as many bytes through L2 and can stall. The third
+stores while it multiplies, and its second kernel, which has no exponentials, reads each tile twice, once from L2. If no
+byte were hidden it would take 587 us (432). Scratch: T x T of as many heads as `_ROOM` holds, at least one.
 
 A tensor [B, H, T, D] comes with its three strides, and channels side by side: the packed projection is read in place.
 """
@@ -23,25 +35,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ratrain.kernels.placement import HEAD_DIMS
-from ratrain.kernels.tiles import LOG2E, product, rows_of, strides
+from ratrain.kernels.tiles import LOG2E, entries_of, product, rows_of, strides
 from ratrain.kernels.tuning import Case, Tile, config, size_of
 
-
-@triton.jit
-def _scores(
-    row_1, row_2, cols, inside, k, q, bias, stride_k, stride_q,
-    TIED: tl.constexpr, BIASED: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """Of queries row_1 (and row_2, the other direction's) for the keys `cols`: [M, N], and those keys' k and q."""
-    k_j = rows_of(k, cols, stride_k, inside, D)
-    scores = product(row_1, tl.trans(k_j))
-    q_j = k_j
-    if TIED:
-        q_j = rows_of(q, cols, stride_q, inside, D)
-        scores = product(row_2, tl.trans(q_j), scores)
-    if BIASED:
-        scores += tl.load(bias + cols, mask=inside, other=0.0)[None, :] * LOG2E
-    return scores, k_j, q_j
+_ROOM = 1 << 29  # bytes that the scores' gradients may take, unless a single head's are more
+_ROWS = 32  # of a program that multiplies nothing
 
 
 @triton.jit
@@ -51,17 +49,24 @@ def _seen(
     TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr,
     D: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Adds the keys from start to stop to an online softmax: acc [M, D], top and total [M]."""
+    """Adds the keys from start to stop to an online softmax: acc [M, D], top and total [M].
+
+    row_1 are the queries, row_2 those of the other direction. Not MASKED: all keys are real, and before every query.
+    """
     for at in range(start, stop, STEP):
         cols = at + tl.arange(0, STEP)
         inside = cols < n_token
-        scores, _, _ = _scores(row_1, row_2, cols, inside, k, q, bias, stride_k, stride_q, TIED, BIASED, D)
+        scores = product(row_1, tl.trans(rows_of(k, cols, stride_k, inside, D, MASKED)))
+        if TIED:
+            scores = product(row_2, tl.trans(rows_of(q, cols, stride_q, inside, D, MASKED)), scores)
+        if BIASED:
+            scores += entries_of(bias, cols, inside, MASKED)[None, :] * LOG2E
         if MASKED:
-            scores = tl.where((cols[None, :] <= rows[:, None]) & inside[None, :], scores, float("-inf"))
+            scores = tl.where(cols[None, :] <= rows[:, None], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         probs, fade = tl.exp2(scores - new_top[:, None]), tl.exp2(top - new_top)
         total, top = total * fade + tl.sum(probs, 1), new_top
-        values = rows_of(v, cols, stride_v, inside, D)
+        values = rows_of(v, cols, stride_v, inside, D, MASKED)
         acc = product(probs.to(values.dtype), values, acc * fade[:, None])
     return acc, top, total
 
@@ -109,11 +114,12 @@ def _forward_kernel(
 
 @triton.jit
 def _delta_kernel(
-    grad, plain, v, alpha, delta, d_alpha,
-    g_b, g_h, g_t, v_b, v_h, v_t, n_head, n_token,
+    grad, plain, v, alpha, lse, sums, delta, d_alpha,
+    g_b, g_h, g_t, v_b, v_h, v_t, n_head, n_token, width,
     BLENDED: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """delta [B, H, T]: what each row's softmax takes off, sum of d_o o; d_alpha [B, H, blocks]."""
+    """Both [B, H, width], so that nobody need ask which rows are real: sums is lse, infinite beyond the last token, and
+    delta what each row's softmax takes off, sum of d_o o. d_alpha [B, H, blocks]."""
     block, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     b, h = bh // n_head, bh % n_head
     rows, d = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
@@ -126,193 +132,159 @@ def _delta_kernel(
         values = rows_of(v + b * v_b + h * v_h, rows, v_t, inside, D).to(tl.float32)
         tl.store(d_alpha + bh * tl.num_programs(0) + block, tl.sum(tl.sum(g * values, 1) - dot, 0))
         dot *= 1 - tl.load(alpha + h)
-    tl.store(delta + bh * n_token + rows, dot, mask=inside)
+    row_lse = tl.load(lse + bh * n_token + rows, mask=inside, other=float("inf"))
+    tl.store(sums + bh * width + rows, row_lse, mask=rows < width)
+    tl.store(delta + bh * width + rows, dot, mask=rows < width)
 
 
 @triton.jit
 def _as_keys(
-    d_v, d_k, d_q, d_bias, col_1, col_2, values, cols, key_bias, start, stop,
-    q, k, grad, lse, delta, stride_q, stride_k, stride_g, n_token,
+    d_v, d_bias, col_1, col_2, values, cols, key_bias, start, stop, edge, skip,
+    q, k, grad, sums, delta, d_scores, stride_q, stride_k, stride_g, n_token, width,
     TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr,
-    D: tl.constexpr, STEP: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """What the queries from start to stop leave for a block of keys; d_k and d_q still lack gate, w_r and scale, and
-    d_v the share of gradients that a blend gives to attention, which `values` come with."""
-    for at in range(start, stop, STEP):
+    """What the queries from start to stop leave for a block of keys, past `skip` of them at `edge` where MASKED.
+
+    Stores d_scores [keys, queries], without scale. d_v and values are attention's, without what a blend adds.
+    """
+    for step in range(start, stop, STEP):
+        at = step
+        if MASKED:
+            at = tl.multiple_of(step + tl.where(step >= edge, skip, 0), STEP)
         rows = at + tl.arange(0, STEP)
         inside = rows < n_token
-        q_i = rows_of(q, rows, stride_q, inside, D)
-        scores = product(col_1, tl.trans(q_i))  # [keys, queries]
-        k_i = q_i
+        scores = product(col_1, tl.trans(rows_of(q, rows, stride_q, inside, D, MASKED)))
         if TIED:
-            k_i = rows_of(k, rows, stride_k, inside, D)
-            scores = product(col_2, tl.trans(k_i), scores)
+            scores = product(col_2, tl.trans(rows_of(k, rows, stride_k, inside, D, MASKED)), scores)
         if BIASED:
             scores += key_bias[:, None]
-        # a row beyond the end has an infinite sum, and so no probabilities
-        probs = tl.exp2(scores - tl.load(lse + rows, mask=inside, other=float("inf"))[None, :])
+        probs = tl.exp2(scores - tl.load(sums + rows)[None, :])
         if MASKED:
             probs = tl.where(cols[:, None] <= rows[None, :], probs, 0.0)
-        d_o = rows_of(grad, rows, stride_g, inside, D)
+        d_o = rows_of(grad, rows, stride_g, inside, D, MASKED)
         d_v = product(probs.to(d_o.dtype), d_o, d_v)
-        d_probs = product(values, tl.trans(d_o))
-        d_scores = probs * (d_probs - tl.load(delta + rows, mask=inside, other=0.0)[None, :])
+        found = probs * (product(values, tl.trans(d_o)) - tl.load(delta + rows)[None, :])
         if BIASED:
-            d_bias += tl.sum(d_scores, 1)
-        d_scores = d_scores.to(q_i.dtype)
-        d_k = product(d_scores, q_i, d_k)
-        if TIED:
-            d_q = product(d_scores, k_i, d_q)
-    return d_v, d_k, d_q, d_bias
+            d_bias += tl.sum(found, 1)
+        tl.store(d_scores + tl.arange(0, BLOCK)[:, None] * width + rows[None, :], found.to(d_o.dtype))
+    return d_v, d_bias
 
 
-@triton.jit
-def _as_queries(
-    d_q, d_k, row_1, row_2, d_o, rows, row_lse, row_delta, start, stop,
-    q, k, v, bias, stride_q, stride_k, stride_v, n_token,
-    TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr,
-    D: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    """What the keys from start to stop leave for a block of queries; both still lack gate, w_r and scale."""
-    for at in range(start, stop, STEP):
-        cols = at + tl.arange(0, STEP)
-        inside = cols < n_token
-        scores, k_j, q_j = _scores(row_1, row_2, cols, inside, k, q, bias, stride_k, stride_q, TIED, BIASED, D)
-        probs = tl.exp2(scores - row_lse[:, None])
-        if MASKED:
-            probs = tl.where((cols[None, :] <= rows[:, None]) & inside[None, :], probs, 0.0)
-        d_probs = product(d_o, tl.trans(rows_of(v, cols, stride_v, inside, D)))
-        d_scores = (probs * (d_probs - row_delta[:, None])).to(k_j.dtype)
-        d_q = product(d_scores, k_j, d_q)
-        if TIED:
-            d_k = product(d_scores, q_j, d_k)
-    return d_q, d_k
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["n_done"])
 def _keys_kernel(
-    q, k, v, gate, w_r, bias, alpha, grad, lse, delta, d_k, d_v, half_q, half_k, d_gate, d_w_r, d_bias,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, scale,
+    q, k, v, gate, w_r, bias, alpha, grad, sums, delta, d_scores, d_v, d_bias,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, n_done, n_owned, width, scale,
     TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """d_v, d_k [B, T, H, D]; d_gate, d_w_r [B, H, blocks, D], to be summed; d_bias [B, H, T].
-
-    Where tied, half_q and half_k [B, T, H, D], fp32: what tokens get in this role, without scale; d_k waits for both.
-    """
-    block, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    """d_v [B, T, H, D]; d_bias [B, H, T]; d_scores [heads from n_done on, width keys, width queries], from the block of
+    n_owned queries on that holds the first key, zeros included."""
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    bh = head + n_done
     b, h = bh // n_head, bh % n_head
     q, k, v, grad = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h, grad + b * g_b + h * g_h
-    lse, delta = lse + bh * n_token, delta + bh * n_token
     start, d = block * BLOCK, tl.arange(0, D)
+    sums, delta, d_scores = sums + bh * width, delta + bh * width, d_scores + (head * width + start) * width
     own = start + tl.arange(0, BLOCK)
     inside = own < n_token
-    gates = tl.load(gate + h * D + d)[None, :]
     k_own, values = rows_of(k, own, k_t, inside, D), rows_of(v, own, v_t, inside, D)
     # (gate q) . k is q . (gate k): gated once, on the side that stays in place
-    col_1 = (k_own * (gates * (scale * LOG2E))).to(k_own.dtype)
-    col_2, w = col_1, 0.0
+    col_1 = (k_own * (tl.load(gate + h * D + d) * (scale * LOG2E))[None, :]).to(k_own.dtype)
+    col_2 = col_1
     if TIED:
-        w = tl.load(w_r + h)
-        col_2 = (rows_of(q, own, q_t, inside, D) * (w * scale * LOG2E)).to(k_own.dtype)
+        col_2 = (rows_of(q, own, q_t, inside, D) * (tl.load(w_r + h) * scale * LOG2E)).to(k_own.dtype)
     if BLENDED:  # attention's part of each gradient, on the side that stays in place
         values = (values * (1 - tl.load(alpha + h))).to(values.dtype)
     key_bias = tl.zeros([BLOCK], tl.float32)
     if BIASED:
         key_bias = tl.load(bias + bh * n_token + own, mask=inside, other=0.0) * LOG2E
-    sum_v, from_q, from_k = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK, D], tl.float32), 0.0
-    if TIED:
-        from_k = tl.zeros([BLOCK, D], tl.float32)
-    sum_bias = tl.zeros([BLOCK], tl.float32)
-    sum_v, from_q, from_k, sum_bias = _as_keys(
-        sum_v, from_q, from_k, sum_bias, col_1, col_2, values, own, key_bias, start,
-        tl.minimum(start + BLOCK, n_token), q, k, grad, lse, delta, q_t, k_t, g_t, n_token, TIED, BIASED, True, D, STEP,
+    sum_v, sum_bias = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK], tl.float32)
+    # masks only on the diagonal and past the last whole step; with neither, queries from `edge` to `whole`
+    edge, whole = start + BLOCK, n_token // STEP * STEP
+    skip = tl.maximum(whole - edge, 0)
+    sum_v, sum_bias = _as_keys(
+        sum_v, sum_bias, col_1, col_2, values, own, key_bias, start // n_owned * n_owned, width - skip, edge, skip,
+        q, k, grad, sums, delta, d_scores, q_t, k_t, g_t, n_token, width, TIED, BIASED, True, D, BLOCK, STEP,
     )  # fmt: skip
-    sum_v, from_q, from_k, sum_bias = _as_keys(
-        sum_v, from_q, from_k, sum_bias, col_1, col_2, values, own, key_bias, start + BLOCK, n_token,
-        q, k, grad, lse, delta, q_t, k_t, g_t, n_token, TIED, BIASED, False, D, STEP,
+    sum_v, sum_bias = _as_keys(
+        sum_v, sum_bias, col_1, col_2, values, own, key_bias, edge, whole, edge, 0,
+        q, k, grad, sums, delta, d_scores, q_t, k_t, g_t, n_token, width, TIED, BIASED, False, D, BLOCK, STEP,
     )  # fmt: skip
-    head, at = (b * n_token * n_head + h) * D, own[:, None] * (n_head * D) + d[None, :]
     if BIASED:
         tl.store(d_bias + bh * n_token + own, sum_bias, mask=inside)
-    # the sum over pairs of d_score q_i k_j, taken here by the keys; that of k_i q_j likewise
-    part = (bh * tl.num_programs(0) + block) * D + d
-    tl.store(d_gate + part, tl.sum(rows_of(k, own, k_t, inside, D) * from_q, 0) * scale)
-    if TIED:
-        tl.store(d_w_r + part, tl.sum(rows_of(q, own, q_t, inside, D) * from_k, 0) * scale)
-        tl.store(half_k + head + at, gates * from_q, mask=inside[:, None])
-        tl.store(half_q + head + at, w * from_k, mask=inside[:, None])
-    else:
-        tl.store(d_k + head + at, (scale * (gates * from_q)).to(d_k.dtype.element_ty), mask=inside[:, None])
     if BLENDED:
         share = tl.load(alpha + h)
         sum_v = (1 - share) * sum_v + share * rows_of(grad, own, g_t, inside, D)
-    tl.store(d_v + head + at, sum_v.to(d_v.dtype.element_ty), mask=inside[:, None])
+    at = (b * n_token * n_head + h) * D + own[:, None] * (n_head * D) + d[None, :]
+    tl.store(d_v + at, sum_v.to(d_v.dtype.element_ty), mask=inside[:, None])
 
 
-@triton.jit
-def _queries_kernel(
-    q, k, v, gate, w_r, bias, alpha, grad, lse, delta, half_q, half_k, d_q, d_k,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, scale,
-    TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr,
-    D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+@triton.jit(do_not_specialize=["n_done"])
+def _tokens_kernel(
+    q, k, gate, w_r, d_scores, d_q, d_k, d_gate, d_w_r,
+    q_b, q_h, q_t, k_b, k_h, k_t, n_head, n_token, n_done, width, scale,
+    TIED: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """d_q [B, T, H, D] and, where tied, d_k: what half_q and half_k hold, and what tokens get as queries."""
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest walks first
-    bh = tl.program_id(1).to(tl.int64)
+    """d_q, d_k [B, T, H, D]; d_gate, d_w_r [B, H, blocks, D], to be summed. A block of tokens in both of its roles."""
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    bh = head + n_done
     b, h = bh // n_head, bh % n_head
-    q, k, v, grad = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h, grad + b * g_b + h * g_h
-    if BIASED:
-        bias += bh * n_token
+    q, k, d_scores = q + b * q_b + h * q_h, k + b * k_b + h * k_h, d_scores + head * width * width
     start, d = block * BLOCK, tl.arange(0, D)
     own = start + tl.arange(0, BLOCK)
     inside = own < n_token
+    as_q, as_k = tl.zeros([BLOCK, D], tl.float32), tl.zeros([BLOCK, D], tl.float32)
+    also_q, also_k = as_q, as_q  # of the other direction, in which q is a key and k a query
+    for at in range(0, start + BLOCK, STEP):  # the keys that these queries see
+        cols = at + tl.arange(0, STEP)
+        real = cols < n_token
+        pairs = tl.load(d_scores + at * width.to(tl.int64) + tl.arange(0, STEP)[:, None] * width + own[None, :])
+        pairs = tl.trans(pairs)
+        as_q = product(pairs, rows_of(k, cols, k_t, real, D), as_q)
+        if TIED:
+            also_k = product(pairs, rows_of(q, cols, q_t, real, D), also_k)
+    d_scores += start * width.to(tl.int64)
+    for at in range(start, width, STEP):  # the queries that see these keys
+        rows = at + tl.arange(0, STEP)
+        real = rows < n_token
+        pairs = tl.load(d_scores + tl.arange(0, BLOCK)[:, None] * width + rows[None, :])
+        as_k = product(pairs, rows_of(q, rows, q_t, real, D), as_k)
+        if TIED:
+            also_q = product(pairs, rows_of(k, rows, k_t, real, D), also_q)
+    # the sum over pairs of d_score q_i k_j, taken here by the queries; that of k_i q_j likewise
+    part = (bh * tl.num_programs(0) + block) * D + d
+    tl.store(d_gate + part, tl.sum(rows_of(q, own, q_t, inside, D) * as_q, 0) * scale)
     gates = tl.load(gate + h * D + d)[None, :]
-    d_o = rows_of(grad, own, g_t, inside, D)
-    if BLENDED:
-        d_o = (d_o * (1 - tl.load(alpha + h))).to(d_o.dtype)
-    row_1 = rows_of(q, own, q_t, inside, D)
-    row_1 = (row_1 * (gates * (scale * LOG2E))).to(row_1.dtype)
-    row_2, w, to_k = row_1, 0.0, 0.0
+    as_q, as_k = gates * as_q, gates * as_k
     if TIED:
-        w, to_k = tl.load(w_r + h), tl.zeros([BLOCK, D], tl.float32)
-        row_2 = (rows_of(k, own, k_t, inside, D) * (w * scale * LOG2E)).to(row_1.dtype)
-    row_lse = tl.load(lse + bh * n_token + own, mask=inside, other=float("inf"))
-    row_delta = tl.load(delta + bh * n_token + own, mask=inside, other=0.0)
-    to_q = tl.zeros([BLOCK, D], tl.float32)
-    to_q, to_k = _as_queries(
-        to_q, to_k, row_1, row_2, d_o, own, row_lse, row_delta, 0, start,
-        q, k, v, bias, q_t, k_t, v_t, n_token, TIED, BIASED, False, D, STEP,
-    )  # fmt: skip
-    to_q, to_k = _as_queries(
-        to_q, to_k, row_1, row_2, d_o, own, row_lse, row_delta, start, tl.minimum(start + BLOCK, n_token),
-        q, k, v, bias, q_t, k_t, v_t, n_token, TIED, BIASED, True, D, STEP,
-    )  # fmt: skip
-    head, at = (b * n_token * n_head + h) * D, own[:, None] * (n_head * D) + d[None, :]
-    to_q = gates * to_q
-    if TIED:
-        to_q += tl.load(half_q + head + at, mask=inside[:, None], other=0.0)
-        to_k = w * to_k + tl.load(half_k + head + at, mask=inside[:, None], other=0.0)
-        tl.store(d_k + head + at, (scale * to_k).to(d_k.dtype.element_ty), mask=inside[:, None])
-    tl.store(d_q + head + at, (scale * to_q).to(d_q.dtype.element_ty), mask=inside[:, None])
+        tl.store(d_w_r + part, tl.sum(rows_of(k, own, k_t, inside, D) * also_k, 0) * scale)
+        w = tl.load(w_r + h)
+        as_q, as_k = as_q + w * also_q, as_k + w * also_k
+    at = (b * n_token * n_head + h) * D + own[:, None] * (n_head * D) + d[None, :]
+    tl.store(d_q + at, (scale * as_q).to(d_q.dtype.element_ty), mask=inside[:, None])
+    tl.store(d_k + at, (scale * as_k).to(d_k.dtype.element_ty), mask=inside[:, None])
 
 
 # of each argument by name, for compiling ahead of time; what is not named is an int
 POINTERS = {
-    **dict.fromkeys(("q", "k", "v", "out", "plain", "grad", "d_q", "d_k", "d_v"), "input"),
-    **dict.fromkeys(("gate", "w_r", "bias", "alpha", "lse", "delta", "d_gate", "d_w_r", "d_bias", "d_alpha"), "fp32"),
-    **dict.fromkeys(("half_q", "half_k"), "fp32"),
+    **dict.fromkeys(("q", "k", "v", "out", "plain", "grad", "d_scores", "d_q", "d_k", "d_v"), "input"),
+    **dict.fromkeys(("gate", "w_r", "bias", "alpha", "lse", "sums", "delta"), "fp32"),
+    **dict.fromkeys(("d_gate", "d_w_r", "d_bias", "d_alpha"), "fp32"),
 }
 
 
 def cases() -> Iterator[Case]:
     """What is compiled ahead of time: both directions and one, with all that may be added and with nothing."""
-    phases = {"forward": _forward_kernel, "keys": _keys_kernel, "queries": _queries_kernel}
+    phases = {"forward": _forward_kernel, "keys": _keys_kernel, "tokens": _tokens_kernel}
     for dtype, head_dim in itertools.product((torch.bfloat16, torch.float32), HEAD_DIMS):
         for tied, added, (phase, kernel) in itertools.product((False, True), (False, True), phases.items()):
+            if added and phase == "tokens":  # takes neither bias nor blend
+                continue
             flags = {"TIED": tied, "BIASED": added, "BLENDED": added}
             absent = {name: None for name, there in {"w_r": tied, "bias": added, "alpha": added}.items() if not there}
             constants, key = {"D": head_dim, **flags, **absent}, (_phase(phase, tied=tied), size_of(head_dim, dtype))
+            constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
             yield Case("ra_attention", *key, kernel, constants, dtype, "with bias and blend" if added else "")
 
 
@@ -347,31 +319,37 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, gate, w_r, bias, alpha; nothing for what is None. `plain` is o."""
     batch, n_head, n_token, head_dim = q.shape
-    flags, sizes = _flags(w_r, bias, alpha), (batch, n_token, n_head, head_dim)
-    wide = {"dtype": torch.float32, "device": q.device}
-    tile = _tile("keys", q, w_r)
-    blocks = triton.cdiv(n_token, tile.block)
-    grid, parts = (blocks, batch * n_head), (batch, n_head, blocks)
-    delta, d_alpha = torch.empty_like(lse), None if alpha is None else torch.empty(parts, **wide)
+    flags = _flags(w_r, bias, alpha)
+    keys, tokens = _tile("keys", q, w_r), _tile("tokens", q, w_r)
+    block = max(keys.block, tokens.block)
+    width = triton.cdiv(n_token, block) * block
+
+    def wide(*sizes: int) -> Tensor:
+        return q.new_empty(batch, n_head, *sizes, dtype=torch.float32)
+
+    sums, delta = wide(width), wide(width)
+    d_alpha = None if alpha is None else wide(triton.cdiv(width, _ROWS))
     plain = plain.transpose(1, 2).contiguous()  # as it was written
-    _delta_kernel[grid](
-        grad, plain, v, alpha, delta, d_alpha, *strides(grad, v), n_head, n_token,
-        BLENDED=flags["BLENDED"], D=head_dim, BLOCK=tile.block,
+    _delta_kernel[triton.cdiv(width, _ROWS), batch * n_head](
+        grad, plain, v, alpha, lse, sums, delta, d_alpha, *strides(grad, v), n_head, n_token, width,
+        BLENDED=flags["BLENDED"], D=head_dim, BLOCK=_ROWS,
     )  # fmt: skip
-    d_q, d_k, d_v = (q.new_empty(sizes) for _ in range(3))
-    half_q, half_k = (None if w_r is None else torch.empty(sizes, **wide) for _ in range(2))
-    d_gate = torch.empty(*parts, head_dim, **wide)
+    d_q, d_k, d_v = (q.new_empty(batch, n_token, n_head, head_dim) for _ in range(3))
+    d_gate = wide(triton.cdiv(n_token, tokens.block), head_dim)
     d_w_r = None if w_r is None else torch.empty_like(d_gate)
     d_bias = None if bias is None else torch.empty_like(lse)
-    given, where = (q, k, v, gate, w_r, bias, alpha, grad, lse, delta), strides(q, k, v, grad)
-    _keys_kernel[grid](
-        *given, d_k, d_v, half_q, half_k, d_gate, d_w_r, d_bias, *where, n_head, n_token, scale,
-        **flags, D=head_dim, **tile.options(),
-    )  # fmt: skip
-    tile = _tile("queries", q, w_r)
-    _queries_kernel[triton.cdiv(n_token, tile.block), batch * n_head](
-        *given, half_q, half_k, d_q, d_k, *where, n_head, n_token, scale, **flags, D=head_dim, **tile.options()
-    )
+    heads = min(batch * n_head, max(1, _ROOM // (width * width * q.element_size())))
+    d_scores = q.new_empty(heads, width, width)
+    for done in range(0, batch * n_head, heads):
+        some = min(heads, batch * n_head - done)
+        _keys_kernel[width // keys.block, some](
+            q, k, v, gate, w_r, bias, alpha, grad, sums, delta, d_scores, d_v, d_bias, *strides(q, k, v, grad),
+            n_head, n_token, done, tokens.block, width, scale, **flags, D=head_dim, **keys.options(),
+        )  # fmt: skip
+        _tokens_kernel[triton.cdiv(n_token, tokens.block), some](
+            q, k, gate, w_r, d_scores, d_q, d_k, d_gate, d_w_r, *strides(q, k),
+            n_head, n_token, done, width, scale, TIED=flags["TIED"], D=head_dim, **tokens.options(),
+        )  # fmt: skip
     return (
         d_q.transpose(1, 2),
         d_k.transpose(1, 2),

@@ -61,6 +61,24 @@ def test_what_spills_is_refused(cases):
     assert "spills registers" in found.fault
 
 
+def test_a_repair_brings_back_nothing_that_another_version_refused(cases, tmp_path, monkeypatch):
+    from ratrain.kernels import ahead
+
+    case = cases["ra_attention tied_keys 64"]
+    first, second, third = [config(*case.key, "sm_80"), *neighbours(config(*case.key, "sm_80"))][:3]
+    monkeypatch.setattr(tuning, "TUNED", tmp_path)
+    write_tuned("sm_80", tuned("sm_80"))
+    refused: dict[str, list[list[int]]] = {}
+    for good in ({second, third}, {first, third}, {second, third}):  # two versions of Triton in turn
+        monkeypatch.setattr(ahead, "_serves", lambda _arch, _cases, tile, good=good: tile in good)
+        list(ahead.repair("sm_80", [case], refused))
+    found = config(*case.key, "sm_80")
+    tuned.cache_clear()
+    serves.cache_clear()
+    assert found == third
+    assert len(refused["sm_80 ra_attention tied_keys 64"]) >= 2
+
+
 def test_a_trial_holds_for_its_kernel_and_no_longer():
     key = ("ra_attention", "forward", "64")
     before = config(*key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from ratrain.kernels import placement
 from ratrain.kernels.placement import check_kernel
 from ratrain.kernels.ra_attention import op, ra_attention, reference
+from ratrain.kernels.tuning import Tile, trial
 
 
 def drawn(
@@ -261,3 +263,28 @@ def test_equal_inputs_give_equal_bits():
     given = drawn((1, 2, 65, 32), torch.float32)
     runs = [torch.autograd.grad(ra_attention(**given).square().sum(), tensors(given)) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("n_token", [128, 96, 81])  # what all tiles divide, what all steps divide, what nothing does
+@pytest.mark.parametrize(("keys", "tokens"), [((64, 16), (16, 16)), ((16, 16), (64, 32)), ((32, 32), (32, 16))])
+def test_both_backward_kernels_may_have_tiles_of_their_own(keys, tokens, n_token):
+    given = drawn((1, 1, n_token, 32), torch.float32)
+    usual = torch.autograd.grad(ra_attention(**given).square().sum(), tensors(given))
+    with ExitStack() as trials:
+        for phase, (block, step) in {"keys": keys, "tokens": tokens}.items():
+            trials.enter_context(trial(("ra_attention", f"tied_{phase}", "32 fp32"), Tile(block, step, 4, 1)))
+        found = torch.autograd.grad(ra_attention(**given).square().sum(), tensors(given))
+    for one, other in zip(found, usual, strict=True):  # sums in another order
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.interpreter
+def test_heads_may_take_turns_in_the_room_that_there_is(monkeypatch):
+    from ratrain.kernels.ra_attention import kernel
+
+    given = drawn((2, 3, 40, 32), torch.float32)
+    at_once = torch.autograd.grad(ra_attention(**given).square().sum(), tensors(given))
+    monkeypatch.setattr(kernel, "_ROOM", 4 * 64 * 64 * 4)  # four of the six heads, in fp32
+    in_turns = torch.autograd.grad(ra_attention(**given).square().sum(), tensors(given))
+    assert all(torch.equal(a, b) for a, b in zip(at_once, in_turns, strict=True))
