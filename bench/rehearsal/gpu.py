@@ -200,7 +200,7 @@ def _triton(card: Card, launched: Launch) -> None:
     driver.set_active(fake)
 
     def run(kernel, *args, grid=None, warmup=None, **options):
-        launched(kernel.fn.__name__, args, options)
+        launched(f"{kernel.fn.__module__.split('.')[-2]} {kernel.fn.__name__}", args, options)
 
     jit: Any = triton.runtime.jit.JITFunction
     jit.run = run

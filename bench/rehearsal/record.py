@@ -27,7 +27,19 @@ _FREE = re.compile(
     r"view|as_strided|permute|aten\.t\.|transpose|detach|slice|select|split|unbind|expand|alias|empty|unsqueeze|reshape|"
     r"lift_fresh|squeeze|unfold|is_same_size|set_|sym_|device|profiler|_local_scalar"
 )
-_UPDATED = {"_rows_kernel": (0,)}  # arguments of our kernels that are read and written
+_UPDATED = {"linear_cross_entropy _rows_kernel": (0,)}  # arguments of our kernels that are read and written
+_PRUNED = 0.55  # of a causal product: what is left of it where 0.382 of the keys are kept before each block of 128
+# causal products of our attention kernels, one way and tied
+_PRODUCTS = {
+    "ra_attention _forward_kernel": (2, 3),
+    "ra_attention _keys_kernel": (3, 4),
+    "ra_attention _tokens_kernel": (2, 4),
+    "kv_prune _sum_kernel": (1, 1),
+    "kv_prune _mass_kernel": (1, 1),
+    "kv_prune _attend_kernel": (2 * _PRUNED,) * 2,
+    "kv_prune _queries_kernel": (3 * _PRUNED,) * 2,
+    "kv_prune _keys_kernel": (4 * _PRUNED,) * 2,
+}
 _ONLY_WRITES = re.compile(r"_like|new_|zero_|fill_|zeros|ones|full")
 
 
@@ -66,7 +78,8 @@ class Recorder:
         from rehearsal.gpu import SOURCES
 
         if name not in SOURCES:
-            self.add(name, TRITON, _bytes(arguments) + _bytes([arguments[i] for i in _UPDATED.get(name, ())]))
+            moved = _bytes(arguments) + _bytes([arguments[i] for i in _UPDATED.get(name, ())])
+            self.add(name, TRITON, moved, _flops(name, arguments, options))
             return
         signature = re.search(rf"def {name}\(([^)]*)\)", SOURCES[name])
         assert signature
@@ -135,9 +148,17 @@ def _table(self, recorder: Recorder, key: Any, moved: list[adamw.Moved], block: 
     """Of addresses that fakes do not have; the kernel's launch has no tensors but it, so that theirs are noted here."""
     gradients = [one.gradient for one in moved] + [one.copy for one in moved]
     rest = [(one.parameter, one.exp_avg, one.exp_avg_sq) for one in moved]
-    recorder.add("_adamw_kernel", TRITON, _bytes(gradients) + 2 * _bytes(rest), launches=0)
+    recorder.add("adamw _adamw_kernel", TRITON, _bytes(gradients) + 2 * _bytes(rest), launches=0)
     programs = sum(-(-one.parameter.numel() // block) for one in moved)
     return [torch.empty(n, dtype=torch.int32, device="cuda") for n in (6 * len(moved), programs, programs)]
+
+
+def _flops(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> int:
+    """Of an attention kernel of ours: causal products of q [B, H, T, D], which comes first, with T keys."""
+    if (products := _PRODUCTS.get(name)) is None:
+        return 0
+    batch, n_head, n_token, head_dim = arguments[0].shape
+    return round(products[bool(options.get("TIED"))] * batch * n_head * n_token**2 * head_dim)
 
 
 def _note(recorder: Recorder, function: Any, args: Any, kwargs: Any, out: Any) -> None:

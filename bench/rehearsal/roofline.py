@@ -18,6 +18,7 @@ PRODUCTS = 0.70  # of the peak that one large product reaches
 TUNED = 0.78  # the same with max-autotune's choice of tiles
 _HEAD = 1.03  # over PRODUCTS: the head's products are the widest
 GAP = 1.3e-6
+SELECTION = 90e-6  # of the kernel that decides which keys stay: block by block, a few programs a head
 _TILE = 128  # rows of a product's tile, which is twice as wide
 PARTS: tuple[str, ...] = ("products", "attention", "pointwise", "head", "optimizer", "gaps")
 
@@ -62,7 +63,7 @@ def _part(one: Work) -> str:
 def _seconds(one: Work, card: Card, products: float) -> float:
     memory = one.bytes / card.bandwidth
     if one.kind == TRITON:
-        return max(memory, one.flops / card.kernels)
+        return max(memory, one.flops / card.kernels) + (SELECTION * one.count if "_select_kernel" in one.name else 0.0)
     if "attention" in one.name:  # FLOPs count the whole square, of which a causal kernel computes half
         return max(memory, one.flops / 2 / card.attention["backward" in one.name])
     share = products * _HEAD / _idle(one, card) if one.phase == HEAD else products

@@ -23,7 +23,7 @@ from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
 from ratrain.engine import stepping
 from ratrain.engine.attention import Choice
-from ratrain.kernels import linear_cross_entropy  # noqa: F401 - its operation is held against its fake
+from ratrain.kernels import kv_prune, linear_cross_entropy, ra_attention  # noqa: F401 - operations are held, see listen
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2, Core
 from ratrain.registry import optim_kinds, patch_kinds
