@@ -146,7 +146,7 @@ class TrainStep:
         self.watched_gradients = [parameter.grad for parameter in self.watched]
         self.optimizer.zero_grad(set_to_none=True)
         self.precision.drop()
-        if not self.optimizer.publishes:
+        if not self.optimizer.publishes or self.pruner:  # which has set weights to zero since
             self.precision.publish()
         for part in self._settling:
             part.settle(self.world.sum)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ratrain.config.schema import PruneSection
 from ratrain.engine.step import Precision, TrainStep
 from ratrain.kernels.placement import on_kernels
 from ratrain.model.build import build
@@ -56,3 +57,26 @@ def test_copies_that_the_kernel_writes_train_as_those_that_are_written_beside_it
     beside = losses(manifest, "bf16")
     torch.testing.assert_close(by_kernel, beside, rtol=2**-8, atol=0)  # the rounding of bf16
     assert by_kernel[-1] < by_kernel[0] - 0.1
+
+
+@pytest.mark.interpreter
+def test_weights_that_are_pruned_are_zero_in_the_copies_too(tiny):
+    manifest = tiny("v0", *SIZES)
+    model = build(manifest)
+    step = TrainStep(
+        model,
+        manifest.optim,
+        groups=group_parameters(model, manifest.optim.weight_decay),
+        precision=Precision("bf16", model),
+        micro_batch=1,
+        prune=PruneSection.model_validate({"kind": "magnitude", "target": 0.5}),
+    )
+    assert step.optimizer.publishes
+    step.set_lr(1e-3)
+    step.pruner.expect(0.5, last=True)
+    tokens = torch.randint(2048, (2, 41), generator=torch.Generator().manual_seed(0))
+    step(tokens[:, :-1], tokens[:, 1:])
+    name = "blocks.0.mlp.up.weight"
+    master, copy = step.precision.masters[name], step.precision.copies[name]
+    assert 0.2 < (master == 0).float().mean() < 0.8
+    assert torch.equal(copy, master.to(torch.bfloat16))
