@@ -166,7 +166,12 @@ def _note(recorder: Recorder, function: Any, args: Any, kwargs: Any, out: Any) -
     if _FREE.search(name):
         return
     flops = flop_registry.get(function.overloadpacket)
-    cost = flops(*args, **kwargs, out_val=out) if flops else 0
+    if (
+        "dtype" in function._overloadname
+    ):  # torch's formulas do not know the dtype that a product names after its factors
+        cost = flops(*_tensors(args), out_val=out) if flops else 0
+    else:
+        cost = flops(*args, **kwargs, out_val=out) if flops else 0
     if flops:
         shapes = (
             f"{'x'.join(map(str, x.shape))}{'f' if x.dtype == torch.float32 else ''}"

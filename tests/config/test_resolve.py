@@ -83,7 +83,7 @@ def test_all_faults_come_at_once_the_manifest_first_and_by_line(write, kinds):
         ("optim.betas=[1]", "optim.betas", "expected a list of another length, got a list of 1"),
         ('optim.betas=[1, "a"]', "optim.betas", 'expected a number, got the string "a"'),
         ("patch.kv_prune.keep=all", "patch.kv_prune.keep", 'expected a number or an integer, got the string "all"'),
-        ("train.precision=fp8", "train.precision", "'fp8' is not one of 'fp32', 'bf16', 'amp_bf16'"),
+        ("train.precision=fp16", "train.precision", "'fp16' is not one of 'fp32', 'bf16', 'amp_bf16', 'fp8'"),
         ("train.budget={steps = 1, tokens = 2}", "train.budget", "expected exactly one of tokens, steps, seconds"),
         ("train.budget={}", "train.budget", "expected exactly one of tokens, steps, seconds"),
         ("train.budget=1000", "train.budget", "expected a table, got 1000"),
