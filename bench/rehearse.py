@@ -30,6 +30,9 @@ from rehearsal.card import CARDS  # noqa: E402
 
 def main(words: Sequence[str] | None = None) -> int:
     args = _arguments().parse_args(words)
+    if unknown := sorted({*args.attention.split(",")} - {"cudnn", "flash", "efficient", "ours"}):
+        print(f"--attention {','.join(unknown)}: expected some of cudnn, flash, efficient, ours", file=sys.stderr)
+        return 2
     try:
         guard.load()
     except RuntimeError as error:

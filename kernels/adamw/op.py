@@ -44,7 +44,8 @@ class AdamW:
     """Moves lists of parameters. Their addresses stay on the device, and are written anew where one changes."""
 
     def __init__(self):
-        self._tables: dict[tuple[int, bool, bool], tuple[list[tuple[int, ...]], list[Tensor]]] = {}
+        self._tables: dict[tuple[int, bool, bool], tuple[list[tuple[int, ...]], Tensor]] = {}
+        self._blocks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # by sizes, which stay as they are
 
     def __call__(
         self, group: int, moved: Sequence[Moved], *, lr: Tensor, betas: tuple[float, float], eps: float,
@@ -70,15 +71,16 @@ class AdamW:
 
     def _table(self, key: tuple[int, bool, bool], moved: Sequence[Moved], block: int) -> list[Tensor]:
         """Addresses [n, 6], and of each program its tensor and its block [programs]."""
-        rows = [one.addresses() for one in moved]
+        rows, device = [one.addresses() for one in moved], moved[0].parameter.device
         known = self._tables.get(key)
-        if known is None or known[0] != rows:
-            device = moved[0].parameter.device
-            sizes = torch.tensor([-(-one.parameter.numel() // block) for one in moved])
-            owner = torch.arange(len(moved), dtype=torch.int32).repeat_interleave(sizes)
-            place = torch.cat([torch.arange(int(size), dtype=torch.int32) for size in sizes])
-            known = self._tables[key] = rows, [_sent(x, device) for x in (torch.tensor(rows), owner, place)]
-        return known[1]
+        if known is None or known[0] != rows:  # gradients may lie elsewhere at every step
+            known = self._tables[key] = rows, _sent(torch.tensor(rows), device)
+        counts = tuple(-(-one.parameter.numel() // block) for one in moved)
+        if counts not in self._blocks:
+            owner = torch.arange(len(moved), dtype=torch.int32).repeat_interleave(torch.tensor(counts))
+            place = torch.cat([torch.arange(count, dtype=torch.int32) for count in counts])
+            self._blocks[counts] = _sent(owner, device), _sent(place, device)
+        return [known[1], *self._blocks[counts]]
 
 
 def _corrections(moved: Sequence[Moved], betas: tuple[float, float]) -> Tensor:

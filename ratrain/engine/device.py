@@ -55,9 +55,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def check_fp8(device: torch.device) -> None:
-    """Raises UnavailableError on a GPU without products of 8-bit numbers. A CPU has none either, and computes them in
-    fp32: slower than bf16, but the same numbers."""
+def check_fp8(device: torch.device, widths: tuple[int, ...] = ()) -> None:
+    """Raises UnavailableError on a GPU without products of 8-bit numbers, or of such `widths`.
+
+    A CPU computes the same numbers in fp32, slower than bf16.
+    """
     if device.type != "cuda":
         return
     major, minor = torch.cuda.get_device_capability(device)
@@ -66,6 +68,8 @@ def check_fp8(device: torch.device) -> None:
         raise UnavailableError(
             f"train.precision = 'fp8' needs compute capability 8.9 or higher, and {name} has {major}.{minor}; use bf16"
         )
+    if odd := [width for width in widths if width % 16]:
+        raise UnavailableError(f"train.precision = 'fp8' needs widths that 16 divides, got {odd[0]}; use bf16")
 
 
 def set_determinism(choice: str, device: torch.device) -> bool:

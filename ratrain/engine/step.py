@@ -40,7 +40,7 @@ class Precision:
         if kind in ("bf16", "fp8"):
             self._split(model)
         if kind == "fp8":
-            check_fp8(model.wte.weight.device)
+            check_fp8(model.wte.weight.device, (model.spec.n_embd, model.spec.n_hidden))
             model.fp8 = True
             for part in (
                 p for block in model.blocks for p in cast("Any", block).mlp.modules() if isinstance(p, Linear)

@@ -94,3 +94,7 @@ def test_a_gpu_without_such_products_is_refused(monkeypatch):
     with pytest.raises(UnavailableError, match=r"needs compute capability 8.9 or higher, and NVIDIA A100 has 8.0"):
         device.check_fp8(torch.device("cuda"))
     device.check_fp8(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    device.check_fp8(torch.device("cuda"), (768, 3072))
+    with pytest.raises(UnavailableError, match="needs widths that 16 divides, got 100"):
+        device.check_fp8(torch.device("cuda"), (768, 100))
