@@ -119,6 +119,7 @@ def _parts(args: argparse.Namespace) -> dict[str, Callable[[], Rows]]:
         "train": lambda: gpu_training.train(small),
         "pairs": lambda: gpu_training.pairs(small),
         "whole": lambda: gpu_training.whole(small),
+        "autotune": lambda: gpu_training.autotune(small),  # by --parts alone: it would not fit into a call
     }
     parts |= {f"steps_{batch}": partial(gpu_training.steps, batch, small) for batch in (16, 32, 64)}
     return parts

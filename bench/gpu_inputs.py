@@ -42,6 +42,10 @@ class Setting:
         qkv = torch.randn(batch, n_token, 3, n_head, head_dim, generator=generator, device=self.device)
         return [x.requires_grad_() for x in qkv.to(dtype or self.dtype).permute(2, 0, 3, 1, 4).unbind(0)]
 
+    def drawn(self, *shape: int, seed: int = 0) -> Tensor:
+        """Standard normal numbers, fp32."""
+        return torch.randn(*shape, generator=torch.Generator(self.device).manual_seed(seed), device=self.device)
+
 
 REHEARSAL = Setting("cpu", 1, 1, 48, 32, 32, 128, 64, 2, 64, torch.float32, (1, 2, 33), 0.0)
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from gpu_inputs import Setting, cache_of, head_of, learned_plan_of, plan_of
 from torch import Tensor
 
-from ratrain.kernels import adamw, kv_prune, ra_attention
+from ratrain.kernels import adamw, bias_gradient, kv_prune, ra_attention
 from ratrain.kernels.adamw import reference as adamw_reference
+from ratrain.kernels.bias_gradient import reference as bias_reference
 from ratrain.kernels.kv_prune import reference as kv_reference
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
 from ratrain.kernels.linear_cross_entropy import op as loss_op
@@ -55,6 +56,8 @@ def all_checks(setting: Setting) -> list[Check]:
         ]
         checks.append(Check("linear_cross_entropy", dtype, _loss))
         checks.append(Check("linear_cross_entropy in chunks", dtype, partial(_loss, rows=128)))
+        checks += [Check(f"gelu {form}", dtype, partial(_gelu, tanh=form == "tanh")) for form in ("exact", "tanh")]
+        checks.append(Check("split_heads", dtype, _split))
         if dtype != torch.float16:  # no gradient of the step is
             checks.append(Check("adamw", dtype, _adamw))
     return checks
@@ -175,6 +178,28 @@ def _loss(setting: Setting, dtype: torch.dtype, *, rows: int = 300) -> Iterator[
     yield from zip(torch.autograd.grad(loss, (x, weight)), torch.autograd.grad(whole, exact), strict=True)
 
 
+def _gelu(setting: Setting, dtype: torch.dtype, *, tanh: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    h, grad = (setting.drawn(300, 144, seed=seed).to(dtype) for seed in range(2))
+    bias = torch.zeros(144, device=setting.device, requires_grad=True)
+    y = bias_gradient.biased_gelu(h.requires_grad_(), bias, tanh=tanh)
+    exact = h.detach().double()
+    yield y, F.gelu(exact, approximate="tanh" if tanh else "none")
+    yield from zip(
+        torch.autograd.grad(y, (h, bias), grad), bias_reference.gelu_backward(grad.double(), exact, tanh), strict=True
+    )
+
+
+def _split(setting: Setting, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    batch, n_head, n_token, _ = shape = 3, 2, 100, 64
+    packed = setting.drawn(batch, n_token, 3 * n_head * 64).to(dtype).requires_grad_()
+    bias = torch.zeros(packed.shape[-1], device=setting.device, requires_grad=True)
+    heads = bias_gradient.split_heads(packed, bias, n_head)
+    grads = [setting.drawn(*shape, seed=seed).to(dtype) for seed in range(1, 4)]
+    wanted, d_bias = bias_reference.pack(*(grad.double() for grad in grads))
+    found = torch.autograd.grad(heads, (packed, bias), grads)
+    yield from zip(found, (wanted.view(packed.shape), d_bias), strict=True)
+
+
 def _adamw(setting: Setting, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator(setting.device).manual_seed(0)
 
@@ -212,6 +237,7 @@ def full_checks(setting: Setting) -> list[Check]:
         checks.append(Check(f"kv_prune {mode}", setting.dtype, partial(_full_pruned, both=both)))
         checks.append(Check(f"decode {mode}", setting.dtype, partial(_full_decoded, both=both)))
     checks.append(Check("linear_cross_entropy", setting.dtype, _full_loss))
+    checks.append(Check("gelu", setting.dtype, _full_gelu))
     return [Check(f"full {one.name}", one.dtype, one.run) for one in checks]
 
 
@@ -279,3 +305,14 @@ def _full_loss(setting: Setting, dtype: torch.dtype) -> Iterator[tuple[Tensor, T
     with torch.no_grad():
         losses = linear_cross_entropy(x, weight, targets, reduction="none")
     yield losses[part], F.cross_entropy(logits, targets[part], reduction="none")
+
+
+def _full_gelu(setting: Setting, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    shape = setting.batch * setting.n_token, 4 * setting.channels
+    h, grad = (setting.drawn(*shape, seed=seed).to(dtype) for seed in range(2))
+    bias = torch.zeros(shape[1], device=setting.device, requires_grad=True)
+    y = bias_gradient.biased_gelu(h.requires_grad_(), bias)
+    d_h, d_bias = torch.autograd.grad(y, (h, bias), grad)
+    columns = slice(shape[1] - 64, shape[1])
+    wanted = bias_reference.gelu_backward(grad[:, columns].double(), h.detach()[:, columns].double(), False)
+    yield from zip((d_h[:, columns], d_bias[columns]), wanted, strict=True)

@@ -59,6 +59,15 @@ def whole(small: bool) -> Iterator[Row]:
     yield from _in_turns(makers, 32, small)
 
 
+def autotune(small: bool) -> Iterator[Row]:
+    """V0 with tiles of its products chosen by timing beside torch's own choice; compiling them takes minutes."""
+    makers: dict[str, Callable[[], Arm]] = {
+        BASE: lambda: _ours((), 32, small),
+        "unified_ra_v0 autotuned": lambda: _ours(("compile.autotune=true",), 32, small),
+    }
+    yield from _in_turns(makers, 32, small)
+
+
 def _in_turns(makers: dict[str, Callable[[], Arm]], batch: int, small: bool) -> Iterator[Row]:
     keep_compiled_code()
     ready: dict[str, Arm] = {}

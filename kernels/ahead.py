@@ -32,7 +32,7 @@ from triton.compiler import ASTSource
 
 from ratrain.kernels.tuning import Case, Tile, config, neighbours, serves, tuned, write_tuned
 
-OPS = ("ra_attention", "kv_prune", "linear_cross_entropy", "adamw")
+OPS = ("ra_attention", "kv_prune", "linear_cross_entropy", "adamw", "bias_gradient")
 _FLOATS = (
     "scale",
     "softness",

@@ -18,9 +18,12 @@ import gpu_timed
 from rehearsal.step import Case, Rehearsal, built, chosen
 
 import torch  # isort: skip - the guard comes before it
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from ratrain.engine import attention, checkpoint, device, engine, pruning, rng
+from ratrain.engine import attention, checkpoint, device, engine, pruning, rng, stepping
+from ratrain.engine.distributed import World
 from ratrain.engine.engine import Engine
 from ratrain.errors import PreemptedError
 from ratrain.events import Window
@@ -72,6 +75,7 @@ def branches(rehearsal: Rehearsal) -> Iterator[tuple[str, Callable[[], Any]]]:
     for one in gpu_right.all_checks(setting):
         dtype = str(one.dtype).removeprefix("torch.")
         yield f"gpu_check: {one.name} {dtype}", lambda one=one: list(one.run(setting, one.dtype))
+    yield "two ranks: a step in bf16", lambda: _two_ranks(rehearsal)
     for name, steps in RUNS.items():
         yield f"a run of {name}, resumed", lambda name=name, steps=steps: _run(rehearsal, name, steps)
 
@@ -91,6 +95,29 @@ def _measured(case: attention.Case) -> dict[str, float]:
     if not found:
         raise AssertionError("no backend serves")
     return found
+
+
+def _two_ranks(rehearsal: Rehearsal) -> None:
+    """The first of two ranks takes a step: it asks for one sum over both, and the host waits for nothing.
+
+    In bf16 alone: the reducer of torch's DDP, which averages the gradients of other precisions, reads them from C++.
+    """
+    case = Case("v0", scale="tiny", batch=4, keys=("train.micro_batch=2",))
+    manifest = case.manifest()
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        with chosen(case, rehearsal.card):
+            _, step = stepping.train_step(manifest, lr=1e-4, device="cuda", world=World(0, 2))
+            step.share_gradients()
+            tokens = torch.empty(4, manifest.model.block_size + 1, dtype=torch.int64, device="cuda")
+            step(tokens[:, :-1], tokens[:, 1:])
+            rehearsal.recorder.clear()  # the first makes the optimizer's state
+            step(tokens[:, :-1], tokens[:, 1:])
+    finally:
+        dist.destroy_process_group()
+    sums = sum(one.count for one in rehearsal.recorder.work.values() if one.name.startswith("c10d.allreduce"))
+    if sums != 1 or rehearsal.recorder.syncs:
+        raise AssertionError(f"{sums} sums over the ranks, expected 1; the host waits at {rehearsal.recorder.syncs}")
 
 
 def _run(rehearsal: Rehearsal, name: str, steps: int) -> None:

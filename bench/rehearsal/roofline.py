@@ -55,14 +55,14 @@ def model(
 def _part(one: Work) -> str:
     if one.phase in (HEAD, OPTIMIZER):
         return one.phase
-    if one.kind == TRITON or "attention" in one.name:
+    if one.name.startswith("kv_prune ") or "attention" in one.name:
         return "attention"
     return "products" if one.flops else "pointwise"
 
 
 def _seconds(one: Work, card: Card, products: float) -> float:
     memory = one.bytes / card.bandwidth
-    if one.kind == TRITON:
+    if one.kind == TRITON:  # ours; some move memory alone
         return max(memory, one.flops / card.kernels) + (SELECTION * one.count if "_select_kernel" in one.name else 0.0)
     if "attention" in one.name:  # FLOPs count the whole square, of which a causal kernel computes half
         return max(memory, one.flops / 2 / card.attention["backward" in one.name])

@@ -26,6 +26,8 @@ from ratrain.kernels.placement import HEAD_DIMS
 from ratrain.kernels.tiles import LOG2E, product, rows_of, strides
 from ratrain.kernels.tuning import Case, Tile, config, size_of
 
+from . import decoding
+
 
 @triton.jit
 def _sum_kernel(
@@ -350,70 +352,19 @@ def _keys_kernel(
     tl.store(d_v + head + where, sum_v.to(d_v.dtype.element_ty), mask=there[:, None])
 
 
-@triton.jit
-def _scores_kernel(
-    q, keys, scores, tops, totals, q_b, q_h, k_b, k_h, k_t, n_head, n_key, scale,
-    D: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Of one query a head: scores [B, H, N] to base 2, and each tile's largest and sum [B, H, tiles]."""
-    tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    b, h = bh // n_head, bh % n_head
-    at, d = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
-    there = at < n_key
-    row = tl.load(q + b * q_b + h * q_h + d).to(tl.float32) * (scale * LOG2E)
-    found = tl.sum(rows_of(keys + b * k_b + h * k_h, at, k_t, there, D).to(tl.float32) * row[None, :], 1)
-    tl.store(scores + bh * n_key + at, found, mask=there)
-    found = tl.where(there, found, float("-inf"))
-    top = tl.max(found, 0)
-    part = bh * tl.num_programs(0) + tile
-    tl.store(tops + part, top)
-    tl.store(totals + part, tl.sum(tl.exp2(found - top), 0))
-
-
-@triton.jit
-def _mix_kernel(
-    values, scores, tops, totals, places, weight, mass, y, spent, v_b, v_h, v_t, p_b, p_h, w_b, w_h, m_b, m_h,
-    n_head, n_key, n_value, n_part,
-    PLACED: tl.constexpr, WEIGHTED: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """A tile of values of one head: y [B, H, tiles, E] and spent [B, H, tiles], to be summed; mass grows."""
-    tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    b, h = bh // n_head, bh % n_head
-    parts = tl.arange(0, PARTS)
-    top = tl.load(tops + bh * n_part + parts, mask=parts < n_part, other=float("-inf"))
-    largest = tl.max(top, 0)
-    total = tl.load(totals + bh * n_part + parts, mask=parts < n_part, other=0.0)
-    norm = largest + tl.log2(tl.sum(total * tl.exp2(top - largest), 0))
-    at, d = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
-    there = at < n_value
-    where = at
-    if PLACED:
-        where = tl.load(places + b * p_b + h * p_h + at, mask=there, other=0)
-    probs = tl.exp2(tl.load(scores + bh * n_key + where, mask=there, other=float("-inf")) - norm)
-    held = mass + b * m_b + h * m_h + at
-    tl.store(held, tl.load(held, mask=there, other=0.0) + probs, mask=there)
-    if WEIGHTED:
-        probs *= tl.load(weight + b * w_b + h * w_h + at, mask=there, other=0.0)
-    mixed = tl.sum(probs[:, None] * rows_of(values + b * v_b + h * v_h, at, v_t, there, D).to(tl.float32), 0)
-    part = bh * tl.num_programs(0) + tile
-    tl.store(y + part * D + d, mixed)
-    tl.store(spent + part, tl.sum(probs, 0))
-
-
 _LENGTHS = "1024", "4096"  # of contexts that `select` has tiles for
 
 
 POINTERS = {
-    **dict.fromkeys(("q", "k", "v", "out", "grad", "d_q", "d_k", "d_v", "keys", "values"), "input"),
+    **decoding.POINTERS,
+    **dict.fromkeys(("q", "k", "v", "out", "grad", "d_q", "d_k", "d_v"), "input"),
     **dict.fromkeys(("lse", "delta", "mass", "order", "total", "active", "soft_counts", "d_count"), "fp32"),
-    **dict.fromkeys(("scores", "tops", "totals", "weight", "y", "spent"), "fp32"),
     **dict.fromkeys(("life", "listed", "held", "by_life", "place", "bits", "counts", "recent"), "i32"),
-    "places": "i64",
 }
 
 
 def cases() -> Iterator[Case]:
-    """What is compiled ahead of time."""
+    """What is compiled ahead of time, decoding's kernels too."""
     walks = {"sum": _sum_kernel, "mass": _mass_kernel, "attend": _attend_kernel, "keys": _keys_kernel}
     for dtype, head_dim in itertools.product((torch.bfloat16, torch.float32), HEAD_DIMS):
         size, constants = size_of(head_dim, dtype), {"D": head_dim}
@@ -423,9 +374,6 @@ def cases() -> Iterator[Case]:
             flags = {"LEARNED": learned, **({} if learned else dict.fromkeys(("place", "soft_counts", "d_count")))}
             phase = "learned_queries" if learned else "queries"
             yield Case("kv_prune", phase, size, _queries_kernel, {**constants, **flags}, dtype)
-        for phase, kernel in {"scores": _scores_kernel, "mix": _mix_kernel}.items():
-            flags = {"PLACED": True, "WEIGHTED": True, "PARTS": 64} if phase == "mix" else {}
-            yield Case("kv_prune", phase, size, kernel, {**constants, **flags}, dtype, products=False)
     for size, ranked in itertools.product(_LENGTHS, (False, True)):
         flags = {
             "EXPOSED": True,
@@ -438,6 +386,7 @@ def cases() -> Iterator[Case]:
         constants = {**flags, "SIZE": int(size)}
         yield Case("kv_prune", "select", size, _select_kernel, constants, variant=variant, products=False)
     yield Case("kv_prune", "place", "any", _place_kernel, {}, products=False)
+    yield from decoding.cases()
 
 
 def _tile(phase: str, q: Tensor) -> Tile:
@@ -535,35 +484,6 @@ def backward(
     )
     d_counts = lse.new_empty(0) if d_count is None else d_count.sum((0, 3))[:, 1:]
     return d_q.transpose(1, 2), d_k.transpose(1, 2), d_v.transpose(1, 2), d_counts
-
-
-def decode(q, keys, values, mass, places, weight, *, renormalise: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """y [B, H, 1, E] and the spent probability [B, H, 1], of one query a head; mass [B, H, M] grows in place."""
-    batch, n_head, n_key, head_dim = keys.shape
-    n_value, heads = values.shape[2], batch * n_head
-    wide = {"dtype": torch.float32, "device": q.device}
-    tile = _tile("scores", q)
-    n_part = triton.cdiv(n_key, tile.block)
-    scores, tops, totals = (torch.empty(batch, n_head, n, **wide) for n in (n_key, n_part, n_part))
-    _scores_kernel[n_part, heads](
-        q, keys, scores, tops, totals, *q.stride()[:2], *strides(keys), n_head, n_key, scale,
-        D=head_dim, BLOCK=tile.block, num_warps=tile.warps,
-    )  # fmt: skip
-    tile = _tile("mix", values)
-    tiles = triton.cdiv(n_value, tile.block)
-    y, spent = torch.empty(batch, n_head, tiles, values.shape[3], **wide), torch.empty(batch, n_head, tiles, **wide)
-    _mix_kernel[tiles, heads](
-        values, scores, tops, totals, places, weight, mass, y, spent,
-        *strides(values), *_head_strides(places), *_head_strides(weight), *_head_strides(mass),
-        n_head, n_key, n_value, n_part, PLACED=places is not None, WEIGHTED=weight is not None, D=values.shape[3],
-        BLOCK=tile.block, PARTS=triton.next_power_of_2(n_part), num_warps=tile.warps,
-    )  # fmt: skip
-    y, spent = y.sum(2, keepdim=True), spent.sum(2, keepdim=True)
-    return (y / spent[..., None] if renormalise else y).to(values.dtype), spent
-
-
-def _head_strides(x: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if x is None else (x.stride(0), x.stride(1))
 
 
 def _on_device(numbers: Tensor | tuple[int, ...], device: torch.device) -> Tensor:

@@ -152,9 +152,9 @@ def _decode(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     # a prompt's many queries, and codes of odd widths, are left to the vendor's products
     if q.shape[2] == 1 and all(runs_kernel("kv_prune", x) for x in (q, values)):
-        from . import kernel
+        from . import decoding
 
-        return kernel.decode(q, keys, values, mass, places, weight, renormalise=renormalise, scale=scale)
+        return decoding.decode(q, keys, values, mass, places, weight, renormalise=renormalise, scale=scale)
     y, total, received = reference.decode(q, keys, values, places, weight, renormalise=renormalise, scale=scale)
     mass += received
     return y, total

@@ -65,8 +65,9 @@ def _recipe(manifest: Manifest) -> dict[str, Any]:
         assert "sha256" in init, "resolve() looks it up"
         recipe["init"] = init
     recipe["eval"] = {name: value for name, value in recipe["eval"].items() if name != "every"}
-    # strict only says whether a run is refused: one that is not has the same bits
-    recipe["compile"] = {name: value for name, value in recipe["compile"].items() if name != "strict"}
+    # strict only says whether a run is refused: one that is not has the same bits; autotune came later than the hash
+    idle = {"strict"} if manifest.compile.autotune else {"strict", "autotune"}
+    recipe["compile"] = {name: value for name, value in recipe["compile"].items() if name not in idle}
     if manifest.schedule.kind == "constant" and all(span.unit == "steps" for span in _spans(manifest)):
         # no step depends on how many there are: a longer budget is the same run, longer
         recipe["train"] = {name: value for name, value in recipe["train"].items() if name != "budget"}

@@ -256,6 +256,11 @@ class CompileSection(Section):
     strict: bool = Field(
         default=False, description="an attention that cannot be had ends the run, where another would compute it"
     )
+    autotune: bool = Field(
+        default=False,
+        description="on a GPU the tiles of the blocks' matrix products are chosen by timing (torch's max-autotune): "
+        "minutes at the first run, and rounding that depends on which tile won",
+    )
 
 
 class LogSection(Section):

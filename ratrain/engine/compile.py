@@ -39,8 +39,9 @@ def compile_model(model: GPT2, section: CompileSection) -> int:
     torch.compiler.config.cache_key_tag = _operations()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPH_LIMIT)
     options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": section.backend}
-    if section.backend == "inductor" and model.wte.weight.device.type == "cpu":
-        options["options"] = inductor_options()
+    if section.backend == "inductor":
+        on_cpu = model.wte.weight.device.type == "cpu"
+        options["options"] = inductor_options() if on_cpu else gpu_options(section)
     if scope == "model":
         model.compile(**options)
         return 1
@@ -48,6 +49,11 @@ def compile_model(model: GPT2, section: CompileSection) -> int:
         block.compile(**options)
     model.head = torch.compile(model.head, **options)
     return 1 + len({tuple(_structure(block)) for block in model.blocks})
+
+
+def gpu_options(section: CompileSection) -> dict[str, Any]:
+    """What torch.compile(options=...) is given for a model on a GPU. The head's products are ATen's in any case."""
+    return {"max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON"} if section.autotune else {}
 
 
 @functools.cache

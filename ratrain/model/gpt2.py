@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
+from ratrain.kernels import bias_gradient
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
 from ratrain.model.backends import causal_attention
 from ratrain.model.cache import PLAIN, KVCache, ValueCode
@@ -43,8 +44,10 @@ class Linear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.product(x, self.weight, self.bias)
+    def forward(self, x: Tensor, *, detached: bool = False) -> Tensor:
+        """With `detached` the bias gets no gradient here: the layer that follows gives it."""
+        bias = self.bias.detach() if detached and self.bias is not None else self.bias
+        return self.product(x, self.weight, bias)
 
 
 class QKV(Linear):
@@ -64,6 +67,8 @@ class QKV(Linear):
             rows = torch.cat([gate.flatten(), gate.new_ones(2 * gate.numel())])  # [3C]
             weight = (weight * rows[:, None]).to(weight.dtype)  # a fp32 gate must not widen bf16 weights
             bias = None if bias is None else (bias * rows).to(bias.dtype)
+        if bias is not None and bias_gradient.fuses(x):
+            return bias_gradient.split_heads(F.linear(x, weight, bias.detach()), bias, self.n_head)
         q, k, v = F.linear(x, weight, bias).view(*x.shape[:2], 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
 
@@ -230,6 +235,12 @@ class Activation(nn.Module):
             return F.relu(h).square()
         return F.gelu(h, approximate="tanh" if self.form == "gelu_tanh" else "none")
 
+    def after(self, up: Linear, x: Tensor) -> Tensor:
+        """self(up(x)), x [B, T, C] -> [B, T, F]; on a GPU GELU gives the gradient of up's bias with its own."""
+        if up.bias is None or self.form == "relu2" or not bias_gradient.fuses(x):
+            return self(up(x))
+        return bias_gradient.biased_gelu(up(x, detached=True), up.bias, tanh=self.form == "gelu_tanh")
+
 
 class MLP(nn.Module):
     """Two linear layers around an activation; up, act, mix, gate and down are the seams that patches claim."""
@@ -244,7 +255,9 @@ class MLP(nn.Module):
         self.dropout = spec.dropout
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, C] -> [B, T, C]
-        h = self.act(self.up(x))  # [B, T, F]
+        # a patch may have replaced either
+        plain = type(self.up) is Linear and type(self.act) is Activation
+        h = self.act.after(self.up, x) if plain else self.act(self.up(x))  # [B, T, F]
         h = self.mix(h, x).to(h.dtype)
         return F.dropout(self.down(h, self.gate()), self.dropout, self.training)
 

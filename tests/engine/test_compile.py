@@ -65,6 +65,20 @@ def test_compiling_changes_no_name_and_no_loss(tiny):
     assert torch.equal(plain(tokens, tokens), compiled(tokens, tokens))
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_tiles_are_timed_on_a_gpu_where_the_manifest_asks_for_it(tiny, monkeypatch, wanted):
+    model = build(tiny(), device=torch.device("meta"))  # as a GPU: no CPU's options are for it
+    given = {}
+    monkeypatch.setattr(model, "compile", lambda **options: given.update(options))
+    section = tiny(
+        "gpt2", "compile.scope=model", "compile.backend=inductor", f"compile.autotune={wanted}".lower()
+    ).compile
+    assert compile_model(model, section) == 1
+    assert bool(given["options"]) == wanted
+    # every one of them is a key of Inductor's: torch refuses others
+    torch.compile(lambda x: x, backend="inductor", options=given["options"])
+
+
 def test_off_compiles_nothing(tiny):
     counter, model = GraphCounter(), build(tiny())
     assert compile_model(model, tiny("gpt2", "compile.scope=off").compile) == 0

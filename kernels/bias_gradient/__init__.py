@@ -1,0 +1,3 @@
+from .op import biased_gelu, fuses, split_heads
+
+__all__ = ["biased_gelu", "fuses", "split_heads"]
