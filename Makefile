@@ -15,7 +15,7 @@ GIVEN = $(foreach name,$(VARIABLES),$(if $($(name)),$(name)=$($(name))))
 DEFCONFIGS := legacy/defconfigs
 
 .DEFAULT_GOAL := main
-.PHONY: defconfig defconfig-none list-defconfigs main install test faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse kernels gpu-check gpu-carry gpu-first clean help
+.PHONY: defconfig defconfig-none list-defconfigs main install test faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse zoo kernels gpu-check gpu-carry gpu-first clean help
 
 main: install ## set up, then train V9, draw a sample and write a report (the default); or what defconfig-NAME chose
 ifeq ($(CHOSEN),)
@@ -95,6 +95,9 @@ bench-selftest: install ## how often is bench-compare wrong? 200 injected slowdo
 
 rehearse: install ## what would every step do on a GPU? graphs, syncs, launches, bytes, modelled times; ARGS="v0 --kernels"
 	$(BIN)/python -W ignore bench/rehearse.py $(ARGS)
+
+zoo: install ## which planted faults do verify, the preflight and audit find? writes docs/zoo.md: five minutes
+	$(BIN)/python -W ignore tests/zoo/zoo.py --write
 
 kernels: install ## compile every Triton kernel for five GPUs: registers, spills, shared memory, tensor cores
 	$(BIN)/python -m ratrain.kernels.ahead

@@ -1,5 +1,5 @@
-"""What is looked for before a study trains anything: arms that see the future, arms that are another in disguise, arms
-that do not begin as the baseline does."""
+"""Checks before a study trains anything: arms that see the future or other sequences, arms whose evaluation is not of
+the model that was trained, arms that are another in disguise, arms that do not begin as the baseline does."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from ratrain.ablation.plan import Plan, told_twins
 from ratrain.config.identity import plain
 from ratrain.config.parse import parse_override
 from ratrain.config.schema import Manifest
-from ratrain.engine.contracts import SMALL, fitted, no_position_sees_a_later_token
+from ratrain.engine.contracts import SMALL, contracts, fitted
 from ratrain.engine.fingerprint import weight_digests
 from ratrain.engine.perturbation import random_tokens
 from ratrain.errors import Fault, ManifestError
 from ratrain.model.build import build, seed_of
+from ratrain.registry import Patch
 
 CHECKS = (
-    "every arm in float64, small: no position sees a later token",
+    "every arm in float64, small: no position, and no gradient, sees a later token; no sequence sees another",
+    "every arm, small: evaluating computes what was trained, and no call changes the next",
     "no two arms compute the same function with the same gradients and train alike, unless they say so",
     "every arm begins with the baseline's values in the weights that they share",
 )
@@ -32,7 +34,7 @@ CHECKS = (
 def preflight(plan: Plan) -> tuple[str, ...]:
     """What was looked for and not found, in words. Raises ManifestError with every fault."""
     arms = plan.of_role("base", "arm", "control")
-    faults = [*_leaks(plan, arms), *_disguised(plan, arms), *_unpaired(plan, arms)]
+    faults = [*_broken(plan, arms), *_disguised(plan, arms), *_unpaired(plan, arms)]
     if faults:
         raise ManifestError(faults)
     return CHECKS
@@ -47,15 +49,42 @@ def _small(plan: Plan, arm: Arm) -> Manifest | None:
         return None
 
 
-def _leaks(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
+# contracts that a loss rests on, and what an arm does that breaks one
+_LOOKED_AT = {
+    "no position sees a later token": "sees the future",
+    "no gradient comes from a later token": "learns from the future",
+    "no sequence sees another": "sees the other sequences of its batch",
+    "evaluating computes what was trained": "is evaluated as another model than was trained",
+    "a call leaves nothing behind": "depends on the calls before",
+}
+
+
+def _broken(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
+    seen: dict[str, str | None] = {}
     for arm in arms:
         patches = arm.manifest.patch.values()
         if not patches or any(patch.leaks for patch in patches):  # plain GPT-2; or one that tells every reader itself
             continue
+        manifest = _small(plan, arm) or arm.manifest
+        model = repr((manifest.model, {name: _open(patch) for name, patch in manifest.patch.items()}))
+        if model not in seen:
+            seen[model] = next(breaches(manifest), None)
+        if fault := seen[model]:
+            yield Fault(plan.file, arm.name, f"{fault}; a loss of it means nothing")
+
+
+def _open(patch: Patch) -> Patch:
+    """As the contracts see it, whatever its schedule."""
+    return patch.model_copy(update={"activation": None})
+
+
+def breaches(manifest: Manifest) -> Iterator[str]:
+    """What a small manifest's model does that makes its loss mean nothing."""
+    for claim, fault in _LOOKED_AT.items():
         try:
-            no_position_sees_a_later_token(_small(plan, arm) or arm.manifest)
+            contracts()[claim](manifest)
         except AssertionError as error:
-            yield Fault(plan.file, arm.name, f"sees the future ({error}); a loss of it means nothing")
+            yield f"{fault} ({error})"
 
 
 @dataclass(frozen=True)
@@ -101,7 +130,10 @@ def _traits(manifest: Manifest) -> _Traits:
     base = {name: f"{model.base_names.get(path, '')}.{leaf}" for name, path, leaf in map(_split, named)}
     with torch.no_grad():
         for name, parameter in named.items():  # as they start, attention is uniform and gates are alike
-            generator = torch.Generator().manual_seed(seed_of("traits", base[name].lstrip(".") or name))
+            # by place in the base; of a patch's own by shape and first value, since two arms may name them differently
+            own = f"{tuple(parameter.shape)} {before[name]:.9g}"
+            shared = base[name] if not base[name].startswith(".") else own
+            generator = torch.Generator().manual_seed(seed_of("traits", shared))
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     tokens = random_tokens(manifest.model.vocab_size, 2, 66)
     torch.manual_seed(0)

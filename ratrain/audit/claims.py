@@ -6,17 +6,18 @@ closed would hide whatever it leads to.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ratrain.audit import losses, modes
 from ratrain.audit.finding import Finding, some
 from ratrain.audit.model import ForeignModel
 from ratrain.audit.source import Target, construct, described, told
-from ratrain.engine.perturbation import batch_leak, differs, random_tokens, suffix_leak, without_gradient
+from ratrain.engine.perturbation import batch_leak, differs, random_tokens, shake, suffix_leak, without_gradient
 from ratrain.errors import DataError
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}  # of the largest logit: what a sum in another order may do
@@ -30,7 +31,8 @@ def look_at(model: ForeignModel, target: Target) -> Iterator[Finding]:
         return
     built = {name: p.detach().clone() for name, p in model.module.named_parameters()}
     checks: tuple[Callable[[ForeignModel], Iterator[Finding]], ...] = (
-        _causal, _apart, _repeatable, _alive, _decodes, _ends, _begins,
+        _causal, _gradients_apart, _apart, _repeatable, modes.alike, modes.nothing_left, modes.compiled, _alive,
+        losses.own_loss, _decodes, _ends, losses.beginning,
     )  # fmt: skip
     for check in checks:
         try:
@@ -56,7 +58,7 @@ def restored(model: ForeignModel, target: Target, arguments: dict[str, Any]) -> 
             loaded = again.logits(tokens)
     except DataError as error:
         return Finding("BROKEN", claim, str(error))
-    if _noisy(model, tokens):
+    if model.noisy(tokens):
         return Finding("unchecked", claim, "two calls of one model differ already")
     if differs(model.logits(tokens), loaded, _tolerance(model)).any():
         what = "they differ: something that decides them is not saved, or is drawn when the model is first called"
@@ -65,28 +67,19 @@ def restored(model: ForeignModel, target: Target, arguments: dict[str, Any]) -> 
 
 
 def _states(model: ForeignModel) -> Iterator[str]:
-    """The model as built and shaken, in training and evaluating; each by its name."""
+    """The model as built and shaken, in training with its dropout and without, and evaluating; each by its name."""
     for shaken in (False, True):
         if shaken:
-            _shake(model.module)
-        for training in (True, False):
-            model.module.train(training)
-            yield ("training" if training else "evaluating") + (", weights shaken" if shaken else "")
+            shake(model.module)
+        for name in ("training", "training without dropout", "evaluating"):
+            model.module.train(name != "evaluating")
+            with model.without_dropout() if name == "training without dropout" else nullcontext():
+                yield name + (", weights shaken" if shaken else "")
     model.module.eval()
 
 
-@torch.no_grad()
-def _shake(module: nn.Module) -> None:
-    """Moves every weight by noise, so that none is zero, nor any two alike."""
-    generator = torch.Generator().manual_seed(0)
-    for p in module.parameters():
-        if p.is_floating_point():
-            spread = 0.1 * float(p.float().pow(2).mean().sqrt()) + 0.02
-            p.add_((spread * torch.randn(p.shape, generator=generator)).to(p.dtype))
-
-
 def _causal(model: ForeignModel) -> Iterator[Finding]:
-    lengths = sorted({min(8, model.length), model.length // 2 + 1, model.length})
+    lengths = sorted({min(8, model.length), model.length // 2 + 1, max(2, model.length - 1), model.length})
     for state in _states(model):
         for length in lengths:
             tokens = random_tokens(model.vocab_size, 2, length)
@@ -95,7 +88,8 @@ def _causal(model: ForeignModel) -> Iterator[Finding]:
                 yield Finding("BROKEN", _CLAIMS[_causal], f"{state}, {leak}")
                 return
     yield Finding("holds", _CLAIMS[_causal], f"training and evaluating, {', '.join(map(str, lengths))} tokens")
-    _shake(model.module)
+    # and the last sees the first
+    shake(model.module)
     tokens = random_tokens(model.vocab_size, 1, model.length)
     edited = tokens.clone()
     edited[:, 0] = (edited[:, 0] + 1) % model.vocab_size
@@ -104,49 +98,76 @@ def _causal(model: ForeignModel) -> Iterator[Finding]:
 
 
 def _apart(model: ForeignModel) -> Iterator[Finding]:
-    tokens = random_tokens(model.vocab_size, 2, model.length)
+    tokens = random_tokens(model.vocab_size, 4, model.length)
     for state in _states(model):
-        if batch_leak(model.logits, tokens, model.vocab_size, tolerance=_tolerance(model)):
-            yield Finding("BROKEN", _CLAIMS[_apart], f"{state}: changing one changes the output of the other")
-            return
-        if model.module.training or _noisy(model, tokens):
+        for rows in (2, 4):
+            if batch_leak(model.logits, tokens[:rows], model.vocab_size, tolerance=_tolerance(model)):
+                what = f"{state}: changing one of {rows} changes the output of another"
+                yield Finding("BROKEN", _CLAIMS[_apart], what)
+                return
+        if model.module.training or model.noisy(tokens):
             continue  # noise falls otherwise on a batch of another shape
         alone = model.logits(tokens[:1])[0]
         if differs(model.logits(tokens)[0], alone, _CACHE * float(alone.abs().max())).any():
-            what = f"{state}: a sequence alone has another output than beside another"
+            what = f"{state}: a sequence alone has another output than beside others"
             yield Finding("BROKEN", _CLAIMS[_apart], what)
             return
     yield Finding("holds", _CLAIMS[_apart])
 
 
+def _gradients_apart(model: ForeignModel) -> Iterator[Finding]:
+    """Gradients of the outputs before a token, before and after an edit of the tokens from it on."""
+    tokens, at = random_tokens(model.vocab_size, 2, model.length), model.length // 2
+    edited = tokens.clone()
+    edited[:, at:] = (edited[:, at:] + 1) % model.vocab_size
+    shake(model.module)
+    model.module.train()
+    before, after = (model.gradients(one, until=at) for one in (tokens, edited))
+    bound = {name: _CACHE * float(g.abs().max().clamp(min=1e-30)) for name, g in before.items()}
+    leaky = [n for n, g in before.items() if n in after and differs(g, after[n], bound[n]).any()]
+    if leaky:
+        what = f"that of {some(leaky)}, from the outputs before token {at}, changes with the tokens from {at} on"
+        yield Finding("BROKEN", _CLAIMS[_gradients_apart], what)
+    else:
+        yield Finding("holds", _CLAIMS[_gradients_apart])
+
+
 def _repeatable(model: ForeignModel) -> Iterator[Finding]:
     tokens = random_tokens(model.vocab_size, 2, model.length)
     model.module.eval()
-    if _noisy(model, tokens):
+    if model.noisy(tokens):
         what = "two calls differ: dropout, or other noise, does not ask whether the model is training"
         yield Finding("BROKEN", _CLAIMS[_repeatable], what)
     else:
         yield Finding("holds", _CLAIMS[_repeatable])
 
 
-def _noisy(model: ForeignModel, tokens: Tensor) -> bool:
-    return bool(differs(model.logits(tokens, seed=0), model.logits(tokens, seed=1), 0.0).any())
-
-
 def _alive(model: ForeignModel) -> Iterator[Finding]:
     tokens = random_tokens(model.vocab_size, 2, model.length)
     at_first = _dead(model, tokens)
-    _shake(model.module)
-    dead = _dead(model, tokens)
+    infinite = [n for n, p in model.module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    for _ in range(2):  # what waits for another to leave zero has a gradient then
+        _descend(model.module)
+        dead = _dead(model, tokens)
     frozen = [n for n, p in model.module.named_parameters() if not p.requires_grad]
-    if dead:
+    if infinite:
+        yield Finding("BROKEN", _CLAIMS[_alive], f"as built that of {some(infinite)} is not finite")
+    elif dead:
         yield Finding("BROKEN", _CLAIMS[_alive], f"none, or one that is not finite, reaches {some(dead)}")
     else:
         yield Finding("holds", _CLAIMS[_alive])
-    if late := [n for n in at_first if n not in dead]:
+    if late := [n for n in at_first if n not in dead and n not in infinite]:
         yield Finding("note", "no gradient at the first step, for the zeros it begins with", some(late))
     if frozen:
         yield Finding("note", "requires no gradient", some(frozen))
+
+
+@torch.no_grad()
+def _descend(module: nn.Module) -> None:
+    """One step down each finite gradient, of a length that moves every weight visibly."""
+    for p in module.parameters():
+        if p.grad is not None and p.grad.isfinite().all():
+            p.sub_(0.02 * p.grad / p.grad.abs().max().clamp(min=1e-30))
 
 
 def _dead(model: ForeignModel, tokens: Tensor) -> list[str]:
@@ -165,10 +186,12 @@ def _decodes(model: ForeignModel) -> Iterator[Finding]:
         yield Finding("unchecked", _CLAIMS[_decodes], why)
         return
     tokens = random_tokens(model.vocab_size, 2, model.length)
-    _shake(model.module)
+    shake(model.module)
     model.module.eval()
     whole, half = model.logits(tokens), model.length // 2
     ways = {"one by one": [1] * model.length, "after half as a prompt": [half, *([1] * (model.length - half))]}
+    if model.length > 8:
+        ways["in pieces of several"] = [half, 1, 3, 1, model.length - half - 5]
     for way, sizes in ways.items():
         decoded = model.decode(tokens, sizes)
         if decoded is None:
@@ -197,15 +220,6 @@ def _ends(model: ForeignModel) -> Iterator[Finding]:
         yield Finding("note", f"{what}, are accepted", "right for relative positions only")
 
 
-def _begins(model: ForeignModel) -> Iterator[Finding]:
-    tokens = random_tokens(model.vocab_size, 8, model.length)
-    model.module.eval()
-    loss = nn.functional.cross_entropy(model.logits(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    even = math.log(model.vocab_size)
-    verdict = "note" if abs(loss - even) < 0.5 else "warning"
-    yield Finding(verdict, f"it begins with a loss of {loss:.3f}", f"guessing evenly costs ln V = {even:.3f}")
-
-
 def _tolerance(model: ForeignModel) -> float:
     return _ROUNDING[model.dtype] * float(model.logits(random_tokens(model.vocab_size, 1, 2)).abs().max())
 
@@ -217,5 +231,10 @@ _CLAIMS: dict[Callable[..., Any], str] = {
     _alive: "every parameter gets a gradient",
     _decodes: "cached decoding equals the full forward",
     _ends: "its longest context",
-    _begins: "its first loss",
+    _gradients_apart: "no gradient comes from a later token",
+    losses.own_loss: losses.OWN,
+    losses.beginning: losses.BEGINNING,
+    modes.alike: modes.ALIKE,
+    modes.nothing_left: modes.NOTHING_LEFT,
+    modes.compiled: modes.COMPILED,
 }

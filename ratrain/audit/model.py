@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class ForeignModel:
 
     def __init__(self, module: nn.Module, *, vocab_size: int | None = None, length: int | None = None, seed: int = 0):
         self.module, self.seed = module, seed
+        self._built = _numbers(module)
         parameters = inspect.signature(module.forward).parameters
         self.targets = next((name for name in _TARGETS if name in parameters), None)
         self.needs_targets = self.targets is not None and parameters[self.targets].default is inspect.Parameter.empty
@@ -59,17 +60,82 @@ class ForeignModel:
         ways = {False: "model(tokens)", True: f"model(tokens, {self.targets}=...)"}
         return " and ".join(ways[way] for way in self.ways)
 
-    def logits(self, tokens: Tensor, *, seed: int = 0) -> Tensor:
-        """[B, T] -> [B, T, V] in the mode the module is in; training with targets where it takes them."""
+    def logits(self, tokens: Tensor, *, seed: int = 0, call: Callable[..., Any] | None = None) -> Tensor:
+        """[B, T] -> [B, T, V] in the mode the module is in; training with targets where it takes them.
+
+        `call` is what is called in place of the module.
+        """
         way = self.ways[-1] if self.module.training else self.ways[0]
-        with self._kept(), torch.no_grad():
-            found, _ = self._run(tokens, with_targets=way, seed=seed)
+        with self.buffers_kept(), torch.no_grad():
+            found, _ = self._run(tokens, with_targets=way, seed=seed, call=call)
         assert found is not None
         return found
 
+    def raw_logits(self, tokens: Tensor, *, training: bool) -> Tensor:
+        """As `logits` in one mode, with all that the call does to buffers."""
+        self.module.train(training)
+        with torch.no_grad():
+            found, _ = self._run(tokens, with_targets=self.ways[-1] if training else self.ways[0])
+        assert found is not None
+        return found
+
+    def noisy(self, tokens: Tensor) -> bool:
+        """Whether two calls in the mode it is in differ."""
+        return not torch.equal(self.logits(tokens, seed=0), self.logits(tokens, seed=1))
+
+    @property
+    def moved(self) -> dict[str, str]:
+        """Plain numbers of modules that calls have changed since it was built: what they were, and are."""
+        now = _numbers(self.module)
+        return {n: f"{v!r} is {now.get(n)!r}" for n, v in self._built.items() if now.get(n) != v}
+
+    @property
+    def shifts_inside(self) -> bool:
+        """Whether the model takes the tokens themselves for targets, and shifts them."""
+        return self.targets in _SHIFTED_INSIDE
+
+    def targets_for(self, tokens: Tensor) -> Tensor:
+        """Targets [B, T] as the model takes them; where it does not shift them, the last predicts token 0."""
+        return tokens.clone() if self.shifts_inside else torch.cat([tokens[:, 1:], tokens[:, :1] * 0], dim=1)
+
+    def with_loss(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Logits [B, T, V] and the model's own loss; None for what it does not give."""
+        if self.targets is None:
+            return None, None
+        with self.buffers_kept(), torch.no_grad():
+            torch.manual_seed(self.seed)
+            return _read(self.module(tokens, **{self.targets: targets}), tokens)
+
+    def gradients(self, tokens: Tensor, *, until: int) -> dict[str, Tensor]:
+        """Of a sum over the logits before token `until`, weighted by fixed noise, for each parameter it reaches."""
+        self.module.zero_grad(set_to_none=True)
+        with self.buffers_kept():
+            found, _ = self._run(tokens, with_targets=self.ways[0])
+            assert found is not None
+            seen = found[:, :until]
+            noise = torch.randn(seen.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            (seen * noise.to(seen.dtype)).sum().backward()
+        return {name: p.grad.clone() for name, p in self.module.named_parameters() if p.grad is not None}
+
+    @contextlib.contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Dropout is 0 inside: that of torch's modules, and numbers that are called so."""
+        changed: list[tuple[nn.Module, str, float]] = []
+        for module in self.module.modules():
+            names = ["p"] if isinstance(module, nn.modules.dropout._DropoutNd) else []
+            names += [n for n, v in vars(module).items() if "drop" in n and isinstance(v, float)]
+            for name in names:
+                changed.append((module, name, getattr(module, name)))
+                setattr(module, name, 0.0)
+        try:
+            yield
+        finally:
+            for module, name, value in changed:
+                setattr(module, name, value)
+
     def backward(self, tokens: Tensor) -> None:
         """Adds the gradients of the loss of predicting each next token: the model's own loss, where it has one."""
-        with self._kept():
+        with self.buffers_kept():
             logits, loss = self._run(tokens, with_targets=self.targets is not None)
             if loss is None or not loss.requires_grad:
                 logits = self._run(tokens, with_targets=self.ways[0])[0] if logits is None else logits
@@ -93,15 +159,18 @@ class ForeignModel:
                 found.append(logits)
         return torch.cat(found, dim=1)
 
-    def _run(self, tokens: Tensor, *, with_targets: bool, seed: int = 0) -> tuple[Tensor | None, Tensor | None]:
+    def _run(
+        self, tokens: Tensor, *, with_targets: bool, seed: int = 0, call: Callable[..., Any] | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
         torch.manual_seed(self.seed + seed)  # dropout falls alike
+        call = self.module if call is None else call
         if not with_targets or self.targets is None:
-            return _read(self.module(tokens), tokens)
-        targets = tokens if self.targets in _SHIFTED_INSIDE else torch.cat([tokens[:, 1:], tokens[:, :1] * 0], dim=1)
-        return _read(self.module(tokens, **{self.targets: targets}), tokens)
+            return _read(call(tokens), tokens)
+        return _read(call(tokens, **{self.targets: self.targets_for(tokens)}), tokens)
 
     @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
+    def buffers_kept(self) -> Iterator[None]:
+        """Buffers are put back after it."""
         before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         yield
         with torch.no_grad():
@@ -122,7 +191,7 @@ class ForeignModel:
         return None
 
     def _try(self, tokens: Tensor) -> Tensor | None:
-        with self._kept(), torch.no_grad():
+        with self.buffers_kept(), torch.no_grad():
             return self._run(tokens, with_targets=self.needs_targets)[0]
 
     def _vocabulary(self) -> int:
@@ -147,11 +216,11 @@ class ForeignModel:
         return length
 
     def _gives_logits(self, tokens: Tensor, way: bool) -> bool:
-        with self._kept(), torch.no_grad():
+        with self.buffers_kept(), torch.no_grad():
             return self._run(tokens, with_targets=way)[0] is not None
 
     def _said(self, tokens: Tensor) -> str:
-        with self._kept(), torch.no_grad():
+        with self.buffers_kept(), torch.no_grad():
             output = self.module(tokens, **({str(self.targets): tokens} if self.needs_targets else {}))
         shapes = [str(list(t.shape)) for t in _tensors(output)]
         return f"for tokens {list(tokens.shape)} it returns {', '.join(shapes) or type(output).__name__}"
@@ -189,3 +258,13 @@ def _number(module: nn.Module, names: tuple[str, ...]) -> int | None:
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
     return None
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    """Numbers and switches that are attributes of modules, by their place; not whether a module trains."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, (bool, int, float)) and name != "training" and not name.startswith("_")
+    }

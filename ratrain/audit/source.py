@@ -161,10 +161,16 @@ def _is_config(value: Any) -> bool:
 
 
 def _hint(call: Callable[..., Any], name: str) -> Any:
-    try:
-        return typing.get_type_hints(call.__init__ if isinstance(call, type) else call).get(name)
-    except Exception:  # annotations may name what only a type checker imports
-        return None
+    # of a class also those of its bases: a subclass that only hands a config on need not say what it is
+    functions = [base.__init__ for base in call.__mro__] if isinstance(call, type) else [call]
+    for function in functions:
+        try:
+            found = typing.get_type_hints(function).get(name)
+        except Exception:  # annotations may name what only a type checker imports
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def _parameters(call: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -60,7 +60,7 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accept-code-change", action="store_true", help="go on though sources changed; recorded")
     parser.add_argument("--amend", action="store_true", help="add arms or seeds to a study's plan, as exploratory")
     parser.add_argument("--no-costs", action="store_true", help="do not measure what a step of each arm costs")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check the arms, print the plan and run nothing")
     parser.add_argument("--json", action="store_true", help="the results as one JSON document on stdout")
 
 
@@ -70,6 +70,7 @@ def _ablate(args: argparse.Namespace) -> int:
     from ratrain.ablation.execute import begin, held, study_folder
     from ratrain.ablation.manifest import find_ablation
     from ratrain.ablation.plan import make_plan
+    from ratrain.ablation.preflight import preflight
     from ratrain.ablation.results import rows_of
     from ratrain.engine.folder import RunFolder
 
@@ -78,7 +79,10 @@ def _ablate(args: argparse.Namespace) -> int:
         patches=args.patches, costs=partial(_costs, args),
     )  # fmt: skip
     if args.dry_run:
+        checked = preflight(plan)
         _print_plan(plan, _estimate(plan, args), args)
+        if not args.json:
+            print("\n".join(["", "checked:", *(f"  {check}" for check in checked)]))
         return Exit.DONE
     from ratrain.cli.told import told
     from ratrain.report.study import write_study_report

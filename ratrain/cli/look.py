@@ -185,11 +185,13 @@ def _verify(args: argparse.Namespace) -> int:
     from ratrain.engine.contracts import SMALL
     from ratrain.engine.verify import verify
 
+    args.scale = None
+    block_size = resolve_manifest(args.manifest, args)[0].model.block_size
     args.scale, args.set = "tiny", [*SMALL, *args.set]
     manifest, source = resolve_manifest(args.manifest, args)
     broken = 0
     try:
-        for verdict in verify(manifest):
+        for verdict in verify(manifest, block_size=block_size):
             print(
                 f"{'holds ' if verdict.fault is None else 'BROKEN'}  {verdict.seconds:5.1f} s  {verdict.claim}",
                 flush=True,

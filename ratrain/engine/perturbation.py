@@ -46,9 +46,25 @@ def suffix_leak(logits: Logits, tokens: Tensor, vocab_size: int, *, tolerance: f
 
 
 def batch_leak(logits: Logits, tokens: Tensor, vocab_size: int, *, tolerance: float = 0.0) -> bool:
-    """Whether the output of the first sequence of [2, T] sees the second."""
-    edited = torch.stack([tokens[0], (tokens[1] + 1) % vocab_size])
-    return bool(differs(logits(tokens)[0], logits(edited)[0], tolerance).any())
+    """Whether the outputs of other sequences of [B, T], two or more, see the first or the last."""
+    whole = logits(tokens)
+    for row in (0, len(tokens) - 1):
+        edited = tokens.clone()
+        edited[row] = (edited[row] + 1) % vocab_size
+        others = [other for other in range(len(tokens)) if other != row]
+        if differs(whole[others], logits(edited)[others], tolerance).any():
+            return True
+    return False
+
+
+@torch.no_grad()
+def shake(module: nn.Module) -> None:
+    """Moves every weight by noise, so that none is zero, nor any two alike."""
+    generator = torch.Generator().manual_seed(0)
+    for p in module.parameters():
+        if p.is_floating_point():
+            spread = 0.1 * float(p.float().pow(2).mean().sqrt()) + 0.02
+            p.add_((spread * torch.randn(p.shape, generator=generator)).to(p.dtype))
 
 
 def differs(before: Tensor, after: Tensor, tolerance: float) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ratrain.config.schema import Manifest
-from ratrain.engine.contracts import FIRST, contracts
+from ratrain.engine.contracts import FIRST, contracts, no_position_sees_a_later_token_in_its_own_context
 from ratrain.errors import ManifestError
 from ratrain.model.build import build
 
@@ -21,13 +21,21 @@ class Verdict:
     fault: str | None
 
 
-def verify(manifest: Manifest) -> Iterator[Verdict]:
-    """Yields a verdict per contract as it is reached; `manifest` should be resolved with the SMALL overrides."""
+def verify(manifest: Manifest, *, block_size: int | None = None) -> Iterator[Verdict]:
+    """Yields a verdict per contract as it is reached; `manifest` should be resolved with the SMALL overrides.
+
+    `block_size` is the context that it trains with, where causality is looked at as well.
+    """
     build(manifest)
-    for claim, check in contracts().items():
+    checks = [(claim, check, manifest) for claim, check in contracts().items()]
+    if block_size is not None and block_size != manifest.model.block_size:
+        longer = manifest.model_copy(update={"model": manifest.model.model_copy(update={"block_size": block_size})})
+        claim = f"no position sees a later token, at its own {block_size} tokens"
+        checks.append((claim, no_position_sees_a_later_token_in_its_own_context, longer))
+    for claim, check, of in checks:
         start, fault = time.perf_counter(), None
         try:
-            check(manifest)
+            check(of)
         except ManifestError:
             raise  # it does not even build
         except Exception as error:  # a contract reports what a mechanism does, whatever it raises

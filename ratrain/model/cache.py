@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -57,3 +60,14 @@ class KVCache:
         for held, new in zip(self.held, fresh, strict=True):
             held[:, :, start : self.size] = new
         return tuple(held[:, :, : self.size] for held in self.held)
+
+
+def recall(cache: Any, name: str, x: Tensor, reach: int) -> Tensor:
+    """The `reach` rows before x [B, S, C], zeros before the first token; a layer's cache keeps them under `name`."""
+    none = x.new_zeros(x.shape[0], reach, x.shape[2])
+    if cache is None:
+        return none
+    past = vars(cache).setdefault("past", {})
+    before = past.get(name, none)
+    past[name] = torch.cat([before, x], dim=1)[:, -reach:]
+    return before

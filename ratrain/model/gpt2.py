@@ -20,7 +20,7 @@ from ratrain.config.schema import ModelSpec
 from ratrain.kernels import bias_gradient
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
 from ratrain.model.backends import causal_attention
-from ratrain.model.cache import PLAIN, KVCache, ValueCode
+from ratrain.model.cache import PLAIN, KVCache, ValueCode, recall
 from ratrain.model.norm import norm_of
 from ratrain.model.rotary import Rotary
 
@@ -138,6 +138,19 @@ class SamePair(nn.Module):
         return q, k
 
 
+class Local(nn.Module):
+    """An unclaimed local seam: attention's input as it is.
+
+    A mechanism that mixes a token with a few before it stands here: `reach` says how many, and decoding keeps them.
+    """
+
+    reach = 0
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        """x [B, S, C] and the `reach` inputs before them [B, reach, C], zeros before the first token -> [B, S, C]."""
+        return x
+
+
 class Value(nn.Module):
     """An unclaimed value seam: the values as they are. A patch may read and write what travels between layers here.
 
@@ -196,10 +209,11 @@ class Core(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention; qkv, score, pos, value, core, blend and proj are the seams that patches claim."""
+    """Causal self-attention; local, qkv, score, pos, value, core, blend and proj are the seams that patches claim."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
+        self.local = Local()
         if spec.qk_norm == "rms":
             self.qkv = NormedQKV(spec.n_embd, spec.n_head, bias=spec.bias, eps=spec.norm_eps)
         else:
@@ -214,12 +228,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
         """x [B, T, C] and the state from the layer below -> y [B, T, C] and the state for the next layer."""
+        # here and below: a patch's fp32 gate must not widen a bf16 stream
+        x = self.local(x, recall(cache, "local", x, self.local.reach)).to(x.dtype) if self.local.reach else x
         q, k, v = self.qkv(x, self.score())  # each [B, H, T, D]
-        q, k = self.pos(q, k, 0 if cache is None else cache.size)
+        dtype = q.dtype
+        q, k = (t.to(dtype) for t in self.pos(q, k, 0 if cache is None else cache.size))
         raw, (v, state) = v, self.value(v, state)
-        v = v.to(q.dtype)  # here and below: a patch's fp32 gate must not widen a bf16 stream
+        v = v.to(dtype)
         given = v if cache is None or cache.code is PLAIN else raw  # which the cache compresses as the seam does
-        y = self.blend(self.core(q, k, given, cache), v, x).to(q.dtype).transpose(1, 2).flatten(2)
+        y = self.blend(self.core(q, k, given, cache), v, x).to(dtype).transpose(1, 2).flatten(2)
         return F.dropout(self.proj(y), self.dropout, self.training), state
 
 
@@ -257,9 +274,13 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [B, T, C] -> [B, T, C]
         # a patch may have replaced either
         plain = type(self.up) is Linear and type(self.act) is Activation
-        h = self.act.after(self.up, x) if plain else self.act(self.up(x))  # [B, T, F]
+        h = self.act.after(self.up, x) if plain else self._hidden(x)  # [B, T, F]
         h = self.mix(h, x).to(h.dtype)
         return F.dropout(self.down(h, self.gate()), self.dropout, self.training)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        return self.act(h).to(h.dtype)
 
 
 class Block(nn.Module):
@@ -275,9 +296,9 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
         """h [B, T, C] and the state from the layer below -> both for the layer above."""
-        y, state = self.attn(self.norm_1(h), state, cache)
-        h = h + y
-        return h + self.mlp(self.norm_2(h)), state
+        y, state = self.attn(self.norm_1(h).to(h.dtype), state, cache)
+        h = h + y.to(h.dtype)
+        return h + self.mlp(self.norm_2(h).to(h.dtype)).to(h.dtype), state
 
 
 class GPT2(nn.Module):

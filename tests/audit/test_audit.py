@@ -100,7 +100,12 @@ def test_a_sound_model_is_found_sound(audited):
     assert "building" in err
     held = "\n".join(findings(page, "holds"))
     for claim in (
-        "no position sees a later token: training and evaluating, 8, 33, 64 tokens",
+        "no position sees a later token: training and evaluating, 8, 33, 63, 64 tokens",
+        "no gradient comes from a later token",
+        "training and evaluating compute the same",
+        "a pass leaves nothing behind",
+        "compiled it computes the same",
+        "its loss is the cross-entropy of its logits: also where targets are -100",
         "no sequence sees another",
         "evaluating twice gives the same",
         "every parameter gets a gradient",
@@ -138,7 +143,7 @@ RETURN = "        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas
         # the target of a position is the token after it
         (BODY, f"        h = h if targets is None else h + self.wte(targets)\n{BODY}", CAUSAL, "training"),
         ("self.gate * x", "self.gate * x.mean(0, keepdim=True)", BATCH, "weights shaken"),
-        (BODY, f"        h = h - h.mean(0, keepdim=True)\n{BODY}", BATCH, "training: changing one changes"),
+        (BODY, f"        h = h - h.mean(0, keepdim=True)\n{BODY}", BATCH, "training: changing one of 2 changes"),
         ("h + self.proj", "F.dropout(h, 0.1) + self.proj", "evaluating twice gives the same", "two calls differ"),
         (BODY, f"        h = h * torch.nan\n{BODY}", "its logits are numbers", "NaN as built"),
         (EMBED, f"        if not hasattr(self, 'drawn'):"

@@ -1,0 +1,33 @@
+"""Divides by the largest value of the batch.
+
+Modelled on one dynamic scale for a batch, as in fp8 recipes
+"""
+
+import torch
+from torch import nn
+
+from ratrain.registry import Patch, register
+
+CAUGHT_BY = "no sequence sees another"
+
+
+@register("largest_of_the_batch")
+class Options(Patch):
+    target: str = "blocks.*.attn.blend"
+
+    def build(self, old, spec):
+        return Plant(spec)
+
+
+class Plant(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.g = nn.Parameter(torch.empty(spec.n_head))
+        self.register_buffer("s", torch.empty(()))
+
+    def reset_parameters(self, generator):
+        self.g.fill_(0.5)
+        self.s.fill_(1.0)
+
+    def forward(self, y, v, x):
+        return y + self.s * self.g[:, None, None] * v / v.abs().amax((0, 2, 3), keepdim=True)
