@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 
 from ratrain.engine.contracts import contracts
 
+# as a script it has no package
 _SPEC = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
 assert _SPEC and _SPEC.loader
 zoo = importlib.util.module_from_spec(_SPEC)
+sys.modules["zoo"] = zoo  # where its dataclasses look for it
 _SPEC.loader.exec_module(zoo)
 
 
