@@ -131,22 +131,25 @@ def test_other_code_is_refused(ablate, study, tmp_path):
 
 @pytest.fixture
 def refused(ablate, study, tmp_path):
-    """What is said of a study with one more arm: the baseline with a patch of the user's own."""
+    """What is said of a study with more arms: the baseline with patches of the user's own, by kind."""
 
-    def refused(kind, code):
+    def refused(*flags, **codes):
         (tmp_path / "patches").mkdir()
-        (tmp_path / "patches" / f"{kind}.py").write_text(code)
-        (tmp_path / f"{kind}.toml").write_text(f'id = "{kind}"\nextends = "gpt2.toml"\n[patch.{kind}]\n')
-        text = study().read_text() + f"\n[arm.{kind}]\nmanifest = '{tmp_path / f'{kind}.toml'}'\n"
-        _, err = ablate(study(text), code=Exit.BAD_MANIFEST)
+        text = study().read_text()
+        for kind, code in codes.items():
+            (tmp_path / "patches" / f"{kind}.py").write_text(code)
+            (tmp_path / f"{kind}.toml").write_text(f'id = "{kind}"\nextends = "gpt2.toml"\n[patch.{kind}]\n')
+            text += f"\n[arm.{kind}]\nmanifest = '{tmp_path / f'{kind}.toml'}'\n"
+        _, err = ablate(study(text), *flags, code=Exit.BAD_MANIFEST)
         assert not list((tmp_path / "runs").glob("*/s*"))
         return err
 
     return refused
 
 
-def test_an_arm_that_sees_the_future_is_caught_before_any_training(refused):
-    err = refused("peek", PEEK)
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_an_arm_that_sees_the_future_is_caught_before_any_training(refused, flags):
+    err = refused(*flags, peek=PEEK)
     assert "study.toml: peek: sees the future (training, 8 tokens: changing those from" in err
 
 
@@ -204,8 +207,14 @@ class Blend(nn.Module):
 
 
 def test_an_arm_that_is_the_baseline_in_disguise_is_caught_before_any_training(refused):
-    err = refused("idle", IDLE)
+    err = refused(idle=IDLE)
     assert "study.toml: idle: computes what v0 computes, whatever its manifest says" in err
+
+
+def test_two_arms_that_differ_in_the_names_of_their_parameters_are_caught_before_any_training(refused):
+    used = IDLE.replace("y + 0 * self.s * self.own.sum()", "y * (1 + self.s * self.own.sum())")
+    other = used.replace("idle", "other").replace("self.own", "self.gate_of_mine")
+    assert "study.toml: other: computes what idle computes" in refused(idle=used, other=other)
 
 
 REDRAWN = """
@@ -222,7 +231,7 @@ class Redrawn(Patch):
 
 
 def test_an_arm_that_draws_shared_weights_anew_is_caught_before_any_training(refused):
-    err = refused("redrawn", REDRAWN)
+    err = refused(redrawn=REDRAWN)
     assert "study.toml: redrawn: begins with other values than v0 in blocks.0.attn.proj.weight and 1 more" in err
 
 

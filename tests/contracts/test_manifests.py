@@ -45,7 +45,9 @@ def cases(files, claims):
         manifest = resolved(file, SMALL)
         patches = {name: patch.model_copy(update={"activation": None}) for name, patch in manifest.patch.items()}
         for claim in claims:
-            options = repr(patches) if claim != COMPILED else repr(sorted(type(patch).kind for patch in patches.values()))
+            options = (
+                repr(patches) if claim != COMPILED else repr(sorted(type(patch).kind for patch in patches.values()))
+            )
             key = (claim, repr(manifest.model), options, repr(manifest.optim) if claim in TRAINED else "")
             found.setdefault(key, pytest.param(file, claim, id=f"{claim}-{file.stem}"))
     return list(found.values())

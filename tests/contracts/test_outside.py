@@ -72,22 +72,23 @@ MATMUL = """
 """
 
 
-def broken(tmp_path, body, *, unread=0):
-    """The claims that a mechanism of this body breaks."""
+def broken(tmp_path, body, *, unread=0, without=None):
+    """The claims that a mechanism of this body breaks, and how; `without` is a word whose lines are left out."""
     (tmp_path / "patches").mkdir()
     text = PATCH.replace("{seam}", "attn.blend").replace("{body}", body)
     lines = [line for line in text.splitlines() if unread or "unread" not in line]
+    lines = [line for line in lines if without is None or without not in line]
     (tmp_path / "patches" / "mine.py").write_text("\n".join(lines).replace("{unread}", str(unread)))
     manifest = tmp_path / "mine.toml"
     manifest.write_text('id = "mine"\nextends = "gpt2.toml"\n\n[patch.mine]\n')
     kinds = patch_kinds([tmp_path / "patches"])
     source = read_source(manifest, scale="tiny", overrides=SMALL)
     resolved = resolve(source, patches=kinds, optimizers=optim_kinds())
-    return {verdict.claim for verdict in verify(resolved) if verdict.fault}
+    return {verdict.claim: verdict.fault for verdict in verify(resolved) if verdict.fault}
 
 
 def test_a_sound_mechanism_breaks_nothing(tmp_path):
-    assert broken(tmp_path, BLEND) == set()
+    assert broken(tmp_path, BLEND) == {}
 
 
 @pytest.mark.parametrize(
@@ -107,4 +108,33 @@ def test_a_breach_is_told(tmp_path, body, claim):
 
 
 def test_an_option_that_nothing_reads_is_told(tmp_path):
-    assert broken(tmp_path, BLEND, unread=3) == {"every option does something"}
+    assert list(broken(tmp_path, BLEND, unread=3)) == ["every option does something"]
+
+
+UNSWITCHED = """
+    def forward(self, y, v, x):
+        return y * self.w[:, None, None]
+"""
+
+
+def test_a_mechanism_without_a_switch_is_told_of_closed(tmp_path):
+    fault = broken(tmp_path, UNSWITCHED, without="self.s")["closed it is the base model"]
+    assert "patch mine: no module of it has an activation buffer `s`" in fault
+    assert "closed()" in fault
+
+
+def test_products_that_are_not_stated_are_told_with_their_module_and_method(tmp_path):
+    fault = broken(tmp_path, MATMUL)["its flops are those that are counted"]
+    assert "blocks.0.attn.blend (mine), blocks.1.attn.blend (mine) has no flops_per_token(spec)" in fault
+
+
+SHIFT = """
+    def forward(self, y, v, x):
+        return y + self.s * self.w[:, None, None] * torch.cat([v[:, :, :1] * 0, v[:, :, :-1]], dim=2)
+"""
+
+
+def test_what_needs_earlier_tokens_outside_of_the_core_is_told_where_they_are(tmp_path):
+    fault = broken(tmp_path, SHIFT)["cached decoding equals the full forward"]
+    assert "attn.local" in fault
+    assert "`reach`" in fault
