@@ -72,12 +72,12 @@ MATMUL = """
 """
 
 
-def broken(tmp_path, body, *, unread=0, without=None):
-    """The claims that a mechanism of this body breaks, and how; `without` is a word whose lines are left out."""
+def broken(tmp_path, body, *, unread=0, without=()):
+    """The claims that a mechanism of this body breaks, and how; lines with a word of `without` are left out."""
     (tmp_path / "patches").mkdir()
     text = PATCH.replace("{seam}", "attn.blend").replace("{body}", body)
     lines = [line for line in text.splitlines() if unread or "unread" not in line]
-    lines = [line for line in lines if without is None or without not in line]
+    lines = [line for line in lines if not any(word in line for word in without)]
     (tmp_path / "patches" / "mine.py").write_text("\n".join(lines).replace("{unread}", str(unread)))
     manifest = tmp_path / "mine.toml"
     manifest.write_text('id = "mine"\nextends = "gpt2.toml"\n\n[patch.mine]\n')
@@ -118,7 +118,7 @@ UNSWITCHED = """
 
 
 def test_a_mechanism_without_a_switch_is_told_of_closed(tmp_path):
-    fault = broken(tmp_path, UNSWITCHED, without="self.s")["closed it is the base model"]
+    fault = broken(tmp_path, UNSWITCHED, without=("register_buffer", "self.s.fill_"))["closed it is the base model"]
     assert "patch mine: no module of it has an activation buffer `s`" in fault
     assert "closed()" in fault
 
