@@ -19,7 +19,7 @@ FLOORS = (
     ("patches",),
     ("model",),
     ("sinks",),
-    ("registry",),
+    ("registry", "outline"),
     ("config",),
     ("atomic", "checksum"),
     ("events", "errors"),
