@@ -21,7 +21,7 @@ FLOORS = (
     ("sinks",),
     ("registry", "outline"),
     ("config",),
-    ("atomic", "checksum"),
+    ("atomic", "checksum", "waiting"),
     ("events", "errors"),
     ("kernels",),
     ("__init__",),

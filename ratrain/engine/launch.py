@@ -40,6 +40,7 @@ from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.jsonl import Jsonl
 from ratrain.sinks.monitor import Monitor
 from ratrain.sinks.progress import Lines
+from ratrain.sinks.starved import Starved
 from ratrain.sinks.summary import Summary
 from ratrain.sinks.tracker import require, trackers
 
@@ -129,6 +130,8 @@ def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sinks: Sequenc
         for sink in sinks:
             emit.add(sink)
         emit.add(Monitor(emit, gpu=gpu_uuid(device)))
+        if device.type == "cpu":
+            emit.add(Starved(emit))
         try:
             yield
         finally:
