@@ -11,6 +11,7 @@ import ast
 import operator
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,9 @@ _LIGHT = ("pydantic", "pydantic_core", "annotated_types", "typing_extensions")
 _LIGHT_PARTS = ("config", "errors", "events", "registry")  # of ratrain: imported as they are
 _TEXT = ast.parse("from __future__ import annotations").body
 _FAMILIES = ("ratrain.patches.", "ratrain.legacy.", "ratrain.recipe.optim.")  # one kind's options may extend another's
+
+
+_made: dict[str, ModuleType] = {}  # by name, PREFIX included
 
 
 class WholeFileNeededError(BaseException):
@@ -49,9 +53,14 @@ def is_absent(value: object) -> bool:
     return type(value) is _Absent
 
 
+def module_of(options: type) -> ModuleType:
+    """Where a class is defined, outlined or imported."""
+    return _made.get(options.__module__) or sys.modules[options.__module__]
+
+
 def outline_package(name: str) -> ModuleType:
     """The outline of a module of the package, made once. Raises WholeFileNeededError."""
-    if known := sys.modules.get(PREFIX + name):
+    if known := _made.get(PREFIX + name):
         return known
     spec = find_spec(name)
     if spec is None or spec.origin is None:
@@ -63,18 +72,35 @@ def outline_file(name: str, file: Path) -> ModuleType:
     """The outline of `file` as the module `name`. Raises WholeFileNeededError where it does more than define."""
     module = ModuleType(PREFIX + name)
     module.__file__, module.__package__ = str(file), name.rpartition(".")[0]
-    sys.modules[module.__name__] = module  # pydantic looks names of annotations up there
-    try:
-        for statement in ast.parse(file.read_bytes(), str(file)).body:
-            _run(statement, module)
+    with _shown(module):
+        try:
+            for statement in ast.parse(file.read_bytes(), str(file)).body:
+                _run(statement, module)
+        except Exception as error:
+            raise WholeFileNeededError from error  # the import will fail too, and say why
         if not all(value.__pydantic_complete__ for value in vars(module).values() if _is_model(value)):
             raise WholeFileNeededError
-    except BaseException as error:
-        del sys.modules[module.__name__]
-        if isinstance(error, Exception):
-            raise WholeFileNeededError from error  # the import will fail too, and say why
-        raise
     return module
+
+
+@contextmanager
+def _shown(module: ModuleType) -> Iterator[None]:
+    """Keeps an outline that is made, and has all of them among the imported modules meanwhile.
+
+    Pydantic looks the names of annotations up there. Later they would be in the way: who walks through all modules, as
+    pickle does, would touch absent names.
+    """
+    outermost = sys.modules.keys().isdisjoint(_made)  # one may need another
+    _made[module.__name__] = module
+    sys.modules.update(_made)
+    try:
+        yield
+    except BaseException:
+        del _made[module.__name__], sys.modules[module.__name__]
+        raise
+    finally:
+        for name in _made if outermost else ():
+            del sys.modules[name]
 
 
 def _is_model(value: object) -> bool:

@@ -18,7 +18,7 @@ from ratrain.config.read import Source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import ActivationSection, Manifest, ModelSpec, Section
 from ratrain.errors import DataError, MissingError, UsageError
-from ratrain.outline import PREFIX, WholeFileNeededError, is_absent, outline_file, outline_package
+from ratrain.outline import PREFIX, WholeFileNeededError, is_absent, module_of, outline_file, outline_package
 
 if TYPE_CHECKING:
     from torch import nn
@@ -211,7 +211,7 @@ def _import_file(kind: str, file: Path) -> ModuleType:
 
 def plugin_files(options: Iterable[Section]) -> list[Path]:
     """The files outside the package that define the kinds of `options`, each once."""
-    modules = [sys.modules[type(option).__module__] for option in options]
+    modules = [module_of(type(option)) for option in options]
     files = [str(module.__file__) for module in modules if module.__name__.removeprefix(PREFIX).startswith(_PLUGIN)]
     return [Path(file) for file in dict.fromkeys(files)]
 
