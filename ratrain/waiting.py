@@ -12,9 +12,9 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 _SAID = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # any of them: the user has decided
-# turns of libgomp's loop, which is torch's on Linux, and milliseconds of LLVM's and Intel's. Long waits cost nothing
-# measurable on an idle machine, where waking a thread that sleeps does; short ones leave a busy machine's cores alone
-_LONG = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+# turns of libgomp's loop, which is that of torch's wheels for Linux, and milliseconds of LLVM's and Intel's. Long waits
+# cost an idle machine nothing measurable, where a thread that sleeps must be woken; short ones leave busy cores alone
+_LONG = {"GOMP_SPINCOUNT": "10000"}  # 300,000 by itself. A millisecond of the others' is no better than their 200
 _SHORT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 

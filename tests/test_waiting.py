@@ -21,11 +21,14 @@ def no_torch(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_torch")
-@pytest.mark.parametrize(("busy", "turns", "milliseconds"), [(True, "1000", "0"), (False, "10000", "1")])
-def test_threads_spin_for_a_shorter_time_on_a_busy_machine(busy, turns, milliseconds):
+@pytest.mark.parametrize(
+    ("busy", "set_to"),
+    [(True, {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}), (False, {"GOMP_SPINCOUNT": "10000"})],
+)
+def test_threads_spin_for_a_shorter_time_on_a_busy_machine(busy, set_to):
     environment = {}
     settle(environment, busy=busy)
-    assert environment == {"GOMP_SPINCOUNT": turns, "KMP_BLOCKTIME": milliseconds}
+    assert environment == set_to
 
 
 @pytest.mark.usefixtures("no_torch")
