@@ -23,9 +23,13 @@ def runs_kernel(op: str, q: Tensor) -> bool:
     return on_kernels(q) and q.shape[-1] in HEAD_DIMS and _has_tile(op, q.shape[-1], q.dtype == torch.float32)
 
 
-@torch.compiler.assume_constant_result  # it reads a file, which no graph can hold
 def _has_tile(op: str, channels: int, exact: bool) -> bool:
     return serves(op, size_of(channels, torch.float32 if exact else torch.bfloat16))
+
+
+# a constant to a graph, which cannot hold the reading of a file. torch.compiler.assume_constant_result sets just this
+# mark, but imports torch._dynamo for it, which takes as long as torch, also where nothing is compiled
+_has_tile._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -7,13 +7,18 @@ import importlib.util
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from ratrain.config.schema import ActivationSection, ModelSpec, Section
+from ratrain.config.identity import plain
+from ratrain.config.read import Source
+from ratrain.config.resolve import resolve
+from ratrain.config.schema import ActivationSection, Manifest, ModelSpec, Section
 from ratrain.errors import DataError, MissingError, UsageError
+from ratrain.outline import PREFIX, WholeFileNeededError, is_absent, module_of, outline_file, outline_package
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,23 +80,25 @@ def register(kind: str) -> Callable[[_C], _C]:
     return mark
 
 
+Origin = str | Path | EntryPoint  # of a kind: a module of the package, a file, or what an installed package offers
+
+
 class Kinds(Mapping[str, type[Section]]):
     """The kinds of one family, by file name; a file is imported when its kind is first asked for."""
 
     def __init__(self, packages: Iterable[str], *, folders: Iterable[Path] = (), group: str | None = None):
-        self._sources: dict[str, str | Path | EntryPoint] = {}
+        self._sources: dict[str, Origin] = {}
         self._classes: dict[str, type[Section]] = {}
         for package in packages:
-            folder = _ROOT.joinpath(*package.split(".")[1:])
-            for file in sorted(folder.glob("*.py")):
-                self._add(file.stem, f"{package}.{file.stem}")
-        for entry in entry_points(group=group) if group else ():
+            for kind in _stems(package):
+                self._add(kind, f"{package}.{kind}")
+        for entry in _offered(group) if group else ():
             self._add(entry.name, entry)
         for folder in dict.fromkeys(Path(f).resolve() for f in folders):
             for file in sorted(folder.glob("*.py")):
                 self._add(file.stem, file)
 
-    def _add(self, kind: str, source: str | Path | EntryPoint) -> None:
+    def _add(self, kind: str, source: Origin) -> None:
         if kind.startswith("_"):
             return
         if kind in self._sources:
@@ -112,8 +119,53 @@ class Kinds(Mapping[str, type[Section]]):
             self._classes[kind] = _load(kind, self._sources[kind])
         return self._classes[kind]
 
+    def source(self, kind: str) -> Origin:
+        """Where the kind is defined."""
+        return self._sources[kind]
 
-def _load(kind: str, source: str | Path | EntryPoint) -> type[Section]:
+    def outlines(self) -> Outlines:
+        """The options of the same kinds, for those who build nothing."""
+        return Outlines(self)
+
+
+class Outlines(Mapping[str, type[Section]]):
+    """The same kinds with their options alone: what they check and hold, from files that are not imported.
+
+    A file of which there is no outline is imported. Use of an outlined class can raise WholeFileNeededError.
+    """
+
+    def __init__(self, kinds: Kinds):
+        self._kinds = kinds
+        self._classes: dict[str, type[Section]] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._kinds
+
+    def __getitem__(self, kind: str) -> type[Section]:
+        if kind not in self._classes:
+            self._classes[kind] = _outlined(kind, self._kinds.source(kind)) or self._kinds[kind]
+        return self._classes[kind]
+
+
+@cache
+def _stems(package: str) -> tuple[str, ...]:
+    """Of the files in a folder of the package."""
+    return tuple(sorted(file.stem for file in _ROOT.joinpath(*package.split(".")[1:]).glob("*.py")))
+
+
+@cache
+def _offered(group: str) -> tuple[EntryPoint, ...]:
+    """What installed packages offer: looking through all of them takes a while."""
+    return tuple(entry_points(group=group))
+
+
+def _load(kind: str, source: Origin) -> type[Section]:
     try:
         if isinstance(source, EntryPoint):
             return source.load()
@@ -122,10 +174,29 @@ def _load(kind: str, source: str | Path | EntryPoint) -> type[Section]:
         if isinstance(source, str):
             raise  # a file of the package: a bug of ours
         raise DataError(f"{source}: cannot be imported: {type(error).__name__}: {error}") from error
-    for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Section) and value.__dict__.get("kind") == kind:
-            return value
+    if found := _defined(kind, module):
+        return found
     raise DataError(f"{source}: defines no class marked @register({kind!r})")
+
+
+def _outlined(kind: str, source: Origin) -> type[Section] | None:
+    try:
+        if isinstance(source, EntryPoint):
+            return None
+        module = outline_file(_PLUGIN + kind, source) if isinstance(source, Path) else outline_package(source)
+    except WholeFileNeededError:
+        return None
+    return _defined(kind, module)
+
+
+def _defined(kind: str, module: ModuleType) -> type[Section] | None:
+    """The class that the module marks as the kind."""
+    for value in vars(module).values():
+        if is_absent(value) or not isinstance(value, type):
+            continue
+        if issubclass(value, Section) and value.__dict__.get("kind") == kind:
+            return value
+    return None
 
 
 def _import_file(kind: str, file: Path) -> ModuleType:
@@ -140,8 +211,8 @@ def _import_file(kind: str, file: Path) -> ModuleType:
 
 def plugin_files(options: Iterable[Section]) -> list[Path]:
     """The files outside the package that define the kinds of `options`, each once."""
-    modules = [sys.modules[type(option).__module__] for option in options]
-    files = [str(module.__file__) for module in modules if module.__name__.startswith(_PLUGIN)]
+    modules = [module_of(type(option)) for option in options]
+    files = [str(module.__file__) for module in modules if module.__name__.removeprefix(PREFIX).startswith(_PLUGIN)]
     return [Path(file) for file in dict.fromkeys(files)]
 
 
@@ -162,3 +233,16 @@ def patch_kinds(folders: Iterable[Path] = (), *, beside: Iterable[Path] = ()) ->
 def optim_kinds() -> Kinds:
     """Every optimizer: one file each in `recipe/optim`."""
     return Kinds(("ratrain.recipe.optim",))
+
+
+def declared(source: Source, patches: Kinds) -> Manifest:
+    """The manifest that `source` describes, from outlines of its kinds: nothing can be built from it, and no torch is
+    imported for it, nor for its refusal. Raises what `resolve` raises.
+    """
+    optimizers = optim_kinds()
+    try:
+        manifest = resolve(source, patches=patches.outlines(), optimizers=optimizers.outlines())
+        plain(manifest)  # options also say how they are written
+        return manifest
+    except WholeFileNeededError:
+        return resolve(source, patches=patches, optimizers=optimizers)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ratrain.ablation.manifest import AblationManifest, changes, points
 from ratrain.config.catalogue import catalogue
@@ -18,10 +18,11 @@ from ratrain.config.parse import Layer
 from ratrain.config.read import Source, read_source
 from ratrain.config.resolve import resolve, steps_total, tokens_per_step
 from ratrain.config.schema import Manifest
-from ratrain.engine.check import Checked, check
 from ratrain.errors import MissingError
-from ratrain.model.widen import widen
-from ratrain.registry import optim_kinds, patch_kinds
+from ratrain.registry import declared, optim_kinds, patch_kinds
+
+if TYPE_CHECKING:
+    from ratrain.engine.check import Checked
 
 _WORTH = 1.005  # less than half a percent more needs no control: nobody could tell it from the base
 
@@ -158,7 +159,11 @@ class ArmBuilder:
         return replace(made, of=arm.name)
 
     def _made(self, name: str, point: dict[str, object], source_of: Any, seeds: Seeds, role: Role) -> Arm:
-        manifest = resolved(source_of(*seeds[0]), self.patches)
+        source = source_of(*seeds[0])
+        declared(source, patch_kinds(self.patches, beside=source.files))  # a refusal needs no torch
+        from ratrain.engine.check import check
+
+        manifest = resolved(source, self.patches)
         recipe = recipe_hash(manifest)
         return Arm(name or manifest.id, point, source_of, manifest, check(manifest), recipe, seeds, role)
 
@@ -171,6 +176,8 @@ class ArmBuilder:
 
     def matched(self, arms: list[Arm], costs: Costs | None) -> list[Arm]:
         """The arms with what `match` names as the baseline has it."""
+        from ratrain.model.widen import widen
+
         base, study, match = arms[0], self.study, self.study.match
         if match == "tokens":
             return arms
@@ -199,6 +206,8 @@ class ArmBuilder:
         that come to the same width."""
         if not self.study.controls:
             return arms
+        from ratrain.model.widen import widen
+
         base, found = arms[0], list(arms)
         for at, arm in enumerate(arms):
             ways = [widen(arm.manifest, base.manifest, by=by) for by in ("parameters", "flops")]

@@ -12,7 +12,8 @@ from ratrain.ablation.arms import Task
 from ratrain.ablation.plan import Plan
 from ratrain.config.resolve import steps_total, tokens_per_step
 from ratrain.config.schema import Budget, Manifest
-from ratrain.engine.launch import Launch, train
+from ratrain.engine.launch import train
+from ratrain.engine.start import Launch
 from ratrain.events import Evaluated, Event, Saved, Window
 
 _STEPS = 12

@@ -28,7 +28,7 @@ from ratrain.ablation.record import (
 from ratrain.ablation.results import rows_of
 from ratrain.ablation.tuning import tuning
 from ratrain.engine.folder import RunFolder
-from ratrain.engine.launch import Launch, changed_code
+from ratrain.engine.start import Launch, changed_code
 from ratrain.errors import CannotCreateError, Exit, Fault, ManifestError
 from ratrain.events import Evaluated
 

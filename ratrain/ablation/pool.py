@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerProcess
 from types import FrameType
 
 from ratrain.ablation.arms import Task
-from ratrain.engine.launch import Launch
+from ratrain.engine.start import Launch
 from ratrain.errors import Exit
 from ratrain.events import Compiled, Event, Window
 

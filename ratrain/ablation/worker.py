@@ -10,10 +10,11 @@ from multiprocessing.connection import Connection
 import torch
 
 from ratrain.ablation.arms import Task
-from ratrain.engine.checkpoint import listed, thin
+from ratrain.engine.checkpoint import thin
 from ratrain.engine.engine import Engine
-from ratrain.engine.folder import RunFolder
-from ratrain.engine.launch import AlreadyDone, Launch, train
+from ratrain.engine.folder import RunFolder, listed
+from ratrain.engine.launch import train
+from ratrain.engine.start import AlreadyDone, Launch
 from ratrain.errors import Exit, RatrainError
 from ratrain.events import Compiled, Emit, Evaluated, Event, RunEnded, Window
 

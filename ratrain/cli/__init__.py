@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ratrain import __version__
 from ratrain.cli import ablate, convert, look, profile, report, runs, text, train
 from ratrain.errors import Exit, ManifestError, RatrainError
+from ratrain.waiting import settle
 
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS | report.COMMANDS
 COMMANDS |= profile.COMMANDS | convert.COMMANDS
@@ -38,6 +39,7 @@ exit codes: 0 done, 1 bug, 2 usage, 65 bad data or checkpoint, 66 input missing,
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. Every RatrainError becomes one message on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    settle()  # before anything loads torch
     try:
         command, rest = _command(argv)
         if command in ("train", "--ablate", "check"):

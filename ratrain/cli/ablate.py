@@ -66,12 +66,8 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _ablate(args: argparse.Namespace) -> int:
     """Train every arm of an ablation manifest with every seed, and compare them with the baseline."""
-    from ratrain.ablation.conclusion import conclude
-    from ratrain.ablation.execute import begin, held, study_folder
     from ratrain.ablation.manifest import find_ablation
     from ratrain.ablation.plan import make_plan
-    from ratrain.ablation.preflight import preflight
-    from ratrain.ablation.results import rows_of
     from ratrain.engine.folder import RunFolder
 
     plan = make_plan(
@@ -79,11 +75,16 @@ def _ablate(args: argparse.Namespace) -> int:
         patches=args.patches, costs=partial(_costs, args),
     )  # fmt: skip
     if args.dry_run:
+        from ratrain.ablation.preflight import preflight
+
         checked = preflight(plan)
         _print_plan(plan, _estimate(plan, args), args)
         if not args.json:
             print("\n".join(["", "checked:", *(f"  {check}" for check in checked)]))
         return Exit.DONE
+    from ratrain.ablation.conclusion import conclude
+    from ratrain.ablation.execute import begin, held, study_folder
+    from ratrain.ablation.results import rows_of
     from ratrain.cli.told import told
     from ratrain.report.study import write_study_report
 
@@ -106,7 +107,7 @@ def _run(plan: Plan, study: Study, args: argparse.Namespace) -> tuple[Study, int
     """Runs what is not done yet; the study as it is then, and the exit code."""
     from ratrain.ablation.board import LineBoard, Standing, board
     from ratrain.ablation.execute import Execution
-    from ratrain.engine.launch import Launch
+    from ratrain.engine.start import Launch
 
     launch = Launch(args.out, fresh=args.fresh, accept_code_change=args.accept_code_change)
     standing = Standing(plan.name, plan.base.name)
@@ -172,7 +173,7 @@ def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
     from ratrain.ablation.estimate import Estimate, estimate, probe
     from ratrain.ablation.execute import done_runs
     from ratrain.engine.device import pick_device
-    from ratrain.engine.launch import Launch
+    from ratrain.engine.start import Launch
 
     devices, tasks = _devices(args), list(plan.tasks())
     done = {} if args.fresh else done_runs(plan, tasks, Launch(args.out, accept_code_change=True))

@@ -61,12 +61,27 @@ def open_manifest(name: str, args: argparse.Namespace) -> tuple[Source, Kinds]:
     return source, patch_kinds(args.patches, beside=source.files)
 
 
-def resolve_manifest(name: str, args: argparse.Namespace) -> tuple[Manifest, Source]:
-    from ratrain.config.resolve import resolve
-    from ratrain.registry import optim_kinds
+def read_manifest(name: str, args: argparse.Namespace) -> tuple[Manifest, Source]:
+    """The manifest called `name`, for a look at it: nothing can be built from it, and no torch is imported for it."""
+    from ratrain.registry import declared
 
     source, kinds = open_manifest(name, args)
-    return resolve(source, patches=kinds, optimizers=optim_kinds()), source
+    return declared(source, kinds), source
+
+
+def resolve_manifest(name: str, args: argparse.Namespace) -> tuple[Manifest, Source]:
+    """The manifest called `name`, such that it can be built. A refusal comes before torch is imported."""
+    manifest, source = read_manifest(name, args)
+    return buildable(manifest, source, args), source
+
+
+def buildable(manifest: Manifest, source: Source, args: argparse.Namespace) -> Manifest:
+    """What `read_manifest` gave, with the classes that can build: the files of its kinds are imported."""
+    from ratrain.config.resolve import with_kinds
+    from ratrain.registry import optim_kinds, patch_kinds
+
+    kinds = patch_kinds(args.patches, beside=source.files)
+    return with_kinds(manifest, source, patches=kinds, optimizers=optim_kinds())
 
 
 def located(error: ManifestError, source: Source) -> ManifestError:

@@ -5,11 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ratrain.cli.arguments import Command, count, located, manifest_arguments, resolve_manifest
+from ratrain.cli.arguments import (
+    Command,
+    buildable,
+    count,
+    located,
+    manifest_arguments,
+    read_manifest,
+    resolve_manifest,
+)
 from ratrain.cli.tables import aligned
 from ratrain.errors import Exit, Fault, ManifestError, MissingError, RatrainError, UsageError
+
+if TYPE_CHECKING:
+    from ratrain.config.read import Source
+    from ratrain.config.schema import Manifest
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +67,7 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     """Show a manifest with every key resolved, and where each value comes from."""
-    manifest, source = resolve_manifest(args.manifest, args)
+    manifest, source = read_manifest(args.manifest, args)
     from ratrain.config.identity import recipe_hash
     from ratrain.config.render import render
 
@@ -73,7 +87,7 @@ def _diff(args: argparse.Namespace) -> None:
     """Show the keys in which two manifests differ, resolved."""
     from ratrain.config.render import diff
 
-    rows = diff(resolve_manifest(args.a, args)[0], resolve_manifest(args.b, args)[0])
+    rows = diff(read_manifest(args.a, args)[0], read_manifest(args.b, args)[0])
     for key, a, b in rows:
         print(f"{key}: {a!r} -> {b!r}")
     if not rows:
@@ -89,29 +103,40 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 def _check(args: argparse.Namespace) -> int | None:
     """Build manifests on the meta device: parameters, FLOPs, KV bytes, replaced sites, twins."""
     from ratrain.config.find import shipped
-    from ratrain.engine.check import Checked, check, table, twins
 
-    checked: list[Checked] = []
     faults: list[Fault] = []
+    read = []
     for name in dict.fromkeys(args.manifests) or map(str, shipped()):
         try:
-            manifest, source = resolve_manifest(name, args)
-            try:
-                checked.append(check(manifest))
-            except ManifestError as error:
-                raise located(error, source) from error
+            read.append(read_manifest(name, args))
         except ManifestError as error:
             faults += error.faults
         except MissingError as error:
             faults.append(Fault("", "", str(error)))
-    faults += twins(checked)
+    if read:
+        faults += _checked(read, args)
+    elif args.json:
+        print("[]")
+    if faults:
+        raise ManifestError(faults)
+    return None
+
+
+def _checked(read: Sequence[tuple[Manifest, Source]], args: argparse.Namespace) -> list[Fault]:
+    """Prints what the manifests build; the faults of those that do not."""
+    from ratrain.engine.check import check, table, twins
+
+    checked, faults = [], []
+    for manifest, source in read:
+        try:
+            checked.append(check(buildable(manifest, source, args)))
+        except ManifestError as error:
+            faults += located(error, source).faults
     if args.json:
         print(json.dumps([row.record() for row in checked], indent=1))
     elif checked:
         print(table(checked))
-    if faults:
-        raise ManifestError(faults)
-    return None
+    return [*faults, *twins(checked)]
 
 
 def _smoke_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,9 +187,9 @@ def _widen_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _widen(args: argparse.Namespace) -> None:
     """Print a manifest of the plain base, widened to the parameters or FLOPs of a variant: its control."""
+    (variant, source), (base, _) = resolve_manifest(args.manifest, args), resolve_manifest(args.base or "gpt2", args)
     from ratrain.model.widen import text, widen
 
-    (variant, source), (base, _) = resolve_manifest(args.manifest, args), resolve_manifest(args.base or "gpt2", args)
     try:
         print(text(widen(variant, base, by=args.by)), end="")
     except ManifestError as error:
@@ -248,7 +273,7 @@ def _schema(_args: argparse.Namespace) -> None:
     from ratrain.config.render import json_schema
     from ratrain.registry import optim_kinds, patch_kinds
 
-    print(json.dumps(json_schema(patch_kinds(), optim_kinds()), indent=1))
+    print(json.dumps(json_schema(patch_kinds().outlines(), optim_kinds().outlines()), indent=1))
 
 
 COMMANDS: dict[str, Command] = {

@@ -206,7 +206,7 @@ def _calibrate(args: argparse.Namespace) -> None:
     """Fit KV splice to a trained run: a new run with its weights, whose cache keeps values in fewer channels."""
     from ratrain.cli.arguments import located
     from ratrain.engine.calibrate import calibrate, spliced
-    from ratrain.engine.launch import AlreadyDone, Launch
+    from ratrain.engine.start import AlreadyDone, Launch
     from ratrain.sinks.jsonl import JsonStream
     from ratrain.sinks.progress import progress
 

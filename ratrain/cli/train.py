@@ -6,15 +6,26 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratrain.cli.arguments import Command, count, located, manifest_arguments, natural, open_manifest, resolve_manifest
+from ratrain.cli.arguments import (
+    Command,
+    buildable,
+    count,
+    located,
+    manifest_arguments,
+    natural,
+    open_manifest,
+    read_manifest,
+)
 from ratrain.errors import ManifestError, MissingError
 
 if TYPE_CHECKING:
     from ratrain.config.read import Source
     from ratrain.config.schema import Manifest
+    from ratrain.engine.start import Launch
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,25 +51,17 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int | None:
     """Train one variant."""
     manifest, source = _resolved(args)
-    if (args.devices or 1) > 1 and not args.dry_run and "WORLD_SIZE" not in os.environ:
-        return _spawn(manifest, args)
-    from ratrain.engine.branch import find_branch
-    from ratrain.engine.launch import AlreadyDone, Launch, train
-    from ratrain.sinks.jsonl import JsonStream
-    from ratrain.sinks.progress import Lines, progress
+    from ratrain.engine.start import AlreadyDone
 
     try:
-        if args.dry_run:
-            from ratrain.engine.dry_run import dry_run
-
-            place = Launch(args.out).folder(manifest).checkpoints
-            said = Lines(sys.stderr)
-            print(dry_run(manifest, device=args.device, as_json=args.json, emit=said, checkpoints=place))
-            return None
-        sink = JsonStream() if args.json else progress()
-        branch = find_branch(args.branch, args.out) if args.branch else None
-        launch = Launch(args.out, args.device, args.resume, args.fresh, args.accept_code_change, branch)
-        folder = train(manifest, source, launch, sink=sink)
+        if "WORLD_SIZE" not in os.environ:  # else whoever started this process has looked, and spoken
+            _look(manifest, args)
+            if not args.json:
+                told = sys.stderr if args.dry_run else sys.stdout
+                print(f"{manifest.id}, {manifest.scale} scale: loading torch", file=told, flush=True)
+            if (args.devices or 1) > 1 and not args.dry_run:
+                return _spawn(manifest, args)
+        folder = _run(buildable(manifest, source, args), source, args)
     except ManifestError as error:
         raise located(error, source) from error
     except AlreadyDone as done:
@@ -66,9 +69,44 @@ def _train(args: argparse.Namespace) -> int | None:
             json.dumps({"done": str(done.path), "loss": done.loss}) if args.json else f"{done}; --fresh starts it over"
         )
         return None
-    if not args.json and os.environ.get("RANK", "0") == "0":
+    if folder and not args.json and os.environ.get("RANK", "0") == "0":
         print(f"everything is in {folder}; ratrain sample {folder} draws more text")
     return None
+
+
+def _look(manifest: Manifest, args: argparse.Namespace) -> None:
+    """Looks whether there is anything to do, before torch is imported. Raises AlreadyDone, and what forbids a start."""
+    from ratrain.engine.start import may_start
+
+    if not (args.dry_run or args.fresh or args.branch):
+        launch = _launch(args)
+        may_start(launch.folder(manifest), manifest, launch)
+
+
+def _run(manifest: Manifest, source: Source, args: argparse.Namespace) -> Path | None:
+    """Trains and returns the run's folder; or rehearses."""
+    from ratrain.engine.dry_run import dry_run
+    from ratrain.engine.launch import train
+    from ratrain.sinks.jsonl import JsonStream
+    from ratrain.sinks.progress import Lines, progress
+
+    if args.dry_run:
+        place = _launch(args).folder(manifest).checkpoints
+        said = Lines(sys.stderr)
+        print(dry_run(manifest, device=args.device, as_json=args.json, emit=said, checkpoints=place))
+        return None
+    return train(manifest, source, _launch(args), sink=JsonStream() if args.json else progress())
+
+
+def _launch(args: argparse.Namespace) -> Launch:
+    from ratrain.engine.start import Launch
+
+    launch = Launch(args.out, args.device, args.resume, args.fresh, args.accept_code_change)
+    if not args.branch:
+        return launch
+    from ratrain.engine.branch import find_branch
+
+    return replace(launch, branch=find_branch(args.branch, args.out))
 
 
 def _resolved(args: argparse.Namespace) -> tuple[Manifest, Source]:
@@ -80,25 +118,22 @@ def _resolved(args: argparse.Namespace) -> tuple[Manifest, Source]:
     if args.init_from is not None:
         args.set = [*args.set, f"init.weights={quoted(args.init_from)}"]
     try:
-        return resolve_manifest(args.manifest, args)
+        return read_manifest(args.manifest, args)
     except MissingError:
         given = args.set
         weights = open_manifest(args.manifest, args)[0].tree.get("init", {}).get("weights")
         for sha256 in remembered_sha256(weights, args.out):
             args.set = [*given, f'init.sha256="{sha256}"']
-            manifest, source = resolve_manifest(args.manifest, args)
+            manifest, source = read_manifest(args.manifest, args)
             if (args.out / run_folder(manifest)).parent.is_dir():
                 return manifest, source
         raise
 
 
 def _spawn(manifest: Manifest, args: argparse.Namespace) -> int:
-    from ratrain.engine.branch import find_branch
-    from ratrain.engine.launch import Launch
     from ratrain.engine.spawn import spawn
 
-    launch = Launch(args.out, branch=find_branch(args.branch, args.out) if args.branch else None)
-    return spawn(args.argv, args.devices, device=args.device, folder=launch.folder(manifest))
+    return spawn(args.argv, args.devices, device=args.device, folder=_launch(args).folder(manifest))
 
 
 COMMANDS: dict[str, Command] = {

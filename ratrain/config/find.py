@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from ratrain.config.parse import SHIPPED, parse_file
@@ -13,10 +14,15 @@ from ratrain.errors import MissingError, RatrainError, UsageError
 SCALES = SHIPPED / "scale"
 
 
-def shipped() -> list[Path]:
+def shipped() -> tuple[Path, ...]:
     """Every shipped manifest of a variant, in the order people count: v2 before v10, the top folder first."""
+    return _variants(SHIPPED)
+
+
+@cache  # the order costs more than the files do, and every name that a manifest extends is looked up there
+def _variants(folder: Path) -> tuple[Path, ...]:
     apart = {*SCALES.glob("*.toml"), *ablations()}
-    return sorted((file for file in SHIPPED.rglob("*.toml") if file not in apart), key=_reading_order)
+    return tuple(sorted((file for file in folder.rglob("*.toml") if file not in apart), key=_reading_order))
 
 
 def ablations() -> list[Path]:

@@ -46,6 +46,17 @@ def resolve(source: Source, *, patches: Mapping[str, type], optimizers: Mapping[
     return _with_digest(manifest)
 
 
+def with_kinds(
+    manifest: Manifest, source: Source, *, patches: Mapping[str, type], optimizers: Mapping[str, type]
+) -> Manifest:
+    """A manifest that `source` was resolved to, its options now of other classes of the same kinds."""
+    faults: list[Fault] = []
+    optim, built = _optim(source, optimizers, faults), _patches(source, patches, faults)
+    if faults:
+        raise ManifestError(_in_file_order(faults, source))
+    return manifest.model_copy(update={"optim": optim, "patch": built})
+
+
 def tokens_per_step(manifest: Manifest) -> int:
     """Tokens that one optimizer step trains on."""
     return manifest.train.batch * manifest.model.block_size

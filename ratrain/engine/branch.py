@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ratrain.config.identity import Parent
-from ratrain.engine.checkpoint import listed, load
-from ratrain.engine.folder import find_run
+from ratrain.engine.checkpoint import load
+from ratrain.engine.folder import find_run, listed
 from ratrain.errors import MissingError
 
 

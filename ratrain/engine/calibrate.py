@@ -10,9 +10,10 @@ from ratrain.config.read import Source, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
 from ratrain.engine.branch import Branch, find_branch
-from ratrain.engine.checkpoint import listed
 from ratrain.engine.engine import Engine
-from ratrain.engine.launch import AlreadyDone, Launch, train
+from ratrain.engine.folder import listed
+from ratrain.engine.launch import train
+from ratrain.engine.start import AlreadyDone, Launch
 from ratrain.events import Emit
 from ratrain.registry import optim_kinds, patch_kinds
 

@@ -9,9 +9,8 @@ from typing import Any
 from ratrain.config.identity import recipe_hash
 from ratrain.config.schema import Manifest
 from ratrain.errors import Fault
-from ratrain.model.build import build, claim_sites
+from ratrain.model.build import build
 from ratrain.model.count import count
-from ratrain.model.gpt2 import GPT2
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,9 @@ class Checked:
 
 def check(manifest: Manifest) -> Checked:
     """Builds the manifest on the meta device. Raises ManifestError when it does not build."""
-    import torch
-
     model = build(manifest, device="meta")
     cost = count(model)
-    with torch.device("meta"):
-        claims, _ = claim_sites(GPT2(manifest.model), manifest.patch)
-    claimed = list(claims.values())
+    claimed = list(model.claimed.values())
     return Checked(
         id=manifest.id,
         scale=manifest.scale,

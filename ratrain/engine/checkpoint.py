@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ratrain.atomic import ASIDE, sync_folder, write_file, write_synced
+from ratrain.engine.folder import listed, step_of
 from ratrain.errors import CannotCreateError, DataError, DiskError
 
 _SUMS = "SHA256SUMS"
@@ -116,7 +117,7 @@ def _prune(folder: Path, keep: int, *, newest: int) -> None:
     """Leaves `keep` checkpoints up to step `newest`: later ones did not verify, or the run would go on from them."""
     for left in folder.glob(f".step-*{ASIDE}"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    for old in [path for path in listed(folder) if _step(path) <= newest][keep:]:
+    for old in [path for path in listed(folder) if step_of(path) <= newest][keep:]:
         _drop(old)
 
 
@@ -125,16 +126,6 @@ def _drop(old: Path) -> None:
     with contextlib.suppress(OSError):  # an old checkpoint that stays does no harm
         os.rename(old, aside)  # half a checkpoint must not be found
         shutil.rmtree(aside)
-
-
-def listed(folder: Path) -> list[Path]:
-    """Checkpoints in `folder`, newest first, not verified."""
-    found = [p for p in folder.glob("step-*") if p.name[5:].isdecimal() and p.is_dir()]
-    return sorted(found, key=_step, reverse=True)
-
-
-def _step(path: Path) -> int:
-    return int(path.name[5:])
 
 
 def load(path: Path) -> Checkpoint:

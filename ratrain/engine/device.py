@@ -181,7 +181,7 @@ def peak_memory(device: torch.device) -> int:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What decides a result beside the manifest: versions, machine, threads, variables, the state of the source."""
-    prefixes = ("OMP_", "MKL_", "TORCH", "TRITON", "CUDA", "CUBLAS", "NCCL", "KMP_", "SLURM_JOB")
+    prefixes = ("OMP_", "GOMP_", "MKL_", "TORCH", "TRITON", "CUDA", "CUBLAS", "NCCL", "KMP_", "SLURM_JOB")
     return {
         "ratrain": ratrain.__version__,
         "commit": _commit(),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ratrain.config.schema import Manifest
+from ratrain.outline import module_of
 from ratrain.registry import plugin_files
 
 _ROOT = Path(__file__).parents[1]
@@ -58,6 +58,6 @@ def _package_files(manifest: Manifest) -> Iterator[Path]:
         yield from _ROOT.glob(pattern)
     for options in (manifest.optim, *manifest.patch.values()):
         for kind in type(options).__mro__:  # a kind may be another with more
-            file = Path(str(getattr(sys.modules[kind.__module__], "__file__", None)))
+            file = Path(str(getattr(module_of(kind), "__file__", None)))
             if file.is_relative_to(_ROOT) and file.parent != _ROOT / "config" and file != _ROOT / "registry.py":
                 yield file

@@ -12,10 +12,11 @@ import torch
 from ratrain.config.resolve import steps_total, tokens_per_step
 from ratrain.config.schema import ActivationSection, Budget, Manifest, Span
 from ratrain.engine.attention import choose
-from ratrain.engine.checkpoint import check_room, listed, load
+from ratrain.engine.checkpoint import check_room, load
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import pick_device, set_determinism
 from ratrain.engine.engine import Engine
+from ratrain.engine.folder import listed
 from ratrain.engine.state import restore, snapshot
 from ratrain.events import Emit, Evaluated, Event, Saved, Window
 from ratrain.sinks.tracker import require

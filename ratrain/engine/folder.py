@@ -146,6 +146,17 @@ def _taken(lock: int, kind: int, *, wait: float = 0.0) -> bool:
     return True
 
 
+def listed(checkpoints: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first, not verified."""
+    found = [p for p in checkpoints.glob("step-*") if p.name[5:].isdecimal() and p.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """By its name."""
+    return int(checkpoint.name[5:])
+
+
 def run_paths(root: Path) -> list[Path]:
     """The folders of runs below `root`, by name; those that were moved aside are left out."""
     return sorted(file.parent for file in root.glob("*/s*/resolved.toml") if ".old-" not in file.parent.name)

@@ -8,35 +8,31 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ratrain.config.identity import run_folder
 from ratrain.config.read import Source
 from ratrain.config.render import render
-from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
 from ratrain.engine.branch import Branch
-from ratrain.engine.checkpoint import check_room, listed
+from ratrain.engine.checkpoint import check_room
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import environment, gpu_uuid, pick_device
-from ratrain.engine.digest import changed_files, code_digests
+from ratrain.engine.digest import code_digests
 from ratrain.engine.distributed import FollowedError, join
 from ratrain.engine.engine import Engine
 from ratrain.engine.folder import RunFolder
+from ratrain.engine.start import Launch, may_start
 from ratrain.errors import (
     DivergedError,
     Exit,
     Fault,
     ManifestError,
     MemoryShortError,
-    MissingError,
     PreemptedError,
     RatrainError,
     UnavailableError,
-    UsageError,
 )
 from ratrain.events import Emit, Event, Notice, RunEnded, Sampled, Window
 from ratrain.registry import plugin_files
@@ -44,26 +40,11 @@ from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.jsonl import Jsonl
 from ratrain.sinks.monitor import Monitor
 from ratrain.sinks.progress import Lines
+from ratrain.sinks.starved import Starved
 from ratrain.sinks.summary import Summary
 from ratrain.sinks.tracker import require, trackers
 
 _HEARTBEAT = 5.0  # seconds between notes of the position in state.json
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Where and how a manifest is run; none of it decides what is trained."""
-
-    out: Path = Path("runs")
-    device: str = "auto"
-    resume: str = "auto"  # auto, must, never
-    fresh: bool = False
-    accept_code_change: bool = False
-    branch: Branch | None = None
-
-    def folder(self, manifest: Manifest) -> RunFolder:
-        """Where a run of the manifest has its place."""
-        return RunFolder(self.out / run_folder(manifest, self.branch.parent if self.branch else None))
 
 
 def train(
@@ -83,7 +64,7 @@ def train(
     keep_compiled_code()
     folder, emit = launch.folder(manifest), Fanout()
     with join(device) as world:
-        changed = world.lead(lambda: _may_start(folder, manifest, launch))
+        changed = world.lead(lambda: _ready(folder, manifest, launch))
         with world.leader_first(), _machine_told(manifest):  # a run that cannot start leaves no folder
             engine = Engine(
                 manifest, checkpoints=folder.checkpoints, device=device, emit=emit, world=world, branch=launch.branch
@@ -102,17 +83,13 @@ def train(
     return folder.path
 
 
-def _may_start(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
-    """Looks at what is in the folder already; returns the source files that have changed under it."""
+def _ready(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
+    """Looks at what is in the folder, moved aside where the run starts over; returns the sources changed under it."""
     require(manifest.log.trackers)
     if launch.fresh and (folder.path / "resolved.toml").exists():
         with folder.open():
             folder.move_aside()
-    changed = changed_code(folder, manifest)
-    if changed and not launch.accept_code_change:
-        message = f"changed since {folder.path} trained with it; --fresh starts over, --accept-code-change goes on"
-        raise ManifestError([Fault(name, "", message) for name in changed])
-    _check_resume(folder, manifest, launch.resume)
+    changed = may_start(folder, manifest, launch)
     folder.check_attempts()
     return changed
 
@@ -142,37 +119,6 @@ def _describe(
     folder.write_state(status="running")
 
 
-class AlreadyDone(Exception):  # noqa: N818 - not an error: there is nothing left to do
-    """The run in `path` had reached the end of its budget with validation loss `loss`."""
-
-    exit = Exit.DONE
-
-    def __init__(self, path: Path, loss: float | None):
-        super().__init__(f"{path}: this run is done" + ("" if loss is None else f" (validation loss {loss:.4f})"))
-        self.path, self.loss = path, loss
-
-
-def changed_code(folder: RunFolder, manifest: Manifest) -> list[str]:
-    """Source files that are not what they were when the run last trained; none where it never did."""
-    try:
-        before = json.loads((folder.path / "code.json").read_text())
-    except (OSError, ValueError):
-        return []
-    return changed_files(before, code_digests(manifest)) if listed(folder.checkpoints) else []
-
-
-def _check_resume(folder: RunFolder, manifest: Manifest, resume: str) -> None:
-    """Whether the run may start or go on, before anything is built or written."""
-    found, state = listed(folder.checkpoints), folder.read_state()
-    if resume == "must" and not found:
-        raise MissingError(f"{folder.checkpoints}: --resume must, but there is no checkpoint")
-    if resume == "never" and found:
-        raise UsageError(f"{folder.path}: --resume never, but it holds checkpoints; --fresh moves them aside")
-    # a constant schedule may be given a longer budget
-    if state.get("status") == "done" and found and state.get("step", 0) >= (steps_total(manifest) or 0):
-        raise AlreadyDone(folder.path, state.get("loss"))
-
-
 @contextmanager
 def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sinks: Sequence[Emit]) -> Iterator[None]:
     with (folder.path / "log.txt").open("a", encoding="utf-8") as log:
@@ -184,6 +130,8 @@ def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sinks: Sequenc
         for sink in sinks:
             emit.add(sink)
         emit.add(Monitor(emit, gpu=gpu_uuid(device)))
+        if device.type == "cpu":
+            emit.add(Starved(emit))
         try:
             yield
         finally:

@@ -20,11 +20,11 @@ import torch
 from ratrain.checksum import sha256_of
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
-from ratrain.engine.checkpoint import listed
 from ratrain.engine.device import environment, pick_device
 from ratrain.engine.engine import Engine
-from ratrain.engine.folder import RunFolder
-from ratrain.engine.launch import Launch, changed_code, train
+from ratrain.engine.folder import RunFolder, listed
+from ratrain.engine.launch import train
+from ratrain.engine.start import Launch, changed_code
 from ratrain.errors import MissingError, PreemptedError, UsageError
 from ratrain.events import Event, Window
 from ratrain.registry import optim_kinds, patch_kinds

@@ -15,11 +15,12 @@ import torch
 
 from ratrain.config.read import Source
 from ratrain.config.schema import Manifest
-from ratrain.engine.checkpoint import listed
 from ratrain.engine.device import pick_device, set_determinism
 from ratrain.engine.dry_run import require_equal, two_steps
 from ratrain.engine.engine import Engine
-from ratrain.engine.launch import Launch, train
+from ratrain.engine.folder import listed
+from ratrain.engine.launch import train
+from ratrain.engine.start import Launch
 from ratrain.errors import DivergedError
 from ratrain.events import Activated, Evaluated, Event, RunEnded, Window
 

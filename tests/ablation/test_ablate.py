@@ -15,7 +15,7 @@ import pytest
 from ratrain.ablation.execute import held
 from ratrain.ablation.plan import make_plan
 from ratrain.ablation.pool import Began, Ended, Pool, Told
-from ratrain.engine.launch import Launch
+from ratrain.engine.start import Launch
 from ratrain.errors import Exit
 from ratrain.events import Window
 

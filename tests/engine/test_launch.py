@@ -15,7 +15,8 @@ from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine import checkpoint
 from ratrain.engine.checkpoint import load_newest
-from ratrain.engine.launch import AlreadyDone, Launch, train
+from ratrain.engine.launch import train
+from ratrain.engine.start import AlreadyDone, Launch
 from ratrain.errors import (
     DataError,
     DiskError,
