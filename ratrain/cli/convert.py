@@ -107,7 +107,7 @@ def _words(found: Conversion, file: Path) -> list[str]:
 
 def with_manifests(argv: Sequence[str]) -> list[str]:
     """`argv` with the manifest of a defconfig in its place, where one is named: converted into runs/legacy/, with the
-    options --reading, --profile, --strict and --accept-unknown taken out. `check` looks at each of its runs at the tiny scale."""
+    options of a conversion taken out. `check` looks at each of its runs at the tiny scale."""
     words = list(argv)
     files = [n for n, word in enumerate(words) if _may_be(word)]
     if not files:
