@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -250,6 +251,34 @@ def test_text_of_an_old_checkpoint_whose_numbers_are_none_is_refused_in_a_senten
     assert code == Exit.BAD_DATA
     assert "diverged" in err
     assert len(err.splitlines()) <= 2
+
+
+def test_several_runs_are_compared_where_no_folder_of_runs_is(ratrain, tmp_path, monkeypatch):
+    ratrain("v0", *SHORT)
+    ratrain("v9", *SHORT)
+    runs = sorted(tmp_path.glob("runs/*/s1"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = ratrain("report", *runs)
+    assert (code, err) == (0, "")
+    assert Path("runs/comparison.html").is_file()
+    assert "runs/comparison.html" in out
+
+
+def test_text_that_stdout_cannot_encode_is_escaped(ratrain):
+    ratrain("v0", *SHORT)
+    done = elsewhere(
+        "sample", "@last", "--prompt", "caf\u00e9", "--tokens", "0", env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caf\\xe9\n", "")
+
+
+def test_a_working_directory_that_was_deleted_is_said(tmp_path):
+    code = "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); "
+    code += "os.execv(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, *COMMAND, "v0", *QUICK], capture_output=True, text=True)
+    assert done.returncode == Exit.MISSING
+    assert done.stderr == "ratrain: the working directory was deleted; change to a folder that exists\n"
 
 
 def test_json_output_is_json_alone(ratrain):

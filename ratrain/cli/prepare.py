@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{split}: {tokens:,} tokens, {documents:,} documents, {shards} shards", file=sys.stderr)
     if summary.skipped:
         print(f"skipped: {summary.skipped:,} records whose text is null", file=sys.stderr)
-    if not summary.shards["val"]:
+    if not any(out.glob("*val*.bin")):
         print(f"no val shard: lay a val_*.bin of your own into {out} before training on it", file=sys.stderr)
         return
     _tell_keys(out, args.tokenizer)
