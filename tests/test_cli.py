@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from ratrain.errors import Exit
@@ -214,6 +218,67 @@ def test_a_run_that_diverges_ends_with_its_own_code(ratrain):
     code, _, err = ratrain("v9", *QUICK, *wild)
     assert code == Exit.DIVERGED
     assert "ower schedule.lr" in err
+
+
+def test_runs_and_report_agree_on_a_run_whose_loss_is_not_finite(ratrain):
+    wild = ("--set", "schedule.lr=1e30", "--set", "train.budget.tokens=1280", "--set", "compile.scope=off")
+    code, _, err = ratrain("v0", "--scale", "tiny", "--device", "cpu", *wild)
+    assert code == Exit.DIVERGED
+    assert "the validation loss at step 10 is nan" in err
+    assert json.loads(ratrain("runs", "--json")[1])[0]["status"] == "diverged"
+    assert "diverged, step 10" in ratrain("report", "@last")[1]
+    summary = json.loads(next(Path("runs").glob("*/s1/summary.json")).read_text(), parse_constant=pytest.fail)
+    assert (summary["status"], summary["validation_loss"]) == ("diverged", None)
+    code, out, err = ratrain("sample", "@last")
+    assert (code, out) == (Exit.MISSING, "")
+    assert "has no checkpoint" in err
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+@pytest.mark.parametrize("temperature", ["0", "0.8"])
+def test_text_of_an_old_checkpoint_whose_numbers_are_none_is_refused_in_a_sentence(ratrain, value, temperature):
+    ratrain("v0", *SHORT)
+    (newest, *older) = sorted(Path("runs").glob("*/s1/checkpoints/step-*"), reverse=True)
+    for path in older:
+        shutil.rmtree(path)
+    file = newest / "model.safetensors"
+    weights = {name: torch.full_like(w, value) for name, w in safetensors.torch.load_file(file).items()}
+    safetensors.torch.save_file(weights, file)
+    sums = [f"{hashlib.sha256((newest / line[66:]).read_bytes()).hexdigest()}  {line[66:]}\n"
+            for line in (newest / "SHA256SUMS").read_text().splitlines()]  # fmt: skip
+    (newest / "SHA256SUMS").write_text("".join(sums))
+    code, _, err = ratrain("sample", "@last", "--temperature", temperature, "--tokens", "3")
+    assert code == Exit.BAD_DATA
+    assert "diverged" in err
+    assert len(err.splitlines()) <= 2
+
+
+def test_several_runs_are_compared_where_no_folder_of_runs_is(ratrain, tmp_path, monkeypatch):
+    ratrain("v0", *SHORT)
+    ratrain("v9", *SHORT)
+    runs = sorted(tmp_path.glob("runs/*/s1"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = ratrain("report", *runs)
+    assert (code, err) == (0, "")
+    assert Path("runs/comparison.html").is_file()
+    assert "runs/comparison.html" in out
+
+
+def test_text_that_stdout_cannot_encode_is_escaped(ratrain):
+    ratrain("v0", *SHORT)
+    done = elsewhere(
+        "sample", "@last", "--prompt", "caf\u00e9", "--tokens", "0", env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caf\\xe9\n", "")
+
+
+def test_a_working_directory_that_was_deleted_is_said(tmp_path):
+    code = "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); "
+    code += "os.execv(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, *COMMAND, "v0", *QUICK], capture_output=True, text=True)
+    assert done.returncode == Exit.MISSING
+    assert done.stderr == "ratrain: the working directory was deleted; change to a folder that exists\n"
 
 
 def test_json_output_is_json_alone(ratrain):

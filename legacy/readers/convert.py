@@ -5,17 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ratrain.errors import Fault, ManifestError
 from ratrain.legacy.readers import environment as surroundings
-from ratrain.legacy.readers.converted import Conversion, Head, Run, distinct, is_plain, run_of, single, slug, study
+from ratrain.legacy.readers.converted import (
+    Conversion,
+    Head,
+    Run,
+    distinct,
+    is_plain,
+    run_of,
+    single,
+    slug,
+    study,
+    values_of,
+)
 from ratrain.legacy.readers.defconfig import Defconfig, read_defconfig, verdicts
 from ratrain.legacy.readers.intent import Intent
 from ratrain.legacy.readers.kconfig import Effective, olddefconfig
 from ratrain.legacy.readers.options import Asked, Said, options, read_said
 from ratrain.legacy.readers.recipe import SCALES
 from ratrain.legacy.readers.runner import Launched, launched
+from ratrain.legacy.readers.without_effect import without_effect
 
 Reading = Literal["intent", "legacy"]
 READINGS, PROFILES = ("intent", "legacy"), ("intended", "as_run")
@@ -23,25 +35,30 @@ Asking = tuple[str, str | None, Asked]  # the name of a run, its step, what it i
 
 
 def convert_defconfig(
-    path: Path, *, reading: Reading = "intent", profile: str = "intended", environment: Mapping[str, str] | None = None
+    path: Path,
+    *,
+    reading: Reading = "intent",
+    profile: str = "intended",
+    environment: Mapping[str, str] | None = None,
+    accept_unknown: bool = False,
 ) -> Conversion:
-    """The manifest of a defconfig. Raises ManifestError with everything that is wrong with the file."""
+    """The manifest of a defconfig. Raises ManifestError with everything that is wrong with the file.
+
+    Unknown lines that choose what is trained are faults too, unless `accept_unknown`.
+    """
     file = read_defconfig(path)
     idle, refused = verdicts(file)
+    refused += [] if accept_unknown else file.unknown
     if refused or (reading == "intent" and file.faults):
         raise ManifestError([*refused, *(file.faults if reading == "intent" else ())])
     given = surroundings.overrides(environment or {})
-    ignored = list(file.ignored)
+    ignored = [*file.ignored, *file.unknown]
     if reading == "legacy":
-        effective = olddefconfig(file.declared, file.taken)
-        ignored += [*file.faults, *_lost(file, effective)]
-        asked = list(_legacy(file, effective))
-        numbered = "ratio"
-    else:
-        intent = Intent(file)
-        asked = list(_intended(file, intent))
-        numbered = "recip" if intent.is_recip else "ratio"
-    runs = [run_of(name, each.also(given), study=numbered, profile=profile) for name, _, each in asked]
+        ignored += [*file.faults, *_lost(file, olddefconfig(file.declared, file.taken))]
+    asked, runs = _read(file, reading, profile, given)
+    known = {fault.where for fault in (*ignored, *idle)}
+    same = without_effect(file, lambda other: comes_to(other, reading, profile, given))
+    idle += [fault for fault in same if fault.where not in known]
     told = [f"line {fault.where.rpartition(':')[2]}, {fault.key}: {fault.message}" for fault in (*ignored, *idle)]
     head = f"{file.name}, converted from {file.label}: reading {reading}, profile {profile}"
     found = conclude(
@@ -50,10 +67,37 @@ def convert_defconfig(
     )  # fmt: skip
     found.ignored = ignored
     found.notices += surroundings.notices(environment or {})
-    jobs = file.declared.get("PARALLEL_JOBS", file.declared.get("TEST_PARALLEL_JOBS", ""))
-    found.jobs = int(jobs) if jobs.isdecimal() else 1
-    found.dry_run = file.declared.get("DRY_RUN") == "y"
+    found.jobs, found.dry_run = _command(file)
     return found
+
+
+def _read(file: Defconfig, reading: Reading, profile: str, given: Mapping[str, Said]) -> tuple[list[Asking], list[Run]]:
+    """What each run is asked to be, and the runs. Raises ManifestError."""
+    if reading == "legacy":
+        asked, numbered = list(_legacy(file, olddefconfig(file.declared, file.taken))), "ratio"
+    else:
+        intent = Intent(file)
+        asked, numbered = list(_intended(file, intent)), "recip" if intent.is_recip else "ratio"
+    return asked, [run_of(name, each.also(given), study=numbered, profile=profile) for name, _, each in asked]
+
+
+def comes_to(
+    file: Defconfig, reading: Reading = "intent", profile: str = "intended", given: Mapping[str, Said] | None = None
+) -> Any:
+    """All that depends on the file's lines, for comparison: its runs and its command, or the refusal."""
+    try:
+        asked, runs = _read(file, reading, profile, given or {})
+    except ManifestError as error:
+        return str(error)
+    kept, _ = distinct(runs)
+    names = [run.tree["log"].get("run_name") for run in kept] if len(kept) == 1 else []
+    return asked[0][2].value("model-name"), [(run.base, values_of(run.tree)) for run in kept], names, _command(file)
+
+
+def _command(file: Defconfig) -> tuple[int, bool]:
+    """Of the command that trains the file: runs side by side, and whether it only looks."""
+    jobs = file.declared.get("PARALLEL_JOBS", file.declared.get("TEST_PARALLEL_JOBS", ""))
+    return int(jobs) if jobs.isdecimal() else 1, file.declared.get("DRY_RUN") == "y"
 
 
 def conclude(

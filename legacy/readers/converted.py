@@ -71,7 +71,7 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     found: list[Run] = []
     told = []
     for run in runs:
-        twin = next((one for one in found if one.base == run.base and _values(one.tree) == _values(run.tree)), None)
+        twin = next((one for one in found if one.base == run.base and values_of(one.tree) == values_of(run.tree)), None)
         if twin:
             told.append(f"{run.name} would train what {twin.name} trains, and is left out")
         else:
@@ -161,7 +161,8 @@ def _compact(changes: Mapping[str, Any]) -> list[str]:
     return [f"set.{key} = {toml(value)}" for key, value in changes.items()]
 
 
-def _values(tree: Tree) -> dict[str, dict[str, Any]]:
+def values_of(tree: Tree) -> dict[str, dict[str, Any]]:
+    """The sections as plain values, without the name that trackers show."""
     return {
         name: {key: entry.value for key, entry in section.items() if key != "run_name"}
         for name, section in tree.items()

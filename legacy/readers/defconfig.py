@@ -11,12 +11,23 @@ from pathlib import Path
 from ratrain.config.find import did_you_mean
 from ratrain.config.parse import label_of
 from ratrain.errors import Fault, ManifestError, MissingError
-from ratrain.legacy.readers.symbols import UNDEFINED, UNDEFINED_ACTS, UNDEFINED_IDLE, Definition, known_names, symbols
+from ratrain.legacy.readers.symbols import (
+    UNDEFINED,
+    UNDEFINED_ACTS,
+    UNDEFINED_FLAGS,
+    UNDEFINED_IDLE,
+    UNDEFINED_REFUSED,
+    Definition,
+    chosen_by,
+    known_names,
+    symbols,
+)
 
 MAX_BYTES = 100_000  # the longest that is known has 7 kB
 _SETS = re.compile(r"CONFIG_(?P<name>\w+)(?P<space>\s*)=(?P<rest>.*)", re.ASCII)
 _UNSETS = re.compile(r"#\s*CONFIG_(?P<name>\w+) is not set", re.ASCII)
 _BARE = re.compile(r"(?P<name>[A-Z][A-Z0-9_]+)\s*=(?P<rest>.*)", re.ASCII)
+_ACCEPT = "--accept-unknown ignores the line"
 _NOTE = re.compile(r"\s+#.*$|\s+$")  # what people write behind a value
 
 
@@ -32,12 +43,16 @@ class Line:
 
 @dataclass
 class Defconfig:
-    """A file that was read. `lines` by symbol, the last line of each; `ignored` and `faults` say where and why."""
+    """A file that was read. `lines` by symbol, the last line of each; `ignored` and `faults` say where and why.
+
+    `unknown` are lines that choose what is trained by a symbol that nobody knows: without them it is something else.
+    """
 
     label: str
     name: str
     lines: dict[str, Line] = field(default_factory=dict)
     ignored: list[Fault] = field(default_factory=list)
+    unknown: list[Fault] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
     def where(self, name: str) -> str:
@@ -108,16 +123,31 @@ def _take(found: Defconfig, number: int, text: str) -> None:
 def _set(found: Defconfig, where: str, number: int, name: str, rest: str, *, exact: bool) -> None:
     symbol = symbols().get(name)
     if name not in known_names():
-        near = did_you_mean(name, known_names())
-        found.ignored.append(Fault(where, name, f"no such symbol{near}; the line is ignored"))
+        _set_unknown(found, where, name, _NOTE.sub("", rest).strip())
         return
     kind = symbols()[UNDEFINED.get(name, name)].first if UNDEFINED.get(name, name) in symbols() else None
+    if name in UNDEFINED_FLAGS:
+        kind = Definition("bool")
     try:
         value = _meant(rest.strip(), kind)
     except ValueError as error:
         found.faults.append(Fault(where, name, str(error)))
         value = ""
     _add(found, Line(number, name, value, _taken(rest, symbol.first) if symbol and exact else None))
+
+
+def _set_unknown(found: Defconfig, where: str, name: str, value: str) -> None:
+    """Adds a line whose symbol nobody knows to the lines that are ignored, or to those that choose what is trained."""
+    near = did_you_mean(name, [*known_names()])
+    choice = chosen_by(name)
+    if value in ("n", "", '""') or not (choice or name in UNDEFINED_REFUSED):
+        found.ignored.append(Fault(where, name, f"no such symbol{near}; the line is ignored"))
+    elif name in UNDEFINED_REFUSED:
+        found.unknown.append(Fault(where, name, f"{UNDEFINED_REFUSED[name]}; {_ACCEPT}"))
+    elif choice:
+        what, example = choice
+        message = f"no such symbol{near}, and it chooses {what}; expected e.g. {example}; {_ACCEPT}"
+        found.unknown.append(Fault(where, name, message))
 
 
 def _add(found: Defconfig, line: Line) -> None:

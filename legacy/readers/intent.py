@@ -51,6 +51,7 @@ _IF_SAID = {  # the same, where only what is declared counts
     "per-head-gates": ("RA_V5_PER_HEAD_GATES",),
     "log-metrics": ("RA_MLA_LOG_METRICS",),
     "rope": ("RA_MLA_USE_ROPE",),
+    "double-attention": ("ENABLE_DOUBLE_ATTENTION",),
 }
 _RA_MLA = {
     "latent-dim": ("RA_MLA_LATENT_DIM",),
@@ -178,7 +179,8 @@ class Intent:
         return f"of the {plural} that are declared"
 
     def _steps(self) -> list[str]:
-        if not self._is_on("RA_MLA_ABLATION_MODE"):
+        vanilla = self._values.get("RA_MLA_ABLATION_STEPS") and "GPT2_VANILLA_ABLATION_STEPS" in self._file.lines
+        if not (self._is_on("RA_MLA_ABLATION_MODE") or vanilla):
             return []
         listed = [step.strip() for step in self._values.get("RA_MLA_ABLATION_STEPS", "").split(",") if step.strip()]
         flags = ["RA_MLA_ABLATION_BASELINE", *(f"RA_MLA_ABLATION_STEP{n}" for n in range(1, 15))]
@@ -211,7 +213,7 @@ class Intent:
             yield "adamwprune-variant", Said(test.variant, self._by("variant", "variants"))
         if test.step is not None:
             by = "RA_MLA_ABLATION_STEPS"
-            yield "ra-mla-ablation-step", Said(test.step, by, self._where(by))
+            yield "ra-mla-ablation-step", Said(test.step, self._written(by), self._where(by))
 
     def _chosen(self, test: Test) -> Iterator[tuple[str, Said]]:
         """What several symbols say together."""
@@ -245,7 +247,7 @@ class Intent:
                 yield option, Said(on[-1][1], on[-1][0], self._where(on[-1][0]))
 
     def _dataset(self) -> Said:
-        for name in ("shakespeare", "finewebedu", "openwebtext"):
+        for name in ("shakespeare", "finewebedu", "openwebtext", "tinystories"):
             if self._is_on(symbol := f"GPT2_DATASET_{name.upper()}"):
                 return Said(name, symbol, self._where(symbol))
         if self._is_on("GPT2_DATASET_CUSTOM"):
@@ -282,7 +284,11 @@ class Intent:
         return f"{self._file.label}:{line.number}" if line else self._file.label
 
     def _fault(self, name: str, message: str) -> ManifestError:
-        return ManifestError([Fault(self._where(name), name, message)])
+        return ManifestError([Fault(self._where(name), self._written(name), message)])
+
+    def _written(self, name: str) -> str:
+        """The symbol as the file has it, by another name perhaps."""
+        return self._lines[name].name if name in self._lines else name
 
 
 _MODES = {"mlp-tying-mode": ("untied", "tied_transpose", "per_head_scalar"), "mlp-sparse-mode": ("none", "topk", "rms")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from ratrain.legacy.readers.symbols import Definition, Symbol, symbols
 
@@ -36,6 +37,7 @@ class _Kconfig:
     def __init__(self, declared: Mapping[str, str]):
         self._declared = declared
         self._known: dict[str, tuple[str, bool]] = {}
+        self._held: dict[str, bool] = {}  # by condition
         self._choices: dict[str, list[str]] = {}
         self._selected_by: dict[str, list[str]] = {}
         for name, symbol in symbols().items():
@@ -103,7 +105,9 @@ class _Kconfig:
         return said[-1] if said else choice if choice in members else members[0]
 
     def _holds(self, condition: str) -> bool:
-        return not condition or _Condition(_tokens(condition), self._value).whole()
+        if condition not in self._held:
+            self._held[condition] = not condition or _Condition(_tokens(condition), self._value).whole()
+        return self._held[condition]
 
 
 class _Condition:
@@ -148,4 +152,9 @@ class _Condition:
 
 
 def _tokens(condition: str) -> Iterator[str]:
-    return iter(_TOKEN.findall(condition))
+    return iter(_found(condition))
+
+
+@cache
+def _found(condition: str) -> list[str]:
+    return _TOKEN.findall(condition)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ratrain.config.find import find_manifest
@@ -13,7 +16,7 @@ from ratrain.legacy.readers.tree import Entry, Section, Tree
 
 _APART = (  # what builds another model than the step's
     "use-lens", "use-rwr", "lens-kv-compression", "lens-ctx-conductor", "mlp-attn-gate", "mlp-cross-token",
-    "mlp-latent-recip", "kvsplice-enable",
+    "mlp-latent-recip", "kvsplice-enable", "double-attention",
 )  # fmt: skip
 _RAMP = Entry({"kind": "ramp", "over": {"fraction": 0.1}}, "the coupling's warm-up, which was documented and never ran")
 
@@ -22,7 +25,7 @@ def base_of(asked: Asked, *, study: str, profile: str) -> str:
     """The id of the manifest that the run builds on."""
     step = asked.value("ra-mla-ablation-step")
     if step is None:
-        return "v0"
+        return "double_attention" if asked.value("double-attention") else "v0"
     try:
         return manifest_of(step, study=study, profile=profile)
     except ValueError as error:
@@ -35,6 +38,8 @@ def mechanism(asked: Asked, base: str, *, profile: str) -> Tree:
         return _over_step(asked, base, profile=profile)
     if asked.trainer == "train.py":
         return {}
+    if asked.value("double-attention"):
+        raise asked.fault("double-attention", "ENABLE_RA_MLA says what attention is as well; leave one of the two out")
     if asked.value("use-lens"):
         return {"patch.lens": _lens(asked, profile)}
     if asked.value("use-rwr"):
@@ -47,8 +52,14 @@ def mechanism(asked: Asked, base: str, *, profile: str) -> Tree:
 
 def own_optim(base: str) -> dict[str, Any] | None:
     """The optimizer that the manifest itself chooses: that of the S steps, which overrode what was asked for."""
-    optim = read_source(find_manifest(base)).tree.get("optim", {})
+    optim = _tree_of(base, Path.cwd()).get("optim", {})
     return dict(optim) if optim.get("kind", "adamw") != "adamw" else None
+
+
+@cache
+def _tree_of(base: str, here: Path) -> Mapping[str, Any]:
+    """The keys of the manifest `base` as it is found from the folder `here`."""
+    return read_source(find_manifest(base)).tree
 
 
 def _over_step(asked: Asked, base: str, *, profile: str) -> Tree:
@@ -57,7 +68,7 @@ def _over_step(asked: Asked, base: str, *, profile: str) -> Tree:
         if asked.given(name) and asked.value(name):
             step = asked.value("ra-mla-ablation-step")
             raise asked.fault(name, f"step {step} says what the model is; leave this out, or the step")
-    patches = read_source(find_manifest(base)).tree.get("patch", {})
+    patches = _tree_of(base, Path.cwd()).get("patch", {})
     tree: Tree = {}
     if "unified_ra" in patches and asked.value("per-head-gates") is False:
         tree["patch.unified_ra"] = {"gates": Entry("layer", asked["per-head-gates"].by)}

@@ -25,10 +25,14 @@ UNDEFINED = {
     "SPARSITY_50": "SPARSITY_ENABLE_50",
     "TEST_PRUNING_STATE": "PRUNING_ENABLE_STATE",
     "GPT2_TRACKER": "TRACKER",
+    "GPT2_VANILLA_ABLATION_MODE": "RA_MLA_ABLATION_MODE",
+    "GPT2_VANILLA_ABLATION_STEPS": "RA_MLA_ABLATION_STEPS",
 }
 UNDEFINED_ACTS = {
     "WEIGHT_DECAY": "optim.weight_decay",
     "GPT2_DATASET": "data.source",
+    "GPT2_DATASET_TINYSTORIES": "data.source",
+    "ENABLE_DOUBLE_ATTENTION": "patch.double_attention",
     "GPT2_MODEL_SIZE": "scale",
     "TRACKER": "log.trackers",
     "TRACKER_NONE": "log.trackers",
@@ -39,10 +43,27 @@ UNDEFINED_ACTS = {
     "TEST_SPARSITIES": "prune.target",
     "PRUNING_ENABLE_MOMENTUM": "prune.kind",
 }
+UNDEFINED_FLAGS = {"GPT2_DATASET_TINYSTORIES", "ENABLE_DOUBLE_ATTENTION"}
 UNDEFINED_IDLE = {
     "MOMENTUM_PRUNING_ALPHA": "momentum pruning was never implemented",
     "PRUNING_ENABLE_RANDOM": "random pruning was never implemented",
+    "HYPER_PARAM_MANUAL": "every value is the file's own here",
 }
+UNDEFINED_REFUSED = {
+    "HYPER_PARAM_AUTO": "it chose the batch by the GPU's memory; name it: BATCH_SIZE, GPT2_GRADIENT_ACCUMULATION",
+}
+# words of a name that choose what is trained: what they choose, and a line that does
+_CHOICES = (
+    ({"DATASET", "DATASETS"}, "a dataset", "GPT2_DATASET_FINEWEBEDU=y"),
+    ({"ABLATION"}, "an ablation", 'RA_MLA_ABLATION_MODE=y and RA_MLA_ABLATION_STEPS="V0,V1"'),
+    ({"OPTIMIZER", "OPTIMIZERS", "SGD", "SPAM", "SINKGD", "MUON", "LION"}, "an optimizer", "OPTIMIZER_SELECT_ADAMW=y"),
+    ({"PRUNING", "PRUNE", "SPARSITY"}, "how weights are pruned", "PRUNING_SELECT_MAGNITUDE=y"),
+    (
+        {"ENABLE", "MODEL", "ATTENTION", "ATTN", "RA", "MLA", "MLP", "LENS", "RWR", "ROPE", "KV", "KVSPLICE"},
+        "a mechanism",
+        'a step of RA_MLA_ABLATION_STEPS, or a manifest ("ratrain list" names all)',
+    ),
+)
 Type = Literal["bool", "int", "string"]
 
 
@@ -85,9 +106,18 @@ def symbols() -> Mapping[str, Symbol]:
     return {name: _symbol(name, said) for table in tables.values() for name, said in table.items()}
 
 
-def known_names() -> list[str]:
-    """Every name that means something in a defconfig."""
-    return [*symbols(), *UNDEFINED, *UNDEFINED_ACTS, *UNDEFINED_IDLE]
+@cache
+def known_names() -> Mapping[str, None]:
+    """Every name that means something in a defconfig, in order."""
+    return dict.fromkeys([*symbols(), *UNDEFINED, *UNDEFINED_ACTS, *UNDEFINED_IDLE])
+
+
+def chosen_by(name: str) -> tuple[str, str] | None:
+    """What an unknown symbol chooses by its name, and a line that chooses such; None where it is no such choice."""
+    words = set(name.split("_"))
+    if any(word.startswith("ADAM") for word in words):
+        words.add("OPTIMIZER")
+    return next(((what, example) for signs, what, example in _CHOICES if words & signs), None)
 
 
 def _symbol(name: str, said: Any) -> Symbol:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from ratrain import __version__
 from ratrain.cli import ablate, convert, look, profile, report, runs, text, train
-from ratrain.errors import Exit, ManifestError, RatrainError
+from ratrain.errors import Exit, ManifestError, MissingError, RatrainError
 from ratrain.waiting import settle
 
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS | report.COMMANDS
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     settle()  # before anything loads torch
     try:
+        _prepare_process()
         command, rest = _command(argv)
         if command in ("train", "--ablate", "check"):
             argv = convert.with_manifests(argv)
@@ -65,6 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         print(f"ratrain: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return Exit.IO
+
+
+def _prepare_process() -> None:
+    """Lets stdout show any text. Raises MissingError in a folder that is gone, where torch would end the process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no text of a model ends in a traceback
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        message = "the working directory was deleted; change to a folder that exists"
+        raise MissingError(message) from None
 
 
 def _command(argv: list[str]) -> tuple[str, list[str]]:

@@ -32,6 +32,9 @@ def _reading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reading", choices=("intent", "legacy"), default="intent", help=_READINGS)
     parser.add_argument("--profile", choices=("intended", "as_run"), default="intended", help=_PROFILES)
     parser.add_argument("--strict", action="store_true", help="refuse a defconfig with lines that are ignored")
+    parser.add_argument(
+        "--accept-unknown", action="store_true", help="ignore unknown lines of a defconfig that choose what is trained"
+    )
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -68,7 +71,13 @@ def _converted(file: Path, args: argparse.Namespace) -> Conversion:
     from ratrain.legacy.readers.convert import convert_defconfig
     from ratrain.legacy.readers.environment import is_dry
 
-    found = convert_defconfig(file, reading=args.reading, profile=args.profile, environment=os.environ)
+    found = convert_defconfig(
+        file,
+        reading=args.reading,
+        profile=args.profile,
+        environment=os.environ,
+        accept_unknown=args.accept_unknown,
+    )
     for fault in found.ignored:
         print(f"warning: {fault}", file=sys.stderr)
     for text in found.notices:
@@ -98,7 +107,7 @@ def _words(found: Conversion, file: Path) -> list[str]:
 
 def with_manifests(argv: Sequence[str]) -> list[str]:
     """`argv` with the manifest of a defconfig in its place, where one is named: converted into runs/legacy/, with the
-    options --reading, --profile and --strict taken out. `check` looks at each of its runs at the tiny scale."""
+    options of a conversion taken out. `check` looks at each of its runs at the tiny scale."""
     words = list(argv)
     files = [n for n, word in enumerate(words) if _may_be(word)]
     if not files:

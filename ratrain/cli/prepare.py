@@ -12,7 +12,7 @@ from ratrain.errors import UsageError
 from ratrain.recipe.documents import SUFFIXES
 from ratrain.recipe.hub import SETS
 from ratrain.recipe.prepare import Progress, prepare
-from ratrain.recipe.tokenizer import VOCAB, load_tokenizer
+from ratrain.recipe.tokenizer import VOCAB
 
 _NAMED_TOKENS = 100_000_000  # of a named set: what the reference took of each
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs", nargs="+", type=Path, metavar="INPUT", help=f"{', '.join(SUFFIXES)} files, folders, or one of {names}"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the shards (of a named set: data/NAME)")
-    parser.add_argument("--tokenizer", default="gpt2", metavar="NAME", help="gpt2 (default) or shakespeare2k")
+    parser.add_argument("--tokenizer", default="gpt2", choices=tuple(VOCAB), help="gpt2 (default) or shakespeare2k")
     parser.add_argument("--val-fraction", type=float, default=0.01, metavar="F", help="of the documents (0.01)")
     parser.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="per file (100000000)")
     parser.add_argument(
@@ -72,11 +72,15 @@ def run(args: argparse.Namespace) -> None:
     for split, tokens in summary.tokens.items():
         documents, shards = summary.documents[split], summary.shards[split]
         print(f"{split}: {tokens:,} tokens, {documents:,} documents, {shards} shards", file=sys.stderr)
+    if summary.skipped:
+        print(f"skipped: {summary.skipped:,} records whose text is null", file=sys.stderr)
+    if not any(out.glob("*val*.bin")):
+        print(f"no val shard: lay a val_*.bin of your own into {out} before training on it", file=sys.stderr)
+        return
     _tell_keys(out, args.tokenizer)
 
 
 def _tell_keys(source: Path | str, tokenizer: str) -> None:
-    load_tokenizer(tokenizer)  # a name that is unknown is refused
     keys = {"data.source": source, "data.tokenizer": tokenizer, "model.vocab_size": VOCAB[tokenizer]}
     print("use it: " + " ".join(f"--set {key}={value}" for key, value in keys.items()), file=sys.stderr)
 

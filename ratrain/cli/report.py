@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, count, natural
 from ratrain.cli.tables import table
-from ratrain.errors import Exit, MissingError, UsageError
+from ratrain.errors import CannotCreateError, Exit, MissingError, UsageError
 
 if TYPE_CHECKING:
     from ratrain.report.log import RunLog
@@ -75,10 +75,18 @@ def _report_old(paths: list[Path], out: Path) -> None:
     print(table([HEAD, *rows(runs)]))
     print("\nnumbers come from the reference; none was measured here. What they are worth:")
     print("\n".join(f"- {line}" for line in warnings))
-    out.mkdir(parents=True, exist_ok=True)
+    _make(out)
     title = ", ".join(path.resolve().name for path in paths)
     write_file(out / "reference.html", [page(runs, warnings, title).encode()])
     print(f"\n{out / 'reference.html'}")
+
+
+def _make(out: Path) -> None:
+    """Makes the folder of a page. Raises CannotCreateError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCreateError(f"{out}: cannot be created: {error.strerror}; choose another --out") from error
 
 
 def _report_study(folder: Path) -> None:
@@ -100,6 +108,7 @@ def _report_comparison(logs: list[RunLog], out: Path) -> None:
     from ratrain.report.compare import compare_page, compare_rows
 
     print(table(compare_rows(logs)))
+    _make(out)
     write_file(out / "comparison.html", [compare_page(logs).encode()])
     print(f"\n{out / 'comparison.html'}")
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,12 +148,26 @@ def _decode(data: Mapping[str, bytes], path: Path) -> Checkpoint:
     state = json.loads(data["state.json"])
     if state["format"] != FORMAT:
         raise DataError(f"{path}: checkpoint format {state['format']}; this ratrain reads format {FORMAT}")
+    model = safetensors.torch.load(data[_WEIGHTS])
+    _require_finite(model, state.get("buffers"), path)
     return Checkpoint(
         step=state["step"],
-        model=safetensors.torch.load(data[_WEIGHTS]),
+        model=model,
         optimizer=safetensors.torch.load(data[_OPTIMIZER]) if _OPTIMIZER in data else {},
         state=state,
     )
+
+
+def _require_finite(model: Mapping[str, Tensor], buffers: Sequence[str] | None, path: Path) -> None:
+    """Raises DataError where a weight is not finite: the run had diverged, and nothing can go on from there.
+
+    Older checkpoints do not name their buffers, of which one may be infinite by right.
+    """
+    for name, tensor in model.items():
+        if name in (buffers or ()) or not tensor.is_floating_point():
+            continue
+        if tensor.isnan().any() or (buffers is not None and not tensor.isfinite().all()):
+            raise DataError(f"{path}: {name} is not finite: the run had diverged when this was written")
 
 
 def thin(folder: Path) -> None:

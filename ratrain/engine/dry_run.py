@@ -17,6 +17,7 @@ from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import pick_device, set_determinism
 from ratrain.engine.engine import Engine
 from ratrain.engine.folder import listed
+from ratrain.engine.launch import machine_told
 from ratrain.engine.state import restore, snapshot
 from ratrain.events import Emit, Evaluated, Event, Saved, Window
 from ratrain.sinks.tracker import require
@@ -112,7 +113,8 @@ def require_equal(engine: Engine, restored: Engine) -> None:
 
 def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit, checkpoints: Path = Path("runs")) -> str:
     """`rehearse` as text for a person, or as one JSON document; `emit` hears of each event on the way."""
-    seen = rehearse(manifest, device=device, emit=emit, checkpoints=checkpoints)
+    with machine_told(manifest):
+        seen = rehearse(manifest, device=device, emit=emit, checkpoints=checkpoints)
     if as_json:
         return json.dumps(seen, indent=1)
     peak = _size(seen["peak_memory"])

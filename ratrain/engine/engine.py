@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from ratrain.engine.checkpoint import listed, save, stored_bytes
 from ratrain.engine.compile import GraphCounter, compile_model
 from ratrain.engine.device import keep_freed_memory, peak_flops, set_determinism, synchronize
 from ratrain.engine.distributed import World, local_rows
+from ratrain.engine.divergence import Divergence
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.fingerprint import fingerprints
 from ratrain.engine.fitting import Fitting, unfitted
@@ -77,7 +77,7 @@ class Engine:
         self.last_loss: float | None = None  # of the last evaluation, and the step it was made at
         self.evaluated_at = -1
         self.saved_at = -1
-        self.skips_in_a_row = 0
+        self.divergence = Divergence(manifest.train.max_skips)
         self._uncompiled = 0  # regions whose evaluation is still to be compiled
 
         self.corpus = open_corpus(
@@ -141,7 +141,7 @@ class Engine:
 
         Raises PreemptedError when asked to stop, after saving; DivergedError, with the last checkpoint as it was.
         """
-        with StopRequest(aloud=self.world.leads) as stop:
+        with StopRequest(aloud=self.world.leads) as stop, self._divergence_told():
             resume(self)
             if self.world.leads:
                 tell.start(self)
@@ -168,6 +168,7 @@ class Engine:
                 )
             if self.evaluated_at != self.steps_done:
                 self._evaluate()
+            self.divergence.check_share(self.steps_done)
             self._save()
             self._warn_of_unfitted()
             if self.manifest.prune:
@@ -177,21 +178,22 @@ class Engine:
 
     def calibrate(self) -> events.RunEnded:
         """Fits, without training, what is to be fitted in the run that this one begins with: its model, and a fit."""
-        if self.world.leads:
-            tell.start(self)
-        self._choose_attention()
-        graft(self)
-        spent = self.spent_after(0, self.spent_seconds, self.steps_done)
-        self._switch(spent)
-        self.emit(events.Notice(f"validation loss {self.evaluator():.4f} before the fit"))
-        for name in self.fitting.modules:
-            if self.fitting.has_plain(name):
-                self.fit(name, spent, plain=True)
-                self.emit(events.Notice(f"validation loss {self.evaluator():.4f} by plain PCA in as many channels"))
-            self.fit(name, spent)
-        self._evaluate()
-        self._save()
-        self._sample()
+        with self._divergence_told():
+            if self.world.leads:
+                tell.start(self)
+            self._choose_attention()
+            graft(self)
+            spent = self.spent_after(0, self.spent_seconds, self.steps_done)
+            self._switch(spent)
+            self.emit(events.Notice(f"validation loss {self.evaluator():.4f} before the fit"))
+            for name in self.fitting.modules:
+                if self.fitting.has_plain(name):
+                    self.fit(name, spent, plain=True)
+                    self.emit(events.Notice(f"validation loss {self.evaluator():.4f} by plain PCA in as many channels"))
+                self.fit(name, spent)
+            self._evaluate()
+            self._save()
+            self._sample()
         return self._done()
 
     def _asked(self, stop: StopRequest, until: int | None = None) -> str | None:
@@ -277,7 +279,7 @@ class Engine:
         self._tell_probes(probed)
         for event in (*self.pruning.told(self.world, len(losses), seconds), *self.tallies.told(self.steps_done)):
             self.emit(event)
-        self._count_skips(norms)
+        self.divergence.count(norms, self.steps_done)
         self.switchboard.look(losses, self.steps_done, self.spent_after(0, self.spent_seconds, self.steps_done))
         self._switch()
 
@@ -320,17 +322,6 @@ class Engine:
             targets.pin_memory().to(self.device, non_blocking=True),
         )
 
-    def _count_skips(self, norms: list[float]) -> None:
-        for norm in norms:
-            self.skips_in_a_row = 0 if math.isfinite(norm) else self.skips_in_a_row + 1
-            if self.skips_in_a_row > self.manifest.train.max_skips:
-                self.emit(self._ended("diverged"))
-                raise DivergedError(
-                    f"the gradient was not finite for {self.skips_in_a_row} steps in a row, up to "
-                    f"step {self.steps_done} (train.max_skips = {self.manifest.train.max_skips}); "
-                    "lower schedule.lr, or lengthen the warm-up"
-                )
-
     # -- what is due between windows ----------------------------------------------------------------------------
 
     def _fit_if_due(self) -> None:
@@ -368,6 +359,7 @@ class Engine:
         parts = tuple(self.clusters.means(losses).tolist())
         self.emit(events.Evaluated(self.steps_done, self.last_loss, self.evaluator.tokens, took(), parts))
         self._tell_probes(shares)
+        self.divergence.check_loss(self.last_loss, self.steps_done)
 
     def _examine(self) -> None:
         """What is left of the weights that were pruned, at the end of the run."""
@@ -386,9 +378,13 @@ class Engine:
             self._save(may_fail=True)
 
     def _save(self, *, may_fail: bool = False) -> None:
-        """Writes a checkpoint; one that `may_fail` for want of disk is told, and tried again when the next is due."""
+        """Writes a checkpoint; one that `may_fail` for want of disk is told, and tried again when the next is due.
+
+        Raises DivergedError where a weight is not finite: the last checkpoint stays the newest.
+        """
         if self.world.share(self.saved_at == self.steps_done):
             return
+        self.divergence.check_weights(dict(self.model.named_parameters()), self.steps_done)
         self.emit(events.PhaseStarted("save"))
         with self._phase("save") as took:
             state = snapshot(self)
@@ -412,9 +408,21 @@ class Engine:
         prompt = torch.tensor([self.corpus.tokenizer.eot_token], device=self.device)
         # each length of the cache is another shape: a graph for each would take longer than the run
         with self.precision.forward(), torch.compiler.set_stance("force_eager"):
-            tokens = list(generate(self.model, prompt, count=_SAMPLE_TOKENS))
+            try:
+                tokens = list(generate(self.model, prompt, count=_SAMPLE_TOKENS))
+            except FloatingPointError as error:  # finite weights, even an average of them, can still overflow
+                raise self.divergence.found(str(error)) from error
         self.model.train()
         self.emit(events.Sampled(self.steps_done, self.corpus.tokenizer.decode(tokens)))
+
+    @contextmanager
+    def _divergence_told(self) -> Iterator[None]:
+        """States the end of a run that diverges, wherever in it that is seen."""
+        try:
+            yield
+        except DivergedError:
+            self.emit(self._ended("diverged"))
+            raise
 
     def _done(self) -> events.RunEnded:
         ended = self._ended("done")

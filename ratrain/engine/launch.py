@@ -65,7 +65,7 @@ def train(
     folder, emit = launch.folder(manifest), Fanout()
     with join(device) as world:
         changed = world.lead(lambda: _ready(folder, manifest, launch))
-        with world.leader_first(), _machine_told(manifest):  # a run that cannot start leaves no folder
+        with world.leader_first(), machine_told(manifest):  # a run that cannot start leaves no folder
             engine = Engine(
                 manifest, checkpoints=folder.checkpoints, device=device, emit=emit, world=world, branch=launch.branch
             )
@@ -76,7 +76,7 @@ def train(
         with folder.open():
             _describe(folder, manifest, source, device, branch=launch.branch)
             sinks = (sink, *trackers(manifest.log, emit))
-            with _sinks(folder, device, emit, sinks), _failures_noted(folder), _machine_told(manifest):
+            with _sinks(folder, device, emit, sinks), _failures_noted(folder), machine_told(manifest):
                 if changed:
                     emit(Notice(f"goes on under changed code: {', '.join(changed)}", "warning"))
                 task(engine)
@@ -97,7 +97,7 @@ def _ready(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
 def _follow(engine: Engine, manifest: Manifest, task: Callable[[Engine], RunEnded]) -> None:
     """Trains beside the first process, which does all the speaking."""
     try:
-        with _machine_told(manifest):
+        with machine_told(manifest):
             task(engine)
     except (PreemptedError, DivergedError) as error:
         raise FollowedError(error.exit) from error
@@ -170,7 +170,7 @@ def _failures_noted(folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def _machine_told(manifest: Manifest) -> Iterator[None]:
+def machine_told(manifest: Manifest) -> Iterator[None]:
     """Turns what a machine can lack, and what a plug-in can get wrong, into one message."""
     try:
         yield

@@ -14,7 +14,7 @@ from ratrain.engine.checkpoint import Checkpoint, load_newest, require_same_tens
 from ratrain.engine.device import pick_device
 from ratrain.engine.fitting import fittable, unfitted
 from ratrain.engine.folder import find_run
-from ratrain.errors import MissingError
+from ratrain.errors import DataError, MissingError
 from ratrain.model.build import build
 from ratrain.model.generate import DecodingStats, generate
 from ratrain.model.gpt2 import GPT2
@@ -44,7 +44,8 @@ def sample(
     tokens = torch.tensor(context, device=model.wte.weight.device)
     held = b""  # bytes of a character that is not complete yet
     stats = DecodingStats()
-    for token in generate(model, tokens, count=count, temperature=temperature, top_k=top_k, seed=seed, stats=stats):
+    drawn = generate(model, tokens, count=count, temperature=temperature, top_k=top_k, seed=seed, stats=stats)
+    for token in _finite(drawn, run):
         held += b"\n\n" if token == tokenizer.eot_token else tokenizer.decode_single_token_bytes(token)
         text = held.decode(errors="ignore")
         if text.encode() == held or len(held) > 4:
@@ -52,6 +53,14 @@ def sample(
             held = b""
     if tell:
         tell(_told(stats, model))
+
+
+def _finite(tokens: Iterator[int], run: str) -> Iterator[int]:
+    """The same tokens. Raises DataError where the model makes no numbers to draw them by."""
+    try:
+        yield from tokens
+    except FloatingPointError as error:
+        raise DataError(f"{run}: {error}: this run has diverged; lower schedule.lr and train it again") from error
 
 
 def _told(stats: DecodingStats, model: GPT2) -> str:

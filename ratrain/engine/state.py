@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # positions and counts of the engine that decide what comes next
 _OWN = "own|"  # begins the names of what an optimizer keeps beside the state of each parameter
-_POSITION = ("spent_seconds", "skips_in_a_row", "last_loss", "evaluated_at")
+_POSITION = ("spent_seconds", "last_loss", "evaluated_at")
 
 
 def snapshot(engine: Engine) -> Checkpoint:
@@ -51,6 +51,9 @@ def snapshot(engine: Engine) -> Checkpoint:
         "fitting": engine.fitting.state_dict(),
         "pruning": engine.pruning.state_dict(),
         "rng": rng_plain,
+        "buffers": sorted(name for name, _ in engine.model.named_buffers()),
+        "skips_in_a_row": engine.divergence.in_a_row,
+        "skipped": engine.divergence.skipped,
         **{name: getattr(engine, name) for name in _POSITION},
     }
     own = {f"{_OWN}{name}": tensor for name, tensor in engine.tallies.own.items()}
@@ -120,6 +123,8 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     engine.fitting.load_state_dict(checkpoint.state.get("fitting", {}))
     engine.pruning.restore(checkpoint)
     engine.steps_done = checkpoint.step
+    engine.divergence.in_a_row = checkpoint.state["skips_in_a_row"]
+    engine.divergence.skipped = checkpoint.state.get("skipped", 0)  # not counted before November 2026
     for name in _POSITION:
         setattr(engine, name, checkpoint.state[name])
 

@@ -100,7 +100,8 @@ def _by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         "block_size": block_size,
         "vocab_size": vocab_size,
         "mlp_ratio": n_hidden / n_embd,
-        "bias": "ln_f.bias" in tensors,
+        # of a file that lacks some biases, what it lacks is told by name later
+        "bias": any(name.endswith((".c_attn.bias", ".c_proj.bias", ".c_fc.bias", "ln_f.bias")) for name in tensors),
         "pos": "learned",
         "norm": "layer",
         "qk_norm": "none",

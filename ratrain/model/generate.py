@@ -58,7 +58,8 @@ def generate(
     """Yields `count` token ids that continue prompt [T]; the model must be in eval mode.
 
     When the context is full the cache starts again from its second half: learned positions cannot slide.
-    Temperature 0 takes the likeliest token. Raises ValueError on an empty prompt.
+    Temperature 0 takes the likeliest token. Raises ValueError on an empty prompt, FloatingPointError where logits are
+    not finite.
     """
     if not len(prompt):
         raise ValueError("the prompt holds no token")
@@ -75,6 +76,8 @@ def generate(
         logits = model.logits(torch.tensor([fresh], device=prompt.device), caches, start)[0, -1].float().cpu()
         if stats is not None:
             stats.note(len(fresh), time.perf_counter() - begun, caches)
+        if not logits.isfinite().all():
+            raise FloatingPointError(f"the logits after {len(context)} tokens are not finite")
         start += len(fresh)
         context.append(_draw(logits, temperature, top_k, generator))
         yield context[-1]

@@ -95,9 +95,11 @@ def _decoder(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     if "wte.weight" not in found:
         some = ", ".join(sorted(tensors)[:3]) or "nothing"
         raise DataError(f"{path}: is not a GPT-2 in Hugging Face's layout: no wte.weight; it holds {some}")
-    bad = sorted(n for n, t in found.items() if not t.is_floating_point() or not t.float().isfinite().all())
-    if bad:
-        raise DataError(f"{path}: {bad[0]} holds what is not a finite number{_more(bad)}")
+    if odd := sorted(name for name, tensor in found.items() if not tensor.is_floating_point()):
+        kind = str(found[odd[0]].dtype).removeprefix("torch.")
+        raise DataError(f"{path}: {odd[0]} is of type {kind}{_more(odd)}; expected float32, float16 or bfloat16")
+    if bad := sorted(name for name, tensor in found.items() if not tensor.float().isfinite().all()):
+        raise DataError(f"{path}: {bad[0]} holds NaN or infinity{_more(bad)}; expected finite weights")
     return found
 
 

@@ -7,12 +7,13 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ratrain.errors import DataError, MissingError
+from ratrain.recipe.fields import text_of
 from ratrain.recipe.hub import HubFile, read_parquet
 from ratrain.recipe.tokenizer import END_OF_TEXT
 
@@ -23,12 +24,16 @@ _ENDS = 2**20  # bytes at each end of a source that its hash covers
 
 @dataclass(frozen=True)
 class Document:
-    """A text, and where it ends: the index of its file, its number in that file from 1, and the bytes read by then."""
+    """A text, and where it ends: the index of its file, its number in that file from 1, and the bytes read by then.
+
+    `nulls` are the records since the document before whose text is null.
+    """
 
     text: str
     file: int
     number: int
     position: int
+    nulls: int = 0
 
 
 def find_sources(inputs: Sequence[Path]) -> list[Path]:
@@ -63,20 +68,41 @@ def describe_source(path: Path | HubFile) -> dict[str, Any]:
 
 
 def read_documents(
-    sources: Sequence[Path | HubFile], *, field: str, file: int = 0, number: int = 0
+    sources: Sequence[Path | HubFile],
+    *,
+    field: str,
+    file: int = 0,
+    number: int = 0,
+    pass_over: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Document]:
-    """Every document that is not blank, in order, after the one with this `number` of source `file`."""
+    """Every document that is not blank, in order, after the one with this `number` of source `file`.
+
+    `pass_over` is told of records whose text is null.
+    """
     for index in range(file, len(sources)):
-        path = sources[index]
-        skip = number if index == file else 0
-        if isinstance(path, HubFile) or path.suffix == ".parquet":
-            # how far into a Parquet file a row is, the library does not say
-            yield from (Document(text, index, count, 0) for count, text in read_parquet(path, field, skip))
-            continue
-        texts = _read_txt(path) if path.suffix == ".txt" else _read_jsonl(path, field)
-        for count, (text, position) in enumerate(texts, 1):
-            if count > skip:
-                yield Document(text, index, count, position)
+        skip, nulls = number if index == file else 0, 0
+        for count, text, position in _read(sources[index], field, skip):
+            if text is None:
+                nulls += 1
+            elif count > skip:
+                pass_over(nulls)
+                yield Document(text, index, count, position, nulls)
+                nulls = 0
+            else:
+                nulls = 0  # counted by whoever read so far
+        pass_over(nulls)
+
+
+def _read(source: Path | HubFile, field: str, skip: int) -> Iterator[tuple[int, str | None, int]]:
+    """(number, text, bytes read) of each document; None for null, with the number of the document before."""
+    if isinstance(source, HubFile) or source.suffix == ".parquet":
+        # how far into a Parquet file a row is, the library does not say
+        yield from ((count, text, 0) for count, text in read_parquet(source, field, skip))
+        return
+    count = 0
+    for text, position in _read_txt(source) if source.suffix == ".txt" else _read_jsonl(source, field):
+        count += text is not None
+        yield count, text, position
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -121,14 +147,14 @@ def _decoded(decoder: codecs.IncrementalDecoder, piece: bytes, path: Path, posit
         raise DataError(f"{path}: is not UTF-8: byte {at} is 0x{error.object[error.start]:02x}; convert it") from error
 
 
-def _read_jsonl(path: Path, field: str) -> Iterator[tuple[str, int]]:
-    """(text, bytes of the file read) of each line's `field`; blank lines and blank texts are passed over."""
+def _read_jsonl(path: Path, field: str) -> Iterator[tuple[str | None, int]]:
+    """(text, bytes of the file read) of each line's `field`, None for null; blank lines and texts are passed over."""
     with _opened(path) as raw:
         lines = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
         for number, line in enumerate(_lines(lines, path), 1):
             if line.strip():
                 text = _field_of(line, field, f"{path}:{number}")
-                if text.strip():
+                if text is None or text.strip():
                     yield text, raw.tell()
 
 
@@ -139,15 +165,11 @@ def _lines(file: Any, path: Path) -> Iterator[bytes]:
         raise DataError(f"{path}: cannot be unpacked: {error}; copy it again") from error
 
 
-def _field_of(line: bytes, field: str, where: str) -> str:
+def _field_of(line: bytes, field: str, where: str) -> str | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: is not JSON: {error}; expected one object per line") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: is a JSON {type(record).__name__}; expected an object with a field {field!r}")
-    text = record.get(field)
-    if not isinstance(text, str):
-        names = ", ".join(map(repr, record)) or "none"
-        raise DataError(f"{where}: has no text in field {field!r} (its fields: {names}); set --field")
-    return text
+    return text_of(record, field, where)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ratrain.errors import DataError, UnavailableError
 from ratrain.recipe.cache import cache_folder
+from ratrain.recipe.fields import text_of
 
 
 @dataclass(frozen=True)
@@ -70,23 +71,20 @@ def hub_files(name: str, recorded: Sequence[Mapping[str, Any]] = ()) -> list[Hub
 _OTHERWISE = "where its files can be had otherwise: ratrain prepare FILES... --out DIR takes .parquet and .jsonl"
 
 
-def read_parquet(source: Path | HubFile, field: str, skip: int = 0) -> Iterator[tuple[int, str]]:
-    """(number, text) of each row after the first `skip`, from 1; rows without text are passed over, but counted.
+def read_parquet(source: Path | HubFile, field: str, skip: int = 0) -> Iterator[tuple[int, str | None]]:
+    """(number, text) of each row after the first `skip`, from 1; None for null. Blank rows are passed over.
 
     Raises UnavailableError (no library, hub not reached) and DataError.
     """
     library = _library("datasets")
+    if isinstance(source, Path) and _is_empty(source):
+        return  # the library fails on a table without rows
     options = {"split": "train", "streaming": True, "cache_dir": str(cache_folder() / "datasets")}
     try:
         rows = library.load_dataset("parquet", data_files=[str(source)], **options)
         for number, row in enumerate(rows.skip(skip), skip + 1):
-            text = row.get(field)
-            if not isinstance(text, str | None) or field not in row:
-                names = ", ".join(map(repr, row))
-                raise DataError(
-                    f"{source}: row {number}: has no text in field {field!r} (its fields: {names}); set --field"
-                )
-            if text and text.strip():
+            text = text_of(row, field, f"{source}: row {number}")
+            if text is None or text.strip():
                 yield number, text
     except DataError:
         raise
@@ -95,6 +93,14 @@ def read_parquet(source: Path | HubFile, field: str, skip: int = 0) -> Iterator[
             advice = "the same command goes on from the last full shard, when the hub can be reached"
             raise UnavailableError(f"{source}: reading stopped: {_told(error)}; {advice}") from error
         raise DataError(f"{source}: cannot be read as Parquet: {_told(error)}; copy it again") from error
+
+
+def _is_empty(file: Path) -> bool:
+    """Whether it is a whole Parquet file without a row; of a damaged one the reader tells more."""
+    try:
+        return _library("pyarrow.parquet").read_metadata(file).num_rows == 0
+    except (OSError, ValueError):  # pyarrow's own errors are both
+        return False
 
 
 def _told(error: Exception) -> str:

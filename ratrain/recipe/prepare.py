@@ -48,13 +48,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a prepared folder holds; `kept` documents were there already when this call began."""
+    """What a prepared folder holds; `kept` documents were there already when this call began.
+
+    `skipped` records had null in place of a text.
+    """
 
     folder: Path
     documents: dict[str, int]
     tokens: dict[str, int]
     shards: dict[str, int]
     kept: int
+    skipped: int = 0
 
 
 def prepare(
@@ -84,12 +88,17 @@ def prepare(
     if fresh:
         _move_aside(out)
     with _locked(out):
+        skipped = 0
         writer = ShardWriter.open(out, tokenizer=tokenizer, vocab_size=VOCAB[tokenizer], recipe=recipe)
         kept = writer.documents
         if not writer.is_complete:
             sizes = [source["bytes"] for source in described]
-            _write_all(writer, sources, sizes, field=field, jobs=jobs, progress=progress)
-        return Summary(out, dict(writer.counts), writer.tokens(), writer.shard_counts(), kept)
+            try:
+                skipped = _write_all(writer, sources, sizes, field=field, jobs=jobs, progress=progress)
+            except DataError:
+                writer.abandon()
+                raise
+        return Summary(out, dict(writer.counts), writer.tokens(), writer.shard_counts(), kept, skipped)
 
 
 def _sources(inputs: Sequence[Path], out: Path, *, fresh: bool) -> list[Path | HubFile]:
@@ -148,9 +157,13 @@ def _write_all(
     field: str,
     jobs: int,
     progress: Callable[[Progress], None],
-) -> None:
-    """Encode and write what is left, then meta.json. Raises DataError where there is no second document."""
-    documents = read_documents(sources, field=field, file=writer.file, number=writer.number)
+) -> int:
+    """Encode and write what is left, then meta.json; returns how many records had null in place of a text.
+
+    Raises DataError where there is no second document.
+    """
+    passed = [writer.nulls]
+    documents = read_documents(sources, field=field, file=writer.file, number=writer.number, pass_over=passed.append)
     before, limit = list(itertools.accumulate(sizes, initial=0)), writer.recipe.get("tokens", math.inf)
     written = sum(writer.tokens().values())
     with closing(_encode_chunks(_chunks(documents), writer.tokenizer, jobs)) as chunks:
@@ -159,6 +172,7 @@ def _write_all(
                 if written >= limit:
                     break
                 split = _split(writer.documents, chance, writer.recipe["val_fraction"])
+                writer.nulls += document.nulls
                 writer.add(split, tokens, file=document.file, number=document.number)
                 written += len(tokens)
             read = before[chunk[-1].file] + chunk[-1].position
@@ -173,6 +187,7 @@ def _write_all(
             " <|endoftext|>, add another input, or give --val-fraction 0 and bring val shards of your own"
         )
     writer.finish()
+    return writer.nulls if written >= limit else sum(passed)  # what was read ahead of a limit does not count
 
 
 def _split(index: int, chance: float, val_fraction: float) -> str:

@@ -24,6 +24,7 @@ class ShardWriter:
     def __init__(self, folder: Path, *, tokenizer: str, vocab_size: int, recipe: dict[str, Any]):
         self.folder, self.tokenizer, self.vocab_size, self.recipe = folder, tokenizer, vocab_size, recipe
         self.file, self.number = 0, 0  # the last document added: source, and place in it
+        self.nulls = 0  # records before it whose text is null
         self.counts = dict.fromkeys(_SPLITS, 0)  # documents
         self.splits: dict[str, list[dict]] = {split: [] for split in _SPLITS}
         self.is_complete = False
@@ -85,6 +86,15 @@ class ShardWriter:
         self.is_complete = True
         self._drop_leftovers()
 
+    def abandon(self) -> None:
+        """Leaves nothing of a preparation that failed before its first shard was full."""
+        if not any(self.splits.values()):
+            (self.folder / STATE).unlink(missing_ok=True)
+            for path in self.folder.glob("pending-*"):
+                path.unlink()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+
     def _flush(self, split: str) -> None:
         path = self.folder / f"{split}_{len(self.splits[split]):06d}.bin"
         self.splits[split].append(write_shard(path, self._pending[split][: self._fill[split]]))
@@ -100,6 +110,7 @@ class ShardWriter:
             "options": self._options(),
             "file": self.file,
             "number": self.number,
+            "nulls": self.nulls,
             "documents": self.counts,
             "splits": self.splits,
             "fill": self._fill,
@@ -141,7 +152,7 @@ class ShardWriter:
             pending = b""
         if hashlib.sha256(pending).hexdigest() != state["pending"]["sha256"]:
             raise DataError(f"{self.folder / state['pending']['file']}: is missing or damaged; {_FRESH}")
-        self.file, self.number = state["file"], state["number"]
+        self.file, self.number, self.nulls = state["file"], state["number"], state.get("nulls", 0)
         self.counts, self.splits, self._fill = state["documents"], state["splits"], state["fill"]
         tokens = np.frombuffer(pending, "<u2")
         for split, part in zip(_SPLITS, np.split(tokens, [self._fill["train"]]), strict=True):

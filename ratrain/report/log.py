@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ratrain.engine.folder import RunFolder
 from ratrain.errors import DataError, MissingError
+from ratrain.runs import run_status
 
 _NUMBERS = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}  # as JSON spells them
 
@@ -62,6 +64,8 @@ def read_run(path: Path) -> RunLog:
         raise DataError(f"{file}: holds an event that ratrain did not write: {error!r}") from error
     if log is None:
         raise DataError(f"{file}: tells of no run")
+    if log.status == "unfinished" and (told := run_status(RunFolder(path))) in ("failed", "died", "running"):
+        log.status = told  # as `ratrain runs` has it
     return log
 
 

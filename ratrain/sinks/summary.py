@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,6 +31,7 @@ class Summary:
             self._facts["pruning"] = asdict(event)
         elif isinstance(event, RunEnded):
             rate = statistics.median(self._rates) if self._rates else None
-            ended = {"status": event.status, "steps": event.step, "validation_loss": event.loss}
+            loss = event.loss if event.loss is not None and math.isfinite(event.loss) else None  # JSON has no NaN
+            ended = {"status": event.status, "steps": event.step, "validation_loss": loss}
             self._facts |= ended | {"tokens_per_second": rate, "seconds": event.seconds}
             self._write(json.dumps(self._facts, indent=1) + "\n")

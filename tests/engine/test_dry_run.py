@@ -9,7 +9,7 @@ import torch
 
 from ratrain.engine import checkpoint
 from ratrain.engine.dry_run import dry_run, rehearse
-from ratrain.errors import DiskError, MissingError
+from ratrain.errors import DiskError, MissingError, UnavailableError
 from ratrain.model.build import build
 
 
@@ -83,3 +83,12 @@ def test_the_global_generator_is_where_any_run_begins(tiny):
     first = rehearse(tiny("v1", "model.dropout=0.5"), device="cpu", emit=lambda event: None)["losses"]
     torch.manual_seed(2)
     assert rehearse(tiny("v1", "model.dropout=0.5"), device="cpu", emit=lambda event: None)["losses"] == first
+
+
+def test_a_machine_without_a_compiler_is_told_in_one_message(tiny, monkeypatch):
+    def compile_nothing(*args):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr("ratrain.engine.engine.compile_model", compile_nothing)
+    with pytest.raises(UnavailableError, match=r"torch.compile needs a C\+\+ compiler"):
+        dry_run(tiny("gpt2"), device="cpu", as_json=False, emit=lambda event: None)

@@ -10,8 +10,10 @@ import signal
 import pytest
 import torch
 
-from ratrain.engine.checkpoint import load_newest
+from ratrain.engine.checkpoint import listed, load, load_newest
+from ratrain.engine.divergence import Divergence
 from ratrain.engine.engine import Engine
+from ratrain.engine.step import TrainStep
 from ratrain.errors import DataError, DivergedError, PreemptedError
 from ratrain.events import Evaluated, Notice, Resumed, RunEnded, RunStarted, Saved, Window
 
@@ -187,6 +189,55 @@ def test_a_run_that_stays_broken_gives_up_and_says_what_to_do(tiny, tmp_path):
     assert [e.status for e in of(RunEnded, seen)] == ["diverged"]
     skipped = [norm for window in of(Window, seen) for norm in window.grad_norms if not math.isfinite(norm)]
     assert sum(window.skipped for window in of(Window, seen)) == len(skipped) > 3
+
+
+WILD = ("train.budget.tokens=1280", "schedule.lr=1e30", "train.max_skips=50")
+
+
+def test_a_run_whose_validation_loss_is_not_finite_has_diverged_and_saves_nothing(tiny, tmp_path):
+    seen = run(tiny("gpt2", *WILD), tmp_path)
+    assert isinstance(seen[-1], DivergedError)
+    assert "the validation loss at step 10 is nan, 9 steps had no finite gradient; lower schedule.lr" in str(seen[-1])
+    assert [e.status for e in of(RunEnded, seen)] == ["diverged"]
+    assert not [*tmp_path.glob("*")]
+
+
+def test_a_weight_that_is_not_finite_ends_the_run_and_the_last_finite_checkpoint_stays(tiny, tmp_path, monkeypatch):
+    manifest = tiny("gpt2", "train.budget={steps=6}", "checkpoint.every=2", "checkpoint.keep=2", "eval.every=0")
+    act = TrainStep.__call__
+
+    def broken(self, tokens, targets):
+        result = act(self, tokens, targets)
+        broken.steps += 1
+        if broken.steps == 4:
+            with torch.no_grad():
+                self.parameters[0].view(-1)[0] = float("inf")
+        return result
+
+    broken.steps = 0
+    monkeypatch.setattr(TrainStep, "__call__", broken)
+    seen = run(manifest, tmp_path)
+    assert isinstance(seen[-1], DivergedError)
+    assert "weight: not finite at step 4" in str(seen[-1])
+    assert [path.name for path in listed(tmp_path)] == ["step-00000002"]
+    assert load(tmp_path / "step-00000002").step == 2
+
+
+def test_a_run_most_of_whose_steps_were_skipped_has_diverged(tiny, tmp_path):
+    wild = ("train.budget.tokens=1280", "schedule.lr=1e4", "optim.clip=0", "train.max_skips=50")
+    seen = run(tiny("gpt2", *wild), tmp_path)
+    assert isinstance(seen[-1], DivergedError)
+    assert "the gradient was not finite in 9 of 10 steps, more than half of them" in str(seen[-1])
+    assert [e.status for e in of(RunEnded, seen)] == ["diverged"]
+
+
+def test_skipped_steps_are_counted_across_a_restart():
+    counted = Divergence(max_skips=3)
+    counted.count([1.0, float("nan"), float("inf"), 1.0], 4)
+    assert (counted.in_a_row, counted.skipped) == (0, 2)
+    counted.check_share(4)  # half of them is not most of them
+    with pytest.raises(DivergedError, match="in 2 of 3 steps"):
+        counted.check_share(3)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(tiny, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,12 @@ import tomli
 from ratrain.ablation.arms import resolved
 from ratrain.ablation.plan import make_plan
 from ratrain.config.read import read_source
-from ratrain.legacy.readers.convert import convert_defconfig
+from ratrain.legacy.readers.convert import comes_to, convert_defconfig
 from ratrain.legacy.readers.defconfig import is_defconfig, read_defconfig, verdicts
 from ratrain.legacy.readers.kconfig import olddefconfig
 from ratrain.legacy.readers.options import options
 from ratrain.legacy.readers.runner import launched
-from ratrain.legacy.readers.symbols import UNDEFINED, UNDEFINED_ACTS, UNDEFINED_IDLE, symbols
+from ratrain.legacy.readers.symbols import UNDEFINED, UNDEFINED_ACTS, UNDEFINED_FLAGS, UNDEFINED_IDLE, symbols
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ROOT / "legacy" / "defconfigs"
@@ -84,7 +85,8 @@ def test_every_symbol_acts_or_says_why_not():
 
 def test_the_names_that_nothing_defined_are_known():
     undefined = {*UNDEFINED, *UNDEFINED_ACTS, *UNDEFINED_IDLE}
-    assert len(undefined) == 25
+    assert len(undefined) == 30
+    assert {*UNDEFINED_ACTS} >= UNDEFINED_FLAGS
     assert not undefined & {*symbols()}
 
 
@@ -160,6 +162,109 @@ def test_steps_that_choose_their_optimizer_keep_it(tmp_path):
 def test_what_the_reference_computed_can_be_asked_for(name, tmp_path):
     found, path = converted(OURS / name, tmp_path, reading="legacy", profile="as_run")
     assert len(built(path, "tiny")) == len(found.runs)
+
+
+# iterations, data, mechanisms and steps
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps"),
+    [*((f"bitter{n}", 13_000) for n in (3, 4, 5, 6, 8, 9)), ("bitter2", 12_100), ("bitter7", 10_000)],
+)
+def test_variants_whose_runs_the_reference_made_longer_train_as_long(variant, steps, tmp_path):
+    text = (OURS / "gpt2" / "gpt2-adamwprune-bitter3-test").read_text()
+    (tmp_path / "old").write_text(text.replace("bitter3", variant).replace("BITTER3", variant.upper()))
+    _, path = converted(tmp_path / "old", tmp_path)
+    manifest = built(path, None)["old"]
+    assert manifest.prune
+    assert (manifest.prune.score, manifest.train.budget.steps) == (variant, steps)
+    _, path = converted(tmp_path / "old", tmp_path, profile="as_run")
+    as_run = built(path, None)["old"]
+    assert as_run.train.budget.steps == steps
+    assert as_run.prune
+    # the ramp took the iterations as given
+    assert as_run.prune.end.fraction == (0.9999 if steps == 10_000 else 10_000 / steps)
+
+
+def test_every_variant_of_the_shipped_file_trains_as_long_as_it_did(tmp_path):
+    _, path = converted(OURS / "gpt2" / "gpt2-adamwprune-bitter5-9-test", tmp_path)
+    assert [manifest.train.budget.steps for manifest in built(path, None).values()] == [
+        13_000, 13_000, 10_000, 13_000, 13_000,
+    ]  # fmt: skip
+
+
+def test_tinystories_double_attention_and_steps_of_vanilla_are_understood(tmp_path):
+    base = 'CONFIG_MODEL_SELECT_GPT2=y\nCONFIG_OPTIMIZER_SELECT_ADAMW=y\nCONFIG_LEARNING_RATE="6e-4"\n'
+    (tmp_path / "old").write_text(f"{base}CONFIG_GPT2_DATASET_TINYSTORIES=y\nCONFIG_ENABLE_DOUBLE_ATTENTION=y\n")
+    found, path = converted(tmp_path / "old", tmp_path)
+    manifest = built(path, None)["old"]
+    assert (manifest.data.source, list(manifest.patch)) == ("data/tinystories", ["double_attention"])
+    assert not found.ignored
+    (tmp_path / "old").write_text(f'{base}CONFIG_GPT2_VANILLA_ABLATION_STEPS="V0,V1,V2"\n')
+    found, path = converted(tmp_path / "old", tmp_path)
+    assert [run.base for run in found.runs] == list(built(path, "tiny")) == ["v0", "v1", "v2"]
+
+
+# lines without effect
+
+_SETS = re.compile(r"\s*(?:CONFIG_)?(?P<name>[A-Z]\w+)=(?P<value>[^#]*)|# CONFIG_(?P<unset>\w+) is not set")
+
+
+def changed(text):
+    """(number, symbol, the line with other values) of each line that sets a symbol."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if match := _SETS.match(line):
+            name, value = match["name"] or match["unset"], (match["value"] or "n").strip()
+            yield number, name, [f"CONFIG_{name}={other}" for other in other_values(value)]
+
+
+def other_values(value):
+    if value in ("y", "n"):
+        return ["n" if value == "y" else "y"]
+    quote, bare = value[:1] * value.startswith('"'), value.strip('"')
+    try:
+        number = float(bare)
+    except ValueError:
+        return ['"shakespeare"', '"V0"', '"7"']
+    whole = bare.isdecimal()
+    made = [str(int(number * by)) if whole else f"{number * by:.9g}" for by in (0.25, 0.75, 3)]
+    return [f"{quote}{each if float(each) else 5}{quote}" for each in made]
+
+
+@pytest.mark.parametrize("reading", ["intent", "legacy"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_line_of_a_shipped_file_changes_the_outcome_or_is_mentioned(name, reading, tmp_path):
+    lines, text = (OURS / name).read_text().split("\n"), (OURS / name).read_text()
+    found = convert_defconfig(OURS / name, reading=reading)
+    whole = comes_to(read_defconfig(OURS / name), reading)
+    silent, file = [], tmp_path / Path(name).name
+    for number, symbol, others in changed(text):
+        for other in others:
+            file.write_text("\n".join([*lines[: number - 1], other, *lines[number:]]))
+            if comes_to(read_defconfig(file), reading) != whole:
+                break
+        else:
+            silent += [] if f"line {number}, {symbol}: " in found.text else [f"{number}: {symbol}"]
+    assert not silent
+
+
+def test_lines_without_effect_are_told_with_their_reason():
+    text = convert_defconfig(OURS / "gpt2" / "gpt2-adamwprune-bitter3-bitter4-test").text
+    assert re.search("line \\d+, ADAMWPRUNE_TARGET_SPARSITY: no run here is pruned by AdamWPrune, or", text)
+    text = convert_defconfig(OURS / "gpt2" / "adamwspam-movement-vs-adamwprune-50").text
+    assert re.search("line \\d+, ADAMWPRUNE_AMSGRAD: the base adamw alone has it as a choice", text)
+    text = convert_defconfig(OURS / "gpt2-unified-ra-ablation").text
+    for name in ("RA_ALPHA", "RA_WINDOW", "PER_HEAD_Q_LATENT"):
+        assert re.search(f"line \\d+, RA_MLA_{name}: the ablation's steps say what the model is", text)
+
+
+def test_a_checkpoint_interval_in_epochs_is_told_and_one_in_steps_is_followed(tmp_path):
+    text = (OURS / "gpt2-vanilla-baseline").read_text() + "CONFIG_SAVE_CHECKPOINT=y\nCONFIG_CHECKPOINT_INTERVAL="
+    (tmp_path / "epochs").write_text(f"{text}1\n")
+    (tmp_path / "steps").write_text(f"{text}500\n")
+    epochs, steps = (convert_defconfig(tmp_path / name).text for name in ("epochs", "steps"))
+    assert "CHECKPOINT_INTERVAL: below 100 it counts epochs" in epochs
+    assert "[checkpoint]\nevery = 500" in steps
 
 
 # the environment

@@ -74,6 +74,41 @@ def test_an_unknown_symbol_is_told_and_with_strict_refused(ratrain):
     assert err.splitlines()[-1] == "ratrain: old: --strict: a line is ignored or changed (above)"
 
 
+@pytest.mark.parametrize("reading", ["intent", "legacy"])
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("GPT2_DATASET_C4=y", "no such symbol; did you mean 'GPT2_DATASET'?, and it chooses a dataset; expected e.g."),
+        ("ENABLE_TRIPLE_ATTENTION=y", "no such symbol; did you mean 'ENABLE_DOUBLE_ATTENTION'?, and it chooses a mech"),
+        (
+            'LENS_ABLATION_STEPS="L0,L1"',
+            "no such symbol; did you mean 'RA_MLA_ABLATION_STEPS'?, and it chooses an abla",
+        ),
+        ("OPTIMIZER_SELECT_LION=y", "no such symbol; did you mean 'OPTIMIZER_SELECT_ADAM'?, and it chooses an optimi"),
+        ("PRUNING_SELECT_SNIP=y", "no such symbol; did you mean 'PRUNING_SELECT_NONE'?, and it chooses how weights"),
+        ("HYPER_PARAM_AUTO=y", "it chose the batch by the GPU's memory; name it: BATCH_SIZE"),
+    ],
+)
+def test_an_unknown_symbol_that_chooses_what_is_trained_is_refused_unless_it_is_let_through(
+    ratrain, line, fault, reading
+):
+    file = written(f"{GOOD}CONFIG_{line}\n")
+    code, out, err = ratrain("convert", file, "--reading", reading)
+    assert (code, out) == (Exit.BAD_MANIFEST, "")
+    assert err.startswith(f"old:5: {line.partition('=')[0]}: ")
+    assert fault.partition(" did")[0] in err
+    assert fault.rpartition("?, ")[2] in err
+    assert "; --accept-unknown ignores the line\n" in err
+    code, out, err = ratrain("convert", file, "--reading", reading, "--accept-unknown")
+    assert code == 0 or reading == "legacy"
+    assert "warning: old:5:" in err or code
+
+
+@pytest.mark.parametrize("line", ["# CONFIG_ENABLE_X is not set", "CONFIG_ENABLE_X=n", 'CONFIG_ENABLE_X=""'])
+def test_an_unknown_symbol_that_is_off_chooses_nothing(ratrain, line):
+    assert ratrain("convert", written(f"{GOOD}{line}\n"))[0] == 0
+
+
 def test_a_line_that_is_said_again_is_told(ratrain):
     code, out, err = ratrain("convert", written(f"{GOOD}CONFIG_BATCH_SIZE=8\n"))
     assert (code, "micro_batch = 8" in out) == (0, True)

@@ -214,6 +214,10 @@ def lacking(tensors):
     del tensors["h.0.ln_2.bias"]
 
 
+def lacking_one_bias(tensors):
+    del tensors["ln_f.bias"]
+
+
 def extra(tensors):
     tensors["h.0.crossattention.c_attn.weight"] = torch.zeros(3)
 
@@ -237,13 +241,14 @@ def integers(tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (not_finite, "h.1.mlp.c_fc.weight holds what is not a finite number"),
+        (not_finite, "h.1.mlp.c_fc.weight holds NaN or infinity; expected finite weights"),
         (lacking, "lacks h.0.ln_2.bias"),
+        (lacking_one_bias, "lacks ln_f.bias$"),
         (extra, "h.0.crossattention.c_attn.weight has no place in a GPT-2"),
         (misshapen, r"h.1.attn.c_attn.weight is \(32, 96\), in this model \(96, 32\)"),
         (untied, "config.json ties the head to the token table, but lm_head.weight is another"),
         (no_table, "no wte.weight"),
-        (integers, "ln_f.weight holds what is not a finite number"),
+        (integers, "ln_f.weight is of type int64; expected float32, float16 or bfloat16"),
     ],
 )
 def test_tensors_that_are_not_sound_are_refused(load, tmp_path, tensors, change, message):

@@ -61,8 +61,27 @@ def test_a_table_and_lines_of_the_same_texts_become_the_same_shards(tmp_path, co
 
 def test_rows_without_text_are_passed_over_and_counted(tmp_path):
     file = table(tmp_path / "a.parquet", ["one", " ", None, "four"])
-    assert list(read_parquet(file, "text")) == [(1, "one"), (4, "four")]
-    assert list(read_parquet(file, "text", skip=1)) == [(4, "four")]
+    assert list(read_parquet(file, "text")) == [(1, "one"), (3, None), (4, "four")]
+    assert list(read_parquet(file, "text", skip=1)) == [(3, None), (4, "four")]
+
+
+def test_null_means_the_same_in_tables_and_lines(tmp_path):
+    texts = ["one", None, "two", "three", None, None]
+    lines = tmp_path / "in.jsonl"
+    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for source in (table(tmp_path / "a.parquet", texts), lines):
+        done = prepare.prepare([source], tmp_path / source.suffix[1:], **OPTIONS)
+        assert (sum(done.documents.values()), done.skipped) == (3, 3)
+
+
+def test_a_table_without_rows_holds_no_text_and_stops_no_other(tmp_path, copy):
+    empty = tmp_path / "empty.parquet"
+    table(empty, [])
+    with pytest.raises(DataError, match="no input holds any text"):
+        prepare.prepare([empty], tmp_path / "out", **OPTIONS)
+    assert not (tmp_path / "out").exists()
+    done = prepare.prepare([empty, *copy], tmp_path / "out", **OPTIONS)
+    assert sum(done.documents.values()) == len(TEXTS)
 
 
 def test_reading_goes_on_after_any_row(copy):

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ratrain.cli import main
 from ratrain.cli import prepare as command
 from ratrain.config.schema import DataSection
-from ratrain.errors import CannotCreateError, DataError, MissingError, UsageError
+from ratrain.errors import CannotCreateError, DataError, Exit, MissingError, UsageError
 from ratrain.recipe import documents, prepare, shard_writer, shards
 from ratrain.recipe.data import open_corpus
 from ratrain.recipe.tokenizer import load_tokenizer
@@ -260,7 +261,9 @@ BAD = {
     "JSON too deep": (b"[" * 100_000, r"in\.jsonl:1: is not JSON"),
     "a list": (b"[1]\n", r"in\.jsonl:1: is a JSON list; expected an object with a field 'text'"),
     "no such field": (b'{"story": "a"}\n', r"in\.jsonl:1: has no text in field 'text' \(its fields: 'story'\)"),
-    "not text": (b'{"text": 3}\n', r"in\.jsonl:1: has no text"),
+    "a number": (b'{"text": 3}\n', r"in\.jsonl:1: has no text in field 'text': it is a number; expected a string"),
+    "an object": (b'{"text": {"a": 1}}\n', r"in\.jsonl:1: has no text in field 'text': it is an object; expected"),
+    "nothing but null": (b'{"text": null}\n', "no input holds any text"),
     "not UTF-8": (b'{"text": "\xff"}\n', r"in\.jsonl:1: is not JSON"),
     "nothing": (b"\n\n", "no input holds any text"),
 }
@@ -272,6 +275,39 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, case):
     (tmp_path / "in.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=message):
         prepare.prepare([tmp_path / "in.jsonl"], tmp_path / "out", **OPTIONS)
+
+    assert not (tmp_path / "out").exists()  # with other options, or mended, it begins anew
+
+
+def test_null_is_passed_over_and_counted_also_across_a_stop(tmp_path, monkeypatch):
+    rows = [text for at, one in enumerate(some_texts()) for text in ([one, None] if at % 4 == 3 else [one])]
+    source = jsonl(tmp_path / "in.jsonl", rows)
+    whole = prepare.prepare([source], tmp_path / "whole", **OPTIONS)
+    assert (whole.skipped, sum(whole.documents.values())) == (10, 40)
+    with monkeypatch.context() as patch:
+        stop_after(patch, shards=2)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare([source], tmp_path / "out", **OPTIONS)
+    rest = prepare.prepare([source], tmp_path / "out", **OPTIONS)
+    assert 0 < rest.kept < 40
+    assert rest.skipped == 10
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_without_validation_documents_nothing_is_advised_that_would_fail(tmp_path, capsys):
+    source = jsonl(tmp_path / "in.jsonl", [*some_texts(), None])
+    assert main(["prepare", str(source), "--out", str(tmp_path / "out"), "--val-fraction", "0", "--jobs", "1"]) == 0
+    told = capsys.readouterr().err
+    assert "skipped: 1 records whose text is null" in told
+    assert "no val shard: lay a val_*.bin of your own into" in told
+    assert "use it" not in told
+
+
+def test_a_tokenizer_that_nobody_knows_is_a_usage_error(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", some_texts())
+    with pytest.raises(SystemExit) as left:
+        main(["prepare", str(source), "--out", str(tmp_path / "out"), "--tokenizer", "cl100k"])
+    assert left.value.code == Exit.USAGE
 
 
 def test_bytes_that_are_no_text_are_named_by_place(tmp_path):

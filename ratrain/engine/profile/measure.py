@@ -13,7 +13,7 @@ import torch
 
 from ratrain.config.schema import Manifest
 from ratrain.engine.device import environment, memory_bandwidth, peak_flops
-from ratrain.engine.launch import _machine_told
+from ratrain.engine.launch import machine_told
 from ratrain.engine.profile import folder as files
 from ratrain.engine.profile import memory
 from ratrain.engine.profile.record import Recording, record, syncs
@@ -31,7 +31,7 @@ def profile_step(
 
     Raises RatrainError where the folder cannot be written, or the machine lacks what the step needs.
     """
-    with files.claimed(folder), _machine_told(manifest):
+    with files.claimed(folder), machine_told(manifest):
         say("measuring the roofline")
         peaks = peak_flops(device, manifest.train.precision)
         roof = Roof(peaks["measured"] or 1.0, memory_bandwidth(device))

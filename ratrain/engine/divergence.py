@@ -1,0 +1,63 @@
+"""When a run has diverged: too many steps without a finite gradient, or a loss or a weight that is not finite.
+
+All of it is read where the device is read anyway: at windows, evaluations and checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ratrain.errors import DivergedError
+
+_ADVICE = "lower schedule.lr, or lengthen the warm-up"
+
+
+class Divergence:
+    """Counts the steps that were skipped, in a row and in all, and raises DivergedError.
+
+    More than `max_skips` in a row end the run; so does more than half of all its steps.
+    """
+
+    def __init__(self, max_skips: int):
+        self._max_skips = max_skips
+        self.in_a_row, self.skipped = 0, 0
+
+    def count(self, norms: Sequence[float], step: int) -> None:
+        """Takes the gradient norms of the steps up to `step`."""
+        for norm in norms:
+            self.in_a_row = 0 if math.isfinite(norm) else self.in_a_row + 1
+            self.skipped += not math.isfinite(norm)
+            if self.in_a_row > self._max_skips:
+                raise DivergedError(
+                    f"the gradient was not finite for {self.in_a_row} steps in a row, up to "
+                    f"step {step} (train.max_skips = {self._max_skips}); {_ADVICE}"
+                )
+
+    def check_loss(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise self.found(f"the validation loss at step {step} is {loss}")
+
+    def check_weights(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Reads the device once."""
+        finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
+        if bad := [name for name, is_finite in zip(weights, finite, strict=True) if not is_finite]:
+            more = f" and {len(bad) - 1} more weights" if len(bad) > 1 else ""
+            raise self.found(f"{bad[0]}{more}: not finite at step {step}")
+
+    def check_share(self, steps: int) -> None:
+        """Looks at the whole run of `steps` steps at its end."""
+        if 2 * self.skipped > steps:
+            raise DivergedError(
+                f"the gradient was not finite in {self.skipped} of {steps} steps, more than half of them; {_ADVICE}"
+            )
+
+    def found(self, what: str) -> DivergedError:
+        """The error for what was seen elsewhere."""
+        return DivergedError(f"{what}{self._told()}; {_ADVICE}")
+
+    def _told(self) -> str:
+        return f", {self.skipped} steps had no finite gradient" if self.skipped else ""
