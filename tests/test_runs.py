@@ -361,6 +361,6 @@ def test_a_real_run_is_listed_followed_and_deleted(ratrain):
     assert row["loss"] > 0
     assert row["tokens_per_second"] > 0
     stamped = ratrain("tail", "@last", "-n", 100, "--follow")[1].splitlines()
-    assert [line.partition(" ")[2] for line in stamped] == said.splitlines()[:-1]
+    assert [line.partition(" ")[2] for line in stamped] == said.splitlines()[1:-1]
     assert ratrain("runs", "rm", "@last", "--yes")[0] == 0
     assert ratrain("runs")[1] == "no runs in runs\n"
