@@ -410,6 +410,17 @@ def test_a_reader_that_leaves_early_is_no_fault():
     assert "Broken pipe" not in err
 
 
+def test_a_run_outlives_the_reader_of_its_output(tmp_path):
+    command = [*COMMAND, "v9", *QUICK, "--set", "train.budget={steps=4}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stderr
+        child.stdout.close()  # before its first line: as `| true`
+        err = child.stderr.read()
+    assert child.returncode == 0, err
+    assert json.loads((run_of(tmp_path) / "state.json").read_text())["status"] == "done"
+
+
 def test_list_folds_old_studies_and_finds_by_words(ratrain):
     _, out, _ = ratrain("list")
     assert "old studies: 82 more" in out and "ratio5" not in out

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Sequence
 
 from ratrain import __version__
 from ratrain.cli import ablate, convert, look, profile, report, runs, text, train
+from ratrain.cli.stdout import discard, outlive_reader, write_any_text
 from ratrain.errors import Exit, ManifestError, MissingError, RatrainError
 from ratrain.waiting import settle
 
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS | report.COMMANDS
 COMMANDS |= profile.COMMANDS | convert.COMMANDS
+
+_WORK = {"train", "--ablate", "calibrate", "prepare"}  # go on when the reader of stdout has left
 
 _EPILOG = """\
 examples:
@@ -47,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command in ("train", "--ablate", "check"):
             argv = convert.with_manifests(argv)
             command, rest = _command(argv)
+        if command in _WORK:
+            outlive_reader()
         parser = _parser(command)
         COMMANDS[command].add_arguments(parser)
         args = parser.parse_args(rest)
@@ -61,18 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:  # the reader of our output left: not our fault, and nothing to say
-        _drop_output()
+        discard()
         return Exit.DONE
     except OSError as error:
-        _drop_output()
+        discard()
         print(f"ratrain: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return Exit.IO
 
 
 def _prepare_process() -> None:
     """Lets stdout show any text. Raises MissingError in a folder that is gone, where torch would end the process."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no text of a model ends in a traceback
+    write_any_text()
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -88,11 +91,6 @@ def _command(argv: list[str]) -> tuple[str, list[str]]:
         if (name := " ".join(argv[:count])) in COMMANDS:
             return name, argv[count:]
     return "train", argv
-
-
-def _drop_output() -> None:
-    """What is still in stdout's buffer goes nowhere: Python would try to write it at exit, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
