@@ -6,7 +6,8 @@ Without NANOGPT, which names a checkout, only our own arms are measured. Per rou
 order and then in the other; on a CPU, CPU time of the process, one thread, on batches read beforehand. A second of ours
 runs along: the half-width of its interval is what the machine cannot resolve, and a claim holds when the lower end of
 nanoGPT's interval, eager and compiled, is above the bound less that. Before, losses of all are held together. At the
-`study` shape it is done with several sets of processes, and "by set" tells the ratio of each.
+`study` shape it is done with several sets of processes, and "by set" tells the ratio of each. On a GPU only two
+processes live at a time, ours and one other: five would share its memory.
 Shapes: the `study` scale with its own vocabulary and with GPT-2's, or that of --scale; what is common is in peers.py.
 """
 
@@ -26,6 +27,8 @@ from setting import Measured, Setting
 from worker import Arm
 
 from ratrain.engine.paired import Ratio
+
+Arms = dict[str, tuple[str, dict[str, Any]]]  # maker and its arguments, by name
 
 NANOGPT = os.environ.get("NANOGPT", "")
 OURS, TWIN, OURS_EAGER = "ours", "ours again", "ours, eager"
@@ -65,7 +68,9 @@ def _measure(shape: str, setting: Setting) -> Measured:
     arms = {name: ("peers:ours", {**common, "compiled": name != OURS_EAGER}) for name in (OURS, TWIN, OURS_EAGER)}
     theirs = {**common, "checkout": str(Path(NANOGPT).expanduser())}
     arms |= {name: ("peers:nanogpt", {**theirs, "compiled": compiled}) for name, compiled in PEERS.items()}
-    sets = [_seconds(arms, shape, setting) for _ in range(SETS.get(shape, 1))]
+    if setting.place.type == "cuda":
+        return _by_pairs(arms, shape, setting)
+    sets = [_seconds(arms, shape, setting, share=1 / SETS.get(shape, 1)) for _ in range(SETS.get(shape, 1))]
     seconds = {name: [cost for one in sets for cost in one[name]] for name in arms}
     extra = {}
     if len(sets) > 1:
@@ -74,8 +79,17 @@ def _measure(shape: str, setting: Setting) -> Measured:
     return Measured(f"peers {shape}", seconds, base=OURS, twin=TWIN, extra=extra)
 
 
-def _seconds(arms: dict[str, tuple[str, dict[str, Any]]], shape: str, setting: Setting) -> dict[str, list[float]]:
-    """Of one process for each arm."""
+def _by_pairs(arms: Arms, shape: str, setting: Setting) -> Measured:
+    """Each other arm beside ours, one after the other."""
+    others = [name for name in arms if name != OURS]
+    pairs = {name: _seconds({OURS: arms[OURS], name: arms[name]}, shape, setting, 1 / len(others)) for name in others}
+    seconds = {OURS: pairs[TWIN][OURS]} | {name: found[name] for name, found in pairs.items()}
+    bases = {name: found[OURS] for name, found in pairs.items()}
+    return Measured(f"peers {shape}", seconds, base=OURS, twin=TWIN, bases=bases)
+
+
+def _seconds(arms: Arms, shape: str, setting: Setting, share: float) -> dict[str, list[float]]:
+    """Seconds by arm and round, each arm in a process of its own; `share` of the time that there is."""
     with ExitStack() as stack:
         started = {
             name: stack.enter_context(Arm.start(make=make, arguments=arguments, label=name, wait=False))
@@ -84,7 +98,7 @@ def _seconds(arms: dict[str, tuple[str, dict[str, Any]]], shape: str, setting: S
         for arm in started.values():  # side by side: the first of those that begin one by one stays 1 to 2 % slower
             arm.ready()
         steps = {name: partial(arm.step, 1) for name, arm in started.items()}
-        rounds = setting.rounds_within(steps, share=0.3 / SETS.get(shape, 1))
+        rounds = setting.rounds_within(steps, share=0.3 * share)
         return setting.measure(steps, rounds=rounds, told=f"peers {shape}", timed=False)
 
 

@@ -125,7 +125,8 @@ TABLES: dict[str, list[str]] = {}  # what is printed at the end, by suite
 class Measured:
     """The seconds of some arms, by round, against those of `base`; `twin` is the same again: what cannot be told apart.
 
-    They are kept in bench/history where RECORD is set, with what `extra` says of each.
+    `bases` holds the base's seconds beside one arm, where arms were not all measured in the same rounds. They are kept
+    in bench/history where RECORD is set, with what `extra` says of each.
     """
 
     def __init__(
@@ -136,11 +137,12 @@ class Measured:
         base: str,
         twin: str = "",
         extra: Mapping[str, Mapping[str, Any]] | None = None,
+        bases: Mapping[str, list[float]] | None = None,
     ):
         self.suite, self.seconds, self.base = suite, seconds, base
-        self.extra = extra or {}
+        self.extra, self._bases = extra or {}, bases or {}
         self.noise = self.ratio(twin) if twin else Ratio(1.0, 1.0, 1.0)
-        rows = rows_of(dict(seconds), base=base)
+        rows = {name: rows_of({base: self._base(name), name: cost}, base=base)[name] for name, cost in seconds.items()}
         record(suite, {name: {**row, **self.extra.get(name, {})} for name, row in rows.items()})
 
     def within(self, name: str, bound: float | None) -> str:
@@ -160,7 +162,10 @@ class Measured:
         return f"{word} {bound}"
 
     def ratio(self, name: str) -> Ratio:
-        return Ratio.of(self.seconds[name], self.seconds[self.base])
+        return Ratio.of(self.seconds[name], self._base(name))
+
+    def _base(self, name: str) -> list[float]:
+        return self._bases.get(name, self.seconds[self.base])
 
     def median(self, name: str) -> float:
         """Seconds."""
