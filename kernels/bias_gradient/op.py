@@ -64,7 +64,7 @@ class _Split(torch.autograd.Function):
 
 
 # the kernels take their factors as they lie: Inductor must not lay them as they lay while the graph was traced
-@torch.library.custom_op("ratrain::gelu_backward", mutates_args=(), tags=torch.Tag.flexible_layout)
+@torch.library.custom_op("ratrain::gelu_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def _gelu_backward(grad: Tensor, h: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
     """grad, h [N, F] -> gradient of h [N, F], and sums of it over blocks of rows [blocks, F], fp32 (float64 as h)."""
     if on_kernels(h):
@@ -80,7 +80,7 @@ def _(grad, h, tanh):
     return h.new_empty(h.shape), _sums(h, *h.shape)
 
 
-@torch.library.custom_op("ratrain::pack_gradient", mutates_args=(), tags=torch.Tag.flexible_layout)
+@torch.library.custom_op("ratrain::pack_gradient", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def _pack(d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, Tensor]:
     """d_q, d_k, d_v [B, H, T, D] -> packed [B T, 3 H D], and sums of it over blocks of rows, as above."""
     if on_kernels(d_q):
