@@ -31,8 +31,11 @@ def write_any_text() -> None:
 
 
 def outlive_reader() -> None:
-    """Lets this process go on when the reader of its stdout leaves. Without it, BrokenPipeError ends the command."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+    """Lets this process go on when the reader of its stdout leaves. Without it, BrokenPipeError ends the command.
+
+    A stdout that was replaced in this process, by a test or a notebook, stays as it is.
+    """
+    if type(sys.stdout) is io.TextIOWrapper and not sys.stdout.isatty():
         sys.stdout.flush()
         file = open(sys.stdout.fileno(), "wb", closefd=False)  # noqa: SIM115 (open to the end of the process)
         sys.stdout = _Lasting(file, encoding=sys.stdout.encoding, errors="backslashreplace")
