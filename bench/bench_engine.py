@@ -44,7 +44,7 @@ def engine(setting: Setting, tmp_path_factory):
         engine = Engine(manifest, checkpoints=folder, device=setting.place, emit=emit)
         for sink in (Jsonl(folder / "events.jsonl"), Lines(log, stamped=True), Monitor(emit)):
             emit.add(sink)
-        engine.total_steps = 1 << 40  # as many windows as are asked for
+        engine.progress.total_steps = 1 << 40  # as many windows as are asked for
         engine._choose_attention()
         engine._compile()
         yield engine
@@ -75,7 +75,7 @@ def bench_checkpoint(benchmark, setting, engine, windows):
     every = setting.manifest("v9").checkpoint.every or 500
     costs = []
     for _ in range(5):
-        engine.steps_done += 1  # a step is saved once
+        engine.progress.steps += 1  # a step is saved once
         start = time.perf_counter()
         engine._save()
         costs.append(time.perf_counter() - start)

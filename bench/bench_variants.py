@@ -22,8 +22,8 @@ import torch
 from setting import Measured, Setting
 
 from ratrain.config.catalogue import catalogue
+from ratrain.engine.assembly import train_step
 from ratrain.engine.device import peak_flops
-from ratrain.engine.stepping import train_step
 from ratrain.model.count import count
 from ratrain.recipe.data import open_corpus
 from ratrain.recipe.sampling import Sampler

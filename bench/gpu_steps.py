@@ -17,10 +17,10 @@ import torch
 from ratrain.config.catalogue import catalogue
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
+from ratrain.engine.assembly import train_step
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import peak_flops, peak_memory, synchronize
 from ratrain.engine.paired import Ratio
-from ratrain.engine.stepping import train_step
 from ratrain.model.count import count
 from ratrain.registry import optim_kinds, patch_kinds
 

@@ -12,7 +12,7 @@ def pruned_step(
 ) -> Callable[[], object]:
     """A step with half of the weights pruned; `looks`: masks are made anew after each."""
     step = ratrain_step(manifest, scale, overrides, device)
-    pruner = step.step.pruner
+    pruner = step.step.hooks[0]
     pruner.expect(0.5)
     step()
 

@@ -24,9 +24,9 @@ from worker import ArmError
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import CompileSection, Manifest
+from ratrain.engine.assembly import train_step
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import keep_freed_memory, set_determinism
-from ratrain.engine.stepping import train_step
 from ratrain.model.build import build
 from ratrain.recipe.data import open_corpus
 from ratrain.recipe.sampling import Sampler

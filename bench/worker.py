@@ -173,7 +173,7 @@ def ratrain_step(
         from ratrain.config.resolve import resolve
         from ratrain.engine import compile as compiling
         from ratrain.engine import device as devices
-        from ratrain.engine.stepping import train_step
+        from ratrain.engine.assembly import train_step
         from ratrain.recipe.data import open_corpus
         from ratrain.recipe.sampling import Sampler
         from ratrain.registry import optim_kinds, patch_kinds

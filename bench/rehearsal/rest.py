@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from ratrain.engine import attention, checkpoint, device, engine, pruning, rng, stepping
+from ratrain.engine import assembly, attention, checkpoint, device, engine, rng, setup
 from ratrain.engine.distributed import World
 from ratrain.engine.engine import Engine
 from ratrain.errors import PreemptedError
@@ -107,7 +107,7 @@ def _two_ranks(rehearsal: Rehearsal) -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
         with chosen(case, rehearsal.card):
-            _, step = stepping.train_step(manifest, lr=1e-4, device="cuda", world=World(0, 2))
+            _, step = assembly.train_step(manifest, lr=1e-4, device="cuda", world=World(0, 2))
             step.share_gradients()
             tokens = torch.empty(4, manifest.model.block_size + 1, dtype=torch.int64, device="cuda")
             step(tokens[:, :-1], tokens[:, 1:])
@@ -129,8 +129,8 @@ def _run(rehearsal: Rehearsal, name: str, steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder, chosen(case, rehearsal.card), _real_files():
         options = {"checkpoints": Path(folder), "device": GPU, "emit": lambda event: None}
         changes = (
-            (engine, "build", built),
-            (pruning, "build", built),
+            (setup, "build", built),
+            (assembly, "build", built),
             (engine, "_SAMPLE_TOKENS", 40),
         )  # past a context
         with contextlib.ExitStack() as stack:
@@ -142,8 +142,8 @@ def _run(rehearsal: Rehearsal, name: str, steps: int) -> None:
             again = Engine(manifest, **options)
             again.run()
     _kept.extend((first, again))
-    if not 0 < first.steps_done < again.steps_done == steps:
-        raise AssertionError(f"stopped at step {first.steps_done}, ended at {again.steps_done} of {steps}")
+    if not 0 < first.progress.steps < again.progress.steps == steps:
+        raise AssertionError(f"stopped at step {first.progress.steps}, ended at {again.progress.steps} of {steps}")
 
 
 @contextlib.contextmanager

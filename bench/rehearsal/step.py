@@ -21,7 +21,7 @@ from torch._dynamo.utils import counters
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
-from ratrain.engine import stepping
+from ratrain.engine import assembly
 from ratrain.engine.attention import Choice
 from ratrain.kernels import kv_prune, linear_cross_entropy, ra_attention  # noqa: F401 - operations are held, see listen
 from ratrain.model.build import build
@@ -116,7 +116,7 @@ class Rehearsal:
         manifest = case.manifest()
         shape = manifest.train.batch, manifest.model.block_size + 1
         with self.mode, chosen(case, self.card):
-            _, step = stepping.train_step(manifest, lr=1e-4, device="cuda")
+            _, step = assembly.train_step(manifest, lr=1e-4, device="cuda")
             for owner, name in (
                 (step, "_clip"),
                 (step.optimizer, "step"),
@@ -170,9 +170,9 @@ def chosen(case: Case, card: Card) -> Iterator[None]:
                 part.backends = choice.order
 
     changes: Sequence[tuple[Any, str, Any]] = (
-        (stepping, "build", built),
-        (stepping, "choose", lambda *args, **options: choice),
-        (stepping, "pin", pin),
+        (assembly, "build", built),
+        (assembly, "choose", lambda *args, **options: choice),
+        (assembly, "pin", pin),
         # which of its kernels serves is decided below Python, by code that a build without CUDA does not have
         (F, "scaled_dot_product_attention", _attention(case.attention)),
     )

@@ -18,10 +18,10 @@ import torch
 
 from ratrain.ablation.arms import Task
 from ratrain.ablation.record import Cost
+from ratrain.engine.assembly import train_step
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import environment, keep_freed_memory, pick_device, set_determinism, synchronize
 from ratrain.engine.paired import Ratio, measure
-from ratrain.engine.stepping import train_step
 from ratrain.recipe.data import open_corpus
 from ratrain.recipe.sampling import Sampler
 

@@ -17,7 +17,7 @@ from ratrain.config.identity import plain
 from ratrain.config.parse import parse_override
 from ratrain.config.schema import Manifest
 from ratrain.engine.contracts import SMALL, contracts, fitted
-from ratrain.engine.fingerprint import weight_digests
+from ratrain.engine.fingerprints import weight_digests
 from ratrain.engine.perturbation import random_tokens
 from ratrain.errors import Fault, ManifestError
 from ratrain.model.build import build, seed_of

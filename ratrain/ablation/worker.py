@@ -11,12 +11,11 @@ import torch
 
 from ratrain.ablation.arms import Task
 from ratrain.engine.checkpoint import thin
-from ratrain.engine.engine import Engine
 from ratrain.engine.folder import RunFolder, listed
 from ratrain.engine.launch import train
 from ratrain.engine.start import AlreadyDone, Launch
 from ratrain.errors import Exit, RatrainError
-from ratrain.events import Compiled, Emit, Evaluated, Event, RunEnded, Window
+from ratrain.events import Compiled, Emit, Evaluated, Event, RunEnded, RunStarted, Window
 
 _TOLD = (Compiled, Window, Evaluated, RunEnded)  # what the table of the study shows
 
@@ -41,12 +40,12 @@ def _ran(task: Task, launch: Launch, tell: Emit) -> tuple[int, str]:
         folder = launch.folder(manifest)
         ours = task.thin and (launch.fresh or not listed(folder.checkpoints))
 
-        def run(engine: Engine) -> RunEnded:
-            if ours:
+        def sink(event: Event) -> None:
+            if ours and isinstance(event, RunStarted):
                 (folder.path / _MARK).touch()
-            return engine.run()
+            tell(event)
 
-        train(manifest, task.source, launch, sink=tell, task=run)
+        train(manifest, task.source, launch, sink=sink)
         _thin(folder)
     except AlreadyDone as done:
         _thin(RunFolder(done.path))

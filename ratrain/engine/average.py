@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ratrain.engine.part import Part
 from ratrain.engine.step import Precision
 
-_MARK = "ema|"  # of its tensors in a checkpoint
+_MARK = "ema|"
 
 
-class Average:
+class Average(Part):
     """Of the fp32 weights; with a `decay` of 0 there is none, and nothing is kept.
 
     Step t weighs 1 - min(decay, (1 + t) / (10 + t)), so that the first steps do not weigh on the average for ever.
     """
+
+    marks = (_MARK,)
 
     def __init__(self, precision: Precision, decay: float, settle: Callable[[], None] = lambda: None):
         """`settle` makes weights that were put in place what weights have to be: zero where they are pruned."""
@@ -28,13 +32,13 @@ class Average:
         self._weights = [weight.data for weight in precision.masters.values()] if decay else []
         self._kept = [weight.clone() for weight in self._weights]
 
-    def update(self, step: int) -> None:
-        """Takes the weights in that step `step`, counted from 1, has left."""
+    def after_step(self, step: int) -> None:
+        """Takes in the weights that step `step`, counted from 1, has left."""
         if self._kept:
             torch._foreach_lerp_(self._kept, self._weights, 1 - min(self._decay, (1 + step) / (10 + step)))
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """The model has the averaged weights meanwhile."""
         if not self._kept:
             yield
@@ -49,17 +53,11 @@ class Average:
             torch._foreach_copy_(self._weights, held)
             self._precision.publish()
 
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of it."""
+    def tensors(self) -> dict[str, Tensor]:
         names = [f"{_MARK}{name}" for name in self._precision.masters]
         return dict(zip(names, self._kept, strict=True)) if self._kept else {}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """From a checkpoint; where it has none, the average begins with the weights as they are."""
-        for (name, kept), weight in zip(self.state().items(), self._weights, strict=True):
+        for (name, kept), weight in zip(self.tensors().items(), self._weights, strict=True):
             kept.copy_(tensors.get(name, weight))
-
-
-def is_average(name: str) -> bool:
-    """Whether a tensor of a checkpoint is one of these."""
-    return name.startswith(_MARK)

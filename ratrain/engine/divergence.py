@@ -11,48 +11,50 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ratrain.engine.progress import Progress
 from ratrain.errors import DivergedError
 
 _ADVICE = "lower schedule.lr, or lengthen the warm-up"
 
 
 class Divergence:
-    """Counts the steps that were skipped, in a row and in all, and raises DivergedError.
+    """Counts in `progress` the steps that were skipped, in a row and in all, and raises DivergedError.
 
     More than `max_skips` in a row end the run; so does more than half of all its steps.
     """
 
-    def __init__(self, max_skips: int):
-        self._max_skips = max_skips
-        self.in_a_row, self.skipped = 0, 0
+    def __init__(self, max_skips: int, progress: Progress):
+        self._max_skips, self._progress = max_skips, progress
 
-    def count(self, norms: Sequence[float], step: int) -> None:
-        """Takes the gradient norms of the steps up to `step`."""
+    def count(self, norms: Sequence[float]) -> None:
+        """Takes the gradient norms of the steps that were just done."""
+        now = self._progress
         for norm in norms:
-            self.in_a_row = 0 if math.isfinite(norm) else self.in_a_row + 1
-            self.skipped += not math.isfinite(norm)
-            if self.in_a_row > self._max_skips:
+            now.skips_in_a_row = 0 if math.isfinite(norm) else now.skips_in_a_row + 1
+            now.skipped += not math.isfinite(norm)
+            if now.skips_in_a_row > self._max_skips:
                 raise DivergedError(
-                    f"the gradient was not finite for {self.in_a_row} steps in a row, up to "
-                    f"step {step} (train.max_skips = {self._max_skips}); {_ADVICE}"
+                    f"the gradient was not finite for {now.skips_in_a_row} steps in a row, up to "
+                    f"step {now.steps} (train.max_skips = {self._max_skips}); {_ADVICE}"
                 )
 
-    def check_loss(self, loss: float, step: int) -> None:
+    def check_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise self.found(f"the validation loss at step {step} is {loss}")
+            raise self.found(f"the validation loss at step {self._progress.steps} is {loss}")
 
-    def check_weights(self, weights: Mapping[str, Tensor], step: int) -> None:
+    def check_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Reads the device once."""
         finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
         if bad := [name for name, is_finite in zip(weights, finite, strict=True) if not is_finite]:
             more = f" and {len(bad) - 1} more weights" if len(bad) > 1 else ""
-            raise self.found(f"{bad[0]}{more}: not finite at step {step}")
+            raise self.found(f"{bad[0]}{more}: not finite at step {self._progress.steps}")
 
-    def check_share(self, steps: int) -> None:
-        """Looks at the whole run of `steps` steps at its end."""
-        if 2 * self.skipped > steps:
+    def check_share(self) -> None:
+        """Looks at the whole run at its end."""
+        skipped, steps = self._progress.skipped, self._progress.steps
+        if 2 * skipped > steps:
             raise DivergedError(
-                f"the gradient was not finite in {self.skipped} of {steps} steps, more than half of them; {_ADVICE}"
+                f"the gradient was not finite in {skipped} of {steps} steps, more than half of them; {_ADVICE}"
             )
 
     def found(self, what: str) -> DivergedError:
@@ -60,4 +62,5 @@ class Divergence:
         return DivergedError(f"{what}{self._told()}; {_ADVICE}")
 
     def _told(self) -> str:
-        return f", {self.skipped} steps had no finite gradient" if self.skipped else ""
+        skipped = self._progress.skipped
+        return f", {skipped} steps had no finite gradient" if skipped else ""

@@ -18,7 +18,7 @@ from ratrain.engine.device import pick_device, set_determinism
 from ratrain.engine.engine import Engine
 from ratrain.engine.folder import listed
 from ratrain.engine.launch import machine_told
-from ratrain.engine.state import restore, snapshot
+from ratrain.engine.pruning import Pruning
 from ratrain.events import Emit, Evaluated, Event, Saved, Window
 from ratrain.sinks.tracker import require
 
@@ -49,7 +49,7 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path =
         ended = engine.run()
         newest = listed(Path(folder))[0]
         restored = Engine(two_steps(manifest), checkpoints=Path(folder), device=engine.device, emit=seen.append)
-        restore(restored, load(newest))
+        restored.state.restore(load(newest))
         require_equal(engine, restored)
     windows = [event for event in seen if isinstance(event, Window)]
     saved = next(event for event in seen if isinstance(event, Saved))
@@ -57,7 +57,7 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path =
     tokens = None if steps is None else steps * tokens_per_step(manifest)
     rate = windows[-1].tokens_per_second
     return {
-        "parameters": engine.cost.parameters,
+        "parameters": engine.setup.cost.parameters,
         "losses": [loss for window in windows for loss in window.losses],
         "validation_loss": next(event.loss for event in seen if isinstance(event, Evaluated)),
         "attention": attention.record(),
@@ -66,7 +66,7 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path =
         "compile_seconds": ended.seconds.get("compile", 0.0),
         "steps": steps,
         "tokens": tokens,
-        "train_flops": None if tokens is None else tokens * engine.cost.train_flops_per_token,
+        "train_flops": None if tokens is None else tokens * engine.setup.cost.train_flops_per_token,
         "tokens_per_second": rate,
         "train_seconds": manifest.train.budget.seconds if tokens is None else tokens / rate,
         "state_bytes": _state_bytes(engine),
@@ -80,7 +80,7 @@ def _state_bytes(engine: Engine) -> int:
     step = engine.train_step
     kept = [tensor for state in step.optimizer.state.values() for tensor in state.values() if tensor.numel() > 1]
     weights = sum(weight.nbytes for weight in step.parameters)
-    return 2 * weights + sum(t.nbytes for t in (*kept, *engine.pruning.tensors().values()))
+    return 2 * weights + sum(t.nbytes for t in (*kept, *engine.part(Pruning).tensors().values()))
 
 
 def two_steps(manifest: Manifest) -> Manifest:
@@ -105,7 +105,7 @@ def two_steps(manifest: Manifest) -> Manifest:
 
 def require_equal(engine: Engine, restored: Engine) -> None:
     """Raises AssertionError where a tensor of two engines differs."""
-    kept, loaded = snapshot(engine), snapshot(restored)
+    kept, loaded = engine.snapshot(), restored.snapshot()
     for name, tensor in {**kept.model, **kept.optimizer}.items():
         other = loaded.model[name] if name in loaded.model else loaded.optimizer[name]
         assert torch.equal(tensor, other), f"{name} does not survive a checkpoint"

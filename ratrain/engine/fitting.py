@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ratrain.config.schema import Manifest, Span
-from ratrain.engine.distributed import World
+from ratrain.config.schema import Span
 from ratrain.engine.looking import looked_at
+from ratrain.engine.part import Part, Position
+from ratrain.engine.setup import Setup
 from ratrain.errors import DivergedError
-from ratrain.events import Fitted
+from ratrain.events import Fitted, Notice
 from ratrain.model.build import seed_of
 from ratrain.model.gpt2 import GPT2
 from ratrain.recipe.sampling import Sampler
-from ratrain.recipe.shards import TokenStream
 
 _CHOICE = 2  # tokens looked at for each that is kept: neighbours are alike
 _HELD_OUT = 4  # windows that are fitted to for each that is held out
@@ -32,87 +32,101 @@ class NotFiniteError(ValueError):
     """A sample holds infinities or NaN."""
 
 
-class Fitting:
+class Fitting(Part):
     """Which patches of a run are due to be fitted, and the fit: rank 0 makes it, all get it.
 
-    `last`, when each patch was fitted, is all that it remembers.
+    `is_open` says which patches are switched on. `last`, when each patch was fitted, is all that it remembers.
     """
 
-    def __init__(self, manifest: Manifest, model: GPT2, tokens: TokenStream, *, world: World):
-        self.manifest, self.model, self.world = manifest, model, world
+    key = "fitting"
+
+    def __init__(self, setup: Setup, is_open: Callable[[], Mapping[str, bool]]):
+        manifest, self._setup, self._is_open = setup.manifest, setup, is_open
+        self.manifest, self.model, self.world = manifest, setup.model, setup.world
         self.modules: dict[str, dict[str, Any]] = {}
-        for name, site, module in fittable(model):
+        for name, site, module in fittable(self.model):
             self.modules.setdefault(name, {})[site] = module
         self.last: dict[str, tuple[int, float]] = {}  # step, and fraction of the budget that was spent
         self.sampler = Sampler(  # of the whole batch, whatever this process trains on
-            tokens,
+            setup.corpus.train,
             seed=manifest.seed.order,
             batch=manifest.train.batch,
             block_size=manifest.model.block_size,
             vocab_size=manifest.model.vocab_size,
         )
 
-    def due(self, step: int, spent: float, is_open: Mapping[str, bool]) -> list[str]:
-        """The patches to fit before the step after `step`: where one opens, unless nothing is learned yet, and then
-        whenever its `refit` has passed."""
-        due = []
+    def due(self, now: Position) -> bool:
+        return bool(self._due(now))
+
+    def between_windows(self, now: Position) -> Iterator[Fitted]:
+        for name in self._due(now):
+            yield from self.fit(name, now)
+
+    def _due(self, now: Position) -> list[str]:
+        """The patches to fit before the next step: where one opens, unless nothing is learned yet, and then whenever
+        its `refit` has passed."""
+        due, is_open = [], self._is_open()
         for name in self.modules:
             refit = self.manifest.patch[name].refit
             if refit == "never" or not is_open[name]:
                 continue
-            if step == 0:
+            if now.step == 0:
                 self.last[name] = (0, 0.0)
-            elif name not in self.last or self._passed(refit, self.last[name], step, spent):
+            elif name not in self.last or self._passed(refit, self.last[name], now):
                 due.append(name)
         return due
 
-    def fit(self, name: str, step: int, spent: float, **passes: Any) -> Fitted | None:
-        """Fits one patch in every layer; `passes` as `fit_modules` takes them. What it found is told on rank 0."""
-        found = self.world.lead(lambda: self._fit(name, step, **passes))
-        self._share(name)
-        self.last[name] = (step, spent)
-        return found
+    def fit(self, name: str, now: Position, *, plain: bool = False) -> Iterator[Fitted]:
+        """Fits one patch in every layer. Rank 0 publishes what it found, unless the fit is `plain`: by `fit_plain`."""
+        with self._setup.phases.timed("fit"):
+            found = self.world.lead(lambda: self._fit(name, now.step, plain=plain))
+            self._share(name)
+            self.last[name] = (now.step, now.spent)
+        if found and not plain:
+            yield found
 
     def has_plain(self, name: str) -> bool:
         """Whether the patch can be fitted plainly as well."""
         return all(hasattr(module, "fit_plain") for module in self.modules[name].values())
 
-    def unfitted(self) -> list[str]:
-        """Patches that are still without a fit somewhere."""
-        return [name for name, modules in self.modules.items() if not all(m.fitted for m in modules.values())]
+    def finish(self, now: Position) -> Iterator[Notice]:
+        for name, modules in self.modules.items():
+            if not all(module.fitted for module in modules.values()):
+                yield Notice(unfitted(name), "warning")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         return dict(self.last)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.last = {name: (at[0], at[1]) for name, at in state.items() if name in self.modules}
 
-    def _passed(self, refit: Span, last: tuple[int, float], step: int, spent: float) -> bool:
+    def _passed(self, refit: Span, last: tuple[int, float], now: Position) -> bool:
         if refit.steps is not None:
-            return step >= last[0] + refit.steps
-        return spent >= last[1] + (refit.fraction or 0.0) - 1e-9
+            return now.step >= last[0] + refit.steps
+        return now.spent >= last[1] + (refit.fraction or 0.0) - 1e-9
 
-    def _fit(self, name: str, step: int, **passes: Any) -> Fitted:
+    def _fit(self, name: str, step: int, *, plain: bool) -> Fitted:
         """Raises DivergedError where the model makes what is not finite: there is no fit to that."""
         modules = self.modules[name]
         wanted = max(module.vectors for module in modules.values())
         windows = self._windows(step, wanted)
         generator = torch.Generator().manual_seed(seed_of(self.manifest.seed.order, "fit", name, step))
         try:
+            passes = {"rows": self._setup.step.micro_batch, "precision": self._setup.precision, "plain": plain}
             errors = fit_modules(self.model, modules, windows, generator, **passes)
         except NotFiniteError as error:
             raise DivergedError(f"patch.{name} cannot be fitted at step {step}: {error}; lower schedule.lr") from error
-        used, plain, values = (torch.stack(part) for part in zip(*errors, strict=True))  # [layers, H]
+        used, by_pca, values = (torch.stack(part) for part in zip(*errors, strict=True))  # [layers, H]
         return Fitted(
             step=step,
             patch=name,
             vectors=wanted,
             objective=self.manifest.patch[name].objective,
             error=float(used.mean()),
-            error_of_pca=float(plain.mean()),
+            error_of_pca=float(by_pca.mean()),
             error_of_values=float(values.mean()),
             heads=used.numel(),
-            heads_as_pca=int((used >= plain).sum()),
+            heads_as_pca=int((used >= by_pca).sum()),
         )
 
     def _windows(self, step: int, wanted: int) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,12 +53,13 @@ def train(
     launch: Launch,
     *,
     sink: Emit,
-    task: Callable[[Engine], RunEnded] = Engine.run,
+    engine: type[Engine] = Engine,
+    until: int | None = None,
 ) -> Path:
     """Runs the manifest, or goes on where it stopped; returns the run's folder.
 
-    `sink` is what the user sees, `task` what is done. A finished run is left as it is. Raises RatrainError with the
-    exit code to give.
+    `sink` shows events to the user; `until` is as in `Engine.run`. A finished run is left as it is. Raises RatrainError
+    with the exit code to give.
     """
     device = pick_device(launch.device)
     keep_compiled_code()
@@ -66,12 +67,12 @@ def train(
     with join(device) as world:
         changed = world.lead(lambda: _ready(folder, manifest, launch))
         with world.leader_first(), machine_told(manifest):  # a run that cannot start leaves no folder
-            engine = Engine(
+            run = engine(
                 manifest, checkpoints=folder.checkpoints, device=device, emit=emit, world=world, branch=launch.branch
             )
-            check_room(folder.checkpoints, engine.checkpoint_bytes, keep=manifest.checkpoint.keep)
+            check_room(folder.checkpoints, run.checkpoint_bytes, keep=manifest.checkpoint.keep)
         if not world.leads:
-            _follow(engine, manifest, task)
+            _follow(run, manifest, until)
             return folder.path
         with folder.open():
             _describe(folder, manifest, source, device, branch=launch.branch)
@@ -79,7 +80,7 @@ def train(
             with _sinks(folder, device, emit, sinks), _failures_noted(folder), machine_told(manifest):
                 if changed:
                     emit(Notice(f"goes on under changed code: {', '.join(changed)}", "warning"))
-                task(engine)
+                run.run(until=until)
     return folder.path
 
 
@@ -94,11 +95,11 @@ def _ready(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
     return changed
 
 
-def _follow(engine: Engine, manifest: Manifest, task: Callable[[Engine], RunEnded]) -> None:
+def _follow(run: Engine, manifest: Manifest, until: int | None) -> None:
     """Trains beside the first process, which does all the speaking."""
     try:
         with machine_told(manifest):
-            task(engine)
+            run.run(until=until)
     except (PreemptedError, DivergedError) as error:
         raise FollowedError(error.exit) from error
 

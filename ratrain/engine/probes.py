@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.looking import looked_at
+from ratrain.engine.part import Part, Position, Readings
 from ratrain.engine.step import Precision, TrainStep
+from ratrain.events import Probed
 from ratrain.model.gpt2 import GPT2
 
 Values = dict[str, dict[str, list[list[float]]]]  # by patch and probe: a row per layer, with a value per head or one
@@ -25,11 +29,15 @@ _Key = tuple[str, str, int]  # patch, probe, layer
 _ROWS = 2  # sequences of an observation
 
 
-class Probes:
-    """Reads the probes of a built model; `on` False finds nothing to read."""
+class Probes(Part):
+    """Reads the probes of a built model; `on` False finds nothing to read.
 
-    def __init__(self, model: GPT2, step: TrainStep, *, on: bool):
-        self.model, self.step = model, step
+    With each evaluation the process that has an `evaluator` also observes activations.
+    """
+
+    def __init__(self, model: GPT2, step: TrainStep, *, on: bool, evaluator: Evaluator | None = None):
+        self.model, self.step, self._evaluator = model, step, evaluator
+        self._observed: Values = {}
         self._n_layer = len(model.blocks)
         self._sites = list(_sites(model)) if on else []
         gates: dict[_Key, str] = {}
@@ -41,13 +49,27 @@ class Probes:
         self._gates = {key: step.precision.masters[name] for key, name in gates.items()}
         step.watched = list(self._gates.values())
 
-    def read(self, table: Tensor) -> tuple[list[list[float]], Values]:
-        """`table`, 2-D, as lists, and what every probe says after the last step: in one transfer from the device."""
-        found = self._found()
-        flat = torch.cat([table.flatten(), *(tensor.detach().float().flatten() for tensor in found.values())]).tolist()
-        numbers = iter(flat)
-        rows = [[next(numbers) for _ in row] for row in table]
-        return rows, self._rows({key: [next(numbers) for _ in range(t.numel())] for key, t in found.items()})
+    def to_read(self) -> dict[_Key, Tensor]:
+        return self._found()
+
+    def after_window(self, now: Position, window: Readings) -> Iterator[Probed]:
+        if window.values:
+            yield Probed(now.step, self._rows(window.values))
+
+    def read(self) -> Values:
+        """What every probe says now."""
+        return self._rows({key: tensor.detach().float().flatten().tolist() for key, tensor in self._found().items()})
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        yield
+        self._observed = {}
+        if self._evaluator:
+            self._observed = self.observe(self._evaluator.real_windows, self._evaluator.precision)
+
+    def after_evaluation(self, now: Position, loss: float) -> Iterator[Probed]:
+        if self._observed:
+            yield Probed(now.step, self._observed)
 
     def observe(self, windows: Tensor, precision: Precision) -> Values:
         """Shares of variance in an uncompiled pass over the first of `windows` [n, T + 1]; empty if none is offered."""
@@ -71,7 +93,7 @@ class Probes:
                 found[patch, f"gradient of {name}", layer] = gradient.abs() if per_head else gradient.norm()
         return found
 
-    def _rows(self, values: dict[_Key, list[float]]) -> Values:
+    def _rows(self, values: Mapping[_Key, list[float]]) -> Values:
         rows: Values = {}
         for (patch, probe, layer), numbers in values.items():
             layers = rows.setdefault(patch, {}).setdefault(probe, [[] for _ in range(self._n_layer)])

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from ratrain.checksum import sha256_of
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.device import environment, pick_device
-from ratrain.engine.engine import Engine
 from ratrain.engine.folder import RunFolder, listed
 from ratrain.engine.launch import train
 from ratrain.engine.start import Launch, changed_code
@@ -81,7 +79,7 @@ def replay(run: Path, *, begin: int, steps: int, device: str) -> Replayed:
             place = launch.folder(manifest)
             _begin_at(begin, run, place)
             with contextlib.suppress(PreemptedError):  # it stops there, unless that is its end
-                train(manifest, source, launch, sink=seen.append, task=partial(Engine.run, until=begin + steps))
+                train(manifest, source, launch, sink=seen.append, until=begin + steps)
             weights = dict(_compared(run, place.checkpoints, begin))
     finally:
         torch.set_num_threads(threads)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from ratrain.config.schema import PruneSection
 from ratrain.engine.device import check_fp8
 from ratrain.engine.distributed import World
 from ratrain.kernels.fp8_linear import fp8_linear
 from ratrain.model.gpt2 import GPT2, Linear
 from ratrain.recipe.groups import Group
-from ratrain.recipe.prune.pruner import Pruner
 
 
 class StepResult(NamedTuple):
@@ -86,6 +84,19 @@ class Precision:
             )
 
 
+class StepHook(Protocol):
+    """Acts inside each optimizer step, as weight pruning does. Must not read the device."""
+
+    def gradients_ready(self) -> None:
+        """The gradients of the whole batch are in the parameters; their norm is not taken yet."""
+
+    def before_update(self) -> None:
+        """The optimizer knows by how much the gradients are clipped, and has not moved the weights."""
+
+    def after_update(self) -> None:
+        """The optimizer has moved the weights."""
+
+
 class TrainStep:
     """Averages the gradient over micro-batches and over the processes of `world`, clips, updates."""
 
@@ -98,21 +109,24 @@ class TrainStep:
         precision: Precision,
         micro_batch: int,
         world: World = World(),  # noqa: B008 - frozen
-        prune: PruneSection | None = None,
     ):
         self.model: nn.Module = model
         self.precision, self.micro_batch, self.clip, self.world = precision, micro_batch, optim.clip, world
-        masters = [replace(g, parameters=tuple(precision.masters[n] for n in g.names)) for g in groups if g.names]
-        self.parameters = [p for g in masters for p in g.parameters]
+        self.groups = [replace(g, parameters=tuple(precision.masters[n] for n in g.names)) for g in groups if g.names]
+        self.parameters = [p for g in self.groups for p in g.parameters]
+        self.names = [name for g in self.groups for name in g.names]  # in the order of the optimizer's parameters
+        self.hooks: list[StepHook] = []
         self.watched: list[nn.Parameter] = []  # small ones, whose gradients are kept until the next step
         self.watched_gradients: list[Tensor | None] = []  # clipped, as the optimizer leaves them
-        self.optimizer: Any = optim.build(masters)
+        self.optimizer: Any = optim.build(self.groups)
         self.optimizer.copies = {precision.masters[name]: copy for name, copy in precision.copies.items()}
-        # then a step reads the copies' gradients and writes the copies itself: nothing is cast or copied beside it
-        self._direct = self.optimizer.publishes and prune is None and world.size == 1
-        self.pruner = Pruner(prune, masters, self.optimizer) if prune else None
         parts: list[Any] = list(model.modules())
         self._settling = [part for part in parts if hasattr(part, "settle")]  # what moves once a step
+
+    @property
+    def _direct(self) -> bool:
+        """Whether the optimizer reads the copies' gradients and writes the copies: nothing is cast or copied then."""
+        return self.optimizer.publishes and not self.hooks and self.world.size == 1
 
     def share_gradients(self) -> None:
         """From now on gradients are averaged over the processes; called once the model is compiled."""
@@ -135,18 +149,18 @@ class TrainStep:
     def __call__(self, tokens: Tensor, targets: Tensor) -> StepResult:
         """One optimizer step on tokens and targets [B, T]."""
         loss = self.backward(tokens, targets)
-        if self.pruner:
-            self.pruner.mask_gradients()
+        for hook in self.hooks:
+            hook.gradients_ready()
         norm = self._clip()
-        if self.pruner:
-            self.pruner.observe()
+        for hook in self.hooks:
+            hook.before_update()
         self.optimizer.step()
-        if self.pruner:
-            self.pruner.prune()
+        for hook in self.hooks:
+            hook.after_update()
         self.watched_gradients = [parameter.grad for parameter in self.watched]
         self.optimizer.zero_grad(set_to_none=True)
         self.precision.drop()
-        if not self.optimizer.publishes or self.pruner:  # which has set weights to zero since
+        if not self.optimizer.publishes or self.hooks:  # which may have changed weights since
             self.precision.publish()
         for part in self._settling:
             part.settle(self.world.sum)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ratrain.config.schema import Manifest
+from ratrain.engine.part import Part, Position, Readings
+from ratrain.events import Activated
 from ratrain.model.build import switches
 from ratrain.model.gpt2 import GPT2
 from ratrain.recipe.activation import Activation
 
 
-class Switchboard:
+class Switchboard(Part):
     """The buffers `s` and `anneal` of every patch, and what moves them. Nothing is read back, nothing recompiles."""
+
+    key = "activation"
 
     def __init__(self, manifest: Manifest, model: GPT2, *, total_steps: int | None):
         self._buffers = {name: buffers for name, buffers in switches(model).items() if buffers}
@@ -36,24 +42,28 @@ class Switchboard:
             if s and before == 0 and not name.endswith(".anneal"):
                 yield name, s
 
+    def move_to(self, now: Position) -> Iterator[Activated]:
+        for name, s in self.set(now.step, now.spent):
+            yield Activated(now.step, name, s)
+
     def is_open(self) -> dict[str, bool]:
         """Which patches are not the base model now."""
         return {name: s > 0 for name, s in self._now.items()}
 
-    def look(self, losses: Sequence[float], step: int, spent: float) -> None:
-        """Hears the losses of a window that ends at `step`: the same on every process, and so is what follows."""
+    def after_window(self, now: Position, window: Readings) -> tuple[()]:
+        """Hands the losses to schedules that follow them; losses and decisions are the same on every process."""
         for activation in self._activations.values():
-            activation.look(losses, step, spent)
+            activation.look(window.losses, now.step, now.spent)
+        return ()
 
-    def next_looks(self, step: int) -> list[int]:
-        """Steps after `step` at which a window must end, so that what is decided does not depend on its length."""
+    def stops(self, step: int) -> list[int]:
         looks = (activation.next_look(step) for activation in self._activations.values())
         return [look for look in looks if look is not None]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         return {name: activation.state_dict() for name, activation in self._activations.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Goes on from `state`; a patch that it does not know begins anew (a branch may add one)."""
         for name, activation in self._activations.items():
             if name in state:

@@ -39,9 +39,9 @@ def member(rank: int, argv: list[str], stop: list[int] | None, told: int) -> int
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *batch)
 
-    def running(self):
+    def running(self, **options):
         try:
-            return run(self)
+            return run(self, **options)
         finally:
             os.write(told, digest(self).encode())
 

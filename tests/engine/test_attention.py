@@ -171,7 +171,7 @@ def test_processes_that_come_at_the_same_time_measure_once(tmp_path):
 def test_a_cpu_measures_nothing_and_changes_nothing(tiny, tmp_path, measured):
     engine, seen = run(tiny("v1", *SHORT), tmp_path)
     assert not measured
-    assert engine.attention == Choice("torch", "default", "cpu", "float32 [4, 2, 32, 16]")
+    assert engine.setup.attention == Choice("torch", "default", "cpu", "float32 [4, 2, 32, 16]")
     assert of(AttentionChosen, seen) == [AttentionChosen("torch", "default", "float32 [4, 2, 32, 16] on cpu", {})]
     assert all(part.backends == () for part in engine.model.modules() if isinstance(part, Core))
 
@@ -240,7 +240,7 @@ def test_a_checkpoint_holds_the_choice(tiny, tmp_path):
     engine, _ = run(tiny("v1", *SHORT, "compile.attention=math"), tmp_path)
     found, _, _ = load_newest(tmp_path)
     assert found
-    assert recorded(found.state["attention"]) == replace(engine.attention, source="recorded")
+    assert recorded(found.state["attention"]) == replace(engine.setup.attention, source="recorded")
 
 
 class Elsewhere:

@@ -44,13 +44,13 @@ def test_it_is_the_weighted_mean_that_is_defined(tiny, precision):
     for step in range(1, 9):
         with torch.no_grad():
             weight.add_(torch.randn(weight.shape, generator=generator))
-        average.update(step)
+        average.after_step(step)
         keep = min(0.6, (1 + step) / (10 + step))
         expected = keep * expected + (1 - keep) * weight.detach().double()
-    torch.testing.assert_close(average.state()[f"ema|{name}"].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(average.tensors()[f"ema|{name}"].double(), expected, rtol=1e-5, atol=1e-6)
     own.publish()  # as a step does
     before, seen_by_model = weight.detach().clone(), model.wte.weight.detach().clone()
-    with average.in_place():
+    with average.evaluating():
         torch.testing.assert_close(weight.double(), expected, rtol=1e-5, atol=1e-6)
         assert not torch.equal(model.wte.weight, seen_by_model)
     assert torch.equal(weight, before)

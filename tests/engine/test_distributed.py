@@ -143,7 +143,7 @@ def test_gradients_travel_with_the_last_micro_step_only(tiny, tmp_path):
 
     manifest = tiny("v1", "train.batch=8", "train.micro_batch=2")
     engine = Engine(manifest, checkpoints=tmp_path, device=torch.device("cpu"), emit=print, world=Counting())
-    engine.train_step(*engine.sampler.batch(0))
+    engine.train_step(*engine.setup.sampler.batch(0))
     assert len(entered) == 3
 
 

@@ -13,6 +13,7 @@ import torch
 from ratrain.engine.checkpoint import listed, load, load_newest
 from ratrain.engine.divergence import Divergence
 from ratrain.engine.engine import Engine
+from ratrain.engine.progress import Progress
 from ratrain.engine.step import TrainStep
 from ratrain.errors import DataError, DivergedError, PreemptedError
 from ratrain.events import Evaluated, Notice, Resumed, RunEnded, RunStarted, Saved, Window
@@ -38,8 +39,8 @@ def run(manifest, folder, *, before_batch=None, emit=None):
 
     engine = Engine(manifest, checkpoints=folder, device=torch.device("cpu"), emit=listen)
     if before_batch:
-        draw = engine.sampler.batch
-        engine.sampler.batch = lambda step: (before_batch(step), draw(step))[1]
+        draw = engine.setup.sampler.batch
+        engine.setup.sampler.batch = lambda step: (before_batch(step), draw(step))[1]
     try:
         engine.run()
     except (PreemptedError, DivergedError) as error:
@@ -232,12 +233,14 @@ def test_a_run_most_of_whose_steps_were_skipped_has_diverged(tiny, tmp_path):
 
 
 def test_skipped_steps_are_counted_across_a_restart():
-    counted = Divergence(max_skips=3)
-    counted.count([1.0, float("nan"), float("inf"), 1.0], 4)
-    assert (counted.in_a_row, counted.skipped) == (0, 2)
-    counted.check_share(4)  # half of them is not most of them
+    progress = Progress(total_steps=4, steps=4)
+    divergence = Divergence(max_skips=3, progress=progress)
+    divergence.count([1.0, float("nan"), float("inf"), 1.0])
+    assert (progress.skips_in_a_row, progress.skipped) == (0, 2)
+    divergence.check_share()  # half of them is not most of them
+    progress.steps = 3
     with pytest.raises(DivergedError, match="in 2 of 3 steps"):
-        counted.check_share(3)
+        divergence.check_share()
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(tiny, tmp_path):

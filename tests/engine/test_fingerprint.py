@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ratrain.engine.engine import Engine
-from ratrain.engine.fingerprint import fingerprints
+from ratrain.engine.fingerprints import fingerprints
 from ratrain.events import Evaluated, Fingerprints
 
 
@@ -14,7 +14,7 @@ from ratrain.events import Evaluated, Fingerprints
 def told(tiny, tmp_path):
     def told(name="gpt2", *keys):
         engine = Engine(tiny(name, *keys), checkpoints=tmp_path, device=torch.device("cpu"), emit=lambda event: None)
-        return fingerprints(engine)
+        return fingerprints(engine.setup)
 
     return told
 

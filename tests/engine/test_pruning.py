@@ -11,6 +11,7 @@ import torch
 
 from ratrain.engine.checkpoint import listed, load
 from ratrain.engine.engine import Engine
+from ratrain.engine.pruning import Pruning
 from ratrain.errors import DataError, PreemptedError
 from ratrain.events import Compiled, OptimizerTold, Pruned, PruningBegan, PruningEvaluated, Window
 from ratrain.recipe.prune.masks import bytes_as_rows, unpack
@@ -122,10 +123,11 @@ def test_the_best_losses_are_those_of_dense_weights_and_of_the_target(tiny, tmp_
 
 def test_a_loss_on_the_way_to_the_target_is_the_best_of_nothing(tiny, tmp_path):
     engine = Engine(pruned(tiny, *KINDS["magnitude"]), checkpoints=tmp_path, device=torch.device("cpu"), emit=print)
+    pruning = engine.part(Pruning)
     for sparsity, loss in ((0.0, 3.0), (0.0, 4.0), (0.3, 1.0), (0.598, 1.0), (0.5995, 2.0), (0.6, 2.5)):
-        engine.train_step.pruner.pruned = round(sparsity * engine.train_step.pruner.weights)
-        engine.pruning.evaluated(loss)
-    assert engine.pruning.best == {"dense": 3.0, "target": 2.0}
+        pruning.pruner.pruned = round(sparsity * pruning.pruner.weights)
+        pruning.after_evaluation(engine.progress.now, loss)
+    assert pruning.best == {"dense": 3.0, "target": 2.0}
 
 
 def test_the_target_is_reached_at_the_end_of_the_ramp_though_it_falls_between_looks(tiny, tmp_path):
@@ -176,7 +178,7 @@ def test_an_average_that_is_evaluated_is_as_sparse_as_the_weights(tiny, tmp_path
         taken = engine.evaluator._taken
 
         def seen(batches):
-            name = engine.train_step.pruner.names[0]
+            name = engine.part(Pruning).pruner.names[0]
             zeros.append(int((engine.precision.masters[name] == 0).sum()))
             return taken(batches)
 

@@ -51,7 +51,7 @@ def test_a_restart_that_changes_something_is_a_failure(ratrain, monkeypatch):
 
     def run(engine, **options):
         ended = restored(engine, **options)
-        if engine.checkpoints.name == "parted":
+        if engine.setup.checkpoints.name == "parted":
             engine.model.wte.weight.data[0, 0] += 1e-3
         return ended
 

@@ -16,7 +16,7 @@ ARMS = ("aa_ulp", "aa_init", "aa_order")
 def batches(tiny, tmp_path):
     def batches(name, *overrides):
         engine = Engine(tiny(name, *overrides), checkpoints=tmp_path, device=torch.device("cpu"), emit=print)
-        return torch.stack([engine.sampler.batch(step)[0] for step in range(3)])
+        return torch.stack([engine.setup.sampler.batch(step)[0] for step in range(3)])
 
     return batches
 

@@ -10,6 +10,7 @@ from ratrain.engine.step import Precision, TrainStep
 from ratrain.kernels.placement import on_kernels
 from ratrain.model.build import build
 from ratrain.recipe.groups import group_parameters
+from ratrain.recipe.prune.pruner import Pruner
 
 SIZES = ("model.n_layer=2", "model.n_head=2", "model.n_embd=64", "model.block_size=40", "model.vocab_size=2048")
 
@@ -69,11 +70,12 @@ def test_weights_that_are_pruned_are_zero_in_the_copies_too(tiny):
         groups=group_parameters(model, manifest.optim.weight_decay),
         precision=Precision("bf16", model),
         micro_batch=1,
-        prune=PruneSection.model_validate({"kind": "magnitude", "target": 0.5}),
     )
+    pruner = Pruner(PruneSection.model_validate({"kind": "magnitude", "target": 0.5}), step.groups, step.optimizer)
+    step.hooks.append(pruner)
     assert step.optimizer.publishes
     step.set_lr(1e-3)
-    step.pruner.expect(0.5, last=True)
+    pruner.expect(0.5, last=True)
     tokens = torch.randint(2048, (2, 41), generator=torch.Generator().manual_seed(0))
     step(tokens[:, :-1], tokens[:, 1:])
     name = "blocks.0.mlp.up.weight"

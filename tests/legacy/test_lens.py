@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from ratrain.engine.engine import Engine
+from ratrain.engine.switchboard import Switchboard
 from ratrain.events import Window
 from ratrain.model.build import build, switches
 from ratrain.model.generate import decode
@@ -88,7 +89,7 @@ def test_without_an_mlp_a_block_adds_attention_and_nothing_else(old_model, token
 def test_the_route_as_run_is_where_the_reference_had_it(tiny, tmp_path, step, route):
     manifest = tiny("l5_as_run", "train.budget.steps=10000")
     engine = Engine(manifest, checkpoints=tmp_path, device=torch.device("cpu"), emit=lambda event: None)
-    list(engine.switchboard.set(step, step / 10000))
+    list(engine.part(Switchboard).set(step, step / 10000))
     part = engine.model.blocks[0].route
     assert float(part().detach()) == pytest.approx(route, abs=6e-4)
 
@@ -96,7 +97,7 @@ def test_the_route_as_run_is_where_the_reference_had_it(tiny, tmp_path, step, ro
 @pytest.mark.parametrize(("spent", "route"), [(0.1, 0.9002), (0.6, 1 / (1 + math.exp(-0.6))), (1.0, 0.269)])
 def test_the_route_as_intended_goes_with_the_budget(tiny, tmp_path, spent, route):
     engine = Engine(tiny("l5"), checkpoints=tmp_path, device=torch.device("cpu"), emit=lambda event: None)
-    list(engine.switchboard.set(int(100 * spent), spent))
+    list(engine.part(Switchboard).set(int(100 * spent), spent))
     assert float(engine.model.blocks[1].route().detach()) == pytest.approx(route, abs=6e-4)
 
 

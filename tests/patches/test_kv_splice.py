@@ -17,7 +17,8 @@ import torch
 from ratrain.cli import main
 from ratrain.engine.checkpoint import load_newest
 from ratrain.engine.engine import Engine
-from ratrain.engine.fitting import _inputs, _Reservoir, fit_briefly
+from ratrain.engine.fitting import Fitting, _inputs, _Reservoir, fit_briefly
+from ratrain.engine.part import Position
 from ratrain.engine.sample import load_run
 from ratrain.errors import DivergedError, ManifestError
 from ratrain.events import Fitted, Notice, Window
@@ -353,14 +354,14 @@ def run(manifest, folder, *, stop=None):
     """An engine, and the events of one session that ends, if it does so early, while step `stop` is prepared."""
     seen = []
     engine = Engine(manifest, checkpoints=folder, device=torch.device("cpu"), emit=seen.append)
-    draw = engine.sampler.batch
+    draw = engine.setup.sampler.batch
 
     def drawing(step):
         if step == stop:
             raise SystemExit
         return draw(step)
 
-    engine.sampler.batch = drawing
+    engine.setup.sampler.batch = drawing
     with contextlib.suppress(SystemExit):
         engine.run()
     return engine, seen
@@ -387,7 +388,7 @@ def test_it_is_fitted_where_it_opens_and_again_as_often_as_the_manifest_says(tin
     engine, seen = run(tiny("c1", *RUN, *SPLICE), tmp_path)
     assert fits(seen) == [6, 9]
     assert not [event for event in seen if isinstance(event, Notice)]
-    assert engine.fitting.sampler.tokens is engine.corpus.train
+    assert engine.part(Fitting).sampler.tokens is engine.corpus.train
     assert all(value.fitted == 1 for value in values_of(engine.model))
     told = next(event for event in seen if isinstance(event, Fitted))
     assert 0 < told.error <= told.error_of_pca < 1
@@ -451,7 +452,7 @@ def test_what_is_not_finite_is_not_fitted_to(tiny, tmp_path):
     with torch.no_grad():
         engine.model.get_parameter("blocks.0.attn.qkv.weight")[-1].fill_(float("inf"))
     with pytest.raises(DivergedError, match=r"cannot be fitted at step 0: what .* is given is not finite"):
-        engine.fit("kv_splice", 0.0)
+        list(engine.part(Fitting).fit("kv_splice", Position(0, 0.0)))
 
 
 def test_a_run_that_never_fits_it_says_so(tiny, tmp_path):

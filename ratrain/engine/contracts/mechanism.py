@@ -115,8 +115,8 @@ def what_it_offers_to_be_looked_at_is_finite(manifest: Manifest) -> None:
     model = fitted(manifest)
     step = step_of(model, manifest, lr=1e-3)
     probes, tokens = Probes(model, step, on=True), tokens_of(manifest, 2, 66)
-    _, read = probes.read(torch.stack(step(tokens[:, :-1], tokens[:, 1:]))[None])
-    for values in (read, probes.observe(tokens, step.precision)):
+    step(tokens[:, :-1], tokens[:, 1:])
+    for values in (probes.read(), probes.observe(tokens, step.precision)):
         for patch, probe, rows in ((p, name, rows) for p, named in values.items() for name, rows in named.items()):
             for row in filter(None, rows):
                 assert len(row) in (1, manifest.model.n_head), f"{patch}: {probe} has {len(row)} values in a layer"

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ratrain.config.schema import Manifest
+from ratrain.engine.assembly import assemble
 from ratrain.engine.fitting import fit_briefly
 from ratrain.engine.perturbation import random_tokens, shake
-from ratrain.engine.step import Precision, TrainStep
+from ratrain.engine.step import TrainStep
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2
-from ratrain.recipe.groups import group_parameters
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def trained(manifest: Manifest, *, steps: int = 3) -> GPT2:
 
 def step_of(model: GPT2, manifest: Manifest, *, lr: float = 1e-2, precision: str = "fp32") -> TrainStep:
     """The train step of the manifest's optimizer, for batches of two."""
-    groups = group_parameters(model, manifest.optim.weight_decay)
-    step = TrainStep(model, manifest.optim, groups=groups, precision=Precision(precision, model), micro_batch=2)
+    train = manifest.train.model_copy(update={"precision": precision, "micro_batch": 2})
+    step = assemble(manifest.model_copy(update={"train": train, "prune": None}), model=model).step
     step.set_lr(lr)
     return step
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ratrain.config.schema import Manifest
+from ratrain.engine.assembly import train_step
 from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.device import keep_freed_memory, set_determinism, synchronize
 from ratrain.engine.profile.fused import Figures, announced
 from ratrain.engine.profile.rows import BACKWARD, CLIP, DATA, FORWARD, MARK, OPTIMIZER, WINDOW
 from ratrain.engine.step import TrainStep
-from ratrain.engine.stepping import train_step
 from ratrain.model.build import seed_of
 from ratrain.model.gpt2 import GPT2
 from ratrain.recipe.data import open_corpus

@@ -36,8 +36,7 @@ class _Part:
 class Pruner:
     """Masks of the matrices of the blocks and, where the section says so, of the token table, which comes last.
 
-    A step calls `mask_gradients` once its gradients are there, `observe` once they are about to be used, and `prune`
-    once the optimizer has moved the weights.
+    It is a hook of the train step (`engine/step.py`), which calls `gradients_ready`, `before_update`, `after_update`.
     A weight that is pruned is zero, and so are all the moments of it; an optimizer that is elementwise leaves them so.
     """
 
@@ -73,7 +72,7 @@ class Pruner:
         """Said before a step: so much is pruned after it, and with the `last` look for good."""
         self._wanted, self._last = sparsity, last
 
-    def mask_gradients(self) -> None:
+    def gradients_ready(self) -> None:
         """No gradient for what is pruned, and none of it in the norm."""
         if self._wanted is not None and self.section.regrow:
             grads = [part.weight.grad for part in self._parts]
@@ -85,7 +84,7 @@ class Pruner:
                 part.weight.grad.mul_(self._mask(part))
 
     @torch.no_grad()
-    def observe(self) -> None:
+    def before_update(self) -> None:
         """Sums movements, of the weights as the gradients saw them; once the optimizer knows how they are clipped."""
         if self.section.kind == "movement" and not self.reached:
             divisor, skipped = self._optimizer.grad_scale, self._optimizer.found_inf  # type: ignore[attr-defined]
@@ -93,7 +92,7 @@ class Pruner:
                 if part.movement is not None and part.weight.grad is not None:
                     scores.add_movement(part.movement, part.weight, part.weight.grad, divisor, skipped)
 
-    def prune(self) -> None:
+    def after_update(self) -> None:
         """Looks at who stays if that was asked for, and keeps at zero what is gone."""
         looks = self._wanted is not None
         if self._wanted is not None:

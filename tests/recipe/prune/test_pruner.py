@@ -9,9 +9,7 @@ import torch
 
 from ratrain.config.find import shipped
 from ratrain.config.schema import PruneSection
-from ratrain.engine.step import Precision, TrainStep
-from ratrain.model.build import build
-from ratrain.recipe.groups import group_parameters
+from ratrain.engine.assembly import assemble
 from ratrain.recipe.prune.schedule import shares
 
 KINDS = {
@@ -29,28 +27,25 @@ def batch(seed):
 
 
 def step_of(manifest, **options):
-    model = build(manifest)
-    step = TrainStep(
-        model,
-        manifest.optim,
-        groups=group_parameters(model, manifest.optim.weight_decay),
-        precision=Precision(manifest.train.precision, model),
-        micro_batch=4,
-        prune=PruneSection.model_validate({"target": 0.8, **options}),
-    )
+    section = PruneSection.model_validate({"target": 0.8, **options})
+    step = assemble(manifest.model_copy(update={"prune": section}), micro_batch=4).step
     step.set_lr(1e-2)
     return step
 
 
+def pruner_of(step):
+    return step.hooks[0]
+
+
 def masks(step):
-    return dict(step.pruner.masks())
+    return dict(pruner_of(step).masks())
 
 
 def ramp(step, looks=8, apart=3):
     """Trains, with a look at every third step up to the target; yields after each step whether there was one."""
     for number in range(1, looks * apart + 1):
         if number % apart == 0:
-            step.pruner.expect(0.8 * number / (looks * apart), last=number == looks * apart)
+            pruner_of(step).expect(0.8 * number / (looks * apart), last=number == looks * apart)
         step(*batch(number))
         yield number % apart == 0
 
@@ -60,10 +55,10 @@ def test_each_look_prunes_exactly_what_was_asked_for(tiny, kind):
     step, looks = step_of(tiny(), **KINDS[kind]), 0
     for looked in ramp(step):
         looks += looked
-        asked = int(0.1 * looks * step.pruner.weights + 1e-6)
+        asked = int(0.1 * looks * pruner_of(step).weights + 1e-6)
         gone = sum(int((~mask).sum()) for mask in masks(step).values())
-        assert gone == step.pruner.pruned == asked
-    assert step.pruner.reached
+        assert gone == pruner_of(step).pruned == asked
+    assert pruner_of(step).reached
 
 
 @pytest.mark.parametrize("file", shipped(), ids=lambda file: file.stem)
@@ -71,13 +66,13 @@ def test_every_variant_can_be_pruned(tiny, file):
     step = step_of(tiny(str(file)), kind="movement", layers="uniform", embedding=True, regrow=0.1)
     for _ in ramp(step, looks=2, apart=1):
         gone = sum(int((~mask).sum()) for mask in masks(step).values())
-        assert gone == step.pruner.pruned
+        assert gone == pruner_of(step).pruned
         assert all(not weight[~mask].any() for weight, mask in zip(weights_of(step), masks(step).values(), strict=True))
-    assert step.pruner.pruned == int(0.8 * step.pruner.weights + 1e-6)
+    assert pruner_of(step).pruned == int(0.8 * pruner_of(step).weights + 1e-6)
 
 
 def weights_of(step):
-    return [step.precision.masters[name] for name in step.pruner.names]
+    return [step.precision.masters[name] for name in pruner_of(step).names]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,7 +98,7 @@ def test_what_is_pruned_is_zero_with_all_its_moments_and_stays_so(tiny, kind):
 def test_with_a_target_of_zero_it_is_the_same_training_to_the_bit(tiny, kind):
     plain, pruned = step_of(tiny(), kind="magnitude"), step_of(tiny(), **{**KINDS[kind], "target": 0.0})
     for number in range(20):
-        pruned.pruner.expect(0.0)
+        pruner_of(pruned).expect(0.0)
         assert torch.equal(plain(*batch(number)).loss, pruned(*batch(number)).loss)
     for a, b in zip(plain.parameters, pruned.parameters, strict=True):
         assert torch.equal(a, b)
@@ -112,8 +107,8 @@ def test_with_a_target_of_zero_it_is_the_same_training_to_the_bit(tiny, kind):
 def test_a_global_threshold_prunes_the_smallest_of_all(tiny):
     step = step_of(tiny(), kind="magnitude")
     step.set_lr(0.0)
-    step.pruner.expect(0.5)
-    weights = {name: step.precision.masters[name].detach().clone() for name in step.pruner.names}
+    pruner_of(step).expect(0.5)
+    weights = {name: step.precision.masters[name].detach().clone() for name in pruner_of(step).names}
     step(*batch(0))
     now = masks(step)
     stays = torch.cat([weights[name][now[name]].abs() for name in now])
@@ -133,7 +128,7 @@ def test_each_matrix_loses_its_share_to_within_a_weight(tiny, kind, policy):
 
 def test_movement_is_what_the_gradients_said(tiny):
     step = step_of(tiny("gpt2", "optim.clip=0.05"), kind="movement")
-    name = step.pruner.names[0]
+    name = pruner_of(step).names[0]
     weight, expected = step.precision.masters[name], 0.0
     for number in range(3):
         step.backward(*batch(number))
@@ -142,21 +137,21 @@ def test_movement_is_what_the_gradients_said(tiny):
         expected = expected - weight.detach().double() * gradient
         step.forget()
         step(*batch(number))
-    found = step.pruner.tensors()[f"movement|{name}"]
+    found = pruner_of(step).tensors()[f"movement|{name}"]
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-12)
 
 
 def test_a_step_that_is_skipped_moves_no_score_and_no_mask(tiny):
     step = step_of(tiny(), kind="movement")
     list(itertools.islice(ramp(step), 6))
-    before = {name: tensor.clone() for name, tensor in step.pruner.tensors().items()}
+    before = {name: tensor.clone() for name, tensor in pruner_of(step).tensors().items()}
     with torch.no_grad():
         kept = step.parameters[-1].clone()
         step.parameters[-1].fill_(torch.nan)
     assert not step(*batch(0)).norm.isfinite()
     with torch.no_grad():
         step.parameters[-1].copy_(kept)
-    assert all(torch.equal(before[name], tensor) for name, tensor in step.pruner.tensors().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in pruner_of(step).tensors().items())
     assert step(*batch(0)).norm.isfinite()
 
 
@@ -169,7 +164,7 @@ def test_a_look_beside_a_reset_of_the_moments_sees_them(tiny, score):
         step = step_of(tiny("gpt2", *spam), kind="state", score=score)
         for number in range(1, 7):
             if number == 6:
-                step.pruner.expect(0.5)
+                pruner_of(step).expect(0.5)
             step(*batch(number))
         found.append(masks(step))
     assert all(torch.equal(mask, found[1][name]) for name, mask in found[0].items())
@@ -179,7 +174,7 @@ def test_regrown_weights_are_those_of_the_largest_gradient_and_begin_at_zero(tin
     step = step_of(tiny(), kind="magnitude", regrow=0.2, layers="uniform")
     list(ramp(step, looks=4))
     before = masks(step)
-    step.pruner.expect(0.8)
+    pruner_of(step).expect(0.8)
     step.backward(*batch(99))
     dense = {name: step.precision.masters[name].grad.abs().clone() for name in before}
     step.forget()
@@ -196,7 +191,7 @@ def test_what_is_exchanged_for_itself_begins_at_zero_too(tiny):
     list(ramp(step, looks=4))
     step.set_lr(0.0)  # so that the look sees these weights
     before = {name: (mask, step.precision.masters[name].detach().clone()) for name, mask in masks(step).items()}
-    step.pruner.expect(0.8)
+    pruner_of(step).expect(0.8)
     step(*batch(99))
     again = 0
     for name, now in masks(step).items():
@@ -209,15 +204,15 @@ def test_what_is_exchanged_for_itself_begins_at_zero_too(tiny):
 
 
 def test_the_token_table_is_pruned_where_that_is_asked_for_and_comes_last(tiny):
-    assert "wte.weight" not in step_of(tiny(), kind="magnitude").pruner.names
-    with_table = step_of(tiny(), kind="magnitude", embedding=True).pruner
+    assert "wte.weight" not in pruner_of(step_of(tiny(), kind="magnitude")).names
+    with_table = pruner_of(step_of(tiny(), kind="magnitude", embedding=True))
     assert with_table.names[-1] == "wte.weight"
     assert len(with_table.names) == 4 * 2 + 1
 
 
 def test_masks_take_a_bit_per_weight_and_movement_a_number(tiny):
     def taken(**options):
-        pruner = step_of(tiny(), **options).pruner
+        pruner = pruner_of(step_of(tiny(), **options))
         return sum(tensor.nbytes for tensor in pruner.tensors().values()) / pruner.weights
 
     assert taken(kind="magnitude") == taken(kind="state", score="bitter0") == 1 / 8

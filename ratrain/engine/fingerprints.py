@@ -1,36 +1,33 @@
-"""What a run begins with, as digests: what two arms of a study must share for their difference to be their own."""
+"""Digests of initial weights, data order and validation windows; paired arms of a study must match in them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from ratrain.engine.setup import Setup
 from ratrain.events import Fingerprints
 from ratrain.recipe.sampling import sample_rows
-
-if TYPE_CHECKING:
-    from ratrain.engine.engine import Engine
 
 _STEPS = 8  # whose batches are digested: each is drawn by the same rule
 _DIGITS = 16
 
 
-def fingerprints(engine: Engine) -> Fingerprints:
-    """Of the engine before its first step; a patch's own tensors are left out."""
-    m, tokens = engine.manifest, engine.corpus.train
+def fingerprints(setup: Setup) -> Fingerprints:
+    """The digests before the first step; tensors that only a patch has are left out."""
+    m, tokens = setup.manifest, setup.corpus.train
     options = {"seed": m.seed.order, "batch": m.train.batch, "block_size": m.model.block_size}
     order = np.stack([sample_rows(len(tokens), step=step, **options) for step in range(_STEPS)])
     return Fingerprints(
-        data=engine.corpus.fingerprint[:_DIGITS],
+        data=setup.corpus.fingerprint[:_DIGITS],
         order=_digest(order.tobytes()),
-        windows=digest_of(engine.evaluator.real_windows),
-        weights=weight_digests(engine.precision.masters, engine.model.base_names),
-        unit=engine.clusters.unit,
-        sizes=tuple(engine.clusters.sizes.tolist()),
+        windows=digest_of(setup.evaluator.real_windows),
+        weights=weight_digests(setup.precision.masters, setup.model.base_names),
+        unit=setup.clusters.unit,
+        sizes=tuple(setup.clusters.sizes.tolist()),
     )
 
 

@@ -1,0 +1,72 @@
+"""The model of a manifest with its optimizer step: the one place that puts the two together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ratrain.config.schema import CompileSection, Manifest
+from ratrain.engine.attention import choose, pin
+from ratrain.engine.compile import compile_model
+from ratrain.engine.distributed import World
+from ratrain.engine.step import Precision, TrainStep
+from ratrain.model.build import build
+from ratrain.model.gpt2 import GPT2
+from ratrain.recipe.groups import group_parameters
+from ratrain.recipe.prune.pruner import Pruner
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A model, the number formats that it is trained in, and its optimizer step; nothing is compiled yet."""
+
+    model: GPT2
+    precision: Precision
+    step: TrainStep
+
+
+def assemble(
+    manifest: Manifest,
+    device: torch.device | None = None,
+    *,
+    world: World = World(),  # noqa: B008 - frozen
+    model: GPT2 | None = None,
+    micro_batch: int | None = None,
+) -> Assembly:
+    """Assembles `manifest` on `device` (the CPU by default).
+
+    `model` stands in for a newly built one, `micro_batch` for `train.micro_batch`. Raises what `build` raises, and
+    UnavailableError for a precision that the device lacks.
+    """
+    model = build(manifest, device=device or torch.device("cpu")) if model is None else model
+    precision = Precision(manifest.train.precision, model)
+    step = TrainStep(
+        model,
+        manifest.optim,
+        groups=group_parameters(model, manifest.optim.weight_decay),
+        precision=precision,
+        micro_batch=micro_batch or manifest.train.micro_batch,
+        world=world,
+    )
+    if manifest.prune:
+        step.hooks.append(Pruner(manifest.prune, step.groups, step.optimizer))
+    return Assembly(model, precision, step)
+
+
+def train_step(
+    manifest: Manifest,
+    *,
+    lr: float,
+    device: str = "cpu",
+    compiler: CompileSection | None = None,
+    world: World = World(),  # noqa: B008 - frozen
+) -> tuple[GPT2, TrainStep]:
+    """The manifest's model and its step without a run around it, compiled by `compiler`, else as the manifest says."""
+    place = torch.device(device)
+    made = assemble(manifest, place, world=world)
+    attention = choose(manifest, rows=manifest.train.micro_batch, device=place)
+    pin(made.model, attention, strict=manifest.compile.strict)
+    compile_model(made.model, compiler or manifest.compile)
+    made.step.set_lr(lr)
+    return made.model, made.step

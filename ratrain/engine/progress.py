@@ -1,0 +1,60 @@
+"""How far a run has come: steps, time, losses, skipped steps. Everything here but `saved_at` is in each checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ratrain.config.resolve import steps_total
+from ratrain.config.schema import Manifest
+from ratrain.engine.part import Position
+
+
+@dataclass
+class Progress:
+    """Counters of one run of a budget of `total_steps` steps, or of `budget_seconds` where that is None."""
+
+    total_steps: int | None
+    budget_seconds: float = 0.0
+    steps: int = 0  # done
+    spent_seconds: float = 0.0  # of training alone, over all sessions of the run
+    last_loss: float | None = None  # of the last evaluation
+    evaluated_at: int = -1  # the step of that evaluation
+    saved_at: int = -1  # step of the newest checkpoint
+    skips_in_a_row: int = 0  # steps without a finite gradient, up to now
+    skipped: int = 0  # such steps in all
+    _timed_steps: int = 0  # steps that `spent_seconds` is the time of
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Progress:
+        return cls(steps_total(manifest), manifest.train.budget.amount)
+
+    def add_time(self, seconds: float) -> None:
+        """Counts the time of the steps since the last call."""
+        self.spent_seconds += seconds
+        self._timed_steps = self.steps
+
+    def at(self, step: int) -> Position:
+        """The position once `step` steps are done.
+
+        A budget in seconds is read once per window; in between it grows by the mean time of the steps so far.
+        """
+        if self.total_steps is not None:
+            return Position(step, step / self.total_steps)
+        per_step = self.spent_seconds / self._timed_steps if self._timed_steps else 0.0
+        seconds = self.spent_seconds + (step - self._timed_steps) * per_step
+        return Position(step, min(1.0, seconds / self.budget_seconds))
+
+    @property
+    def now(self) -> Position:
+        return self.at(self.steps)
+
+    @property
+    def finished(self) -> bool:
+        if self.total_steps is not None:
+            return self.steps >= self.total_steps
+        return self.spent_seconds >= self.budget_seconds
+
+    def restore(self, step: int, *, spent_seconds: float, last_loss: float | None, evaluated_at: int) -> None:
+        """Takes the values that a checkpoint of step `step` holds."""
+        self.steps = self._timed_steps = step
+        self.spent_seconds, self.last_loss, self.evaluated_at = spent_seconds, last_loss, evaluated_at

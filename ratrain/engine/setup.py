@@ -1,0 +1,110 @@
+"""Everything that is made of a manifest before its first step: data, model, optimizer step, evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ratrain.config.identity import Parent
+from ratrain.config.schema import Manifest
+from ratrain.engine.assembly import assemble
+from ratrain.engine.attention import Choice, require
+from ratrain.engine.branch import Branch
+from ratrain.engine.checkpoint import listed
+from ratrain.engine.device import keep_freed_memory, peak_flops, set_determinism
+from ratrain.engine.distributed import World, local_rows
+from ratrain.engine.evaluate import Evaluator
+from ratrain.engine.phases import Phases
+from ratrain.engine.step import Precision, TrainStep
+from ratrain.events import Emit
+from ratrain.model.build import build, seed_of
+from ratrain.model.count import Cost, count
+from ratrain.model.gpt2 import GPT2
+from ratrain.model.pretrained import Loaded, load_pretrained
+from ratrain.recipe.data import Corpus, open_corpus
+from ratrain.recipe.sampling import Clusters, Sampler, validation_clusters, validation_windows
+
+
+@dataclass
+class Setup:
+    """What a run is made of. Nothing in it changes but the tensors, and `attention`, which is chosen at the start."""
+
+    manifest: Manifest
+    device: torch.device
+    world: World
+    checkpoints: Path
+    branch: Branch | None
+    phases: Phases
+    corpus: Corpus
+    sampler: Sampler
+    clusters: Clusters  # groups of validation targets that share a document: the unit of bootstraps
+    model: GPT2
+    pretrained: Loaded | None
+    cost: Cost
+    precision: Precision
+    step: TrainStep
+    evaluator: Evaluator
+    peak: dict[str, float | None]  # FLOP/s of the device
+    attention: Choice | None = None
+
+    @property
+    def parent(self) -> Parent | None:
+        return self.branch.parent if self.branch else None
+
+
+def set_up(
+    manifest: Manifest,
+    *,
+    checkpoints: Path,
+    device: torch.device,
+    emit: Emit,
+    world: World = World(),  # noqa: B008 - frozen
+    branch: Branch | None = None,
+    attention: Choice | None = None,
+) -> Setup:
+    """Makes everything, on `device`. Raises what its makers raise: ManifestError, MissingError, DataError, ..."""
+    keep_freed_memory()
+    set_determinism(manifest.train.deterministic, device)
+    spec, train = manifest.model, manifest.train
+    corpus = open_corpus(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
+    sampler = Sampler(
+        corpus.train,
+        seed=manifest.seed.order,
+        batch=train.batch,
+        block_size=spec.block_size,
+        vocab_size=spec.vocab_size,
+        rank=world.rank,
+        world=world.size,
+    )
+    cut = {"block_size": spec.block_size, "count": manifest.eval.windows}
+    windows = validation_windows(corpus.val, **cut)
+    clusters = validation_clusters(corpus.val, **cut, eot=corpus.tokenizer.eot_token)
+    torch.manual_seed(seed_of(manifest.seed.order, "dropout", world.rank))
+    model = build(manifest, device=device)
+    begins = branch is None and not listed(checkpoints)  # else a checkpoint holds the weights
+    pretrained = load_pretrained(model, manifest) if begins and manifest.init.weights else None
+    cost = count(model)
+    rows = local_rows(world, batch=train.batch, micro_batch=train.micro_batch)
+    made = assemble(manifest, device, world=world, model=model, micro_batch=rows)
+    require(manifest, rows=rows, device=device)
+    return Setup(
+        manifest=manifest,
+        device=device,
+        world=world,
+        checkpoints=checkpoints,
+        branch=branch,
+        phases=Phases(emit, device),
+        corpus=corpus,
+        sampler=sampler,
+        clusters=clusters,
+        model=model,
+        pretrained=pretrained,
+        cost=cost,
+        precision=made.precision,
+        step=made.step,
+        evaluator=Evaluator(model, windows, precision=made.precision, batch=rows, world=world),
+        peak=peak_flops(device, train.precision),
+        attention=attention,
+    )
