@@ -78,6 +78,18 @@ def test_convert_writes_a_manifest_and_says_what_trains_it(ratrain):
     assert tomli.loads(Path("new.toml").read_text())["arms"] == ["v1", "v3", "v7", "v9"]
 
 
+def test_the_path_of_a_clone_names_a_shipped_defconfig_where_its_link_is_text(ratrain):
+    Path("legacy").write_text("ratrain/legacy")
+    name = "legacy/defconfigs/gpt2-vanilla-baseline"
+    code, out, err = ratrain(name, *QUICK, "--dry-run")
+    assert (code, "nothing was written" in out) == (0, True)
+    assert f"{name}: one run, as runs/legacy/gpt2-vanilla-baseline.toml" in err
+    code, out, _ = ratrain("convert", name)
+    assert (code, f"converted from {name}:" in out) == (0, True)
+    code, _, err = ratrain("convert", "legacy/defconfigs/none")
+    assert (code, "legacy/defconfigs/none: no such file" in err) == (Exit.MISSING, True)
+
+
 # make
 
 
