@@ -12,14 +12,14 @@ CHOSEN := $(firstword $(shell cat .config 2>/dev/null))
 KEPT := $(wordlist 2,99,$(shell cat .config 2>/dev/null))
 RATRAIN = env $(foreach kept,$(KEPT),$(if $($(firstword $(subst =, ,$(kept)))),,$(kept))) $(BIN)/ratrain
 GIVEN = $(foreach name,$(VARIABLES),$(if $($(name)),$(name)=$($(name))))
-DEFCONFIGS := legacy/defconfigs
+DEFCONFIGS := ratrain/legacy/defconfigs
 
 .DEFAULT_GOAL := main
 .PHONY: defconfig defconfig-none list-defconfigs main install test faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse zoo kernels gpu-check gpu-carry gpu-first clean help
 
 main: install ## set up, then train V9, draw a sample and write a report (the default); or what defconfig-NAME chose
 ifeq ($(CHOSEN),)
-	$(BIN)/ratrain manifests/unified_ra_v9.toml
+	$(BIN)/ratrain ratrain/manifests/unified_ra_v9.toml
 	$(BIN)/ratrain report @last
 else
 	$(RATRAIN) $(CHOSEN) $(ARGS)
@@ -30,7 +30,7 @@ defconfig-none: ## choose no configuration: make trains V9 again
 
 defconfig: ## choose a configuration of the reference by its path, DEFCONFIG=path; or defconfig-NAME, defconfig-old-NAME
 	@test -n "$(DEFCONFIG)" || { echo "expected DEFCONFIG=path, or make defconfig-NAME; make list-defconfigs"; exit 2; }
-	@$(call choose,$(firstword $(wildcard $(DEFCONFIG) $(DEFCONFIGS)/$(DEFCONFIG) $(DEFCONFIGS)/gpt2/$(DEFCONFIG))),$(DEFCONFIG))
+	@$(call choose,$(firstword $(wildcard $(DEFCONFIG) ratrain/$(DEFCONFIG) $(DEFCONFIGS)/$(DEFCONFIG) $(DEFCONFIGS)/gpt2/$(DEFCONFIG))),$(DEFCONFIG))
 
 defconfig-old-%:
 	@$(call choose,$(wildcard $(DEFCONFIGS)/old/$*),$*)

@@ -27,10 +27,7 @@ FLOORS = (
     ("__init__",),
 )
 HEIGHT = {part: -depth for depth, parts in enumerate(FLOORS) for part in parts}
-FILES = [
-    *(file for file in sorted((ROOT / "ratrain").rglob("*.py")) if not any(p.is_symlink() for p in file.parents)),
-    *(file for folder in ("kernels", "legacy", "bench") for file in sorted((ROOT / folder).rglob("*.py"))),
-]
+FILES = [file for folder in ("ratrain", "bench") for file in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def part_of(file: Path) -> str:

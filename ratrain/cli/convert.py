@@ -42,12 +42,13 @@ def _convert(args: argparse.Namespace) -> None:
     from ratrain.atomic import write_file
     from ratrain.legacy.readers.defconfig import is_defconfig
 
-    if not args.file.exists():
+    file = args.file if args.file.exists() else _shipped(str(args.file))
+    if file is None:
         raise MissingError(f"{args.file}: no such file; expected a defconfig or a checkpoint of the reference")
-    if not is_defconfig(args.file):
+    if not is_defconfig(file):
         _convert_checkpoint(args)
         return
-    found = _converted(args.file, args)
+    found = _converted(file, args)
     if args.to:
         write_file(args.to, [found.text.encode()])
         print(f"{args.to}: {_shape(found)}; {' '.join(['ratrain', *_words(found, args.to)])} trains it")
@@ -109,19 +110,19 @@ def with_manifests(argv: Sequence[str]) -> list[str]:
     """`argv` with the manifest of a defconfig in its place, where one is named: converted into runs/legacy/, with the
     options of a conversion taken out. `check` looks at each of its runs at the tiny scale."""
     words = list(argv)
-    files = [n for n, word in enumerate(words) if _may_be(word)]
+    files = {n: file for n, word in enumerate(words) if (file := _file(word))}
     if not files:
         return words
     from ratrain.legacy.readers.defconfig import is_defconfig
 
-    at = next((n for n in files if is_defconfig(words[n])), None)
+    at = next((n for n, file in files.items() if is_defconfig(file)), None)
     if at is None:
         return words
     parser = argparse.ArgumentParser(prog="ratrain", add_help=False, allow_abbrev=False)
     _reading_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs"))
     args, rest = parser.parse_known_args([*words[:at], *words[at + 1 :]])
-    found = _converted(Path(words[at]), args)
+    found = _converted(files[at], args)
     file = _written(found, args.out)
     print(f"{words[at]}: {_shape(found)}, as {file}", file=sys.stderr)
     if rest[:1] == ["check"]:
@@ -132,9 +133,20 @@ def with_manifests(argv: Sequence[str]) -> list[str]:
     return command if args.out == Path("runs") else [*command, "--out", str(args.out)]
 
 
-def _may_be(word: str) -> bool:
-    """Whether it is a file, and not by its name another."""
-    return os.path.isfile(word) and not word.endswith((".toml", ".safetensors"))
+def _file(word: str) -> Path | None:
+    """The file that `word` names and that may be a defconfig: neither a manifest nor weights, by its ending."""
+    if word.endswith((".toml", ".safetensors")):
+        return None
+    return Path(word) if os.path.isfile(word) else _shipped(word)
+
+
+def _shipped(word: str) -> Path | None:
+    """The file of the package that `legacy/...` names where the folder has no link to it."""
+    if not word.startswith("legacy/"):
+        return None
+    from ratrain.config.find import find_in_package
+
+    return find_in_package(word)
 
 
 def _written(found: Conversion, out: Path) -> Path:

@@ -44,6 +44,8 @@ def find_manifest(name: str) -> Path:
     """The manifest called `name`: a path, a file name or stem in the shipped folder, or an id. Raises MissingError."""
     if os.path.isfile(name):
         return Path(name)
+    if file := find_in_package(name):
+        return file
     files = shipped()
     for file in files:
         if name in _names(file):
@@ -64,7 +66,16 @@ def find_scale(name: str) -> Path:
         return file
     if os.path.isfile(name):
         return Path(name)
+    if file := find_in_package(name):
+        return file
     raise UsageError(f"--scale {name}: no such scale; expected a path or one of {', '.join(scales())}")
+
+
+def find_in_package(name: str) -> Path | None:
+    """The shipped file of a path such as `legacy/defconfigs/x`; for trees without the links at the top of a clone."""
+    file = SHIPPED.parent / name
+    known = Path(name).parts[:1] in (("manifests",), ("legacy",)) and ".." not in Path(name).parts
+    return file if known and os.path.isfile(file) else None
 
 
 def find_extended(name: str, file: Path) -> Path | None:

@@ -16,6 +16,7 @@ from ratrain.errors import Fault, ManifestError, MissingError
 MAX_BYTES = 32_000  # the longest manifest is a tenth of this; a larger file would take long only to be refused
 MAX_KEYS = 1000  # an ablation of forty arms has 630
 SHIPPED = Path(__file__).parent.parent / "manifests"
+_DEFCONFIGS = SHIPPED.parent / "legacy" / "defconfigs"
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ class Layer:
 
 
 def label_of(path: Path) -> str:
-    """How messages name `path`: `manifests/x.toml` if shipped, else relative to the current folder if below it."""
+    """How messages name `path`: `manifests/x.toml` or `legacy/defconfigs/x` if shipped, else relative to the current
+    folder if below it."""
     try:
         full = path.resolve()
         label = str(path)
-        for base, prefix in ((Path.cwd(), ""), (SHIPPED.resolve(), "manifests/")):
-            if full.is_relative_to(base):
-                label = prefix + full.relative_to(base).as_posix()
+        for base, prefix in ((Path.cwd(), ""), (SHIPPED, "manifests/"), (_DEFCONFIGS, "legacy/defconfigs/")):
+            if full.is_relative_to(base.resolve()):
+                label = prefix + full.relative_to(base.resolve()).as_posix()
     except (OSError, ValueError, RuntimeError):  # a NUL in the name, a loop of links
         label = str(path)
     return "".join(char if char.isprintable() else "?" for char in label)

@@ -35,10 +35,7 @@ def asked(monkeypatch, capsys):
 @pytest.fixture
 def repository(tmp_path):
     """A repository of its own with one commit of the package as it is here."""
-    for folder in ("ratrain", "kernels", "legacy", "manifests"):
-        shutil.copytree(
-            ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "runs")
-        )
+    shutil.copytree(ROOT / "ratrain", tmp_path / "ratrain", ignore=shutil.ignore_patterns("__pycache__", "runs"))
     who = ("-c", "user.name=bench", "-c", "user.email=bench@example.invalid", "-c", "commit.gpgsign=false")
     for words in (("init", "-q"), ("add", "-A"), (*who, "commit", "-q", "-m", "as it was")):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)

@@ -12,9 +12,9 @@ import pytest
 
 import ratrain.config.schema as schema
 from ratrain.config.catalogue import catalogue
-from ratrain.config.find import SCALES, scales, shipped
+from ratrain.config.find import SCALES, find_scale, scales, shipped
 from ratrain.config.merge import ONE_OF
-from ratrain.config.parse import MAX_BYTES, label_of
+from ratrain.config.parse import MAX_BYTES, SHIPPED, label_of
 from ratrain.config.read import OWN, find_manifest, read_source
 from ratrain.errors import Exit, ManifestError, MissingError, UsageError
 
@@ -24,6 +24,18 @@ def test_a_manifest_is_found_by_id_stem_name_and_short_path(name, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert find_manifest(name).name == "unified_ra_v9.toml"
     assert label_of(find_manifest(name)) == "manifests/unified_ra_v9.toml"
+
+
+@pytest.mark.parametrize("left", [None, "ratrain/manifests"], ids=["no folder", "a link as text"])
+def test_paths_of_a_clone_name_what_is_shipped_where_its_links_are_none(left, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if left:
+        Path("manifests").write_text(left)
+    assert find_manifest("./manifests/unified_ra_v9.toml") == SHIPPED / "unified_ra_v9.toml"
+    assert find_scale("manifests/scale/tiny.toml") == SCALES / "tiny.toml"
+    for name in ("manifests/../model/gpt2.py", "engine/engine.py", "manifests/scale"):
+        with pytest.raises(MissingError, match="no such manifest, by path, name or id"):
+            find_manifest(name)
 
 
 def test_a_file_wins_over_a_shipped_name(write):

@@ -17,7 +17,7 @@ from ratrain.errors import Exit, RatrainError
 from ratrain.legacy.readers.command_line import read_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ROOT / "legacy" / "defconfigs"
+OURS = ROOT / "ratrain" / "legacy" / "defconfigs"
 QUICK = ["--scale", "tiny", "--set", "compile.scope=off", "--device", "cpu"]
 
 
@@ -78,13 +78,25 @@ def test_convert_writes_a_manifest_and_says_what_trains_it(ratrain):
     assert tomli.loads(Path("new.toml").read_text())["arms"] == ["v1", "v3", "v7", "v9"]
 
 
+def test_the_path_of_a_clone_names_a_shipped_defconfig_where_its_link_is_text(ratrain):
+    Path("legacy").write_text("ratrain/legacy")
+    name = "legacy/defconfigs/gpt2-vanilla-baseline"
+    code, out, err = ratrain(name, *QUICK, "--dry-run")
+    assert (code, "nothing was written" in out) == (0, True)
+    assert f"{name}: one run, as runs/legacy/gpt2-vanilla-baseline.toml" in err
+    code, out, _ = ratrain("convert", name)
+    assert (code, f"converted from {name}:" in out) == (0, True)
+    code, _, err = ratrain("convert", "legacy/defconfigs/none")
+    assert (code, "legacy/defconfigs/none: no such file" in err) == (Exit.MISSING, True)
+
+
 # make
 
 
 @pytest.fixture
 def make():
     """Runs a target beside the Makefile's files, in this folder; never the installation."""
-    for name in ("Makefile", "legacy"):
+    for name in ("Makefile", "ratrain"):
         Path(name).symlink_to(ROOT / name)
     for name in ("pyproject.toml", "constraints.txt"):
         Path(name).write_text("")
@@ -103,9 +115,9 @@ def make():
 def test_make_remembers_what_defconfig_chose(make):
     assert "unified_ra_v9.toml" in make("-n").stdout
     assert make("defconfig-gpt2-vanilla-baseline", "TRACKER=none").returncode == 0
-    assert Path(".config").read_text().split() == ["legacy/defconfigs/gpt2-vanilla-baseline", "TRACKER=none"]
-    assert "env TRACKER=none .venv/bin/ratrain legacy/defconfigs/gpt2-vanilla-baseline" in make("-n").stdout
-    assert "ratrain check legacy/defconfigs/gpt2-vanilla-baseline" in make("-n", "check").stdout
+    assert Path(".config").read_text().split() == ["ratrain/legacy/defconfigs/gpt2-vanilla-baseline", "TRACKER=none"]
+    assert "env TRACKER=none .venv/bin/ratrain ratrain/legacy/defconfigs/gpt2-vanilla-baseline" in make("-n").stdout
+    assert "ratrain check ratrain/legacy/defconfigs/gpt2-vanilla-baseline" in make("-n", "check").stdout
     make("defconfig-none")
     assert "unified_ra_v9.toml" in make("-n").stdout
 
@@ -120,11 +132,12 @@ def test_make_remembers_what_defconfig_chose(make):
         (["defconfig-gpt2-wandb-example"], "gpt2/gpt2-wandb-example"),
         (["defconfig-gpt2-finewebedu-w7900-spam-vs-bitter7"], "gpt2-finewebedu-w7900-spam-vs-bitter7"),
         (["defconfig", "DEFCONFIG=old/gpt2-ra-mla-full"], "old/gpt2-ra-mla-full"),
+        (["defconfig", "DEFCONFIG=legacy/defconfigs/gpt2-unified-ra-v1"], "gpt2-unified-ra-v1"),
     ],
 )
 def test_names_lead_to_files(make, words, file):
     assert make(*words).returncode == 0
-    assert Path(".config").read_text().strip() == f"legacy/defconfigs/{file}"
+    assert Path(".config").read_text().strip() == f"ratrain/legacy/defconfigs/{file}"
 
 
 def test_a_name_that_is_none_says_so(make):

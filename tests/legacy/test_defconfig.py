@@ -20,7 +20,7 @@ from ratrain.legacy.readers.runner import launched
 from ratrain.legacy.readers.symbols import UNDEFINED, UNDEFINED_ACTS, UNDEFINED_FLAGS, UNDEFINED_IDLE, symbols
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ROOT / "legacy" / "defconfigs"
+OURS = ROOT / "ratrain" / "legacy" / "defconfigs"
 ORIGINALS = ROOT.parent / "shared" / "defconfigs"
 SHIPPED = sorted(str(file.relative_to(OURS)) for file in OURS.rglob("*") if file.is_file())
 GOLDEN = json.loads((ORIGINALS / "legacy_effective.json").read_text()) if ORIGINALS.is_dir() else {}

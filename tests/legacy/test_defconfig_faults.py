@@ -12,7 +12,8 @@ from ratrain.errors import Exit, RatrainError
 from ratrain.legacy.readers.convert import convert_defconfig
 
 GOOD = 'CONFIG_MODEL_SELECT_GPT2=y\nCONFIG_BATCH_SIZE=4\nCONFIG_LEARNING_RATE="6e-4"\nCONFIG_OPTIMIZER_SELECT_ADAMW=y\n'
-VANILLA = Path(__file__).resolve().parents[2] / "legacy" / "defconfigs" / "gpt2-vanilla-baseline"
+ROOT = Path(__file__).resolve().parents[2]
+VANILLA = ROOT / "ratrain" / "legacy" / "defconfigs" / "gpt2-vanilla-baseline"
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,7 @@ def planted(folder, result):
     (folder / "patches").mkdir()
     (folder / "patches" / "planted.py").write_text(PLANT.format(result=result))
     manifest = folder / "planted.toml"
-    manifest.write_text(f'id = "planted"\nextends = "{ROOT}/manifests/unified_ra_v0.toml"\n[patch.planted]\n')
+    manifest.write_text(f'id = "planted"\nextends = "{ROOT}/ratrain/manifests/unified_ra_v0.toml"\n[patch.planted]\n')
     return rehearse(str(manifest))
 
 
