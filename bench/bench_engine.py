@@ -21,7 +21,7 @@ import pytest
 from setting import REPLAY, TABLES, Measured, Setting
 
 from ratrain.engine.engine import Engine
-from ratrain.engine.signals import StopRequest
+from ratrain.machine.signals import StopRequest
 from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.jsonl import Jsonl
 from ratrain.sinks.monitor import Monitor

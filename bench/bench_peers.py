@@ -26,7 +26,7 @@ import torch
 from setting import Measured, Setting
 from worker import Arm
 
-from ratrain.engine.paired import Ratio
+from ratrain.profile.paired_timing import Ratio
 
 Arms = dict[str, tuple[str, dict[str, Any]]]  # maker and its arguments, by name
 

@@ -22,11 +22,11 @@ import torch
 from setting import Measured, Setting
 
 from ratrain.config.catalogue import catalogue
+from ratrain.data.corpus import open_corpus
+from ratrain.data.sampling import Sampler
 from ratrain.engine.assembly import train_step
-from ratrain.engine.device import peak_flops
+from ratrain.machine.device import peak_flops
 from ratrain.model.count import count
-from ratrain.recipe.data import open_corpus
-from ratrain.recipe.sampling import Sampler
 
 BOUND = 1.02  # of V0, for variants that only gate scores
 WIDER = {  # for those that compute more; None where the cost is part of what is asked

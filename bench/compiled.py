@@ -11,8 +11,8 @@ import torch
 
 from ratrain.config.identity import recipe_hash
 from ratrain.config.schema import Manifest
-from ratrain.engine.compile import GraphCounter
-from ratrain.recipe.cache import cache_folder, keep
+from ratrain.data.cache import cache_folder, keep
+from ratrain.machine.compile import GraphCounter
 
 
 def first_steps(name: str, manifest: Manifest, device: str, step: Callable[[], object]) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from ratrain.config.catalogue import catalogue
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.engine.assembly import train_step
-from ratrain.engine.compile import keep_compiled_code
-from ratrain.engine.device import peak_flops, peak_memory, synchronize
-from ratrain.engine.paired import Ratio
+from ratrain.machine.compile import keep_compiled_code
+from ratrain.machine.device import peak_flops, peak_memory, synchronize
 from ratrain.model.count import count
+from ratrain.profile.paired_timing import Ratio
 from ratrain.registry import optim_kinds, patch_kinds
 
 BASE = "unified_ra_v0"

@@ -19,9 +19,9 @@ import torch
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
-from ratrain.engine.compile import keep_compiled_code
 from ratrain.engine.engine import Engine
 from ratrain.events import Event, Window
+from ratrain.machine.compile import keep_compiled_code
 from ratrain.registry import optim_kinds, patch_kinds
 
 Row = dict[str, Any]

@@ -24,12 +24,12 @@ from worker import ArmError
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import CompileSection, Manifest
+from ratrain.data.corpus import open_corpus
+from ratrain.data.sampling import Sampler
 from ratrain.engine.assembly import train_step
-from ratrain.engine.compile import keep_compiled_code
-from ratrain.engine.device import keep_freed_memory, set_determinism
+from ratrain.machine.compile import keep_compiled_code
+from ratrain.machine.device import keep_freed_memory, set_determinism
 from ratrain.model.build import build
-from ratrain.recipe.data import open_corpus
-from ratrain.recipe.sampling import Sampler
 from ratrain.registry import optim_kinds, patch_kinds
 
 LR = 1e-3

@@ -15,9 +15,9 @@ from history import record
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
-from ratrain.engine.compile import keep_compiled_code
-from ratrain.engine.device import keep_freed_memory, set_determinism, synchronize
-from ratrain.engine.paired import Ratio, interleave, rows_of
+from ratrain.machine.compile import keep_compiled_code
+from ratrain.machine.device import keep_freed_memory, set_determinism, synchronize
+from ratrain.profile.paired_timing import Ratio, interleave, rows_of
 from ratrain.registry import optim_kinds, patch_kinds
 
 _FEWEST = 5  # rounds, whatever time they take

@@ -151,7 +151,9 @@ def interleaved(
     arms: Mapping[str, Arm], rounds: int, steps: int = 1, on_round: Callable[[int], object] | None = None
 ) -> dict[str, list[float]]:
     """Seconds of a step, by arm and round: each round takes every arm forwards and backwards, `steps` steps a time."""
-    from ratrain.engine.paired import interleave  # not at import: a worker may be of a tree that has no such thing
+    from ratrain.profile.paired_timing import (
+        interleave,  # not at import: a worker may be of a tree that has no such thing
+    )
 
     def once(arm: Arm) -> float:
         return arm.step(steps) / steps
@@ -171,11 +173,11 @@ def ratrain_step(
     try:
         from ratrain.config.read import find_manifest, read_source
         from ratrain.config.resolve import resolve
-        from ratrain.engine import compile as compiling
-        from ratrain.engine import device as devices
+        from ratrain.data.corpus import open_corpus
+        from ratrain.data.sampling import Sampler
         from ratrain.engine.assembly import train_step
-        from ratrain.recipe.data import open_corpus
-        from ratrain.recipe.sampling import Sampler
+        from ratrain.machine import compile as compiling
+        from ratrain.machine import device as devices
         from ratrain.registry import optim_kinds, patch_kinds
     except ImportError as error:
         raise ArmError(f"this tree is older than the bench can measure ({error})") from None

@@ -21,8 +21,6 @@ from ratrain.config.read import Source, read_source
 from ratrain.config.render import render
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
-from ratrain.engine.checkpoint import Checkpoint, save
-from ratrain.engine.folder import RunFolder
 from ratrain.engine.state import kept_by
 from ratrain.errors import CannotCreateError, DataError, ManifestError
 from ratrain.legacy.readers.checkpoint import OldCheckpoint, generation, read_checkpoint
@@ -32,6 +30,8 @@ from ratrain.legacy.readers.moves import Move, moves
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2
 from ratrain.registry import optim_kinds, patch_kinds
+from ratrain.storage.checkpoint import Checkpoint, save
+from ratrain.storage.folder import RunFolder
 
 _TOKENS = 48  # of each of two texts whose logits are compared
 _AGREE = 1e-6  # of the largest logit

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ratrain.engine.check import twins
+from ratrain.run.check import twins
 
 WRITER = runpy.run_path(str(Path(__file__).parent / "golden" / "write.py"))
 KNOWN = json.loads(WRITER["FILE"].read_text())

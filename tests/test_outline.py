@@ -11,10 +11,10 @@ from ratrain.config.find import shipped
 from ratrain.config.identity import plain, recipe_hash
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
-from ratrain.engine.digest import code_digests
 from ratrain.errors import DataError, ManifestError
 from ratrain.outline import PREFIX
 from ratrain.registry import declared, optim_kinds, patch_kinds, plugin_files
+from ratrain.storage.code_digests import code_digests
 
 FAMILIES = {"patches": patch_kinds(), "optimizers": optim_kinds()}
 KINDS = [(family, kind) for family, kinds in FAMILIES.items() for kind in kinds]

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ratrain import runs as ratrain_runs
-from ratrain.engine.folder import RunFolder
-from ratrain.engine.notes import read_notes, tag
 from ratrain.errors import DataError, Exit
-from ratrain.runs import list_runs, table, tail
+from ratrain.storage import listing as ratrain_runs
+from ratrain.storage.folder import RunFolder
+from ratrain.storage.listing import list_runs, table, tail
+from ratrain.storage.notes import read_notes, tag
 
 V9, V1, V10 = "v9-tiny-aaaaaaaa/s1", "v1-tiny-bbbbbbbb/s1", "v10-tiny-cccccccc/s1"
 

@@ -22,12 +22,14 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from ratrain.engine import assembly, attention, checkpoint, device, engine, rng, setup
-from ratrain.engine.distributed import World
+from ratrain.engine import assembly, engine, setup
 from ratrain.engine.engine import Engine
 from ratrain.errors import PreemptedError
 from ratrain.events import Window
+from ratrain.machine import attention, device, rng
+from ratrain.machine.distributed import World
 from ratrain.sinks import monitor
+from ratrain.storage import checkpoint
 
 GPU = torch.device("cuda")
 # what differs in how a run trains, decodes, prunes, optimises or fits; and steps until all of it is switched on

@@ -22,8 +22,8 @@ from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
 from ratrain.engine import assembly
-from ratrain.engine.attention import Choice
 from ratrain.kernels import kv_prune, linear_cross_entropy, ra_attention  # noqa: F401 - operations are held, see listen
+from ratrain.machine.attention import Choice
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2, Core
 from ratrain.registry import optim_kinds, patch_kinds

@@ -22,7 +22,7 @@ from ratrain.errors import MissingError
 from ratrain.registry import declared, optim_kinds, patch_kinds
 
 if TYPE_CHECKING:
-    from ratrain.engine.check import Checked
+    from ratrain.run.check import Checked
 
 _WORTH = 1.005  # less than half a percent more needs no control: nobody could tell it from the base
 
@@ -161,7 +161,7 @@ class ArmBuilder:
     def _made(self, name: str, point: dict[str, object], source_of: Any, seeds: Seeds, role: Role) -> Arm:
         source = source_of(*seeds[0])
         declared(source, patch_kinds(self.patches, beside=source.files))  # a refusal needs no torch
-        from ratrain.engine.check import check
+        from ratrain.run.check import check
 
         manifest = resolved(source, self.patches)
         recipe = recipe_hash(manifest)

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from ratrain.ablation.caveats import caveats
-from ratrain.ablation.dunnett import t_quantile
-from ratrain.ablation.noise import Component, EvaluationNoise, Pairing, components, pairing
-from ratrain.ablation.power import detectable, more_seeds
 from ratrain.ablation.record import PlannedArm, Study
 from ratrain.ablation.results import Row, evaluation_of, rows_of
-from ratrain.ablation.ruler import Reading, Ruler
-from ratrain.ablation.statistics import effects
 from ratrain.ablation.tuning import Tuned, tuning
-from ratrain.ablation.verdict import Judgement, Verdict, Word, judge
+from ratrain.statistics.arm_seed_model import effects
+from ratrain.statistics.dunnett import t_quantile
+from ratrain.statistics.noise import Component, EvaluationNoise, Pairing, components, pairing
+from ratrain.statistics.power import detectable, more_seeds
+from ratrain.statistics.token_ruler import Reading, Ruler
+from ratrain.statistics.verdict import Judgement, Verdict, Word, judge
 
 
 @dataclass(frozen=True)

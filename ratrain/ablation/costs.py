@@ -18,12 +18,12 @@ import torch
 
 from ratrain.ablation.arms import Task
 from ratrain.ablation.record import Cost
+from ratrain.data.corpus import open_corpus
+from ratrain.data.sampling import Sampler
 from ratrain.engine.assembly import train_step
-from ratrain.engine.compile import keep_compiled_code
-from ratrain.engine.device import environment, keep_freed_memory, pick_device, set_determinism, synchronize
-from ratrain.engine.paired import Ratio, measure
-from ratrain.recipe.data import open_corpus
-from ratrain.recipe.sampling import Sampler
+from ratrain.machine.compile import keep_compiled_code
+from ratrain.machine.device import environment, keep_freed_memory, pick_device, set_determinism, synchronize
+from ratrain.profile.paired_timing import Ratio, measure
 
 ROUNDS = 40  # of which half is enough for an interval of about a percent
 _WARM = 3  # steps before the first that counts

@@ -12,9 +12,9 @@ from ratrain.ablation.arms import Task
 from ratrain.ablation.plan import Plan
 from ratrain.config.resolve import steps_total, tokens_per_step
 from ratrain.config.schema import Budget, Manifest
-from ratrain.engine.launch import train
-from ratrain.engine.start import Launch
 from ratrain.events import Evaluated, Event, Saved, Window
+from ratrain.run.launch import train
+from ratrain.run.start import Launch
 
 _STEPS = 12
 _WEIGHTS = 1 / 3  # of a checkpoint: the rest is two moments of each weight

@@ -27,10 +27,10 @@ from ratrain.ablation.record import (
 )
 from ratrain.ablation.results import rows_of
 from ratrain.ablation.tuning import tuning
-from ratrain.engine.folder import RunFolder
-from ratrain.engine.start import Launch, changed_code
 from ratrain.errors import CannotCreateError, Exit, Fault, ManifestError
 from ratrain.events import Evaluated
+from ratrain.run.start import Launch, changed_code
+from ratrain.storage.folder import RunFolder
 
 Heard = Began | Told | Ended
 _QUIET = (Exit.DONE, Exit.DIVERGED, Exit.PREEMPTED)  # a run that diverges is a result, and the table says so

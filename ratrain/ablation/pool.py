@@ -13,9 +13,9 @@ from multiprocessing.context import ForkServerProcess
 from types import FrameType
 
 from ratrain.ablation.arms import Task
-from ratrain.engine.start import Launch
 from ratrain.errors import Exit
 from ratrain.events import Compiled, Event, Window
+from ratrain.run.start import Launch
 
 _TRIES = 3  # of a run that dies without a word; it goes on from what it had saved
 

@@ -16,9 +16,9 @@ from ratrain.ablation.plan import Plan, told_twins
 from ratrain.config.identity import plain
 from ratrain.config.parse import parse_override
 from ratrain.config.schema import Manifest
-from ratrain.engine.contracts import SMALL, contracts, fitted
+from ratrain.contracts import SMALL, contracts, fitted
+from ratrain.contracts.perturbation import random_tokens
 from ratrain.engine.fingerprints import weight_digests
-from ratrain.engine.perturbation import random_tokens
 from ratrain.errors import Fault, ManifestError
 from ratrain.model.build import build, seed_of
 from ratrain.registry import Patch

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ratrain.ablation.noise import EvaluationNoise, evaluation_noise
 from ratrain.ablation.record import PlannedArm, Study
 from ratrain.errors import MissingError
-from ratrain.report.log import RunLog, read_run
+from ratrain.statistics.noise import EvaluationNoise, evaluation_noise
+from ratrain.storage.run_log import RunLog, read_run
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ratrain.ablation.record import Study
 from ratrain.ablation.results import Row, evaluation_of
-from ratrain.ablation.verdict import Judgement, judge
+from ratrain.statistics.verdict import Judgement, judge
 
 
 @dataclass(frozen=True)

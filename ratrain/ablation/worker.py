@@ -10,12 +10,12 @@ from multiprocessing.connection import Connection
 import torch
 
 from ratrain.ablation.arms import Task
-from ratrain.engine.checkpoint import thin
-from ratrain.engine.folder import RunFolder, listed
-from ratrain.engine.launch import train
-from ratrain.engine.start import AlreadyDone, Launch
 from ratrain.errors import Exit, RatrainError
 from ratrain.events import Compiled, Emit, Evaluated, Event, RunEnded, RunStarted, Window
+from ratrain.run.launch import train
+from ratrain.run.start import AlreadyDone, Launch
+from ratrain.storage.checkpoint import thin
+from ratrain.storage.folder import RunFolder, listed
 
 _TOLD = (Compiled, Window, Evaluated, RunEnded)  # what the table of the study shows
 

@@ -17,7 +17,7 @@ from ratrain.audit import losses, modes
 from ratrain.audit.finding import Finding, some
 from ratrain.audit.model import ForeignModel
 from ratrain.audit.source import Target, construct, described, told
-from ratrain.engine.perturbation import batch_leak, differs, random_tokens, shake, suffix_leak, without_gradient
+from ratrain.contracts.perturbation import batch_leak, differs, random_tokens, shake, suffix_leak, without_gradient
 from ratrain.errors import DataError
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}  # of the largest logit: what a sum in another order may do

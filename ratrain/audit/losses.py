@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ratrain.audit.finding import Finding
 from ratrain.audit.model import ForeignModel
-from ratrain.engine.perturbation import random_tokens
+from ratrain.contracts.perturbation import random_tokens
 
 OWN = "its loss is the cross-entropy of its logits"
 BEGINNING = "it begins as an untrained model does"

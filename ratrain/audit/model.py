@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ratrain.audit.source import described
-from ratrain.engine.perturbation import random_tokens
+from ratrain.contracts.perturbation import random_tokens
 from ratrain.errors import DataError, UsageError
 
 _LONGEST = 64  # tokens: contexts beyond this only take time

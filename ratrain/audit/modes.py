@@ -8,7 +8,7 @@ import torch
 
 from ratrain.audit.finding import Finding, some
 from ratrain.audit.model import ForeignModel
-from ratrain.engine.perturbation import differs, random_tokens, shake
+from ratrain.contracts.perturbation import differs, random_tokens, shake
 
 ALIKE = "training and evaluating compute the same"
 NOTHING_LEFT = "a pass leaves nothing behind"

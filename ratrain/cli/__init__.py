@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from ratrain import __version__
-from ratrain.cli import ablate, convert, look, profile, report, runs, text, train
+from ratrain.cli import ablate, convert, profile, report, runs, text, train
+from ratrain.cli import variants as look
 from ratrain.cli.stdout import discard, outlive_reader, write_any_text
 from ratrain.errors import Exit, ManifestError, MissingError, RatrainError
 from ratrain.waiting import settle

@@ -68,7 +68,7 @@ def _ablate(args: argparse.Namespace) -> int:
     """Train every arm of an ablation manifest with every seed, and compare them with the baseline."""
     from ratrain.ablation.manifest import find_ablation
     from ratrain.ablation.plan import make_plan
-    from ratrain.engine.folder import RunFolder
+    from ratrain.storage.folder import RunFolder
 
     plan = make_plan(
         find_ablation(args.file), scale=args.scale, overrides=args.set, seeds=args.seeds, only=args.only,
@@ -85,8 +85,8 @@ def _ablate(args: argparse.Namespace) -> int:
     from ratrain.ablation.conclusion import conclude
     from ratrain.ablation.execute import begin, held, study_folder
     from ratrain.ablation.results import rows_of
-    from ratrain.cli.told import told
-    from ratrain.report.study import write_study_report
+    from ratrain.cli.study_text import told
+    from ratrain.report.study.write import write_study_report
 
     folder = study_folder(plan, args.out)
     if args.fresh:
@@ -107,7 +107,7 @@ def _run(plan: Plan, study: Study, args: argparse.Namespace) -> tuple[Study, int
     """Runs what is not done yet; the study as it is then, and the exit code."""
     from ratrain.ablation.board import LineBoard, Standing, board
     from ratrain.ablation.execute import Execution
-    from ratrain.engine.start import Launch
+    from ratrain.run.start import Launch
 
     launch = Launch(args.out, fresh=args.fresh, accept_code_change=args.accept_code_change)
     standing = Standing(plan.name, plan.base.name)
@@ -142,7 +142,7 @@ def _costs(args: argparse.Namespace, study: str, tasks: Sequence[Task]) -> dict[
 
 def _devices(args: argparse.Namespace) -> list[str]:
     """A device for each run at a time: one on each, or as many as have the memory that a run is said to take."""
-    from ratrain.engine.device import pick_device
+    from ratrain.machine.device import pick_device
 
     picked = pick_device(args.device)
     if picked.type == "cpu":
@@ -172,8 +172,8 @@ def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
     """What the runs that are not done yet will take, from a short probe of the baseline."""
     from ratrain.ablation.estimate import Estimate, estimate, probe
     from ratrain.ablation.execute import done_runs
-    from ratrain.engine.device import pick_device
-    from ratrain.engine.start import Launch
+    from ratrain.machine.device import pick_device
+    from ratrain.run.start import Launch
 
     devices, tasks = _devices(args), list(plan.tasks())
     done = {} if args.fresh else done_runs(plan, tasks, Launch(args.out, accept_code_change=True))
@@ -189,7 +189,7 @@ def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
 
 def _print_plan(plan: Plan, needs: Estimate, args: argparse.Namespace) -> None:
     from ratrain.ablation.record import planned
-    from ratrain.cli.told import foretold
+    from ratrain.cli.study_text import foretold
     from ratrain.config.resolve import steps_total
 
     digest, (where, more) = planned(plan).hash, _foresight(plan, args.out)
@@ -230,8 +230,8 @@ def _foresight(plan: Plan, out: Path) -> tuple[str, dict[int, float]]:
     """Where the noise is known from, and the smallest detectable effect by seeds."""
     from ratrain.ablation.conclusion import conclude
     from ratrain.ablation.execute import study_folder
-    from ratrain.ablation.power import more_seeds
     from ratrain.ablation.record import Study, planned
+    from ratrain.statistics.power import more_seeds
 
     record, rule = planned(plan), plan.study.verdict
     found = conclude(Study(study_folder(plan, out), record, record))

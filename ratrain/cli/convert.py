@@ -185,8 +185,8 @@ def _check_runs(args: argparse.Namespace) -> int:
     import torch
 
     from ratrain.cli.tables import aligned
-    from ratrain.engine.check import check
-    from ratrain.engine.smoke import resume_once
+    from ratrain.run.check import check
+    from ratrain.run.smoke import resume_once
 
     torch.set_num_threads(1)  # shapes this small only lose by more
     failed = 0

@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+from ratrain.data.documents import SUFFIXES
+from ratrain.data.hub import SETS
+from ratrain.data.prepare import Progress, prepare
+from ratrain.data.tokenizer import VOCAB
 from ratrain.errors import UsageError
-from ratrain.recipe.documents import SUFFIXES
-from ratrain.recipe.hub import SETS
-from ratrain.recipe.prepare import Progress, prepare
-from ratrain.recipe.tokenizer import VOCAB
 
 _NAMED_TOKENS = 100_000_000  # of a named set: what the reference took of each
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prepare as the command line says; progress and the key for a manifest go to stderr."""
-    from ratrain.recipe.data import EMBEDDED
+    from ratrain.data.corpus import EMBEDDED
 
     name = str(args.inputs[0])
     if name == EMBEDDED and not args.inputs[0].exists():

@@ -25,10 +25,10 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
 def _profile(args: argparse.Namespace) -> None:
     """Show where the time and the bytes of a train step go, against the roofline of this machine."""
     manifest, source = resolve_manifest(args.manifest, args)
-    from ratrain.engine.device import pick_device
-    from ratrain.engine.profile.folder import default_folder
-    from ratrain.engine.profile.measure import profile_step
-    from ratrain.engine.profile.table import table
+    from ratrain.machine.device import pick_device
+    from ratrain.profile.folder import default_folder
+    from ratrain.profile.measure import profile_step
+    from ratrain.profile.table import table
 
     device, folder = pick_device(args.device), args.out or default_folder(manifest)
     try:

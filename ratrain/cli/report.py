@@ -12,7 +12,7 @@ from ratrain.cli.tables import table
 from ratrain.errors import CannotCreateError, Exit, MissingError, UsageError
 
 if TYPE_CHECKING:
-    from ratrain.report.log import RunLog
+    from ratrain.storage.run_log import RunLog
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +27,9 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     """Tell what a run reached and how its gates went, compare several, or tell what a study came to."""
-    from ratrain.engine.folder import find_run
     from ratrain.legacy.readers.metrics import is_metrics
-    from ratrain.report.log import read_run
+    from ratrain.storage.folder import find_run
+    from ratrain.storage.run_log import read_run
 
     old = [name for name in args.run if is_metrics(Path(name))]
     if old and len(old) < len(args.run):
@@ -93,8 +93,8 @@ def _report_study(folder: Path) -> None:
     from ratrain.ablation.conclusion import conclude
     from ratrain.ablation.record import read_study
     from ratrain.ablation.results import rows_of
-    from ratrain.cli.told import told
-    from ratrain.report.study import write_study_report
+    from ratrain.cli.study_text import told
+    from ratrain.report.study.write import write_study_report
 
     study = read_study(folder)
     rows = rows_of(study)
@@ -143,7 +143,7 @@ def _replay_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _replay(args: argparse.Namespace) -> int:
     """Take some steps of a finished run again, and compare losses and weights with what it logged."""
-    from ratrain.engine.replay import TOLERANCE, replay
+    from ratrain.run.replay import TOLERANCE, replay
 
     found = replay(_run_of(args), begin=args.begin, steps=args.steps, device=args.device)
     if args.json:
@@ -163,7 +163,7 @@ def _replay(args: argparse.Namespace) -> int:
 def _run_of(args: argparse.Namespace) -> Path:
     """RUN itself, or the run of an arm and seed of the study that it names."""
     from ratrain.ablation.record import read_study
-    from ratrain.engine.folder import find_run
+    from ratrain.storage.folder import find_run
 
     if args.arm is None:
         return find_run(args.run, args.out)

@@ -25,7 +25,7 @@ def _run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) ->
 
 
 def _runs_arguments(parser: argparse.ArgumentParser) -> None:
-    from ratrain.runs import ORDERS
+    from ratrain.storage.listing import ORDERS
 
     parser.add_argument("glob", nargs="?", metavar="GLOB", help="an id or a pattern of names, e.g. 'v9-*/s1' (all)")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
@@ -35,8 +35,8 @@ def _runs_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _runs(args: argparse.Namespace) -> None:
     """List runs: how far they are, their loss and speed, tags and note."""
-    from ratrain.runs import list_runs
-    from ratrain.runs import table as table_of_runs
+    from ratrain.storage.listing import list_runs
+    from ratrain.storage.listing import table as table_of_runs
 
     runs = list_runs(args.out, args.glob, sort=args.sort)
     if args.json:
@@ -54,8 +54,8 @@ def _rm_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _rm(args: argparse.Namespace) -> None:
     """Delete runs, after asking."""
-    from ratrain.engine.folder import find_run
-    from ratrain.runs import check_removable, remove, size
+    from ratrain.storage.folder import find_run
+    from ratrain.storage.listing import check_removable, remove, size
 
     found = {run.resolve(): run for run in (find_run(name, args.out) for name in args.run)}
     for run in found.values():  # all or none
@@ -88,8 +88,8 @@ def _tag_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _tag(args: argparse.Namespace) -> None:
     """Add tags to a run."""
-    from ratrain.engine.folder import find_run
-    from ratrain.engine.notes import tag
+    from ratrain.storage.folder import find_run
+    from ratrain.storage.notes import tag
 
     run = find_run(args.run, args.out)
     print(f"{run}: {', '.join(tag(run, args.tags).tags)}")
@@ -97,8 +97,8 @@ def _tag(args: argparse.Namespace) -> None:
 
 def _untag(args: argparse.Namespace) -> None:
     """Take tags off a run."""
-    from ratrain.engine.folder import find_run
-    from ratrain.engine.notes import untag
+    from ratrain.storage.folder import find_run
+    from ratrain.storage.notes import untag
 
     run = find_run(args.run, args.out)
     print(f"{run}: {', '.join(untag(run, args.tags).tags) or 'no tags'}")
@@ -111,8 +111,8 @@ def _note_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _note(args: argparse.Namespace) -> None:
     """Write the note of a run."""
-    from ratrain.engine.folder import find_run
-    from ratrain.engine.notes import note
+    from ratrain.storage.folder import find_run
+    from ratrain.storage.notes import note
 
     run = find_run(args.run, args.out)
     print(f"{run}: {note(run, ' '.join(args.text)).note or 'no note'}")
@@ -126,8 +126,8 @@ def _tail_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _tail(args: argparse.Namespace) -> None:
     """Show the end of a run's log, and follow it."""
-    from ratrain.engine.folder import find_run
-    from ratrain.runs import failure, tail
+    from ratrain.storage.folder import find_run
+    from ratrain.storage.listing import failure, tail
 
     run = find_run(args.run, args.out)
     try:
@@ -171,9 +171,9 @@ def _prune_eval_arguments(parser: argparse.ArgumentParser) -> None:
 def _prune_eval(args: argparse.Namespace) -> None:
     """Tell what a trained run loses when its KV cache is pruned without further training."""
     from ratrain.atomic import write_file
-    from ratrain.engine.folder import find_run
-    from ratrain.engine.prune_eval import HEAD, prune_eval, row
     from ratrain.report.figures import prune_figure
+    from ratrain.run.prune_eval import HEAD, prune_eval, row
+    from ratrain.storage.folder import find_run
 
     run, rows = find_run(args.run, args.out), []
     widths = (6, 6, 6, 10, 9, 8, 8)
@@ -205,8 +205,8 @@ def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
 def _calibrate(args: argparse.Namespace) -> None:
     """Fit KV splice to a trained run: a new run with its weights, whose cache keeps values in fewer channels."""
     from ratrain.cli.arguments import located
-    from ratrain.engine.calibrate import calibrate, spliced
-    from ratrain.engine.start import AlreadyDone, Launch
+    from ratrain.run.calibrate import calibrate, spliced
+    from ratrain.run.start import AlreadyDone, Launch
     from ratrain.sinks.jsonl import JsonStream
     from ratrain.sinks.progress import progress
 
@@ -236,8 +236,8 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     """Write a run's newest weights to one file: pruned matrices as a mask of bits and the values that stay."""
-    from ratrain.engine.export import export
-    from ratrain.engine.folder import find_run
+    from ratrain.run.export import export
+    from ratrain.storage.folder import find_run
 
     run = find_run(args.run, args.out)
     done = export(run, args.to or run / "weights.safetensors", warn=_warn, dense=args.dense)

@@ -45,7 +45,7 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     """Draw text from the newest checkpoint of a run."""
-    from ratrain.engine.sample import sample
+    from ratrain.run.sample import sample
 
     told: list[str] = []
     for piece in sample(

@@ -25,7 +25,7 @@ from ratrain.errors import ManifestError, MissingError
 if TYPE_CHECKING:
     from ratrain.config.read import Source
     from ratrain.config.schema import Manifest
-    from ratrain.engine.start import Launch
+    from ratrain.run.start import Launch
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int | None:
     """Train one variant."""
     manifest, source = _resolved(args)
-    from ratrain.engine.start import AlreadyDone
+    from ratrain.run.start import AlreadyDone
 
     try:
         if "WORLD_SIZE" not in os.environ:  # else whoever started this process has looked, and spoken
@@ -76,7 +76,7 @@ def _train(args: argparse.Namespace) -> int | None:
 
 def _look(manifest: Manifest, args: argparse.Namespace) -> None:
     """Looks whether there is anything to do, before torch is imported. Raises AlreadyDone, and what forbids a start."""
-    from ratrain.engine.start import may_start
+    from ratrain.run.start import may_start
 
     if not (args.dry_run or args.fresh or args.branch):
         launch = _launch(args)
@@ -85,8 +85,8 @@ def _look(manifest: Manifest, args: argparse.Namespace) -> None:
 
 def _run(manifest: Manifest, source: Source, args: argparse.Namespace) -> Path | None:
     """Trains and returns the run's folder; or rehearses."""
-    from ratrain.engine.dry_run import dry_run
-    from ratrain.engine.launch import train
+    from ratrain.run.dry_run import dry_run
+    from ratrain.run.launch import train
     from ratrain.sinks.jsonl import JsonStream
     from ratrain.sinks.progress import Lines, progress
 
@@ -99,12 +99,12 @@ def _run(manifest: Manifest, source: Source, args: argparse.Namespace) -> Path |
 
 
 def _launch(args: argparse.Namespace) -> Launch:
-    from ratrain.engine.start import Launch
+    from ratrain.run.start import Launch
 
     launch = Launch(args.out, args.device, args.resume, args.fresh, args.accept_code_change)
     if not args.branch:
         return launch
-    from ratrain.engine.branch import find_branch
+    from ratrain.storage.branch import find_branch
 
     return replace(launch, branch=find_branch(args.branch, args.out))
 
@@ -131,7 +131,7 @@ def _resolved(args: argparse.Namespace) -> tuple[Manifest, Source]:
 
 
 def _spawn(manifest: Manifest, args: argparse.Namespace) -> int:
-    from ratrain.engine.spawn import spawn
+    from ratrain.run.spawn import spawn
 
     return spawn(args.argv, args.devices, device=args.device, folder=_launch(args).folder(manifest))
 

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ratrain.checksum import sha256_of
-from ratrain.config.faults import Key, fault_at, faults_of, key_homes, shown
 from ratrain.config.find import did_you_mean
 from ratrain.config.read import Source
 from ratrain.config.schema import ActivationSection, Manifest, OptimSection
+from ratrain.config.validation import Key, fault_at, faults_of, key_homes, shown
 from ratrain.config.weights import weight_files, weights_path
 from ratrain.errors import Fault, ManifestError
 

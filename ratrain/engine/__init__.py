@@ -1,1 +1,1 @@
-"""The run of one manifest: the loop, the compiled step, evaluation, checkpoints."""
+"""The loop that trains one manifest: set-up, the train step, windows, evaluation."""

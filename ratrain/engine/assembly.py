@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from ratrain.config.schema import CompileSection, Manifest
-from ratrain.engine.attention import choose, pin
-from ratrain.engine.compile import compile_model
-from ratrain.engine.distributed import World
 from ratrain.engine.step import Precision, TrainStep
+from ratrain.machine.attention import choose, pin
+from ratrain.machine.compile import compile_model
+from ratrain.machine.distributed import World
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2
 from ratrain.recipe.groups import group_parameters

@@ -1,6 +1,6 @@
 """The run of one manifest, in reading order. The engine knows no sink: it publishes events.
 
-Everything optional is a part (`engine/part.py`), and the engine calls each of its hooks for all parts alike.
+Everything optional is a part (`engine/parts/part.py`), and the engine calls each of its hooks for all parts alike.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from torch import Tensor
 from ratrain import events
 from ratrain.config.schema import Manifest
 from ratrain.engine import run_events
-from ratrain.engine.attention import Choice, choose, pin, unpin
-from ratrain.engine.branch import Branch
-from ratrain.engine.checkpoint import Checkpoint, save, stored_bytes
-from ratrain.engine.compile import GraphCounter, compile_model
-from ratrain.engine.device import synchronize
-from ratrain.engine.distributed import World
 from ratrain.engine.divergence import Divergence
 from ratrain.engine.fingerprints import fingerprints
-from ratrain.engine.part import Part, Readings
-from ratrain.engine.parts import parts_of
+from ratrain.engine.parts.all_parts import parts_of
+from ratrain.engine.parts.part import Part, Readings
 from ratrain.engine.progress import Progress
-from ratrain.engine.rng import restore_rng, rng_state
 from ratrain.engine.setup import set_up
-from ratrain.engine.signals import StopRequest
 from ratrain.engine.state import RunState, model_tensors
 from ratrain.engine.step import StepResult
 from ratrain.errors import CannotCreateError, DiskError, DivergedError, PreemptedError
+from ratrain.machine.attention import Choice, choose, pin, unpin
+from ratrain.machine.compile import GraphCounter, compile_model
+from ratrain.machine.device import synchronize
+from ratrain.machine.distributed import World
+from ratrain.machine.rng import restore_rng, rng_state
+from ratrain.machine.signals import StopRequest
 from ratrain.model.generate import generate
 from ratrain.recipe.schedule import Schedule
+from ratrain.storage.branch import Branch
+from ratrain.storage.checkpoint import Checkpoint, save, stored_bytes
 
 _SAMPLE_TOKENS = 150
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ratrain.engine.distributed import World
 from ratrain.engine.step import Precision
+from ratrain.machine.distributed import World
 from ratrain.model.gpt2 import GPT2
 
 

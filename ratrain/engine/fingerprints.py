@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from ratrain.data.sampling import sample_rows
 from ratrain.engine.setup import Setup
 from ratrain.events import Fingerprints
-from ratrain.recipe.sampling import sample_rows
 
 _STEPS = 8  # whose batches are digested: each is drawn by the same rule
 _DIGITS = 16

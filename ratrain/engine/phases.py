@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
-from ratrain.engine.device import synchronize
 from ratrain.events import Emit, PhaseStarted
+from ratrain.machine.device import synchronize
 
 
 class Phases:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
-from ratrain.engine.part import Position
+from ratrain.engine.parts.part import Position
 
 
 @dataclass

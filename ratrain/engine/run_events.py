@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from ratrain import events
 from ratrain.config.identity import plain, recipe_hash, run_hash
 from ratrain.config.resolve import steps_total, tokens_per_step
-from ratrain.engine.compile import GraphCounter
-from ratrain.engine.device import environment, peak_memory
-from ratrain.engine.part import Readings
+from ratrain.data.corpus import ngram_losses
+from ratrain.engine.parts.part import Readings
 from ratrain.engine.progress import Progress
 from ratrain.engine.setup import Setup
-from ratrain.recipe.data import ngram_losses
+from ratrain.machine.compile import GraphCounter
+from ratrain.machine.device import environment, peak_memory
 
 
 def run_started(setup: Setup) -> events.RunStarted:

@@ -9,22 +9,22 @@ import torch
 
 from ratrain.config.identity import Parent
 from ratrain.config.schema import Manifest
+from ratrain.data.corpus import Corpus, open_corpus
+from ratrain.data.sampling import Clusters, Sampler, validation_clusters, validation_windows
 from ratrain.engine.assembly import assemble
-from ratrain.engine.attention import Choice, require
-from ratrain.engine.branch import Branch
-from ratrain.engine.checkpoint import listed
-from ratrain.engine.device import keep_freed_memory, peak_flops, set_determinism
-from ratrain.engine.distributed import World, local_rows
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.phases import Phases
 from ratrain.engine.step import Precision, TrainStep
 from ratrain.events import Emit
+from ratrain.machine.attention import Choice, require
+from ratrain.machine.device import keep_freed_memory, peak_flops, set_determinism
+from ratrain.machine.distributed import World, local_rows
 from ratrain.model.build import build, seed_of
 from ratrain.model.count import Cost, count
 from ratrain.model.gpt2 import GPT2
 from ratrain.model.pretrained import Loaded, load_pretrained
-from ratrain.recipe.data import Corpus, open_corpus
-from ratrain.recipe.sampling import Clusters, Sampler, validation_clusters, validation_windows
+from ratrain.storage.branch import Branch
+from ratrain.storage.checkpoint import listed
 
 
 @dataclass

@@ -11,8 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ratrain.config.identity import run_hash
-from ratrain.engine.attention import recorded
-from ratrain.engine.checkpoint import (
+from ratrain.engine.parts.optimizer_counts import OTHER_STATE
+from ratrain.engine.parts.part import Part
+from ratrain.engine.progress import Progress
+from ratrain.engine.setup import Setup
+from ratrain.errors import DataError, Fault, ManifestError
+from ratrain.events import Branched, Emit, Notice, Pretrained, Resumed
+from ratrain.machine.attention import recorded
+from ratrain.machine.rng import restore_rng, rng_state
+from ratrain.model.build import seed_of
+from ratrain.recipe.groups import Group
+from ratrain.storage.checkpoint import (
     Checkpoint,
     flatten_optimizer,
     load,
@@ -20,15 +29,6 @@ from ratrain.engine.checkpoint import (
     require_same_tensors,
     restore_optimizer,
 )
-from ratrain.engine.part import Part
-from ratrain.engine.progress import Progress
-from ratrain.engine.rng import restore_rng, rng_state
-from ratrain.engine.setup import Setup
-from ratrain.engine.tallies import OTHER_STATE
-from ratrain.errors import DataError, Fault, ManifestError
-from ratrain.events import Branched, Emit, Notice, Pretrained, Resumed
-from ratrain.model.build import seed_of
-from ratrain.recipe.groups import Group
 
 _RNG = "rng|"  # begins the names of the states of random generators
 

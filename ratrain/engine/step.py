@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from ratrain.engine.device import check_fp8
-from ratrain.engine.distributed import World
 from ratrain.kernels.fp8_linear import fp8_linear
+from ratrain.machine.device import check_fp8
+from ratrain.machine.distributed import World
 from ratrain.model.gpt2 import GPT2, Linear
 from ratrain.recipe.groups import Group
 

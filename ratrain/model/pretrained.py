@@ -24,8 +24,8 @@ from ratrain.config.schema import Manifest
 from ratrain.config.weights import weight_files, weights_path
 from ratrain.errors import DataError, Fault, ManifestError
 from ratrain.model.build import nudge
-from ratrain.model.foreign_shape import require_same_shape
 from ratrain.model.gpt2 import GPT2
+from ratrain.model.pretrained_shape import require_same_shape
 
 _TOP = {"wte": "wte", "pos": "wpe", "norm": "ln_f", "unembed": "lm_head"}
 _BLOCK = {

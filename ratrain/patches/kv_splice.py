@@ -21,12 +21,12 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from ratrain.compression.principal_plane import Plane, fit_slopes, principal_plane, square_root
+from ratrain.compression.spline import evaluate, heights_of, invert, quantile_knots
 from ratrain.config.schema import ModelSpec, Span
 from ratrain.errors import Fault, ManifestError
 from ratrain.model.cache import PLAIN, ValueCode
 from ratrain.model.gpt2 import Linear
-from ratrain.model.principal import Plane, fit_slopes, principal_plane, square_root
-from ratrain.model.spline import evaluate, heights_of, invert, quantile_knots
 from ratrain.registry import Patch, register
 
 Part = Annotated[float, Field(gt=0, lt=1)]

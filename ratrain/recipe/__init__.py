@@ -1,1 +1,1 @@
-"""How a model is trained: data, schedule, activation, optimizers, pruning."""
+"""How a model is trained: learning rate, activation, optimizers, weight pruning."""

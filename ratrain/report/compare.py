@@ -10,8 +10,8 @@ from typing import Any
 from ratrain.errors import UnavailableError
 from ratrain.report.curves import Curve, Kind, curve_of
 from ratrain.report.html import WIDE_STYLE, document, figure, folded, grid, sections
-from ratrain.report.log import RunLog
-from ratrain.report.study_figures import curves_figure
+from ratrain.report.study.figures import curves_figure
+from ratrain.storage.run_log import RunLog
 
 NONE = "-"
 _NAMES = ("id", "title", "same_as", "origin", "seed")  # keys that say which run it is, not what it does

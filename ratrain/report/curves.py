@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from ratrain.report.log import RunLog
+from ratrain.storage.run_log import RunLog
 
 Kind = Literal["validation", "training"]
 Run = tuple[int, int]  # seeds

@@ -10,7 +10,7 @@ import numpy as np
 
 from ratrain.errors import UnavailableError
 from ratrain.report.gates import shown
-from ratrain.report.log import RunLog, Series
+from ratrain.storage.run_log import RunLog, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

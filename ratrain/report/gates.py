@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ratrain.report.log import RunLog, Series
+from ratrain.storage.run_log import RunLog, Series
 
 
 def shown(log: RunLog) -> dict[str, dict[str, Series]]:

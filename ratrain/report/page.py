@@ -11,8 +11,8 @@ from ratrain.events import NOT_CAUSAL
 from ratrain.report.figures import gate_figures, loss_figure
 from ratrain.report.gates import gate_rows
 from ratrain.report.html import document, image, table
-from ratrain.report.log import RunLog
 from ratrain.report.pruning import HEAD, pruned_in_short, pruning_facts, pruning_rows
+from ratrain.storage.run_log import RunLog
 
 
 def facts(log: RunLog) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ratrain.report.log import RunLog
+from ratrain.storage.run_log import RunLog
 
 _TABLE = "wte.weight"
 HEAD = ("matrix", "weights", "zero", "fraction")

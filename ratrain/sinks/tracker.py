@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import queue
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ratrain.config.schema import LogSection
-from ratrain.errors import UnavailableError
 from ratrain.events import (
     Emit,
     Evaluated,
@@ -32,29 +29,10 @@ from ratrain.events import (
 _QUEUE = 1000  # events that may wait for a tracker: at a window each, an hour of training or more
 PATIENCE = 10.0  # seconds that the end of a run waits for a tracker
 _HEARD = (RunStarted, Resumed, Window, Evaluated, Probed, Machine, Sampled, RunEnded)
-_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 _OF_WINDOW = (
     "train/tokens", "train/lr", "train/skipped", "speed/tokens_per_second", "speed/mfu", "speed/mfu_datasheet",
     "machine/peak_memory", "compile/graphs", "compile/recompiles",
 )  # fmt: skip
-
-
-def require(names: Sequence[str]) -> None:
-    """Imports what the trackers `names` need, here and not in their threads. Raises UnavailableError."""
-    for name in names:
-        try:
-            importlib.import_module(_MODULES[name])
-        except Exception as error:  # one that is there but does not fit the rest fails in ways of its own
-            advice = f"log.trackers: \"{name}\" needs the package {name}; pip install 'ratrain[trackers]'"
-            raise UnavailableError(f"{advice} ({type(error).__name__}: {error})") from error
-
-
-def trackers(log: LogSection, emit: Emit) -> list[Queued]:
-    """A sink for each of `log.trackers`."""
-    from ratrain.sinks.hosted import Trackio, WandB
-
-    made = {"tensorboard": TensorBoard, "wandb": lambda: WandB(log), "trackio": lambda: Trackio(log)}
-    return [Queued(made[name](), emit) for name in dict.fromkeys(log.trackers)]
 
 
 def points(event: Event) -> Iterator[tuple[int, dict[str, float]]]:

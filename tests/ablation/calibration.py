@@ -23,7 +23,7 @@ import numpy as np
 from ratrain.ablation.conclusion import Conclusion, conclude
 from ratrain.ablation.record import Planned, PlannedArm, Study
 from ratrain.ablation.results import Reached, Row
-from ratrain.report.log import RunLog
+from ratrain.storage.run_log import RunLog
 
 POOL = Path(__file__).parent / "trained.npz"
 NULLS, PLANTED, SEEDS = 240, 100, 5  # replicates of GPT-2; of those, with other budgets; seeds of each

@@ -15,9 +15,9 @@ import pytest
 from ratrain.ablation.execute import held
 from ratrain.ablation.plan import make_plan
 from ratrain.ablation.pool import Began, Ended, Pool, Told
-from ratrain.engine.start import Launch
 from ratrain.errors import Exit
 from ratrain.events import Window
+from ratrain.run.start import Launch
 
 
 @pytest.fixture

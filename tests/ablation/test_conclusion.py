@@ -14,7 +14,7 @@ from ratrain.ablation.plan import make_plan
 from ratrain.ablation.record import Cost, Study, planned
 from ratrain.ablation.results import Reached, Row
 from ratrain.ablation.tuning import edges, tuning
-from ratrain.report.log import RunLog
+from ratrain.storage.run_log import RunLog
 
 TEXT = 'id = "x"\nscale = "tiny"\narms = ["v1", "v9", "aa_ulp", "aa_init"]\nverdict.delta = 0.01\nseed.init = {seeds}\n'
 BASE = (6.01, 5.98, 6.02, 6.00, 5.99)

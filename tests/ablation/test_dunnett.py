@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ratrain.ablation.dunnett import Family, carried
+from ratrain.statistics.dunnett import Family, carried
 
 
 @pytest.mark.parametrize("counts", [(5, 5, 5, 5, 5), (6, 3, 7, 5, 4)])
@@ -53,7 +53,7 @@ def test_correlations_that_are_products_are_taken_apart():
 
 
 def test_gaps_in_a_table_move_the_error_rate_by_little():
-    from ratrain.ablation.statistics import effects
+    from ratrain.statistics.arm_seed_model import effects
 
     rng = np.random.default_rng(0)
     losses = {f"a{arm}": rng.normal(size=5).tolist() for arm in range(8)}

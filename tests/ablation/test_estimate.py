@@ -8,9 +8,9 @@ import pytest
 
 from ratrain.ablation.estimate import Probe, estimate
 from ratrain.ablation.plan import make_plan
-from ratrain.ablation.power import more_seeds
 from ratrain.ablation.record import planned
 from ratrain.config.resolve import tokens_per_step
+from ratrain.statistics.power import more_seeds
 
 
 def test_runs_share_the_lanes_and_wide_arms_take_longer(study):

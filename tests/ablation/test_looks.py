@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ratrain.ablation.dunnett import Family
-from ratrain.ablation.looks import levels, look_times
+from ratrain.statistics.dunnett import Family
+from ratrain.statistics.interim_looks import levels, look_times
 
 
 def test_the_first_look_is_after_three_seeds():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ratrain.ablation.noise import components, evaluation_noise, pairing
+from ratrain.statistics.noise import components, evaluation_noise, pairing
 
 
 def test_twins_tell_what_each_kind_of_noise_adds():

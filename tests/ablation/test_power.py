@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ratrain.ablation.noise import EvaluationNoise
-from ratrain.ablation.power import detectable, more_seeds, power
-from ratrain.ablation.verdict import judge
+from ratrain.statistics.noise import EvaluationNoise
+from ratrain.statistics.power import detectable, more_seeds, power
+from ratrain.statistics.verdict import judge
 
 
 def test_one_arm_and_one_look_are_the_noncentral_t():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ratrain.ablation.ruler import Ruler
+from ratrain.statistics.token_ruler import Ruler
 
 BUDGETS = [round(1e6 * 2 ** (step / 2)) for step in range(-4, 5)]
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ratrain.ablation.statistics import Table, effects
+from ratrain.statistics.arm_seed_model import Table, effects
 
 
 def study(arms, seeds, *, seed=0, sd=1.0):

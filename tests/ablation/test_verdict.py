@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from ratrain.ablation.noise import EvaluationNoise
-from ratrain.ablation.verdict import judge
+from ratrain.statistics.noise import EvaluationNoise
+from ratrain.statistics.verdict import judge
 
 DELTA = 2.0  # in residual standard deviations
 

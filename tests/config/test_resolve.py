@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from ratrain.config.faults import key_homes
-from ratrain.config.foreign import FOREIGN
+from ratrain.config.names_elsewhere import FOREIGN
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve, steps_total, tokens_per_step
 from ratrain.config.schema import Manifest
+from ratrain.config.validation import key_homes
 from ratrain.errors import Exit, ManifestError
 
 

@@ -5,7 +5,7 @@ import pytest
 from ratrain.config.find import shipped
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
-from ratrain.engine.contracts import SMALL, contracts
+from ratrain.contracts import SMALL, contracts
 from ratrain.registry import optim_kinds, patch_kinds
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
-from ratrain.engine.contracts import SMALL
-from ratrain.engine.verify import verify
+from ratrain.contracts import SMALL
+from ratrain.contracts.verify import verify
 from ratrain.registry import optim_kinds, patch_kinds
 
 PATCH = """

@@ -7,8 +7,8 @@ import torch
 
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
-from ratrain.engine.contracts import SMALL, contracts
-from ratrain.engine.fitting import fit_briefly
+from ratrain.contracts import SMALL, contracts
+from ratrain.engine.parts.fitting import fit_briefly
 from ratrain.errors import ManifestError
 from ratrain.model.build import build, claim_sites
 from ratrain.model.gpt2 import GPT2

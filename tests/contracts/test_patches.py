@@ -4,7 +4,7 @@ import pytest
 
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
-from ratrain.engine.contracts import SMALL, contracts
+from ratrain.contracts import SMALL, contracts
 from ratrain.errors import ManifestError
 from ratrain.model.build import build
 from ratrain.registry import optim_kinds, patch_kinds

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from ratrain.engine import attention
-from ratrain.engine.attention import Case, Choice, choose, fastest, measure, pin, recorded, require, serves
-from ratrain.engine.checkpoint import load_newest
-from ratrain.engine.compile import compile_model, keep_compiled_code
-from ratrain.engine.dry_run import dry_run, rehearse
+from ratrain.data.cache import cache_folder
 from ratrain.engine.engine import Engine
 from ratrain.errors import UnavailableError
 from ratrain.events import AttentionChosen, Notice, Window
+from ratrain.machine import attention
+from ratrain.machine.attention import Case, Choice, choose, fastest, measure, pin, recorded, require, serves
+from ratrain.machine.compile import compile_model, keep_compiled_code
 from ratrain.model.build import build
 from ratrain.model.gpt2 import Core
-from ratrain.recipe.cache import cache_folder
+from ratrain.run.dry_run import dry_run, rehearse
+from ratrain.storage.checkpoint import load_newest
 
 CPU = torch.device("cpu")
 CASE = Case((2, 2, 16, 8), torch.float32, 0.0, CPU)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ratrain.engine.average import Average
-from ratrain.engine.checkpoint import load_newest
 from ratrain.engine.engine import Engine
+from ratrain.engine.parts.average import Average
 from ratrain.engine.step import Precision
 from ratrain.events import Evaluated, Window
 from ratrain.model.build import build
+from ratrain.storage.checkpoint import load_newest
 
 KEYS = ("train.budget.steps=12", "eval.every=4", "eval.windows=3", "checkpoint.every=6", "log.every=3")
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from ratrain.engine.checkpoint import listed, load, load_newest
+from ratrain.storage.checkpoint import listed, load, load_newest
 
 KEYS = ("compile.scope=off", "log.every=1", "eval.windows=2", "checkpoint.every=2", "checkpoint.keep=9")
 CONSTANT = ("schedule.kind=constant", "schedule.warmup={ steps = 2 }")

@@ -17,9 +17,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from ratrain.engine import checkpoint as checkpoints
-from ratrain.engine.checkpoint import Checkpoint, listed, load, load_newest, require_same_tensors, save, thin
 from ratrain.errors import CannotCreateError, DataError, DiskError
+from ratrain.storage import checkpoint as checkpoints
+from ratrain.storage.checkpoint import Checkpoint, listed, load, load_newest, require_same_tensors, save, thin
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS")
 

@@ -7,9 +7,9 @@ import torch
 from torch._dynamo.exc import Unsupported
 from torch._inductor import config as inductor_config
 
-from ratrain.engine.compile import GraphCounter, compile_model, keep_compiled_code
 from ratrain.engine.engine import Engine
 from ratrain.events import Compiled, Window
+from ratrain.machine.compile import GraphCounter, compile_model, keep_compiled_code
 from ratrain.model.build import build
 
 

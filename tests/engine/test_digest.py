@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import ratrain
-from ratrain.engine import digest
-from ratrain.engine.digest import changed_files, code_digests
+from ratrain.storage import code_digests as digest
+from ratrain.storage.code_digests import changed_files, code_digests
 
 
 def test_the_kinds_that_a_manifest_names_are_part_of_it(tiny):

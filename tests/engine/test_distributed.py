@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from ratrain.config.identity import run_folder
-from ratrain.engine.distributed import World, local_rows
 from ratrain.engine.engine import Engine
 from ratrain.errors import ManifestError
+from ratrain.machine.distributed import World, local_rows
 
 KEYS = (
     *("compile.scope=off", "train.budget.steps=30", "train.batch=8", "train.micro_batch=2", "log.every=5"),

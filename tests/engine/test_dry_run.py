@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from ratrain.engine import checkpoint
-from ratrain.engine.dry_run import dry_run, rehearse
 from ratrain.errors import DiskError, MissingError, UnavailableError
 from ratrain.model.build import build
+from ratrain.run.dry_run import dry_run, rehearse
+from ratrain.storage import checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,13 @@ import signal
 import pytest
 import torch
 
-from ratrain.engine.checkpoint import listed, load, load_newest
 from ratrain.engine.divergence import Divergence
 from ratrain.engine.engine import Engine
 from ratrain.engine.progress import Progress
 from ratrain.engine.step import TrainStep
 from ratrain.errors import DataError, DivergedError, PreemptedError
 from ratrain.events import Evaluated, Notice, Resumed, RunEnded, RunStarted, Saved, Window
+from ratrain.storage.checkpoint import listed, load, load_newest
 
 LONG = (
     "model.dropout=0.1",

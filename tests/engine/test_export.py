@@ -8,9 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from ratrain.engine.checkpoint import load_newest
-from ratrain.engine.export import FORMAT, export, read_export
 from ratrain.errors import DataError, MissingError
+from ratrain.run.export import FORMAT, export, read_export
+from ratrain.storage.checkpoint import load_newest
 
 PRUNED = ("train.budget.steps=10", "prune.kind=magnitude", "prune.target=0.9", "prune.every=2")
 
@@ -38,7 +38,7 @@ def test_a_pruned_run_comes_back_to_the_bit_from_a_smaller_file(run, tmp_path):
 
 def test_weights_that_are_kept_without_masks_are_as_small(run, tmp_path, monkeypatch):
     whole = export(run, tmp_path / "whole", warn=pytest.fail)
-    monkeypatch.setattr("ratrain.engine.export.masks_of", lambda tensors: {})
+    monkeypatch.setattr("ratrain.run.export.masks_of", lambda tensors: {})
     alone = export(run, tmp_path / "alone", warn=pytest.fail)
     assert (alone.packed, alone.sparsity) == (whole.packed, whole.sparsity)
     assert all(torch.equal(t, read_export(tmp_path / "alone")[n]) for n, t in read_export(tmp_path / "whole").items())

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from ratrain.engine.folder import RunFolder, find_run
 from ratrain.errors import CannotCreateError, Exit, MissingError, UsageError
+from ratrain.storage.folder import RunFolder, find_run
 
 HOLD = """
 import sys
 from pathlib import Path
-from ratrain.engine.folder import RunFolder
+from ratrain.storage.folder import RunFolder
 from ratrain.errors import RatrainError
 try:
     RunFolder(Path(sys.argv[1])).open()
@@ -67,7 +67,7 @@ def test_a_look_in_the_moment_of_opening_is_waited_out(tmp_path, monkeypatch):
         pass
     look = os.open(tmp_path / "run.lock", os.O_RDONLY)
     fcntl.flock(look, fcntl.LOCK_SH)
-    monkeypatch.setattr("ratrain.engine.folder.time.sleep", lambda seconds: seconds and os.close(look))
+    monkeypatch.setattr("ratrain.storage.folder.time.sleep", lambda seconds: seconds and os.close(look))
     with RunFolder(tmp_path).open():
         pass
 

@@ -13,10 +13,6 @@ import torch
 from ratrain.config.identity import recipe_hash, run_folder, run_hash
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
-from ratrain.engine import checkpoint
-from ratrain.engine.checkpoint import load_newest
-from ratrain.engine.launch import train
-from ratrain.engine.start import AlreadyDone, Launch
 from ratrain.errors import (
     DataError,
     DiskError,
@@ -29,7 +25,11 @@ from ratrain.errors import (
 )
 from ratrain.events import Notice, PhaseStarted, Window
 from ratrain.registry import optim_kinds, patch_kinds
+from ratrain.run.launch import train
+from ratrain.run.start import AlreadyDone, Launch
 from ratrain.sinks.jsonl import Jsonl
+from ratrain.storage import checkpoint
+from ratrain.storage.checkpoint import load_newest
 
 SHORT = ("train.budget.steps=4", "log.every=1", "eval.every=2", "eval.windows=2", "checkpoint.every=2")
 

@@ -6,9 +6,9 @@ import torch
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import CompileSection
-from ratrain.engine.compile import compile_model
-from ratrain.engine.device import set_determinism
 from ratrain.engine.step import Precision, TrainStep
+from ratrain.machine.compile import compile_model
+from ratrain.machine.device import set_determinism
 from ratrain.model.build import build
 from ratrain.recipe.groups import Group, group_parameters
 from ratrain.registry import optim_kinds, patch_kinds

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ratrain.engine.checkpoint import listed, load
+from ratrain.storage.checkpoint import listed, load
 
 HF = runpy.run_path(str(Path(__file__).parents[1] / "model" / "hugging_face.py"))
 CONFIG = {**HF["CONFIG"], "vocab_size": 2048, "n_positions": 32}

@@ -7,7 +7,7 @@ import torch
 
 from ratrain.config.identity import run_hash
 from ratrain.engine.engine import Engine
-from ratrain.engine.probes import Probes
+from ratrain.engine.parts.probes import Probes
 from ratrain.engine.step import Precision, TrainStep
 from ratrain.events import Probed, Window
 from ratrain.model.build import build

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ratrain.engine.prune_eval import prune_eval
+from ratrain.run.prune_eval import prune_eval
 
 KEYS = ("train.budget.steps=30", "model.block_size=64", "eval.windows=4")
 

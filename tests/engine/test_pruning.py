@@ -9,14 +9,14 @@ import signal
 import pytest
 import torch
 
-from ratrain.engine.checkpoint import listed, load
 from ratrain.engine.engine import Engine
-from ratrain.engine.pruning import Pruning
+from ratrain.engine.parts.pruning import Pruning
 from ratrain.errors import DataError, PreemptedError
 from ratrain.events import Compiled, OptimizerTold, Pruned, PruningBegan, PruningEvaluated, Window
 from ratrain.recipe.prune.masks import bytes_as_rows, unpack
 from ratrain.recipe.prune.pruner import masks_of
 from ratrain.registry import optim_kinds
+from ratrain.storage.checkpoint import listed, load
 
 SHORT = ("train.budget.steps=24", "eval.every=6", "checkpoint.every=6", "log.every=4", "prune.every=3")
 KINDS = {

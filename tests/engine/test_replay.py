@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from ratrain.engine.checkpoint import thin
 from ratrain.errors import Exit
+from ratrain.storage.checkpoint import thin
 
 KEYS = ("compile.scope=off", "train.budget.steps=12", "checkpoint.every=4", "log.every=2", "eval.every=0")
 WORDS = [word for key in KEYS for word in ("--set", key)]

@@ -2,7 +2,7 @@
 
 import json
 
-from ratrain.engine import smoke
+from ratrain.run import smoke
 
 
 def test_each_is_trained_to_its_end_and_thrown_away(ratrain, tmp_path, monkeypatch):

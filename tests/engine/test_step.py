@@ -196,7 +196,7 @@ def test_a_step_never_waits_for_the_device(tiny, precision):
 
 _USE = """
 import resource, sys, torch
-from ratrain.engine.device import keep_freed_memory
+from ratrain.machine.device import keep_freed_memory
 if len(sys.argv) == 2:
     keep_freed_memory()
 for round in range(24):

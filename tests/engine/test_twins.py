@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from ratrain.config.identity import recipe_hash, run_folder, run_hash
-from ratrain.engine.check import check, twins
 from ratrain.engine.engine import Engine
 from ratrain.events import Window
 from ratrain.model.build import build
+from ratrain.run.check import check, twins
 
 ARMS = ("aa_ulp", "aa_init", "aa_order")
 

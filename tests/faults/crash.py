@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 
 from ratrain.cli import main
-from ratrain.engine.checkpoint import listed, load
 from ratrain.engine.engine import Engine
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.step import TrainStep
+from ratrain.storage.checkpoint import listed, load
 
 KEEP = 2
 INTO_PLACE = "checkpoint rename into place"

@@ -8,9 +8,9 @@ import random
 import pytest
 import torch
 
-from ratrain.engine.checkpoint import load, load_newest
 from ratrain.engine.engine import Engine
 from ratrain.errors import DataError
+from ratrain.storage.checkpoint import load, load_newest
 
 LONG = os.environ.get("FAULTS") == "long"
 

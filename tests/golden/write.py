@@ -9,8 +9,8 @@ from typing import Any
 from ratrain.config.find import shipped
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
-from ratrain.engine.check import Checked, check
 from ratrain.registry import optim_kinds, patch_kinds
+from ratrain.run.check import Checked, check
 
 FILE = Path(__file__).parent / "variants.json"
 _KEPT = ("recipe", "parameters", "train_flops_per_token", "kv_bytes_per_token", "sites")

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ratrain.engine import device
 from ratrain.engine.step import Precision, TrainStep
 from ratrain.errors import UnavailableError
 from ratrain.kernels.fp8_linear import fp8_linear, quantise, reference
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
+from ratrain.machine import device
 from ratrain.model.build import build
 from ratrain.recipe.groups import group_parameters
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ratrain.engine.products import ByOneDNN, inductor_options
 from ratrain.kernels import products
+from ratrain.machine.products import ByOneDNN, inductor_options
 
 able = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
 

@@ -18,13 +18,13 @@ from ratrain import convert as converting
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.convert import convert
-from ratrain.engine.checkpoint import load, load_newest, restore_optimizer
-from ratrain.engine.sample import load_run
 from ratrain.errors import CannotCreateError, DataError, Exit, MissingError
 from ratrain.legacy.readers.checkpoint import is_checkpoint, read_checkpoint
 from ratrain.model.build import build
 from ratrain.recipe.groups import group_parameters
 from ratrain.registry import optim_kinds, patch_kinds
+from ratrain.run.sample import load_run
+from ratrain.storage.checkpoint import load, load_newest, restore_optimizer
 
 old = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("old_models.py"))))
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from ratrain.engine.engine import Engine
-from ratrain.engine.switchboard import Switchboard
+from ratrain.engine.parts.activation import Switchboard
 from ratrain.events import Window
 from ratrain.model.build import build, switches
 from ratrain.model.generate import decode

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ratrain.ablation.caveats import said
-from ratrain.engine.check import check
 from ratrain.events import NOT_CAUSAL
+from ratrain.run.check import check
 
 WHY = "patch.rwr is not causal: edges, walk and read-out reach later tokens"
 

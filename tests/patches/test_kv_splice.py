@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from ratrain.cli import main
-from ratrain.engine.checkpoint import load_newest
+from ratrain.compression.spline import evaluate, heights_of, invert, quantile_knots
 from ratrain.engine.engine import Engine
-from ratrain.engine.fitting import Fitting, _inputs, _Reservoir, fit_briefly
-from ratrain.engine.part import Position
-from ratrain.engine.sample import load_run
+from ratrain.engine.parts.fitting import Fitting, _inputs, _Reservoir, fit_briefly
+from ratrain.engine.parts.part import Position
 from ratrain.errors import DivergedError, ManifestError
 from ratrain.events import Fitted, Notice, Window
 from ratrain.model.build import build
@@ -27,10 +26,11 @@ from ratrain.model.cache import PLAIN
 from ratrain.model.count import count
 from ratrain.model.generate import decode
 from ratrain.model.gpt2 import Linear, Value
-from ratrain.model.spline import evaluate, heights_of, invert, quantile_knots
 from ratrain.patches import kv_splice
 from ratrain.patches.kv_splice import KVSplice, SplicedValue, SplinedValue
 from ratrain.registry import patch_kinds
+from ratrain.run.sample import load_run
+from ratrain.storage.checkpoint import load_newest
 
 HEADS, DIM = 2, 8
 MODULES = {"pca": SplicedValue, "spline": SplinedValue}

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from ratrain.config.schema import DataSection
+from ratrain.data import corpus as data
+from ratrain.data.corpus import Sampler, ngram_losses, open_corpus, sample_rows, validation_clusters, validation_windows
+from ratrain.data.ngram import ngram_nats
+from ratrain.data.shards import Shard, TokenStream, write_meta, write_shard
 from ratrain.errors import DataError, ManifestError, MissingError
-from ratrain.recipe import data
-from ratrain.recipe.data import Sampler, ngram_losses, open_corpus, sample_rows, validation_clusters, validation_windows
-from ratrain.recipe.ngram import ngram_nats
-from ratrain.recipe.shards import Shard, TokenStream, write_meta, write_shard
 
 
 @pytest.fixture(autouse=True)
@@ -321,7 +321,7 @@ def test_validation_windows_predict_no_token_twice(total, count):
 @pytest.mark.parametrize("scan", [3, 1 << 24])
 @pytest.mark.parametrize("every", [7, 40, 300])
 def test_clusters_are_documents_where_there_are_many_and_passages_where_not(monkeypatch, scan, every):
-    monkeypatch.setattr("ratrain.recipe.sampling._SCAN", scan)
+    monkeypatch.setattr("ratrain.data.sampling._SCAN", scan)
     tokens, eot = [9 if at % every == 0 else at % 9 for at in range(1000)], 9
     cut = {"block_size": 8, "count": 50}
     clusters = validation_clusters(stream(tokens), **cut, eot=eot)

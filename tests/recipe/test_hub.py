@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ratrain.config.schema import DataSection
+from ratrain.data import prepare, shard_writer
+from ratrain.data.corpus import open_corpus
+from ratrain.data.documents import read_documents
+from ratrain.data.hub import HubFile, hub_files, read_parquet
 from ratrain.errors import DataError, Exit, UnavailableError
-from ratrain.recipe import prepare, shard_writer
-from ratrain.recipe.data import open_corpus
-from ratrain.recipe.documents import read_documents
-from ratrain.recipe.hub import HubFile, hub_files, read_parquet
 
 OPTIONS = {"tokenizer": "shakespeare2k", "val_fraction": 0.2, "shard_tokens": 100, "jobs": 1}
 TEXTS = [f"{i}: " + "the king is come " * (i % 7 + 1) for i in range(60)]

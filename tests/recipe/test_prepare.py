@@ -16,10 +16,10 @@ import pytest
 from ratrain.cli import main
 from ratrain.cli import prepare as command
 from ratrain.config.schema import DataSection
+from ratrain.data import documents, prepare, shard_writer, shards
+from ratrain.data.corpus import open_corpus
+from ratrain.data.tokenizer import load_tokenizer
 from ratrain.errors import CannotCreateError, DataError, Exit, MissingError, UsageError
-from ratrain.recipe import documents, prepare, shard_writer, shards
-from ratrain.recipe.data import open_corpus
-from ratrain.recipe.tokenizer import load_tokenizer
 
 OPTIONS = {"tokenizer": "shakespeare2k", "val_fraction": 0.2, "shard_tokens": 300, "jobs": 1}
 

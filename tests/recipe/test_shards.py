@@ -10,8 +10,7 @@ import struct
 import numpy as np
 import pytest
 
-from ratrain.errors import DataError, MissingError
-from ratrain.recipe.shards import (
+from ratrain.data.shards import (
     Shard,
     TokenStream,
     check_ids,
@@ -20,6 +19,7 @@ from ratrain.recipe.shards import (
     write_meta,
     write_shard,
 )
+from ratrain.errors import DataError, MissingError
 
 
 def llmc(tokens, *, magic=20240520, version=1, count=None, order="<") -> bytes:
@@ -143,7 +143,7 @@ def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
 
 
 def test_an_id_beyond_the_vocabulary_is_named_with_its_place(tmp_path, monkeypatch):
-    monkeypatch.setattr("ratrain.recipe.shards._CHUNK", 4)
+    monkeypatch.setattr("ratrain.data.shards._CHUNK", 4)
     shard = Shard(tmp_path / "a.bin", np.array([0, 1, 2, 3, 4, 99, 100], np.uint16))
     check_ids(shard, vocab_size=101)
     with pytest.raises(DataError, match=r"a\.bin: token 6 is 100, but the ids of a vocabulary of 100 end at 99"):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import regex
 
+from ratrain.data import corpora, tokenizer
+from ratrain.data.corpora import build
+from ratrain.data.tokenizer import VOCAB, load_tokenizer
 from ratrain.errors import DataError, MissingError
-from ratrain.recipe import corpora, tokenizer
-from ratrain.recipe.corpora import build
-from ratrain.recipe.tokenizer import VOCAB, load_tokenizer
 
 TEXTS = [
     "Hello world",

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ratrain.report.compare import compare_page, compare_rows, named
-from ratrain.report.log import read_run
+from ratrain.storage.run_log import read_run
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from ratrain.engine.checkpoint import load_newest
 from ratrain.report.figures import loss_figure
-from ratrain.report.log import read_run
 from ratrain.report.pruning import pruning_facts, pruning_rows
+from ratrain.storage.checkpoint import load_newest
+from ratrain.storage.run_log import read_run
 
 PRUNED = ("train.budget.steps=20", "prune.kind=magnitude", "prune.target=0.75", "prune.every=4", "eval.every=4")
 

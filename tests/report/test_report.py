@@ -13,7 +13,7 @@ from PIL import Image
 
 from ratrain.report.figures import gate_figures
 from ratrain.report.gates import gate_rows
-from ratrain.report.log import RunLog, Series, read_run
+from ratrain.storage.run_log import RunLog, Series, read_run
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import pytest
 from ratrain import events
 from ratrain.config.schema import LogSection
 from ratrain.errors import Exit
-from ratrain.sinks import tracker
+from ratrain.sinks import tracker, trackers
 from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.hosted import Trackio, WandB
 from ratrain.sinks.tracker import Queued, TensorBoard, Tracker, points
@@ -272,7 +272,7 @@ def test_a_tracker_that_nobody_knows_is_a_fault_of_the_manifest(ratrain, home):
 
 
 def test_one_asked_for_twice_is_one():
-    made = tracker.trackers(LogSection(trackers=("tensorboard", "tensorboard")), print)
+    made = trackers.trackers(LogSection(trackers=("tensorboard", "tensorboard")), print)
     assert [sink.name for sink in made] == ["tensorboard"]
     made[0].close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ratrain.engine.contracts import contracts
+from ratrain.contracts import contracts
 
 # as a script it has no package
 _SPEC = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))

@@ -20,8 +20,8 @@ from ratrain.audit.source import find_target
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
-from ratrain.engine.contracts import SMALL, contracts
-from ratrain.engine.verify import verify
+from ratrain.contracts import SMALL, contracts
+from ratrain.contracts.verify import verify
 from ratrain.registry import optim_kinds, patch_kinds
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from torch import Tensor
 from ratrain.kernels.tiles import strides
 from ratrain.kernels.tuning import Case, config
 
-from .op import ROWS
+from .reference import ROWS
 
 
 @triton.jit

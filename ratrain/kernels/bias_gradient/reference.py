@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+ROWS = 128  # tokens that one program of a kernel sums
+
 
 def gelu_backward(grad: Tensor, h: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
     """grad and h [N, F] -> gradient of h [N, F] through GELU(h), and of its bias [F].

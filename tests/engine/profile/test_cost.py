@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import profile
 
-from ratrain.engine.profile import cost
-from ratrain.engine.profile.trace import Array, Op, read
+from ratrain.profile import cost
+from ratrain.profile.trace import Array, Op, read
 
 
 def run(call):

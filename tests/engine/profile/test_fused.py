@@ -9,7 +9,7 @@ import torch._inductor.codegen.cpp
 import torch._inductor.codegen.triton
 from torch._inductor.virtualized import V
 
-from ratrain.engine.profile.fused import Figures, announced
+from ratrain.profile.fused import Figures, announced
 
 OWNERS = [torch._inductor.codegen.cpp.CppScheduling, torch._inductor.codegen.triton.TritonScheduling]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from ratrain.engine.profile.memory import Owners, at_peak, lives, timeline
-from ratrain.engine.profile.rows import BACKWARD, FORWARD, Marked, Work
-from ratrain.engine.profile.trace import Alloc, Op, Span
+from ratrain.profile.memory import Owners, at_peak, lives, timeline
+from ratrain.profile.rows import BACKWARD, FORWARD, Marked, Work
+from ratrain.profile.trace import Alloc, Op, Span
 
 MARKS = Marked((Span(FORWARD, 0, 50), Span(BACKWARD, 50, 100)))
 

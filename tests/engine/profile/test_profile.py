@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ratrain.engine.profile.folder import KIND
-from ratrain.engine.profile.measure import profile_step
 from ratrain.errors import Exit
+from ratrain.profile.folder import KIND
+from ratrain.profile.measure import profile_step
 
 TINY = ["--scale", "tiny", "--device", "cpu", "--steps", "2"]
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path.parent / "inductor"))
-    monkeypatch.setattr("ratrain.engine.profile.measure.memory_bandwidth", lambda device: 1e10)
+    monkeypatch.setattr("ratrain.profile.measure.memory_bandwidth", lambda device: 1e10)
     yield tmp_path
     torch.use_deterministic_algorithms(False)
 
@@ -157,7 +157,7 @@ def test_a_compiler_that_is_missing_is_told(ratrain, monkeypatch):
     def fail(*_args, **_named):
         raise RuntimeError("InvalidCxxCompiler: none")
 
-    monkeypatch.setattr("ratrain.engine.profile.measure.record", fail)
+    monkeypatch.setattr("ratrain.profile.measure.record", fail)
     code, _, err = ratrain("profile", "v0", *TINY)
     assert (code, "C++ compiler" in err) == (Exit.UNAVAILABLE, True)
     assert not Path("profile-v0-tiny").exists()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ratrain.engine.profile.roofline import Roof, furthest, price
-from ratrain.engine.profile.rows import FORWARD, GAPS, Row
-from ratrain.engine.profile.table import sentence
+from ratrain.profile.roofline import Roof, furthest, price
+from ratrain.profile.rows import FORWARD, GAPS, Row
+from ratrain.profile.table import sentence
 
 ROOF = Roof(100e9, 10e9)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ratrain.engine.profile.fused import Figures
-from ratrain.engine.profile.rows import BACKWARD, DATA, FORWARD, GAPS, MARK, label, marked, rows, split, window, works
-from ratrain.engine.profile.trace import Array, Op, Span
+from ratrain.profile.fused import Figures
+from ratrain.profile.rows import BACKWARD, DATA, FORWARD, GAPS, MARK, label, marked, rows, split, window, works
+from ratrain.profile.trace import Array, Op, Span
 
 MM = (Array((8, 16), 4, 512), Array((16, 32), 4, 2048))
 KERNEL = "graph_0_cpp_fused_add_native_layer_norm_view_1"

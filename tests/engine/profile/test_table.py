@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ratrain.engine.profile.rows import BACKWARD, FORWARD, GAPS
-from ratrain.engine.profile.table import table
+from ratrain.profile.rows import BACKWARD, FORWARD, GAPS
+from ratrain.profile.table import table
 
 
 def row(phase, name, ms, percent=50.0, bound="compute", moved=1e6):

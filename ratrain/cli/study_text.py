@@ -1,0 +1,49 @@
+"""What a study says in a terminal: its table, the noise that verdicts stand on, what to know before believing them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from ratrain.ablation.conclusion import Conclusion
+from ratrain.ablation.record import Study
+from ratrain.ablation.results import Row
+from ratrain.cli.tables import table
+from ratrain.report.study.table import HEAD, cells
+
+
+def told(study: Study, rows: Sequence[Row], found: Conclusion | None) -> Iterator[str]:
+    """Line by line."""
+    begun = [row for row in rows if row.begun]
+    yield table([HEAD, *cells(begun, found)])
+    yield ""
+    if len(begun) < len(rows):
+        yield f"{len(rows) - len(begun)} arms of the plan have not begun"
+    if found:
+        yield from _noise(found)
+        yield from (f"warning: {warning}" for warning in found.warnings)
+    yield f"plan {study.plan.hash[:8]}"
+
+
+def _noise(found: Conclusion) -> Iterator[str]:
+    judgement = found.judgement
+    if not judgement.looks:
+        yield "no verdicts: they need three seeds or more that all arms have finished"
+    yield f"noise of a run within its seed: {judgement.sd:.4f} nats ({judgement.df:.0f} degrees of freedom)"
+    for kind, part in found.noise.items():
+        low, high = (math.sqrt(limit) for limit in part.interval)
+        yield f"  A/A {kind}: {math.sqrt(part.variance):.4f} [{low:.4f}, {high:.4f}]"
+    if found.pairing:
+        low, high = found.pairing.interval
+        yield f"pairing by seed: {found.pairing.ratio:.2f} [{low:.2f}, {high:.2f}] of the unpaired variance"
+    if found.evaluation:
+        low, high = min(found.evaluation.values()), max(found.evaluation.values())
+        yield f"noise of the evaluation: {low:.4f} to {high:.4f}, other {found.unit}s"
+    if found.more:
+        yield foretold(found.more)
+
+
+def foretold(more: Mapping[int, float], unit: str = "") -> str:
+    """What more seeds buy, in nats or in `unit`."""
+    counts = ", ".join(f"{seeds}: {effect:.4f}{unit}" for seeds, effect in more.items())
+    return f"smallest effect that is found four times of five, by seeds: {counts}"

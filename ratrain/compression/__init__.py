@@ -1,0 +1,1 @@
+"""Value vectors in fewer channels: principal planes and splines, for KV splice."""

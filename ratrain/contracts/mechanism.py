@@ -1,0 +1,176 @@
+"""Contracts on the mechanism itself: it closes, it learns, its costs, probes and options are real."""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch.utils.flop_counter import FlopCounterMode
+
+from ratrain.config.schema import ActivationSection, Manifest, Section
+from ratrain.contracts.perturbation import shake, without_gradient
+from ratrain.contracts.registry import contract
+from ratrain.contracts.states import (
+    activate,
+    activations,
+    fitted,
+    logits_of,
+    loss_of,
+    step_of,
+    tokens_of,
+    trained,
+)
+from ratrain.engine.parts.probes import Probes
+from ratrain.errors import ManifestError
+from ratrain.model.build import build
+from ratrain.model.count import count
+from ratrain.model.gpt2 import GPT2
+
+
+@contract
+def every_parameter_gets_a_gradient(manifest: Manifest) -> None:
+    model = trained(manifest, steps=2).double()  # a gate that begins at zero holds back others at the first step
+    loss_of(model, manifest).backward()
+    dead = without_gradient(model.named_parameters())
+    assert not dead, f"after two steps no gradient, or one that is not finite, reaches {', '.join(dead)}"
+
+
+@contract
+def closed_it_is_the_base_model(manifest: Manifest) -> None:
+    left = {name: patch.closed() for name, patch in manifest.patch.items()}
+    left = {name: patch for name, patch in left.items() if patch is not None}
+    base_manifest = manifest.model_copy(update={"patch": left})
+    open_for_good = sorted(name for name, patch in manifest.patch.items() if not _switched(fitted(manifest), name))
+    assert all(name in left for name in open_for_good), (
+        f"patch {', '.join(open_for_good)}: no module of it has an activation buffer `s`, by which 0 would make it the "
+        "base model; where there is no such state, its closed() returns what is left of it: `return self` if all is"
+    )
+    for shaken in (False, True):
+        model, base = fitted(manifest), build(base_manifest)
+        if shaken:
+            shake(model)
+            _share_weights(model, base)
+        activate(model, 0.0)
+        tokens = tokens_of(manifest, 2, 65)
+        for training in (True, False):
+            mine, its = (logits_of(one.train(training), tokens) for one in (model, base))
+            torch.testing.assert_close(mine, its, rtol=0, atol=1e-6 * max(1.0, float(its.abs().max())))
+        for one in (model, base):
+            loss_of(one.train(), manifest).backward()
+        own = dict(model.named_parameters())
+        for name, parameter in base.named_parameters():
+            if name in own:
+                torch.testing.assert_close(own[name].grad, parameter.grad, rtol=0, atol=1e-6, msg=name)
+
+
+def _switched(model: GPT2, patch: str) -> bool:
+    """Whether a module that the patch has put in has an activation buffer."""
+    sites = [site for site, name in model.claimed.items() if name == patch]
+    return any(next(activations(model.get_submodule(site)), None) is not None for site in sites)
+
+
+def _share_weights(model: GPT2, base: GPT2) -> None:
+    """Puts the model's weights into the modules of the base that it keeps, wherever a patch keeps them."""
+    places = {path: name for name, path in model.base_names.items()}
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            path, _, leaf = name.rpartition(".")
+            found = own.get(f"{places.get(path, path)}.{leaf}")
+            if found is not None and found.shape == parameter.shape:
+                parameter.copy_(found)
+
+
+@contract
+def its_flops_are_those_that_are_counted(manifest: Manifest) -> None:
+    model = fitted(manifest)
+    tokens = tokens_of(manifest, 1, manifest.model.block_size)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        logits_of(model, tokens)
+    head = 2 * (manifest.model.padded_vocab - manifest.model.vocab_size) * manifest.model.n_embd
+    stated = (count(model).forward_flops_per_token - head) * tokens.numel()
+    counted = counter.get_total_flops()
+    assert counted == stated, f"{counted:,} FLOPs, but it states {stated:,}; {_stating(model)}"
+
+
+def _stating(model: GPT2) -> str:
+    """Which modules of patches state their FLOPs, and which do not."""
+    said: dict[bool, list[str]] = {True: [], False: []}
+    for site, patch in model.claimed.items():
+        parts = model.get_submodule(site).modules()
+        said[any(hasattr(part, "flops_per_token") for part in parts)].append(f"{site} ({patch})")
+    lines = [f"{', '.join(said[False])} has no flops_per_token(spec)"] if said[False] else []
+    lines += (
+        [f"flops_per_token(spec) of {', '.join(said[True])} states other products than it forms"] if said[True] else []
+    )
+    return " and ".join(lines)
+
+
+@contract
+def what_it_offers_to_be_looked_at_is_finite(manifest: Manifest) -> None:
+    model = fitted(manifest)
+    step = step_of(model, manifest, lr=1e-3)
+    probes, tokens = Probes(model, step, on=True), tokens_of(manifest, 2, 66)
+    step(tokens[:, :-1], tokens[:, 1:])
+    for values in (probes.read(), probes.observe(tokens, step.precision)):
+        for patch, probe, rows in ((p, name, rows) for p, named in values.items() for name, rows in named.items()):
+            for row in filter(None, rows):
+                assert len(row) in (1, manifest.model.n_head), f"{patch}: {probe} has {len(row)} values in a layer"
+                assert all(map(math.isfinite, row)), f"{patch}: {probe} is {row}"
+
+
+@contract
+def every_option_does_something(manifest: Manifest) -> None:
+    plain = _fingerprint(fitted(manifest))
+    for name, patch in manifest.patch.items():
+        for option, value in _alternatives(patch):
+            try:
+                other = type(patch).model_validate({**dict(patch), option: value})
+                model = fitted(manifest.model_copy(update={"patch": {**manifest.patch, name: other}}))
+            except (ValidationError, ManifestError):
+                continue  # refused: so it is read
+            assert _fingerprint(model) != plain, f"patch.{name}.{option} = {value!r} changes nothing"
+
+
+def _alternatives(patch: Any) -> Iterator[tuple[str, Any]]:
+    """Each option with another value than it has: every other choice, the opposite, a good deal more, half."""
+    for name, field in type(patch).model_fields.items():
+        value = getattr(patch, name)
+        if name == "target":
+            continue
+        if typing.get_origin(field.annotation) is Literal:
+            yield from ((name, choice) for choice in typing.get_args(field.annotation) if choice != value)
+        elif isinstance(value, Section) and not isinstance(value, ActivationSection):
+            yield from ((name, value.model_copy(update={key: other})) for key, other in _alternatives(value))
+        elif isinstance(value, bool):
+            yield name, not value
+        elif isinstance(value, int):
+            yield name, 2 * value + 9  # far enough to matter
+        elif isinstance(value, float):
+            yield name, value / 2 or 0.5
+
+
+def _fingerprint(model: GPT2) -> tuple:
+    """What an option can change: modules, shapes, initial values, outputs, gradients."""
+    tokens = torch.randint(64, (1, 256), generator=torch.Generator().manual_seed(0))
+    state = tuple((name, tuple(t.shape), t.double().sum().item()) for name, t in model.state_dict().items())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # as they start, attention is uniform and gates are alike
+            parameter.normal_(std=0.3, generator=generator)
+    annealed = [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "anneal"]
+    for buffer in annealed:  # its gradients where that begins, its outputs where it ends
+        buffer.zero_()
+    model(tokens[:, :-1], tokens[:, 1:]).backward()
+    for buffer in annealed:
+        buffer.fill_(1.0)
+    parts: list[Any] = list(model.modules())
+    for part in parts:
+        if hasattr(part, "settle"):  # state that moves once a step
+            part.settle(lambda tensor: tensor)
+    gradients = sum(p.grad.double().abs().sum().item() for p in model.parameters() if p.grad is not None)
+    return str(model), state, logits_of(model.eval(), tokens).double().sum().item(), gradients

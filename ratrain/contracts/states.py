@@ -1,0 +1,104 @@
+"""Models in the states at which contracts look: as built or with other weights, half or fully switched on, in training
+with and without dropout, evaluating."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ratrain.config.schema import Manifest
+from ratrain.contracts.perturbation import random_tokens, shake
+from ratrain.engine.assembly import assemble
+from ratrain.engine.parts.fitting import fit_briefly
+from ratrain.engine.step import TrainStep
+from ratrain.model.build import build
+from ratrain.model.gpt2 import GPT2
+
+
+@dataclass(frozen=True)
+class State:
+    """How a model stands: `activation` is that of every mechanism, 0 the base model and 1 the mechanism."""
+
+    training: bool
+    activation: float = 1.0
+    shaken: bool = False  # every weight moved by noise: none is zero, no two are alike
+    dropout: float = 0.0
+
+    def __str__(self) -> str:
+        parts = ["training" if self.training else "evaluating"]
+        parts += [f"dropout {self.dropout:g}"] * bool(self.dropout) + ["weights shaken"] * self.shaken
+        return ", ".join(parts + [f"activation {self.activation:g}"] * (self.activation != 1))
+
+    def of(self, manifest: Manifest) -> GPT2:
+        """The manifest's model in this state, in float64."""
+        if self.dropout:
+            spec = manifest.model.model_copy(update={"dropout": self.dropout})
+            manifest = manifest.model_copy(update={"model": spec})
+        model = fitted(manifest).double()
+        if self.shaken:
+            shake(model)
+        activate(model, self.activation)
+        return model.train(self.training)
+
+
+# a fault may need a gate that is not zero, a mechanism that is half open, or dropout; each is in one of these
+STATES = (
+    State(training=True),
+    State(training=False),
+    State(training=True, activation=0.5, shaken=True),
+    State(training=False, activation=0.5, shaken=True),
+    State(training=True, shaken=True, dropout=0.1),
+)
+
+
+def fitted(manifest: Manifest) -> GPT2:
+    """The model, with its fitted modules fitted."""
+    model = build(manifest)
+    return fit_briefly(model, tokens_of(manifest, 3, manifest.model.block_size))
+
+
+def trained(manifest: Manifest, *, steps: int = 3) -> GPT2:
+    """The model after a few steps on one batch: buffers have moved, and gates have left their first values."""
+    model = fitted(manifest)
+    step = step_of(model, manifest)
+    tokens = tokens_of(manifest, 2, 66)
+    for _ in range(steps):
+        step(tokens[:, :-1], tokens[:, 1:])
+    return model
+
+
+def step_of(model: GPT2, manifest: Manifest, *, lr: float = 1e-2, precision: str = "fp32") -> TrainStep:
+    """The train step of the manifest's optimizer, for batches of two."""
+    train = manifest.train.model_copy(update={"precision": precision, "micro_batch": 2})
+    step = assemble(manifest.model_copy(update={"train": train, "prune": None}), model=model).step
+    step.set_lr(lr)
+    return step
+
+
+def tokens_of(manifest: Manifest, rows: int, length: int) -> Tensor:
+    return random_tokens(manifest.model.vocab_size, rows, length)
+
+
+def logits_of(model: GPT2, tokens: Tensor) -> Tensor:
+    """[B, T] -> [B, T, V], with dropout that falls alike at every call."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return model.logits(tokens)
+
+
+def loss_of(model: GPT2, manifest: Manifest) -> Tensor:
+    tokens = tokens_of(manifest, 2, 66)
+    return model(tokens[:, :-1], tokens[:, 1:])
+
+
+def activations(model: nn.Module) -> Iterator[Tensor]:
+    """The buffers that schedules move: 0 is the base model, 1 the mechanism."""
+    return (buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "s")
+
+
+def activate(model: nn.Module, value: float) -> None:
+    for switch in activations(model):
+        switch.fill_(value)

@@ -1,0 +1,242 @@
+"""The tokens of a run: the embedded corpus or a folder of shards, validated before step 0."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiktoken
+import torch
+
+from ratrain.checksum import sha256_of
+from ratrain.config.schema import DataSection
+from ratrain.data import corpora
+from ratrain.data.cache import cache_folder, remembered
+from ratrain.data.hub import SETS
+from ratrain.data.ngram import TRAIN_CAP, ngram_nats
+from ratrain.data.sampling import Sampler, require_window, sample_rows, validation_clusters, validation_windows
+from ratrain.data.shard_writer import STATE
+from ratrain.data.shards import (
+    Shard,
+    TokenStream,
+    check_ids,
+    encode_shard,
+    open_shard,
+    read_meta,
+    shard_entry,
+    write_meta,
+    write_shard,
+)
+from ratrain.data.tokenizer import load_tokenizer
+from ratrain.errors import CannotCreateError, DataError, DiskError, Fault, ManifestError, MissingError
+
+__all__ = [
+    "Corpus",
+    "Sampler",
+    "ngram_losses",
+    "open_corpus",
+    "require_window",
+    "sample_rows",
+    "validation_clusters",
+    "validation_windows",
+]
+
+EMBEDDED = "shakespeare"
+_SPLITS: tuple[str, ...] = ("train", "val")
+_ENDS = 2**20  # bytes at each end of a raw file that its fingerprint covers
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Training and validation tokens, the encoding that made them, and a SHA-256 that stands for the tokens."""
+
+    train: TokenStream
+    val: TokenStream
+    tokenizer: tiktoken.Encoding
+    fingerprint: str
+
+
+def open_corpus(section: DataSection, *, vocab_size: int, block_size: int = 0) -> Corpus:
+    """The corpus that `section` names, every id below `vocab_size`.
+
+    Raises ManifestError where the tokenizer has another vocabulary, MissingError, and DataError for what is not a
+    sound token file or has fewer than block_size + 1 tokens.
+    """
+    tokenizer = load_tokenizer(section.tokenizer)
+    if tokenizer.n_vocab != vocab_size:
+        n = tokenizer.n_vocab
+        message = f"{tokenizer.name!r} has {n} tokens but model.vocab_size is {vocab_size}; set model.vocab_size = {n}"
+        raise ManifestError([Fault("", "data.tokenizer", message)])
+    if section.source == EMBEDDED:
+        corpus = _open_embedded(tokenizer)
+    else:
+        corpus = _open_folder(Path(section.source).expanduser(), tokenizer)
+    for stream in (corpus.train, corpus.val):
+        require_window(stream, block_size)
+    return corpus
+
+
+def _open_embedded(tokenizer: tiktoken.Encoding) -> Corpus:
+    """The embedded corpus, from the cache where it is whole, else tokenised now."""
+    source = _LAYOUT + corpora.SHA256["shakespeare.txt"] + corpora.SHA256[_RANKS[tokenizer.name]]
+    folder = cache_folder() / f"shakespeare-{tokenizer.name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    try:
+        meta = read_meta(folder)
+        if meta and all(sha256_of([folder / e["file"]]) == e["sha256"] for s in _SPLITS for e in meta["splits"][s]):
+            return _from_meta(folder, meta, tokenizer)
+    except (DataError, MissingError):
+        pass  # a damaged cache is made again
+    return _make_embedded(folder, tokenizer)
+
+
+_LAYOUT = "1"  # to be raised when the same text and ranks begin to give other tokens
+_RANKS = {"gpt2": "gpt2_vocab.bpe", "shakespeare2k": "shakespeare2k.tiktoken"}  # file behind each encoding
+
+
+def _make_embedded(folder: Path, tokenizer: tiktoken.Encoding) -> Corpus:
+    works = dict(zip(_SPLITS, corpora.split_works(corpora.read("shakespeare.txt").decode()), strict=True))
+    tokens = {split: _encode(works[split], tokenizer) for split in _SPLITS}
+    shards = {split: Shard(folder / f"{split}_000000.bin", ids) for split, ids in tokens.items()}
+    splits = {split: [shard_entry(shards[split].path.name, encode_shard(ids))] for split, ids in tokens.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, ids in tokens.items():
+            write_shard(shards[split].path, ids)
+        write_meta(folder, tokenizer=tokenizer.name, vocab_size=tokenizer.n_vocab, splits=splits)
+    except (OSError, CannotCreateError, DiskError):
+        pass  # no cache: the tokens stay in memory
+    train, val = (TokenStream([shards[split]], name=f"{EMBEDDED} ({split})") for split in _SPLITS)
+    return Corpus(train, val, tokenizer, _meta_fingerprint(tokenizer.name, splits))
+
+
+def _encode(works: Sequence[str], tokenizer: tiktoken.Encoding) -> np.ndarray:
+    """uint16 [n], `<|endoftext|>` before each work."""
+    ids = tokenizer.encode_ordinary_batch(list(works), num_threads=2)
+    return np.concatenate([np.array([tokenizer.eot_token, *work], np.uint16) for work in ids])
+
+
+def _open_folder(folder: Path, tokenizer: tiktoken.Encoding) -> Corpus:
+    if not folder.exists():
+        inputs = folder.name if folder.name in SETS else "INPUT..."
+        raise MissingError(f"{folder}: no such folder; `ratrain prepare {inputs} --out {folder}` makes it from text")
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: is not a folder; data.source names one that holds train and val shards"
+            f" (`ratrain prepare {folder} --out DIR` makes it from text)"
+        )
+    meta = read_meta(folder)
+    if meta is None and (folder / STATE).exists():
+        raise MissingError(f"{folder}: is not finished; run the same `ratrain prepare` command again, it continues")
+    if meta is None:
+        return _from_raw(folder, tokenizer)
+    if meta["tokenizer"] != tokenizer.name:
+        raise DataError(
+            f"{folder}: was made with tokenizer {meta['tokenizer']!r} but data.tokenizer = {tokenizer.name!r};"
+            f" set data.tokenizer = {meta['tokenizer']!r} and model.vocab_size = {meta.get('vocab_size')}"
+        )
+    return _from_meta(folder, meta, tokenizer)
+
+
+def _from_meta(folder: Path, meta: dict[str, Any], tokenizer: tiktoken.Encoding) -> Corpus:
+    """Our own shards. A folder prepared without validation documents takes any other *val*.bin that lies in it."""
+    streams = []
+    for split in _SPLITS:
+        entries = meta["splits"][split]
+        shards = [open_shard(folder / entry["file"]) for entry in entries] or _find(folder, split)
+        for shard, entry in zip(shards, entries, strict=False):
+            if len(shard.tokens) != entry["tokens"]:
+                raise DataError(f"{shard.path}: has {len(shard.tokens)} tokens, meta.json says {entry['tokens']}")
+        sha256 = {entry["file"]: entry["sha256"] for entry in entries}
+        streams.append(_stream(folder, split, shards, tokenizer.n_vocab, sha256))
+    train, val = streams
+    if not meta["splits"]["val"]:
+        return Corpus(train, val, tokenizer, _raw_fingerprint([train, val], tokenizer.name))
+    return Corpus(train, val, tokenizer, _meta_fingerprint(tokenizer.name, meta["splits"]))
+
+
+def _from_raw(folder: Path, tokenizer: tiktoken.Encoding) -> Corpus:
+    """Shards of nanoGPT or llm.c; their ids are taken to be those of `tokenizer`."""
+    if (folder / "meta.pkl").exists():
+        raise DataError(
+            f"{folder}: meta.pkl marks a nanoGPT set with its own vocabulary, not that of {tokenizer.name!r};"
+            f" prepare its text: `ratrain prepare {folder / 'input.txt'} --out DIR`"
+        )
+    train, val = (_stream(folder, split, _find(folder, split), tokenizer.n_vocab, {}) for split in _SPLITS)
+    return Corpus(train, val, tokenizer, _raw_fingerprint([train, val], tokenizer.name))
+
+
+def _find(folder: Path, split: str) -> list[Shard]:
+    """The shards of `split` by name, in the order of their names."""
+    paths = [path for path in sorted(folder.glob("*.bin")) if _split_of(path) == split]
+    if not paths:
+        raise MissingError(
+            f"{folder}: holds no *{split}*.bin; `ratrain prepare INPUT... --out {folder}` makes train and val shards"
+        )
+    if len(paths) > 1 and any(path.name == f"{split}.bin" for path in paths):
+        raise DataError(f"{folder}: holds {split}.bin beside {len(paths) - 1} more {split} shards; leave one set")
+    return [open_shard(path) for path in paths]
+
+
+def _split_of(path: Path) -> str | None:
+    """'val' or 'train' by the name; a whole word decides where both occur (`interval_train_1.bin` is train)."""
+    name = path.stem.lower()
+    if "val" in re.findall("[a-z]+", name) or ("val" in name and "train" not in name):
+        return "val"
+    return "train" if "train" in name else None
+
+
+def _stream(folder: Path, split: str, shards: list[Shard], vocab_size: int, sha256: dict[str, str]) -> TokenStream:
+    for shard in shards:
+        _check_once(shard, vocab_size, sha256.get(shard.path.name))
+    return TokenStream(shards, name=f"{folder} ({split})")
+
+
+def _check_once(shard: Shard, vocab_size: int, sha256: str | None) -> None:
+    """Read the whole shard once: its ids, and its SHA-256 where known. The cache remembers files that passed."""
+
+    def check() -> dict:
+        if sha256 is not None and sha256_of([shard.path]) != sha256:
+            raise DataError(f"{shard.path}: SHA-256 differs from meta.json: the file is damaged; prepare it again")
+        check_ids(shard, vocab_size=vocab_size)
+        return {"passed": True}
+
+    status = shard.path.stat()
+    state = [str(shard.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino, vocab_size, sha256]
+    remembered("checked", json.dumps(state), check)
+
+
+def _meta_fingerprint(tokenizer: str, splits: dict[str, list[dict]]) -> str:
+    hashes = [[split, [entry["sha256"] for entry in splits[split]]] for split in _SPLITS]
+    return hashlib.sha256(json.dumps([tokenizer, hashes]).encode()).hexdigest()
+
+
+def _raw_fingerprint(streams: Sequence[TokenStream], tokenizer: str) -> str:
+    """Sizes and both ends of every file: a full hash of raw data would take as long as reading it."""
+    digest = hashlib.sha256(tokenizer.encode())
+    for stream in streams:
+        for shard in stream.shards:
+            digest.update(json.dumps([shard.path.name, len(shard.tokens)]).encode())
+            ends = max(0, len(shard.tokens) - _ENDS // 2)
+            digest.update(shard.tokens[: _ENDS // 2].tobytes() + shard.tokens[ends:].tobytes())
+    return digest.hexdigest()
+
+
+def ngram_losses(corpus: Corpus, windows: torch.Tensor, vocab_size: int) -> dict[str, float]:
+    """Nats per token of "uniform", "unigram" and "bigram" on `windows`, int64 [n, T + 1], counted on the train split.
+
+    The cache remembers them.
+    """
+    asked = windows.numpy()
+    key = json.dumps([corpus.fingerprint, hashlib.sha256(asked.tobytes()).hexdigest(), asked.shape, vocab_size])
+
+    def compute() -> dict[str, float]:
+        train = corpus.train.read(0, min(len(corpus.train), TRAIN_CAP))
+        return ngram_nats(train, asked, vocab_size)
+
+    return remembered("ngram", key, compute)

@@ -1,0 +1,53 @@
+"""The two vocabularies that travel with the package, as tiktoken encodings; no network, no download."""
+
+from __future__ import annotations
+
+import base64
+import functools
+
+import tiktoken
+
+from ratrain.data import corpora
+from ratrain.errors import MissingError
+
+VOCAB = {"gpt2": 50257, "shakespeare2k": 2048}  # tokens, <|endoftext|> among them: the last id
+END_OF_TEXT = "<|endoftext|>"
+
+# GPT-2's pre-tokenisation; possessive, so that no text makes it slow
+_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+@functools.cache
+def load_tokenizer(name: str) -> tiktoken.Encoding:
+    """The encoding called `name`. Raises MissingError for a name that is not in VOCAB."""
+    if name not in VOCAB:
+        raise MissingError(f"no tokenizer is called {name!r}; the choices are {', '.join(map(repr, VOCAB))}")
+    ranks = gpt2_ranks(corpora.read("gpt2_vocab.bpe")) if name == "gpt2" else _ranks(corpora.read(f"{name}.tiktoken"))
+    return tiktoken.Encoding(
+        name,
+        pat_str=_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: len(ranks)},
+        explicit_n_vocab=VOCAB[name],
+    )
+
+
+def byte_letters() -> dict[str, int]:
+    """The letter that stands for each byte in vocab.bpe, in rank order: printable bytes first, as themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = {chr(byte): byte for byte in printable}
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return letters | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+def gpt2_ranks(vocab_bpe: bytes) -> dict[bytes, int]:
+    """Token bytes -> rank, from the merges alone: 256 bytes, then one token per merge line."""
+    letters = byte_letters()
+    tokens = [bytes([byte]) for byte in letters.values()]
+    for line in vocab_bpe.decode().splitlines()[1:]:  # the first line is the version
+        tokens.append(bytes(letters[c] for c in line.replace(" ", "")))
+    return {token: rank for rank, token in enumerate(tokens)}
+
+
+def _ranks(lines: bytes) -> dict[bytes, int]:
+    return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines.splitlines())}

@@ -1,0 +1,239 @@
+"""Fitting what is fitted and not trained: modules that state `fit(x, held_out, attn, generator)`, which returns errors.
+
+Such a module is given samples of its own first argument [B, H, T, D], made by the model as it is, in evaluation, from
+windows of the training split, and puts what it finds into buffers; `fitted` says that it has, `vectors` how many it
+wants per head. Its patch states `refit`, how long a fit serves in training, and its `objective`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ratrain.config.schema import Span
+from ratrain.data.sampling import Sampler
+from ratrain.engine.observe import looked_at
+from ratrain.engine.parts.part import Part, Position
+from ratrain.engine.setup import Setup
+from ratrain.errors import DivergedError
+from ratrain.events import Fitted, Notice
+from ratrain.model.build import seed_of
+from ratrain.model.gpt2 import GPT2
+
+_CHOICE = 2  # tokens looked at for each that is kept: neighbours are alike
+_HELD_OUT = 4  # windows that are fitted to for each that is held out
+
+
+class NotFiniteError(ValueError):
+    """A sample holds infinities or NaN."""
+
+
+class Fitting(Part):
+    """Which patches of a run are due to be fitted, and the fit: rank 0 makes it, all get it.
+
+    `is_open` says which patches are switched on. `last`, when each patch was fitted, is all that it remembers.
+    """
+
+    key = "fitting"
+
+    def __init__(self, setup: Setup, is_open: Callable[[], Mapping[str, bool]]):
+        manifest, self._setup, self._is_open = setup.manifest, setup, is_open
+        self.manifest, self.model, self.world = manifest, setup.model, setup.world
+        self.modules: dict[str, dict[str, Any]] = {}
+        for name, site, module in fittable(self.model):
+            self.modules.setdefault(name, {})[site] = module
+        self.last: dict[str, tuple[int, float]] = {}  # step, and fraction of the budget that was spent
+        self.sampler = Sampler(  # of the whole batch, whatever this process trains on
+            setup.corpus.train,
+            seed=manifest.seed.order,
+            batch=manifest.train.batch,
+            block_size=manifest.model.block_size,
+            vocab_size=manifest.model.vocab_size,
+        )
+
+    def due(self, now: Position) -> bool:
+        return bool(self._due(now))
+
+    def between_windows(self, now: Position) -> Iterator[Fitted]:
+        for name in self._due(now):
+            yield from self.fit(name, now)
+
+    def _due(self, now: Position) -> list[str]:
+        """The patches to fit before the next step: where one opens, unless nothing is learned yet, and then whenever
+        its `refit` has passed."""
+        due, is_open = [], self._is_open()
+        for name in self.modules:
+            refit = self.manifest.patch[name].refit
+            if refit == "never" or not is_open[name]:
+                continue
+            if now.step == 0:
+                self.last[name] = (0, 0.0)
+            elif name not in self.last or self._passed(refit, self.last[name], now):
+                due.append(name)
+        return due
+
+    def fit(self, name: str, now: Position, *, plain: bool = False) -> Iterator[Fitted]:
+        """Fits one patch in every layer. Rank 0 publishes what it found, unless the fit is `plain`: by `fit_plain`."""
+        with self._setup.phases.timed("fit"):
+            found = self.world.lead(lambda: self._fit(name, now.step, plain=plain))
+            self._share(name)
+            self.last[name] = (now.step, now.spent)
+        if found and not plain:
+            yield found
+
+    def has_plain(self, name: str) -> bool:
+        """Whether the patch can be fitted plainly as well."""
+        return all(hasattr(module, "fit_plain") for module in self.modules[name].values())
+
+    def finish(self, now: Position) -> Iterator[Notice]:
+        for name, modules in self.modules.items():
+            if not all(module.fitted for module in modules.values()):
+                yield Notice(unfitted(name), "warning")
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.last)
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.last = {name: (at[0], at[1]) for name, at in state.items() if name in self.modules}
+
+    def _passed(self, refit: Span, last: tuple[int, float], now: Position) -> bool:
+        if refit.steps is not None:
+            return now.step >= last[0] + refit.steps
+        return now.spent >= last[1] + (refit.fraction or 0.0) - 1e-9
+
+    def _fit(self, name: str, step: int, *, plain: bool) -> Fitted:
+        """Raises DivergedError where the model makes what is not finite: there is no fit to that."""
+        modules = self.modules[name]
+        wanted = max(module.vectors for module in modules.values())
+        windows = self._windows(step, wanted)
+        generator = torch.Generator().manual_seed(seed_of(self.manifest.seed.order, "fit", name, step))
+        try:
+            passes = {"rows": self._setup.step.micro_batch, "precision": self._setup.precision, "plain": plain}
+            errors = fit_modules(self.model, modules, windows, generator, **passes)
+        except NotFiniteError as error:
+            raise DivergedError(f"patch.{name} cannot be fitted at step {step}: {error}; lower schedule.lr") from error
+        used, by_pca, values = (torch.stack(part) for part in zip(*errors, strict=True))  # [layers, H]
+        return Fitted(
+            step=step,
+            patch=name,
+            vectors=wanted,
+            objective=self.manifest.patch[name].objective,
+            error=float(used.mean()),
+            error_of_pca=float(by_pca.mean()),
+            error_of_values=float(values.mean()),
+            heads=used.numel(),
+            heads_as_pca=int((used >= by_pca).sum()),
+        )
+
+    def _windows(self, step: int, wanted: int) -> Tensor:
+        """Inputs [n, T] of the batches from `step` on, as many as hold tokens enough."""
+        fitted_to = math.ceil(_CHOICE * wanted / self.manifest.model.block_size)
+        count = fitted_to + math.ceil(fitted_to / _HELD_OUT)
+        batches = range(step, step + math.ceil(count / self.manifest.train.batch))
+        return torch.cat([self.sampler.batch(at)[0] for at in batches])[:count]
+
+    def _share(self, name: str) -> None:
+        """Every process gets the buffers of rank 0."""
+        if self.world.size == 1:
+            return
+        own = {
+            f"{site}.{key}": buffer
+            for site, module in self.modules[name].items()
+            for key, buffer in module.named_buffers()
+        }
+        told = self.world.share({key: buffer.cpu() for key, buffer in own.items()})
+        for key, buffer in own.items():
+            buffer.copy_(told[key])
+
+
+def unfitted(name: str) -> str:
+    """What is to be said of a patch without a fit."""
+    return f"patch.{name} was never fitted: it is the base model, and compresses nothing; ratrain calibrate fits it"
+
+
+def fittable(model: GPT2) -> Iterator[tuple[str, str, nn.Module]]:
+    """(patch, site, module) of what is to be fitted in a built model."""
+    for site, name in model.claimed.items():
+        module = model.get_submodule(site)
+        if hasattr(module, "fit"):
+            yield name, site, module
+
+
+def fit_modules(
+    model: GPT2,
+    modules: Mapping[str, Any],
+    windows: Tensor,
+    generator: torch.Generator,
+    *,
+    rows: int = 1,
+    precision: Any = None,
+    plain: bool = False,
+) -> list[Any]:
+    """Fits modules, by site, to tokens [n, T] of which the last part is held out; returns what each says of it.
+
+    `rows` sequences go through the model at a time, in `precision`. `plain`: by their `fit_plain`, what a fit has to
+    beat.
+    """
+    fitted_to = max(1, len(windows) * _HELD_OUT // (_HELD_OUT + 1))
+    passes = {"rows": rows, "precision": precision, "generator": generator}
+    x = _inputs(model, modules, windows[:fitted_to], share=1, **passes)
+    held_out = _inputs(model, modules, windows[fitted_to:], share=_HELD_OUT, **passes)
+    for site in modules:
+        if not (x[site].isfinite().all() and held_out[site].isfinite().all()):
+            raise NotFiniteError(f"what {site} is given is not finite")
+    parents = {site: model.get_submodule(site.rpartition(".")[0]) for site in modules}
+    fits = {site: module.fit_plain if plain else module.fit for site, module in modules.items()}
+    return [fit(x[site], held_out[site], parents[site], generator) for site, fit in fits.items()]
+
+
+def fit_briefly(model: GPT2, windows: Tensor) -> GPT2:
+    """`model` with everything fitted to a few tokens [n, T]: for looks at what is fitted."""
+    if modules := {site: module for _, site, module in fittable(model)}:
+        fit_modules(model, modules, windows, torch.Generator().manual_seed(0))
+    return model
+
+
+class _Reservoir:
+    """A uniform sample, without replacement, of the positions that pass by; it never holds more than `count`."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.keys, self.vectors = torch.empty(0), torch.empty(0)
+
+    def add(self, x: Tensor, keys: Tensor) -> None:
+        """x [B, H, T, D], and a random key for each of its B T positions: those with the highest keys stay."""
+        fresh = x.detach().transpose(0, 1).flatten(1, 2)  # [H, B T, D]
+        if len(self.keys):
+            keys, fresh = torch.cat([self.keys, keys]), torch.cat([self.vectors, fresh], dim=1)
+        self.keys, best = keys.topk(min(self.count, len(keys)))
+        self.vectors = fresh[:, best.to(fresh.device)]
+
+
+def _inputs(
+    model: GPT2,
+    modules: Mapping[str, Any],
+    windows: Tensor,
+    *,
+    share: int,
+    rows: int,
+    precision: Any,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """By site, the first argument [H, N, D] at positions drawn from tokens [n, T]; one of `share` that is wanted."""
+    kept = {site: _Reservoir(max(1, module.vectors // share)) for site, module in modules.items()}
+    keys = torch.empty(0)
+
+    def taking(reservoir: _Reservoir) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, inputs: reservoir.add(inputs[0], keys)
+
+    with looked_at(model, [(modules[site], taking(reservoir)) for site, reservoir in kept.items()], precision):
+        for batch in windows.to(model.wte.weight.device).split(rows):
+            keys = torch.rand(batch.numel(), generator=generator, dtype=torch.float64)
+            h, state = model.embed(batch), None
+            for block in model.blocks:
+                h, state = block(h, state)
+    return {site: reservoir.vectors for site, reservoir in kept.items()}

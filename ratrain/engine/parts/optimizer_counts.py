@@ -1,0 +1,55 @@
+"""What an optimizer counts beside its steps, such as spikes: read with each window, told where it has grown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ratrain.engine.parts.part import Part, Position, Readings
+from ratrain.errors import Fault, ManifestError
+from ratrain.events import OptimizerTold
+
+OTHER_STATE = "the optimizer of the run that this begins with keeps other state; expected the same [optim] section"
+_MARK = "own|"
+
+
+class Tallies(Part):
+    """An optimizer may keep 0-d tensors in `own`, and name in `tallies` those that only ever grow."""
+
+    marks = (_MARK,)
+
+    def __init__(self, optimizer: Optimizer):
+        self.own: dict[str, Tensor] = getattr(optimizer, "own", {})
+        self._names: tuple[str, ...] = tuple(getattr(optimizer, "tallies", ()))
+        self._known = self._counted()
+
+    def to_read(self) -> dict[str, Tensor]:
+        return {name: self.own[name] for name in self._names}
+
+    def after_window(self, now: Position, window: Readings) -> Iterator[OptimizerTold]:
+        """Publishes the counts that have grown since the last window."""
+        totals = {name: round(window.values[name][0]) for name in self._names}
+        counts = {name: total - self._known[name] for name, total in totals.items() if total > self._known[name]}
+        self._known = totals
+        if counts:
+            yield OptimizerTold(now.step, counts, {name: totals[name] for name in counts})
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{_MARK}{name}": tensor for name, tensor in self.own.items()}
+
+    def check_parent(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        kept = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith(_MARK)}
+        if kept != {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}:
+            raise ManifestError([Fault("", "optim", OTHER_STATE)])
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        self._known = self._counted()
+
+    def _counted(self) -> dict[str, int]:
+        """The counts by now; reads the device."""
+        return {name: round(self.own[name].item()) for name in self._names}

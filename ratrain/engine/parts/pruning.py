@@ -1,0 +1,174 @@
+"""The pruning of a run's weights: asked for when it is due, told of, kept over a restart, and examined at the end."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ratrain.config.resolve import steps_total
+from ratrain.engine.assembly import assemble
+from ratrain.engine.evaluate import Evaluator
+from ratrain.engine.parts.part import Part, Position, Readings
+from ratrain.engine.setup import Setup
+from ratrain.errors import Fault, ManifestError
+from ratrain.events import Pruned, PruningBegan, PruningEvaluated
+from ratrain.machine.attention import pin
+from ratrain.machine.compile import compile_model
+from ratrain.machine.device import peak_memory
+from ratrain.recipe.prune.masks import bytes_as_rows, unpack
+from ratrain.recipe.prune.pruner import EMBEDDING, MARKS, Pruner, masks_of
+from ratrain.recipe.prune.schedule import PruneSchedule
+from ratrain.storage.checkpoint import listed, load
+
+_AT_TARGET = 1e-3  # below it
+
+
+class Pruning(Part):
+    """Follows the manifest's [prune] section; without one it does nothing."""
+
+    key = "pruning"
+    marks = MARKS
+
+    def __init__(self, setup: Setup):
+        self._setup, self._section = setup, setup.manifest.prune
+        self.pruner = next((hook for hook in setup.step.hooks if isinstance(hook, Pruner)), None)
+        self._schedule = (
+            PruneSchedule(self._section, total_steps=steps_total(setup.manifest)) if self._section else None
+        )
+        self._looks: list[Pruned] = []  # since the last window
+        self._seconds: dict[bool, list[float]] = {True: [], False: []}  # of a step, in windows with and without looks
+        self.best: dict[str, float | None] = {"dense": None, "target": None}  # losses
+
+    def begin(self) -> Iterator[PruningBegan]:
+        if self.pruner and self._section:
+            names, parameters = tuple(self.pruner.names), self._setup.cost.parameters
+            yield PruningBegan(self._section.kind, names, self.pruner.weights, parameters)
+
+    def before_step(self, after: Position) -> None:
+        """Tells the pruner when it is to make its masks anew."""
+        if self.pruner and self._schedule and self._schedule.due(after.step, after.spent, self.pruner.reached):
+            sparsity = self._schedule.sparsity(after.step, after.spent)
+            last = self._schedule.progress(after.step, after.spent) >= 1
+            self.pruner.expect(sparsity, last=last)
+            pruned = self.pruner.count(sparsity)
+            self._looks.append(Pruned(after.step, pruned / self.pruner.weights, pruned, last))
+
+    def window_fields(self) -> dict[str, float]:
+        return {"sparsity": self.sparsity}
+
+    def after_window(self, now: Position, window: Readings) -> Iterator[Pruned]:
+        """Publishes each new mask of the window; all processes must have come to the same."""
+        if self.pruner is None:
+            return
+        world = self._setup.world
+        self._seconds[bool(self._looks)].append(window.seconds / len(window.losses))
+        if self._looks and world.size > 1 and len(set(world.gather(self.pruner.digest()))) > 1:
+            raise RuntimeError("processes have pruned different weights: their weights or moments are not the same")
+        yield from self._looks
+        self._looks = []
+
+    def after_evaluation(self, now: Position, loss: float) -> tuple[()]:
+        """Keeps the best validation loss without pruning, and at the target."""
+        if self.pruner and self._section:
+            dense, target = self.sparsity == 0, self.sparsity >= self._section.target - _AT_TARGET
+            for name in ["dense"] * dense + ["target"] * target:
+                best = self.best[name]
+                self.best[name] = loss if best is None else min(best, loss)
+        return ()
+
+    def finish(self, now: Position) -> Iterator[PruningEvaluated]:
+        if self.pruner and self._section:
+            with self._setup.phases.timed("examine"):
+                found = self._examine(now.step)
+            yield found
+
+    @property
+    def sparsity(self) -> float:
+        return self.pruner.sparsity if self.pruner else 0.0
+
+    @property
+    def step_seconds(self) -> dict[str, float | None]:
+        """Medians of this session: of windows in which masks were made anew, and of the others."""
+        names = {"with looks": True, "without": False}
+        return {name: statistics.median(s) if (s := self._seconds[key]) else None for name, key in names.items()}
+
+    def apply(self) -> None:
+        """Zeros in the weights where they are pruned."""
+        if self.pruner and self.pruner.pruned:
+            self.pruner.apply()
+
+    # -- in a checkpoint ------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.pruner.tensors() if self.pruner else {}
+
+    def state(self) -> dict[str, Any]:
+        return {**self.pruner.state_dict(), "best": self.best} if self.pruner else {}
+
+    def check_parent(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        before, now = (kept.get("section") for kept in (state, self.state()))
+        if before and before != now:
+            message = f"the run that this begins with prunes its weights by {before}; expected the same [prune] section"
+            raise ManifestError([Fault("", "prune", message)])
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """From the checkpoint of a run that prunes alike; one that prunes nothing leaves all weights in."""
+        if self.pruner and state:
+            self.pruner.restore(tensors, state)
+            self.best = dict(state["best"])
+
+    # -- at the end -----------------------------------------------------------------------------------------------
+
+    def _examine(self, step: int) -> PruningEvaluated:
+        """Counts the zeros in the weights, and evaluates the newest checkpoint, masked, in a model without pruning.
+
+        Called on every process, with the checkpoint of the last step written.
+        """
+        pruner, section, masters = self.pruner, self._section, self._setup.precision.masters
+        assert pruner and section
+        peak = peak_memory(self._setup.device)  # before there is a second model
+        looked_at = dict.fromkeys([*pruner.names, EMBEDDING])
+        zeros = {name: (int((masters[name] == 0).sum()), masters[name].numel()) for name in looked_at}
+        alive = sum(int((masters[name].detach()[~mask] != 0).sum()) for name, mask in pruner.masks())
+        packed = (4 * (n - z) + -(-n // 8) if name in pruner.names else 4 * n for name, (z, n) in zeros.items())
+        return PruningEvaluated(
+            step=step,
+            target=section.target,
+            sparsity=pruner.pruned / pruner.weights,
+            zeros=zeros,
+            pruned=pruner.names,
+            reached=pruner.reached,
+            not_zero=alive,
+            loss_dense_best=self.best["dense"],
+            loss_target_best=self.best["target"],
+            loss=self._setup.evaluator(),
+            loss_reloaded=_reloaded(self._setup),
+            peak_memory=peak,
+            step_seconds=self.step_seconds,
+            bytes_dense=sum(4 * n for _, n in zeros.values()),
+            bytes_packed=sum(packed),
+        )
+
+
+def _reloaded(setup: Setup) -> float:
+    """Validation loss of the weights on disk, with the masks on disk, in a model that is not pruned."""
+    path = setup.world.share(listed(setup.checkpoints)[0] if setup.world.leads else Path())
+    checkpoint, manifest = load(path), setup.manifest.model_copy(update={"prune": None})
+    made = assemble(manifest, setup.device, micro_batch=setup.step.micro_batch)
+    masks = masks_of(checkpoint.optimizer)
+    with torch.no_grad():
+        for name, tensor in {**made.model.state_dict(), **made.precision.masters}.items():
+            tensor.copy_(checkpoint.model[name])
+            if name in masks:
+                tensor.mul_(unpack(masks[name].to(tensor.device), tensor, bytes_as_rows(tensor.device)))
+    made.precision.publish()
+    if setup.attention:
+        pin(made.model, setup.attention, strict=manifest.compile.strict)
+    compile_model(made.model, manifest.compile)
+    windows, batch = setup.evaluator.real_windows, setup.evaluator.batch
+    return Evaluator(made.model, windows, precision=made.precision, batch=batch, world=setup.world)()

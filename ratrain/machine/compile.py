@@ -1,0 +1,121 @@
+"""Turning the model into compiled graphs, and counting them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+from ratrain.config.schema import CompileSection
+from ratrain.data.cache import cache_folder
+from ratrain.kernels import products
+from ratrain.machine.products import inductor_options
+from ratrain.model.gpt2 import GPT2
+
+_PLAIN = (int, float, str, bool, type(None), tuple)
+_GRAPH_LIMIT = 64  # per code object; torch's 8 would fail the ninth variant of a process
+
+
+def compile_model(model: GPT2, section: CompileSection) -> int:
+    """Compiles the model in place; returns how many regions became graphs (0: none).
+
+    Scope `block` compiles each block and the head: blocks of one structure share a graph, so that the time to compile
+    does not grow with depth. Scope `model` makes one graph of the forward pass.
+    """
+    scope = section.scope
+    if scope == "auto":
+        scope = "block" if model.wte.weight.device.type == "cpu" else "model"
+    if scope == "off":
+        return 0
+    torch.compiler.config.cache_key_tag = _operations()
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPH_LIMIT)
+    options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": section.backend}
+    if section.backend == "inductor":
+        on_cpu = model.wte.weight.device.type == "cpu"
+        options["options"] = inductor_options() if on_cpu else gpu_options(section)
+    if scope == "model":
+        model.compile(**options)
+        return 1
+    for block in model.blocks:
+        block.compile(**options)
+    model.head = torch.compile(model.head, **options)
+    return 1 + len({tuple(_structure(block)) for block in model.blocks})
+
+
+def gpu_options(section: CompileSection) -> dict[str, Any]:
+    """What torch.compile(options=...) is given for a model on a GPU. The head's products are ATen's in any case."""
+    return {"max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON"} if section.autotune else {}
+
+
+@functools.cache
+def _operations() -> str:
+    """What a compiled graph depends on that torch does not put into its key: how our operations are written, and what
+    they choose by the CPU. Code kept by another version would take their results for something else."""
+    files = sorted(Path(products.__file__).parent.glob("**/*.py"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return f"ratrain {digest} {products.onednn_is_faster()}"
+
+
+def _structure(module: nn.Module) -> Iterator[tuple]:
+    """What makes two blocks different graphs: classes, shapes, and the plain attributes that forward may read.
+
+    `layer`, where a block stands, is for who builds it.
+    """
+    for name, part in module.named_modules():
+        plain = {k: v for k, v in vars(part).items() if k != "layer" and isinstance(v, _PLAIN)}
+        shapes = tuple((k, tuple(p.shape)) for k, p in part.named_parameters(recurse=False))
+        yield name, type(part).__qualname__, shapes, tuple(sorted((k, repr(v)) for k, v in plain.items()))
+
+
+def keep_compiled_code() -> None:
+    """Keeps compiled code in the user's cache folder, where a restart leaves it, unless the environment says where."""
+    # torch writes its own default, a temporary folder, into the environment when it is imported
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / f"inductor-{torch.__version__}")
+    if inductor_config.cpp.vec_isa_ok is None:
+        # the trial compilations of what the CPU tells of itself take 6 s; a compiler for C++20 has all of it
+        inductor_config.cpp.vec_isa_ok = True
+    # what a graph with a chosen attention calls beside operations: their arguments are part of the key already
+    calls = ("torch.nn.attention._sdpa_kernel", "torch.nn.attention._backend_from_string")
+    inductor_config.unsafe_marked_cacheable_functions |= dict.fromkeys(calls, torch.__version__)
+
+
+class GraphCounter:
+    """Graphs compiled since it was made, beside those that were expected: `expect` tells of more of them."""
+
+    def __init__(self):
+        self._start = counters["stats"]["unique_graphs"]
+        self._expected = 0
+        self._hits, self._misses = _cache_counts()
+
+    @property
+    def graphs(self) -> int:
+        return counters["stats"]["unique_graphs"] - self._start
+
+    @property
+    def recompiles(self) -> int:
+        """Graphs beyond those that the run was expected to have by now."""
+        return max(0, self.graphs - self._expected)
+
+    @property
+    def cached(self) -> bool:
+        """Whether every graph was found in the cache on disk."""
+        hits, misses = _cache_counts()
+        return hits > self._hits and misses == self._misses  # backends other than inductor keep nothing
+
+    def expect(self, more: int) -> None:
+        self._expected += more
+
+
+def _cache_counts() -> tuple[int, int]:
+    """Graphs found in inductor's cache on disk, and graphs not found there, since the process began."""
+    return counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]

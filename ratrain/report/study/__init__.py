@@ -1,0 +1,1 @@
+"""The report of a study: tables, verdicts, figures and the page."""

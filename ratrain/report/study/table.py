@@ -1,0 +1,120 @@
+"""The table of a study for terminals, and what all that is told of a study shares: the verdict on an arm, numbers as
+text, cells of the page's tables."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from ratrain.ablation.conclusion import Conclusion
+from ratrain.ablation.record import Study
+from ratrain.ablation.results import Row
+from ratrain.report.compare import NONE
+from ratrain.report.html import Markup
+from ratrain.statistics.verdict import Judgement, Verdict
+from ratrain.storage.run_log import RunLog
+
+HEAD = ("arm", "val loss", "vs base", "interval", "verdict", "by seed", "parameters", "KV bytes/token", "runs")
+COMPARED = ("base", "arm", "control")  # roles
+SIGNS = {"better": "▼", "worse": "▲", "equivalent": "≈", "inconclusive": "?"}  # of the loss
+
+
+def cells(rows: Sequence[Row], found: Conclusion | None) -> list[tuple[str, ...]]:
+    """The table under HEAD, of all but tuning runs: means over the seeds that are done, the effect beside its interval,
+    which holds for all arms together, and the paired difference of each seed."""
+    table, bases = [], {row.arm.name for row in rows if row.arm.role == "base"}
+    for row in rows:
+        if row.arm.role == "tuning":
+            continue
+        effect = interval = word = each = NONE
+        itself = row.arm.role in ("base", "ruler") or (row.arm.role == "tuned" and row.arm.of in bases)
+        if row.differences and not itself:
+            effect = f"{statistics.fmean(row.differences):+.4f}"
+            each = " ".join(f"{value:+.4f}" for value in row.differences)
+        if (verdict := verdict_of(row, found)) and math.isfinite(verdict.effect):
+            effect, word, interval = (
+                f"{verdict.effect:+.4f}",
+                verdict.word,
+                span(verdict.interval, "{:+.4f} to {:+.4f}"),
+            )
+        costs = f"{row.arm.parameters:,}", f"{row.arm.kv_bytes_per_token:,}"
+        table.append((row.arm.name, loss_text(row), effect, interval, word, each, *costs, row.status))
+    return table
+
+
+def verdict_of(row: Row, found: Conclusion | None) -> Verdict | None:
+    """On the arm as it was planned; where it was added later, or is at its own best point, of those like it."""
+    if found is None:
+        return None
+    if row.arm.role == "tuned":
+        return verdict_on(found.tuned.judgement if found.tuned else None, row.arm.of)
+    return verdict_on(found.judgement, row.arm.name) or verdict_on(found.later, row.arm.name)
+
+
+def verdict_on(judgement: Judgement | None, arm: str) -> Verdict | None:
+    """The one on this arm, None where there is none."""
+    return next((v for v in judgement.verdicts if v.arm == arm), None) if judgement else None
+
+
+def first_log(row: Row) -> RunLog:
+    """Of the first run that has begun, in a row that has."""
+    return next(run.log for run in row.runs if run.log)
+
+
+def plan_facts(study: Study) -> Iterator[tuple[str, str]]:
+    """What was planned, as name and text."""
+    now, rule, metric = study.now, study.plan.verdict, study.now.metric
+    seeds = ", ".join(str(a) if a == b else f"{a}/{b}" for a, b in now.seeds)
+    yield "plan", f"{len(now.of_role(*COMPARED))} arms x {len(now.seeds)} seeds ({seeds}), baseline {now.base.name}"
+    yield "scale", now.scale
+    yield "budget", f"{now.base.tokens:,} tokens a run" if now.base.tokens else "in seconds"
+    last = f"mean of the last {metric['last']} evaluations" if metric["last"] > 1 else "last evaluation"
+    yield (
+        "metric",
+        f"validation loss, nats per token, {last}" + (f", weights averaged at {metric['ema']:g}" * (metric["ema"] > 0)),
+    )
+    yield "matched by", now.match
+    spent = {"obrien_fleming": "as O'Brien and Fleming", "pocock": "as Pocock"}.get(rule["spending"], rule["spending"])
+    yield "alpha", f"{rule['alpha']:g} for all arms and looks, spent {spent}"
+    yield "delta", f"{rule['delta']:g} nats" if rule["delta"] else "none, so nothing is called equivalent"
+    yield "plan hash", now.hash[:16]
+
+
+def loss_text(row: Row) -> str:
+    """The mean over the seeds that are done."""
+    return NONE if row.mean is None else f"{row.mean:.4f}"
+
+
+def span(ends: tuple[float, float], form: str = "[{:+.4f}, {:+.4f}]") -> str:
+    """The interval in this form, - where an end is not known."""
+    return form.format(*ends) if all(map(math.isfinite, ends)) else NONE
+
+
+def ratio(value: float, of: float) -> str:
+    """In three decimals, 1 where it is exact, - to nothing."""
+    return NONE if not of else "1" if value == of else f"{value / of:.3f}"
+
+
+def chip(word: str) -> Markup:
+    """A verdict as a word with a sign and a colour, any of which is enough; of none yet, that."""
+    if not word:
+        return Markup("<span class=none>none yet</span>")
+    return Markup(f'<span class="chip {word}"><span aria-hidden="true">{SIGNS[word]}</span> {word}</span>')
+
+
+def two_lines(first: str, second: str) -> str:
+    """A cell of two lines."""
+    return Markup(f"{escape(first)}<small>{unbroken(second)}</small>") if second else first
+
+
+def unbroken(words: str) -> str:
+    """As HTML, with intervals that are not broken."""
+    return re.sub(r"\[[^\]]*\]", lambda found: f'<span class="whole">{found[0]}</span>', escape(words))
+
+
+def headed(name: str, words: str) -> Markup:
+    """The summary of what is folded: of which arm, and what."""
+    return Markup(f"<b>{escape(name)}</b> <span class=quiet>{escape(words)}</span>")

@@ -1,0 +1,86 @@
+"""`ratrain calibrate RUN`: the values of a trained model in fewer channels, fitted to it after training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ratrain.config.lines import quoted
+from ratrain.config.read import Source, read_source
+from ratrain.config.resolve import resolve
+from ratrain.config.schema import Manifest
+from ratrain.engine.engine import Engine
+from ratrain.engine.parts.fitting import Fitting
+from ratrain.engine.state import model_tensors
+from ratrain.events import Branched, Emit, Notice, RunEnded
+from ratrain.registry import optim_kinds, patch_kinds
+from ratrain.run.launch import train
+from ratrain.run.start import AlreadyDone, Launch
+from ratrain.storage.branch import Branch, find_branch
+from ratrain.storage.checkpoint import load
+from ratrain.storage.folder import listed
+
+_PATCH = "patch.kv_splice"
+_MARK, _TITLE = "spliced-", ", its values spliced after training"
+
+
+def spliced(word: str, root: Path, overrides: Sequence[str]) -> tuple[Manifest, Source, Branch]:
+    """The manifest of the run that RUN or RUN@STEP names, with KV splice as `overrides` set it, and where it begins.
+
+    Raises what `find_branch` and `resolve` raise.
+    """
+    branch = find_branch(word, root)
+    folder = branch.checkpoint.parents[1]
+    own = read_source(folder / "resolved.toml").tree
+    keys = [f"id={_MARK}{own['id'].removeprefix(_MARK)}", f"title={quoted(own['title'].removesuffix(_TITLE) + _TITLE)}"]
+    keys += [f"{_PATCH}.enabled=true", f"{_PATCH}.activation={{ kind = 'at_once' }}", *overrides]
+    source = read_source(folder / "resolved.toml", overrides=keys)
+    kinds = patch_kinds(beside=source.files)
+    return resolve(source, patches=kinds, optimizers=optim_kinds()), source, branch
+
+
+def calibrate(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> Path:
+    """Makes a run, in a folder of its own, of the weights that `launch.branch` names and a fit to them.
+
+    Raises AlreadyDone where it is there, and what `train` raises.
+    """
+    folder = launch.folder(manifest)
+    if listed(folder.checkpoints) and not launch.fresh:
+        raise AlreadyDone(folder.path, folder.read_state().get("loss"))
+    return train(manifest, source, launch, sink=sink, engine=Calibration)
+
+
+class Calibration(Engine):
+    """Fits what is to be fitted to the model that the run begins with, and trains nothing."""
+
+    def run(self, *, until: int | None = None) -> RunEnded:
+        fitting = self.part(Fitting)
+        with self._divergence_published():
+            if self.world.leads:
+                self._announce()
+            self._choose_attention()
+            self._graft(fitting)
+            self._move_parts()
+            self.emit(Notice(f"validation loss {self.evaluator():.4f} before the fit"))
+            now = self.progress.now
+            for name in fitting.modules:
+                if fitting.has_plain(name):
+                    self._publish(fitting.fit(name, now, plain=True))
+                    self.emit(Notice(f"validation loss {self.evaluator():.4f} by plain PCA in as many channels"))
+                self._publish(fitting.fit(name, now))
+            self._evaluate()
+            self._save()
+            self._sample()
+        return self._done()
+
+    def _graft(self, fitting: Fitting) -> None:
+        """Goes to the end of the run that this one begins with; modules that are to be fitted stay as built."""
+        branch = self.setup.branch
+        assert branch
+        checkpoint = load(branch.checkpoint)
+        sites = tuple(f"{site}." for modules in fitting.modules.values() for site in modules)
+        fresh = {name: tensor for name, tensor in model_tensors(self.setup).items() if name.startswith(sites)}
+        kept = {name: tensor for name, tensor in checkpoint.model.items() if not name.startswith(sites)}
+        self.state.restore(replace(checkpoint, model=kept | fresh))
+        self.emit(Branched(self.progress.steps, branch.run, branch.parent.run_hash))

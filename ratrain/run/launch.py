@@ -1,0 +1,219 @@
+"""From a resolved manifest to a finished run: its folder, its sinks, its exit."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ratrain.config.read import Source
+from ratrain.config.render import render
+from ratrain.config.schema import Manifest
+from ratrain.engine.engine import Engine
+from ratrain.errors import (
+    DivergedError,
+    Exit,
+    Fault,
+    ManifestError,
+    MemoryShortError,
+    PreemptedError,
+    RatrainError,
+    UnavailableError,
+)
+from ratrain.events import Emit, Event, Notice, RunEnded, Sampled, Window
+from ratrain.machine.compile import keep_compiled_code
+from ratrain.machine.device import environment, gpu_uuid, pick_device
+from ratrain.machine.distributed import FollowedError, join
+from ratrain.registry import plugin_files
+from ratrain.run.start import Launch, may_start
+from ratrain.sinks.fanout import Fanout
+from ratrain.sinks.jsonl import Jsonl
+from ratrain.sinks.monitor import Monitor
+from ratrain.sinks.progress import Lines
+from ratrain.sinks.starved import Starved
+from ratrain.sinks.summary import Summary
+from ratrain.sinks.trackers import require, trackers
+from ratrain.storage.branch import Branch
+from ratrain.storage.checkpoint import check_room
+from ratrain.storage.code_digests import code_digests
+from ratrain.storage.folder import RunFolder
+
+_HEARTBEAT = 5.0  # seconds between notes of the position in state.json
+
+
+def train(
+    manifest: Manifest,
+    source: Source,
+    launch: Launch,
+    *,
+    sink: Emit,
+    engine: type[Engine] = Engine,
+    until: int | None = None,
+) -> Path:
+    """Runs the manifest, or goes on where it stopped; returns the run's folder.
+
+    `sink` shows events to the user; `until` is as in `Engine.run`. A finished run is left as it is. Raises RatrainError
+    with the exit code to give.
+    """
+    device = pick_device(launch.device)
+    keep_compiled_code()
+    folder, emit = launch.folder(manifest), Fanout()
+    with join(device) as world:
+        changed = world.lead(lambda: _ready(folder, manifest, launch))
+        with world.leader_first(), machine_told(manifest):  # a run that cannot start leaves no folder
+            run = engine(
+                manifest, checkpoints=folder.checkpoints, device=device, emit=emit, world=world, branch=launch.branch
+            )
+            check_room(folder.checkpoints, run.checkpoint_bytes, keep=manifest.checkpoint.keep)
+        if not world.leads:
+            _follow(run, manifest, until)
+            return folder.path
+        with folder.open():
+            _describe(folder, manifest, source, device, branch=launch.branch)
+            sinks = (sink, *trackers(manifest.log, emit))
+            with _sinks(folder, device, emit, sinks), _failures_noted(folder), machine_told(manifest):
+                if changed:
+                    emit(Notice(f"goes on under changed code: {', '.join(changed)}", "warning"))
+                run.run(until=until)
+    return folder.path
+
+
+def _ready(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
+    """Looks at what is in the folder, moved aside where the run starts over; returns the sources changed under it."""
+    require(manifest.log.trackers)
+    if launch.fresh and (folder.path / "resolved.toml").exists():
+        with folder.open():
+            folder.move_aside()
+    changed = may_start(folder, manifest, launch)
+    folder.check_attempts()
+    return changed
+
+
+def _follow(run: Engine, manifest: Manifest, until: int | None) -> None:
+    """Trains beside the first process, which does all the speaking."""
+    try:
+        with machine_told(manifest):
+            run.run(until=until)
+    except (PreemptedError, DivergedError) as error:
+        raise FollowedError(error.exit) from error
+
+
+def _describe(
+    folder: RunFolder, manifest: Manifest, source: Source, device: torch.device, *, branch: Branch | None
+) -> None:
+    """What was asked for and where, so that the folder can be understood and run by itself."""
+    folder.write("manifest.toml", source.files[-1].read_bytes())
+    folder.write("resolved.toml", render(manifest, source))
+    for file in plugin_files(manifest.patch.values()):
+        folder.write(f"patches/{file.name}", file.read_bytes())
+    folder.write("code.json", json.dumps(code_digests(manifest), indent=1) + "\n")
+    folder.write("env.json", json.dumps(environment(device), indent=1) + "\n")
+    if branch:
+        folder.write("parent.json", json.dumps(branch.record(), indent=1) + "\n")
+    folder.count_attempt()
+    folder.write_state(status="running")
+
+
+@contextmanager
+def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sinks: Sequence[Emit]) -> Iterator[None]:
+    with (folder.path / "log.txt").open("a", encoding="utf-8") as log:
+        emit.add(Jsonl(folder.path / "events.jsonl"), essential=True)
+        # before the run is called done: one that is killed in between is run to its end again, and leaves no half file
+        emit.add(Summary(lambda text: folder.write("summary.json", text)), essential=True)
+        emit.add(_State(folder), essential=True)
+        emit.add(Lines(log, stamped=True))
+        for sink in sinks:
+            emit.add(sink)
+        emit.add(Monitor(emit, gpu=gpu_uuid(device)))
+        if device.type == "cpu":
+            emit.add(Starved(emit))
+        try:
+            yield
+        finally:
+            emit.close()
+
+
+class _State:
+    """Keeps state.json and the samples folder up to date."""
+
+    def __init__(self, folder: RunFolder):
+        self._folder, self._due = folder, 0.0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Window):
+            if time.monotonic() < self._due:  # each write waits for the disk: not for every window
+                return
+            self._due = time.monotonic() + _HEARTBEAT
+            self._folder.write_state(status="running", step=event.step, spent=event.spent)
+        elif isinstance(event, RunEnded):
+            self._folder.write_state(status=event.status, step=event.step, loss=event.loss)
+        elif isinstance(event, Sampled):
+            self._folder.write(f"samples/step-{event.step:08d}.txt", event.text)
+
+
+@contextmanager
+def _failures_noted(folder: RunFolder) -> Iterator[None]:
+    """Leaves the reason of a failure in state.json."""
+    try:
+        yield
+    except BaseException as error:
+        known = folder.read_state()
+        if known.get("status") == "running":
+            code = int(getattr(error, "exit", Exit.BUG))
+            folder.write_state(**{**known, "status": "failed", "exit": code, "reason": str(error) or repr(error)})
+        raise
+
+
+@contextmanager
+def machine_told(manifest: Manifest) -> Iterator[None]:
+    """Turns what a machine can lack, and what a plug-in can get wrong, into one message."""
+    try:
+        yield
+    except RatrainError:
+        raise
+    except Exception as error:
+        told = _machine_failure(error, manifest) or _plugin_failure(error, manifest)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _plugin_failure(error: Exception, manifest: Manifest) -> RatrainError | None:
+    """The line of a plug-in that an error comes from; None where no plug-in was at work."""
+    for file in plugin_files(manifest.patch.values()):
+        # torch.compile raises its own error, with the frames of the user's code in its text
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        lines += [int(line) for line in re.findall(rf'File "{re.escape(str(file))}", line (\d+)', str(error))]
+        if lines:
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            return ManifestError([Fault(f"{file}:{lines[-1]}", "", f"{what}; ratrain verify tells more")])
+    return None
+
+
+def _machine_failure(error: Exception, manifest: Manifest) -> RatrainError | None:
+    """What the machine lacked; None where the error is a bug."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        micro = manifest.train.micro_batch
+        return MemoryShortError(
+            f"out of memory at train.micro_batch = {micro}; "
+            f"--set train.micro_batch={max(1, micro // 2)} gives the same gradients in less"
+        )
+    unserved = ("No available kernel", "No viable backend for scaled_dot_product_attention")
+    if manifest.compile.strict and any(sign in text for sign in unserved):
+        return UnavailableError(
+            "compile.strict: the attention that was chosen cannot compute all that this variant asks of it; "
+            "--set compile.strict=false has another one do it"
+        )
+    if any(name in text for name in ("InvalidCxxCompiler", "No working C++ compiler", "CppCompileError")):
+        return UnavailableError(
+            "torch.compile needs a C++ compiler with OpenMP (g++, or clang and libomp); "
+            "install one, or run slower with --set compile.backend=eager"
+        )
+    return None

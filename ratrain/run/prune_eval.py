@@ -1,0 +1,93 @@
+"""What a trained model loses when its KV cache is pruned afterwards, without further training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ratrain.config.schema import Manifest
+from ratrain.data.corpus import open_corpus
+from ratrain.data.sampling import validation_windows
+from ratrain.engine.evaluate import Evaluator
+from ratrain.engine.step import Precision
+from ratrain.machine.device import pick_device
+from ratrain.model.build import build
+from ratrain.model.count import count
+from ratrain.model.gpt2 import GPT2
+from ratrain.registry import patch_kinds
+from ratrain.run.sample import load_run
+
+_KIND = "kv_prune"
+_SINKS = 0.03125  # of the context, likewise: 4 of 128
+_RECENCY = 0.0625  # of the context, or a quarter of what is kept where that is less
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Validation loss in nats per token, and the cache's bytes per token of a full context."""
+
+    rule: str  # dense: nothing pruned
+    mode: str
+    keep: float
+    loss: float
+    above_dense: float
+    key_bytes: int
+    value_bytes: int
+
+
+def prune_eval(
+    run: Path, keeps: Sequence[float], rules: Sequence[str], *, mode: str, device: str, warn: Callable[[str], None]
+) -> Iterator[Pruned]:
+    """The run's newest weights as dense attention, then with each rule and fraction; its own pruning is left out."""
+    manifest, trained = load_run(run, device=pick_device(device), warn=warn)
+    others = {name: patch for name, patch in manifest.patch.items() if type(patch).kind != _KIND}
+    spec, dense = manifest.model, _with(manifest, others, trained)
+    corpus = open_corpus(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
+    windows = validation_windows(corpus.val, block_size=spec.block_size, count=manifest.eval.windows)
+    loss = _loss(manifest, dense, windows)
+    yield _row("dense", "-", 1.0, loss, loss, dense, manifest)
+    for rule in rules:
+        for keep in keeps:
+            options = {"mode": mode, "rule": rule, "keep": keep, "recency": min(_RECENCY, keep / 4)}
+            if rule == "window":  # as StreamingLLM has it: without the first tokens a window is no rival
+                options["sinks"] = min(_SINKS, keep / 4)
+            patches = {**others, _KIND: patch_kinds()[_KIND].model_validate(options)}
+            pruned = _with(manifest, patches, trained)
+            yield _row(rule, mode, keep, _loss(manifest, pruned, windows), loss, pruned, manifest)
+
+
+def _with(manifest: Manifest, patches: dict[str, Any], trained: GPT2) -> GPT2:
+    """The model with these patches and the trained weights; what only pruning has keeps its initial value."""
+    model = build(manifest.model_copy(update={"patch": patches}), device=trained.wte.weight.device)
+    own, known = model.state_dict(), trained.state_dict()
+    model.load_state_dict({name: known.get(name, tensor) for name, tensor in own.items()})
+    for site, name in model.claimed.items():
+        if type(patches[name]).kind == _KIND:
+            model.get_submodule(site).get_buffer("s").fill_(1.0)
+    return model.eval()
+
+
+@torch.no_grad()
+def _loss(manifest: Manifest, model: GPT2, windows: Tensor) -> float:
+    precision = Precision(manifest.train.precision, model)
+    return Evaluator(model, windows, precision=precision, batch=manifest.train.micro_batch)()
+
+
+def _row(rule: str, mode: str, keep: float, loss: float, dense: float, model: GPT2, manifest: Manifest) -> Pruned:
+    cost, size = count(model), 4 if manifest.train.precision == "fp32" else 2
+    bytes_ = size * cost.key_elements_per_token, size * cost.value_elements_per_token
+    return Pruned(rule, mode, keep, loss, loss - dense, *bytes_)
+
+
+HEAD = ("rule", "mode", "keep", "loss", "- dense", "K bytes", "V bytes")
+
+
+def row(pruned: Pruned) -> tuple[str, ...]:
+    """One line of the table under HEAD."""
+    numbers = (f"{pruned.keep:g}", f"{pruned.loss:.4f}", f"{pruned.above_dense:+.4f}")
+    return pruned.rule, pruned.mode, *numbers, f"{pruned.key_bytes:,}", f"{pruned.value_bytes:,}"

@@ -1,0 +1,148 @@
+"""A few steps of a run again, from one of its checkpoints or from the start: do they come to what it logged?
+
+A reader who doubts a study checks it so for a fraction of its cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ratrain.checksum import sha256_of
+from ratrain.config.read import read_source
+from ratrain.config.resolve import resolve
+from ratrain.errors import MissingError, PreemptedError, UsageError
+from ratrain.events import Event, Window
+from ratrain.machine.device import environment, pick_device
+from ratrain.registry import optim_kinds, patch_kinds
+from ratrain.run.launch import train
+from ratrain.run.start import Launch, changed_code
+from ratrain.storage.folder import RunFolder, listed
+
+TOLERANCE = 2e-3  # relative, of a loss on another kind of machine: what rounding grows to over some hundred steps
+_KIND = ("torch", "cpu", "threads", "device")  # what must be alike for equal bits
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What the steps after `begin`, up to `end`, came to beside what was logged."""
+
+    run: str
+    begin: int
+    end: int
+    equal: int  # losses that are equal to the bit
+    compared: int
+    largest: float  # relative difference of a loss
+    weights: dict[int, bool]  # by step, whether a checkpoint's weights are equal to the bit
+    unlike: tuple[str, ...]  # what is not as it was: machine, torch, threads, sources
+
+    @property
+    def exact(self) -> bool:
+        return self.compared > 0 and self.equal == self.compared and all(self.weights.values())
+
+    @property
+    def holds(self) -> bool:
+        """Whether the log is to be believed: to the bit where all is as it was, else within the tolerance."""
+        return self.exact or (bool(self.unlike) and self.compared > 0 and self.largest <= TOLERANCE)
+
+    def record(self) -> dict[str, Any]:
+        return {**asdict(self), "exact": self.exact, "holds": self.holds}
+
+
+def replay(run: Path, *, begin: int, steps: int, device: str) -> Replayed:
+    """Trains `steps` steps from step `begin` of a run in a folder that is thrown away, and compares losses and weights.
+
+    Raises MissingError where the run has no checkpoint of that step, UsageError for a run that begins with another's.
+    """
+    if (run / "parent.json").exists():
+        raise UsageError(f"{run}: begins with another run; replay is for runs that begin by themselves")
+    source = read_source(run / "resolved.toml")
+    manifest = resolve(source, patches=patch_kinds(beside=source.files), optimizers=optim_kinds())
+    logged = _losses(_events(run / "events.jsonl"))
+    before = json.loads((run / "env.json").read_text())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(before.get("threads", threads)))
+    seen: list[Event] = []
+
+    try:
+        now = environment(pick_device(device))
+        with tempfile.TemporaryDirectory() as folder:
+            launch = Launch(Path(folder), device)
+            place = launch.folder(manifest)
+            _begin_at(begin, run, place)
+            with contextlib.suppress(PreemptedError):  # it stops there, unless that is its end
+                train(manifest, source, launch, sink=seen.append, until=begin + steps)
+            weights = dict(_compared(run, place.checkpoints, begin))
+    finally:
+        torch.set_num_threads(threads)
+    unlike = [f"{key} {before.get(key)} -> {now.get(key)}" for key in _KIND if before.get(key) != now.get(key)]
+    unlike += [f"{name} has changed" for name in changed_code(RunFolder(run), manifest)]
+    windows = [asdict(event) for event in seen if isinstance(event, Window)]
+    return _beside(str(run), begin, logged, _losses(windows), weights, tuple(unlike))
+
+
+def _begin_at(step: int, run: Path, place: RunFolder) -> None:
+    if not step:
+        return
+    whole = [path for path in listed(run / "checkpoints") if (path / "optimizer.safetensors").exists()]
+    there = {int(path.name[5:]): path for path in whole}
+    if step not in there:
+        known = ", ".join(map(str, sorted(there))) or "none"
+        raise MissingError(f"{run}: has no whole checkpoint of step {step}; it has {known}, and 0 is the start")
+    shutil.copytree(there[step], place.checkpoints / there[step].name)
+
+
+def _events(file: Path, kind: str = "Window") -> Iterator[dict[str, Any]]:
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        raise MissingError(f"{file}: cannot be read: {error.strerror}") from error
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:  # the last line of a run that was killed
+            continue
+        if isinstance(event, dict) and event.get("event") == kind:
+            yield event
+
+
+def _losses(windows: Any) -> dict[int, float]:
+    """By step; of a step that was taken twice, since the run was resumed, the last."""
+    found: dict[int, float] = {}
+    for window in windows:
+        first = window["step"] - len(window["losses"]) + 1
+        found |= {first + at: loss for at, loss in enumerate(window["losses"])}
+    return found
+
+
+def _compared(run: Path, again: Path, begin: int) -> Iterator[tuple[int, bool]]:
+    """Of the steps that both saved, whether the weights are equal: to the digest that the run's log states, and to
+    the file where the run still has it."""
+    stated = {event["step"]: event.get("weights", "") for event in _events(run / "events.jsonl", "Saved")}
+    kept = {int(path.name[5:]): path for path in listed(run / "checkpoints")}
+    for path in reversed(listed(again)):
+        step = int(path.name[5:])
+        if step <= begin or not (step in kept or stated.get(step)):
+            continue
+        digest = sha256_of([path / "model.safetensors"])
+        known = [stated[step]] if stated.get(step) else []
+        known += [sha256_of([kept[step] / "model.safetensors"])] if step in kept else []
+        yield step, set(known) == {digest}
+
+
+def _beside(
+    run: str, begin: int, logged: dict[int, float], again: dict[int, float], weights: dict[int, bool],
+    unlike: tuple[str, ...],
+) -> Replayed:  # fmt: skip
+    both = [(logged[step], again[step]) for step in sorted(again) if step in logged and step > begin]
+    largest = max((abs(a - b) / max(abs(a), 1e-9) for a, b in both), default=0.0)
+    equal = sum(a == b for a, b in both)
+    return Replayed(run, begin, max(again, default=begin), equal, len(both), largest, weights, unlike)

@@ -1,0 +1,108 @@
+"""Text from a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from ratrain.config.read import read_source
+from ratrain.config.resolve import resolve
+from ratrain.config.schema import Manifest
+from ratrain.data.tokenizer import load_tokenizer
+from ratrain.engine.parts.fitting import fittable, unfitted
+from ratrain.errors import DataError, MissingError
+from ratrain.machine.device import pick_device
+from ratrain.model.build import build
+from ratrain.model.generate import DecodingStats, generate
+from ratrain.model.gpt2 import GPT2
+from ratrain.registry import optim_kinds, patch_kinds
+from ratrain.storage.checkpoint import Checkpoint, load_newest, require_same_tensors
+from ratrain.storage.folder import find_run
+
+
+def sample(
+    run: str,
+    prompt: str,
+    *,
+    root: Path,
+    count: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    device: str,
+    warn: Callable[[str], None],
+    tell: Callable[[str], None] | None = None,
+) -> Iterator[str]:
+    """Yields the prompt, then pieces of text as they are drawn from the run's newest checkpoint that verifies."""
+    manifest, model = load_run(find_run(run, root), device=pick_device(device), warn=warn)
+    tokenizer = load_tokenizer(manifest.data.tokenizer)
+    # a document begins after the end-of-text token, as in training
+    context = [tokenizer.eot_token, *tokenizer.encode_ordinary(prompt)]
+    yield prompt
+    tokens = torch.tensor(context, device=model.wte.weight.device)
+    held = b""  # bytes of a character that is not complete yet
+    stats = DecodingStats()
+    drawn = generate(model, tokens, count=count, temperature=temperature, top_k=top_k, seed=seed, stats=stats)
+    for token in _finite(drawn, run):
+        held += b"\n\n" if token == tokenizer.eot_token else tokenizer.decode_single_token_bytes(token)
+        text = held.decode(errors="ignore")
+        if text.encode() == held or len(held) > 4:
+            yield held.decode(errors="replace")
+            held = b""
+    if tell:
+        tell(_told(stats, model))
+
+
+def _finite(tokens: Iterator[int], run: str) -> Iterator[int]:
+    """The same tokens. Raises DataError where the model makes no numbers to draw them by."""
+    try:
+        yield from tokens
+    except FloatingPointError as error:
+        raise DataError(f"{run}: {error}: this run has diverged; lower schedule.lr and train it again") from error
+
+
+def _told(stats: DecodingStats, model: GPT2) -> str:
+    """Speed, and the cache beside one that keeps every key and value."""
+    if not stats.context:
+        return "nothing was drawn"
+    dense = 2 * model.spec.n_layer * model.spec.n_embd * model.wte.weight.element_size()
+    keys, values = stats.key_bytes / stats.context, stats.value_bytes / stats.context
+    lines = [
+        f"cache at {stats.context} tokens: {keys + values:,.0f} bytes a token, {keys:,.0f} of keys and "
+        f"{values:,.0f} of values ({100 * (keys + values) / dense:.0f} % of the {dense:,} that dense attention keeps)"
+    ]
+    if stats.tokens:
+        lines.append(f"decoding: {stats.tokens / stats.seconds:,.0f} tokens/s over {stats.tokens} tokens")
+    if stats.prompt:
+        lines.append(
+            f"prompt: {stats.prompt / stats.prompt_seconds:,.0f} tokens/s over {stats.prompt} tokens in one pass"
+        )
+    return "\n".join(lines)
+
+
+def load_run(folder: Path, *, device: torch.device, warn: Callable[[str], None]) -> tuple[Manifest, GPT2]:
+    """The manifest of a run and its model with the newest weights that verify, in eval mode.
+
+    `warn` is told of each newer checkpoint that does not.
+    """
+    source = read_source(folder / "resolved.toml")
+    kinds = patch_kinds(beside=source.files)
+    manifest = resolve(source, patches=kinds, optimizers=optim_kinds())
+    checkpoint, path, failures = load_newest(folder / "checkpoints")
+    if checkpoint is None:
+        raise MissingError(f"{folder}: has no checkpoint yet")
+    for failure in failures:
+        warn(f"{failure}; going back to {path}")
+    model = with_weights(build(manifest, device=device), checkpoint)
+    for name in dict.fromkeys(name for name, _, module in fittable(model) if not module.fitted):
+        warn(unfitted(name))
+    return manifest, model
+
+
+def with_weights(model: GPT2, checkpoint: Checkpoint) -> GPT2:
+    """`model` in eval mode with the checkpoint's weights. Raises DataError unless they are exactly the model's."""
+    require_same_tensors(model.state_dict(), checkpoint)
+    model.load_state_dict(dict(checkpoint.model))
+    return model.eval()

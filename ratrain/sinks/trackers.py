@@ -1,0 +1,30 @@
+"""The trackers that a manifest names in `log.trackers`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from ratrain.config.schema import LogSection
+from ratrain.errors import UnavailableError
+from ratrain.events import Emit
+from ratrain.sinks.hosted import Trackio, WandB
+from ratrain.sinks.tracker import Queued, TensorBoard
+
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+def require(names: Sequence[str]) -> None:
+    """Imports what the trackers `names` need, here and not in their threads. Raises UnavailableError."""
+    for name in names:
+        try:
+            importlib.import_module(_MODULES[name])
+        except Exception as error:  # one that is there but does not fit the rest fails in ways of its own
+            advice = f"log.trackers: \"{name}\" needs the package {name}; pip install 'ratrain[trackers]'"
+            raise UnavailableError(f"{advice} ({type(error).__name__}: {error})") from error
+
+
+def trackers(log: LogSection, emit: Emit) -> list[Queued]:
+    """A sink for each of `log.trackers`."""
+    made = {"tensorboard": TensorBoard, "wandb": lambda: WandB(log), "trackio": lambda: Trackio(log)}
+    return [Queued(made[name](), emit) for name in dict.fromkeys(log.trackers)]

@@ -1,0 +1,1 @@
+"""The statistics of studies as pure functions of losses: no files, no processes."""

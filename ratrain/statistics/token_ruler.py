@@ -1,0 +1,156 @@
+"""The ruler of a study: effects read as tokens, through the baseline's own losses at several budgets.
+
+An arm that reaches at budget B what the baseline reaches at 1.04 B is worth +4 % tokens. Between budgets the curve is
+a monotone cubic (PCHIP) of loss over log tokens; beyond them it says nothing. Errors are approximate: the curve's are
+linearised, and combined with the effect's as limits (MOVER; Zou & Donner 2008). The baseline's runs at B are in both:
+their error cancels where the arm's loss is what is read. The interpolation's own error is not in them: budgets a factor
+of two apart, with B among them, keep it small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ratrain.statistics.dunnett import t_quantile
+
+Limits = tuple[float, float]
+_ALIKE = 0.6  # correlation of the errors of neighbouring budgets, as measured on trained runs (docs/studies.md)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A gain as a fraction, 0.04 for +4 %; None where the curve does not reach, and then `note` says so."""
+
+    gain: float | None
+    interval: tuple[float | None, float | None]
+    note: str
+
+    def __str__(self) -> str:
+        gain, low, high = ("?" if x is None else f"{round(x, 3) + 0.0:+.1%}" for x in (self.gain, *self.interval))
+        return f"{gain} [{low}, {high}]" + (f"; {self.note}" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """The baseline's budget curve, from the smallest budget to the largest; `covariance` is of the losses' errors."""
+
+    log_tokens: np.ndarray  # [K]
+    losses: np.ndarray  # [K], strictly falling
+    covariance: np.ndarray  # [K, K]
+    df: float
+    note: str
+
+    @classmethod
+    def of(cls, curve: Mapping[int, Mapping[int, float]]) -> Ruler:
+        """From the baseline's losses by budget and seed. Where every budget has the same seeds, what a seed does to
+        all of its losses is taken out of the errors: a reading compares points of one curve."""
+        budgets = sorted(curve)
+        values = [np.array([curve[budget][seed] for seed in sorted(curve[budget])]) for budget in budgets]
+        if len(budgets) < 2 or not all(len(v) >= 2 and np.isfinite(v).all() for v in values):
+            raise ValueError("expected two budgets or more, each with two finite losses or more")
+        counts = np.array([len(v) for v in values])
+        means = np.array([v.mean() for v in values])
+        rest, df = np.concatenate([v - v.mean() for v in values]), float(counts.sum() - len(counts))
+        if len({tuple(sorted(runs)) for runs in curve.values()}) == 1:
+            y = np.stack(values)
+            rest, df = (y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()).ravel(), df - (counts[0] - 1)
+        merge = _falling(means, counts)
+        if len(merge) < 2:
+            raise ValueError("the baseline's loss does not fall with its budget: there is nothing to read against")
+        apart = np.abs(np.subtract.outer(np.arange(len(counts)), np.arange(len(counts))))
+        covariance = merge @ (rest @ rest / df * _ALIKE**apart / np.sqrt(np.outer(counts, counts))) @ merge.T
+        note = "more tokens did not always lower the baseline's loss: budgets merged" if len(merge) < len(means) else ""
+        return cls(merge @ np.log(budgets), merge @ means, covariance, df, note)
+
+    def tokens(self, effect: float, interval: Limits, *, budget: int, alpha: float = 0.05) -> Reading:
+        """What an effect on the loss at `budget` tokens is worth in tokens; less loss is more tokens. `interval` is the
+        effect's at level `alpha`; the curve's own error is added to it."""
+        return self.seconds(effect, interval, budget=budget, cost=1.0, cost_interval=(1.0, 1.0), alpha=alpha)
+
+    def seconds(
+        self, effect: float, interval: Limits, *, budget: int, cost: float, cost_interval: Limits, alpha: float = 0.05
+    ) -> Reading:
+        """The same against time: `cost` is that of the arm's step over the baseline's, measured by the bench."""
+        if not interval[0] <= effect <= interval[1]:
+            raise ValueError(f"the effect {effect} is not within its interval {interval}")
+        at, critical = self._place(budget), -t_quantile(alpha / 2, self.df)
+        value = self._log_gain(effect, at)
+
+        def limit(end: float, cost_end: float, side: int) -> float | None:
+            """As far from the reading as effect, curve and cost could move it together."""
+            reach = self._log_gain(end, at)
+            if not math.isfinite(reach):
+                return None
+            centre, moved = (value, reach - value) if math.isfinite(value) else (reach, 0.0)
+            # the baseline's runs are in the effect and on the curve: its error goes, that of where the reading is comes
+            read = max(moved**2 + critical**2 * self._traded(reach, at), moved**2 / 2)  # the arm's own error stays
+            half = math.hypot(math.sqrt(read), math.log(cost_end / cost))
+            return math.expm1(centre - math.log(cost) + side * half)
+
+        limits = limit(interval[1], cost_interval[1], -1), limit(interval[0], cost_interval[0], 1)
+        gain = math.expm1(value - math.log(cost)) if math.isfinite(value) else None
+        return Reading(gain, limits, "; ".join(filter(None, (self.note, self._beyond(effect, interval, at)))))
+
+    def _place(self, budget: int) -> float:
+        first, last = self.log_tokens[[0, -1]].tolist()
+        if not first - 1e-9 <= math.log(budget) <= last + 1e-9:
+            raise ValueError(
+                f"{budget} tokens are not on the baseline's curve, from {math.exp(first):.0f} to {math.exp(last):.0f}"
+            )
+        return min(max(math.log(budget), first), last)
+
+    def _beyond(self, effect: float, interval: Limits, at: float) -> str:
+        """What the curve does not reach, in words; empty where it reaches all."""
+        reach = [self._log_gain(end, at) for end in (effect, *interval)]
+        if all(map(math.isfinite, reach)):
+            return ""
+        first, last = np.expm1(self.log_tokens[[0, -1]] - at).tolist()
+        what = "the interval" if math.isfinite(reach[0]) else "the effect"
+        ways = {math.inf: f"above {last:+.0%}", -math.inf: f"below {first:+.0%}"}
+        if not math.isfinite(reach[0]):
+            return f"{what} is beyond the curve, {ways[reach[0]]} tokens"
+        return f"{what} goes beyond the curve, {' and '.join(ways[x] for x in reach[1:] if x in ways)} tokens"
+
+    def _log_gain(self, effect: float, at: float) -> float:
+        """log(T / budget), T being where the curve is `effect` away from its loss at the budget; infinite beyond it."""
+        from scipy.interpolate import PchipInterpolator
+
+        curve = PchipInterpolator(self.log_tokens, self.losses)
+        wanted = float(curve(at)) + effect
+        if not self.losses[-1] <= wanted <= self.losses[0]:
+            return math.inf if wanted < self.losses[-1] else -math.inf
+        return float(curve.solve(wanted, extrapolate=False)[0]) - at
+
+    def _traded(self, reach: float, at: float) -> float:
+        """Variance of the curve where the reading is, less that at the budget, as of a log gain."""
+        from scipy.interpolate import PchipInterpolator
+
+        step = 1e-4 * float(-np.diff(self.losses).max())
+        nudged = self.losses[:, None, None] + step * np.eye(len(self.losses))[:, :, None] * np.array([1, -1])
+        curves = PchipInterpolator(self.log_tokens, nudged)  # [K] -> [K, 2]
+        here, there = ((x[:, 0] - x[:, 1]) / (2 * step) for x in (curves(at), curves(at + reach)))
+        slope = float(PchipInterpolator(self.log_tokens, self.losses)(at + reach, 1))
+        traded = float(there @ self.covariance @ there - here @ self.covariance @ here)
+        return traded / slope**2 if slope else math.inf
+
+
+def _falling(means: np.ndarray, counts: np.ndarray) -> np.ndarray:  # [K', K]
+    """Weights that merge neighbours until every mean is below the one before (pool adjacent violators)."""
+    groups: list[list[int]] = []
+    for at in range(len(means)):
+        groups.append([at])
+        while len(groups) > 1 and _mean_of(means, counts, groups[-1]) >= _mean_of(means, counts, groups[-2]):
+            last = groups.pop()
+            groups[-1] += last
+    weights = np.zeros((len(groups), len(means)))
+    for row, group in enumerate(groups):
+        weights[row, group] = counts[group] / counts[group].sum()
+    return weights
+
+
+def _mean_of(means: np.ndarray, counts: np.ndarray, group: list[int]) -> float:
+    return float(means[group] @ counts[group] / counts[group].sum())

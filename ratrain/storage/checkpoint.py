@@ -1,0 +1,247 @@
+"""Checkpoints that are complete or absent, and verified before a byte of them is believed.
+
+A checkpoint is a folder `step-N` with model.safetensors, optimizer.safetensors, state.json and SHA256SUMS (as
+`sha256sum -c` reads it). It is written aside, synced and renamed; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ratrain.atomic import ASIDE, sync_folder, write_file, write_synced
+from ratrain.errors import CannotCreateError, DataError, DiskError
+from ratrain.storage.folder import listed, step_of
+
+_SUMS = "SHA256SUMS"
+_WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+_FILES = (_WEIGHTS, _OPTIMIZER, "state.json")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on: fp32 weights, the optimizer's tensors, and plain state."""
+
+    step: int
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]  # empty: weights only were kept
+    state: Mapping[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int, str]:
+    """Writes `folder/step-N`, then drops all but the newest `keep`; returns the path, its bytes, the weights' SHA-256.
+
+    Raises CannotCreateError or DiskError; what was there before is untouched then.
+    """
+    final = folder / f"step-{checkpoint.step:08d}"
+    aside = folder / f".{final.name}{ASIDE}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        size, weights = _write_folder(aside, checkpoint)
+        if final.exists():  # it did not verify, and is being made again
+            os.rename(final, folder / f".{final.name}.old{ASIDE}")
+        os.rename(aside, final)
+        sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        need, free = stored_bytes(checkpoint.model, checkpoint.optimizer), free_bytes(folder)
+        what = f"{final}: the checkpoint of {need:,} bytes cannot be written: {error.strerror} ({free:,} bytes free)"
+        raise (CannotCreateError if isinstance(error, PermissionError) else DiskError)(what) from error
+    _prune(folder, keep, newest=checkpoint.step)
+    return final, size, weights
+
+
+def stored_bytes(*groups: Mapping[str, Tensor]) -> int:
+    """Bytes of the tensors in a checkpoint, which are nearly all of it."""
+    return sum(tensor.nbytes for group in groups for tensor in group.values())
+
+
+def check_room(folder: Path, each: int, *, keep: int) -> None:
+    """Raises DiskError where the disk cannot take `keep` checkpoints of `each` bytes, and one that is being written."""
+    there = sum(file.stat().st_size for path in listed(folder) for file in path.iterdir())
+    need, free = (keep + 1) * each - there, free_bytes(folder)
+    if need > free:
+        raise DiskError(
+            f"{folder}: {keep + 1} checkpoints of {each:,} bytes need {need:,} bytes more, {free:,} are free; "
+            "make room, or choose another --out"
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written below `folder`, whether it is there yet or not."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _sums(digests: Mapping[str, str]) -> bytes:
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
+
+
+def _write_folder(folder: Path, checkpoint: Checkpoint) -> tuple[int, str]:
+    """Writes the files of a checkpoint, one in memory at a time; returns their bytes and the weights' SHA-256."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(folder)
+    digests, size = {}, 0
+    for name, encode in {
+        _WEIGHTS: lambda: safetensors.torch.save(_plain(checkpoint.model)),
+        _OPTIMIZER: lambda: safetensors.torch.save(_plain(checkpoint.optimizer)),
+        "state.json": lambda: json.dumps({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}).encode(),
+        _SUMS: lambda: _sums(digests),
+    }.items():
+        data = encode()
+        digests[name] = hashlib.sha256(data).hexdigest()
+        size += len(data)
+        write_synced(folder / name, [data])
+    sync_folder(folder)
+    return size, digests[_WEIGHTS]
+
+
+def _prune(folder: Path, keep: int, *, newest: int) -> None:
+    """Leaves `keep` checkpoints up to step `newest`: later ones did not verify, or the run would go on from them."""
+    for left in folder.glob(f".step-*{ASIDE}"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    for old in [path for path in listed(folder) if step_of(path) <= newest][keep:]:
+        _drop(old)
+
+
+def _drop(old: Path) -> None:
+    aside = old.with_name(f".{old.name}{ASIDE}")
+    with contextlib.suppress(OSError):  # an old checkpoint that stays does no harm
+        os.rename(old, aside)  # half a checkpoint must not be found
+        shutil.rmtree(aside)
+
+
+def load(path: Path) -> Checkpoint:
+    """The verified checkpoint at `path`. Raises DataError that names the file and what is wrong with it."""
+    stated = _read(path / _SUMS)
+    files = [name for name in _FILES if name != _OPTIMIZER or not _is_thin(stated)]
+    data = {name: _read(path / name) for name in files}
+    digests = {name: hashlib.sha256(data[name]).hexdigest() for name in files}
+    if stated != _sums(digests):
+        lines = stated.decode(errors="replace")
+        bad = [name for name, digest in digests.items() if f"{digest}  {name}\n" not in lines] or [_SUMS]
+        raise DataError(f"{path / bad[0]}: the bytes are not those that were written (SHA-256 differs)")
+    try:
+        return _decode(data, path)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: is not a checkpoint of ratrain: {type(error).__name__}: {error}") from error
+
+
+def _decode(data: Mapping[str, bytes], path: Path) -> Checkpoint:
+    state = json.loads(data["state.json"])
+    if state["format"] != FORMAT:
+        raise DataError(f"{path}: checkpoint format {state['format']}; this ratrain reads format {FORMAT}")
+    model = safetensors.torch.load(data[_WEIGHTS])
+    _require_finite(model, state.get("buffers"), path)
+    return Checkpoint(
+        step=state["step"],
+        model=model,
+        optimizer=safetensors.torch.load(data[_OPTIMIZER]) if _OPTIMIZER in data else {},
+        state=state,
+    )
+
+
+def _require_finite(model: Mapping[str, Tensor], buffers: Sequence[str] | None, path: Path) -> None:
+    """Raises DataError where a weight is not finite: the run had diverged, and nothing can go on from there.
+
+    Older checkpoints do not name their buffers, of which one may be infinite by right.
+    """
+    for name, tensor in model.items():
+        if name in (buffers or ()) or not tensor.is_floating_point():
+            continue
+        if tensor.isnan().any() or (buffers is not None and not tensor.isfinite().all()):
+            raise DataError(f"{path}: {name} is not finite: the run had diverged when this was written")
+
+
+def thin(folder: Path) -> None:
+    """Leaves the weights of the newest checkpoint in `folder`, and nothing to train on from. It is verified before.
+
+    Killed half-way it leaves a checkpoint with weights only, or one that is still whole.
+    """
+    newest, *older = listed(folder)
+    load(newest)
+    lines = _read(newest / _SUMS).decode().splitlines(keepends=True)
+    write_file(newest / _SUMS, ["".join(line for line in lines if not line.endswith(f"  {_OPTIMIZER}\n")).encode()])
+    (newest / _OPTIMIZER).unlink(missing_ok=True)
+    for path in older:
+        _drop(path)
+
+
+def _is_thin(sums: bytes) -> bool:
+    return sums.count(b"\n") == len(_FILES) - 1
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def load_newest(folder: Path) -> tuple[Checkpoint | None, Path | None, tuple[str, ...]]:
+    """The newest checkpoint that verifies, its path, and a message for each newer one that did not.
+
+    (None, None, ()) when there is none at all. Raises DataError when there are some but none verifies.
+    """
+    failures = []
+    for path in listed(folder):
+        try:
+            return load(path), path, tuple(failures)
+        except DataError as error:
+            failures.append(str(error))
+    if failures:
+        advice = "no checkpoint of this run verifies; --fresh moves the run aside and starts over"
+        raise DataError("\n".join([*failures, advice]))
+    return None, None, ()
+
+
+def require_same_tensors(expected: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Raises DataError unless the checkpoint holds exactly the tensors that the model has, by name and shape."""
+    have = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
+    need = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    odd = sorted(name for name in have.keys() | need.keys() if have.get(name) != need.get(name))
+    if odd:
+        what = f"{odd[0]}: {have.get(odd[0], 'absent')} saved, {need.get(odd[0], 'absent')} in the model"
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        raise DataError(f"the checkpoint of step {checkpoint.step} is another model's: {what}{more}")
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's tensors by `parameter|key`, and its plain values by parameter and key."""
+    tensors, plain = {}, {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names[index]}|{key}"] = value
+            else:
+                plain.setdefault(names[index], {})[key] = value
+    return tensors, plain
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
+) -> None:
+    """Puts back what `flatten_optimizer` took; hyper-parameters stay those of the manifest."""
+    index = {name: i for i, name in enumerate(names)}
+    state: dict[int, dict[str, Any]] = {index[name]: dict(entry) for name, entry in plain.items()}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition("|")
+        state.setdefault(index[name], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,56 @@
+"""Which sources a run depends on: what it trains is its manifest *and* this code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ratrain.config.schema import Manifest
+from ratrain.outline import module_of
+from ratrain.registry import plugin_files
+
+_ROOT = Path(__file__).parents[1]
+# the folders and files that decide a number of every run; kinds are added as the manifest names them
+_ALWAYS = (
+    "compression/*.py",
+    "data/corpus.py",
+    "data/sampling.py",
+    "data/shards.py",
+    "data/tokenizer.py",
+    "engine/*.py",
+    "engine/parts/*.py",
+    "kernels/*/*.py",
+    "kernels/products.py",
+    "legacy/_*.py",
+    "machine/attention.py",
+    "machine/distributed.py",
+    "machine/products.py",
+    "machine/rng.py",
+    "model/*.py",
+    "recipe/*.py",
+    "recipe/optim/_*.py",
+    "recipe/prune/*.py",
+)
+
+
+def code_digests(manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of every source file that the run uses, by its place in the package (or `patches/` for a plug-in)."""
+    files = {str(Path("ratrain", file.relative_to(_ROOT))): file for file in _package_files(manifest)}
+    files |= {f"patches/{file.name}": file for file in plugin_files(manifest.patch.values())}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(files.items())}
+
+
+def changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Files that differ, came or went."""
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def _package_files(manifest: Manifest) -> Iterator[Path]:
+    for pattern in _ALWAYS:
+        yield from _ROOT.glob(pattern)
+    for options in (manifest.optim, *manifest.patch.values()):
+        for kind in type(options).__mro__:  # a kind may be another with more
+            file = Path(str(getattr(module_of(kind), "__file__", None)))
+            if file.is_relative_to(_ROOT) and file.parent != _ROOT / "config" and file != _ROOT / "registry.py":
+                yield file

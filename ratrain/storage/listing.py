@@ -1,0 +1,299 @@
+"""The runs in a folder: listed, followed, deleted, from what they left on disk alone. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import textwrap
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ratrain.errors import DataError, MissingError, UsageError
+from ratrain.storage.folder import RunFolder, run_paths
+from ratrain.storage.notes import Notes, read_notes
+
+_LAST_WINDOWS = 8  # whose median is the speed
+_LOOK = 1 << 16  # bytes of events.jsonl that hold an evaluation, mostly
+_POLL = 0.3  # seconds between looks at a log that is followed
+
+
+# -- one run ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run stands. What is not known is None; a loss may be NaN."""
+
+    name: str  # below the folder of runs
+    path: Path
+    status: str
+    step: int | None
+    total_steps: int | None  # None where the budget is in seconds
+    spent: float | None  # fraction of the budget
+    loss: float | None  # of the last evaluation
+    tokens_per_second: float | None
+    moved: float  # seconds since the epoch
+    tags: tuple[str, ...]
+    note: str
+
+    def record(self) -> dict[str, Any]:
+        """This as JSON can hold it: what is not finite is null."""
+        moved = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.moved))
+        known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        return {**known, "path": str(self.path), "moved": moved}
+
+
+def look(path: Path, root: Path) -> Run:
+    """Where the run in `path` stands, from its state.json, events.jsonl, notes.json and lock."""
+    folder = RunFolder(path)
+    state, events = folder.read_state(), _recent(path / "events.jsonl")
+    last = {event["event"]: event for event in events}
+    window, started = last.get("Window", {}), last.get("RunStarted", {})
+    steps = [step for fact in (state, *events) if (step := _number(fact.get("step"))) is not None]
+    status, notes = run_status(folder), _notes_if_readable(path)
+    return Run(
+        name=str(path.relative_to(root)),
+        path=path,
+        status=status,
+        step=_whole(steps[-1]) if steps else None,
+        total_steps=_whole(_number(started.get("total_steps"))),
+        spent=1.0 if status == "done" else _number(window.get("spent", state.get("spent"))),
+        loss=_number(last.get("Evaluated", state).get("loss")),
+        tokens_per_second=_median([_number(e.get("tokens_per_second")) for e in events if e["event"] == "Window"]),
+        moved=max(_mtime(path / name) for name in ("events.jsonl", "state.json", "log.txt", "resolved.toml")),
+        tags=notes.tags,
+        note=notes.note,
+    )
+
+
+def _notes_if_readable(path: Path) -> Notes:
+    try:
+        return read_notes(path)
+    except DataError:  # a list is no place to fail for one run of many
+        return Notes(note="(notes.json cannot be read)")
+
+
+def run_status(folder: RunFolder) -> str:
+    """What state.json says; `running` is what the lock says, and `died` where it is claimed without the lock."""
+    if folder.is_held():
+        return "running"
+    status = str(folder.read_state().get("status", "unknown"))
+    return "died" if status == "running" else status
+
+
+def _recent(file: Path) -> list[dict[str, Any]]:
+    """The events at the end of `file`, from the last evaluation or the last windows on, and how the run started."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(_LOOK)
+            end, size = stream.seek(0, os.SEEK_END), _LOOK
+            # a long run's file is long: read back only as far as an evaluation
+            while True:
+                stream.seek(max(0, end - size))
+                tail = stream.read()
+                if b'"event": "Evaluated"' in tail or size >= end:
+                    break
+                size *= 8
+    except OSError:
+        return []
+    wanted = [*_newest(head, "RunStarted", 1), *_newest(tail, "RunStarted", 1)]
+    wanted += sorted(
+        [*_newest(tail, "Window", _LAST_WINDOWS), *_newest(tail, "Evaluated", 1), *_newest(tail, "RunEnded", 1)],
+        key=lambda event: _number(event.get("step")) or 0,
+    )
+    return wanted
+
+
+def _newest(lines: bytes, name: str, count: int) -> Iterator[dict[str, Any]]:
+    """The last `count` events called `name`, oldest first; a line that was cut is passed over."""
+    mark = f'"event": "{name}"'.encode()
+    found: list[dict[str, Any]] = []
+    for line in reversed(lines.split(b"\n")):
+        if len(found) == count:
+            break
+        if mark in line:
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict) and event.get("event") == name:
+                found.append(event)
+    return reversed(found)
+
+
+def _number(value: Any) -> float | None:
+    """A number as events.jsonl writes it: one that is not finite stands there by its name."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    return float(value) if value in ("nan", "inf", "-inf") else None
+
+
+def _whole(value: float | None) -> int | None:
+    return int(value) if value is not None and math.isfinite(value) else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = sorted(value for value in values if value is not None and math.isfinite(value))
+    return (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2 if known else None
+
+
+def _mtime(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+# -- the list ---------------------------------------------------------------------------------------------------
+
+_ORDERS: dict[str, Callable[[Run], Any]] = {
+    "when": lambda run: -run.moved,
+    "val": lambda run: math.inf if run.loss is None or math.isnan(run.loss) else run.loss,
+    "step": lambda run: math.inf if run.step is None else -run.step,
+    "name": lambda run: run.name,
+}
+ORDERS = tuple(_ORDERS)
+
+
+def list_runs(root: Path, glob: str | None = None, *, sort: str = "when") -> list[Run]:
+    """The runs below `root` whose name, folder or id fits `glob`: newest, lowest loss or most steps first."""
+    runs = []
+    for path in run_paths(root):
+        name = str(path.relative_to(root))
+        if glob is None or any(fnmatchcase(name, pattern) for pattern in (glob, f"{glob}/*", f"{glob}-*")):
+            runs.append(look(path, root))
+    return sorted(runs, key=lambda run: (_ORDERS[sort](run), run.name))
+
+
+def table(runs: Sequence[Run], *, width: int | None) -> str:
+    """The runs as lines of at most `width` columns (None: any): the note is cut first, at a word, then columns go."""
+    head = ("run", "status", "step", "val loss", "tok/s", "moved", "tags", "note")
+    rows = [head, *(_cells(run, time.time()) for run in runs)]
+    widths = {title: max(len(row[at]) for row in rows) for at, title in enumerate(head)}
+    shown = [
+        title for title in head if title not in ("tags", "note") or any(row[head.index(title)] for row in rows[1:])
+    ]
+    for title in ("note", "tags", "tok/s", "moved", "step", "status", "val loss"):
+        over = sum(widths[t] + 2 for t in shown) - 2 - width if width is not None else 0
+        if over <= 0:
+            break
+        if title == "note" and title in shown and widths["note"] - over >= 8:  # room for a word or two
+            widths["note"] -= over
+        elif title in shown:
+            shown.remove(title)
+    return "\n".join(_line(row, head, shown, widths) for row in rows)
+
+
+def _cells(run: Run, now: float) -> tuple[str, ...]:
+    if run.total_steps is not None and run.step is not None:
+        step = f"{run.step}/{run.total_steps}"
+    else:
+        step = "-" if run.spent is None else f"{100 * run.spent:.0f} %"
+    return (
+        run.name,
+        run.status,
+        step,
+        "-" if run.loss is None else f"{run.loss:.4f}",
+        "-" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
+        _ago(now - run.moved),
+        _plain(",".join(run.tags)),
+        _plain(run.note),
+    )
+
+
+def _line(row: Sequence[str], head: Sequence[str], shown: Sequence[str], widths: dict[str, int]) -> str:
+    cells = []
+    for title, cell in zip(head, row, strict=True):
+        if title in shown:
+            cell = textwrap.shorten(cell, widths[title], placeholder=" …") if title == "note" else cell
+            right = title in ("step", "val loss", "tok/s", "moved")
+            cells.append(cell.rjust(widths[title]) if right else cell.ljust(widths[title]))
+    return "  ".join(cells).rstrip()
+
+
+def _plain(text: str) -> str:
+    """`text` on one line, without what would steer a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{max(0, seconds):.0f} s ago"
+
+
+# -- deleting ---------------------------------------------------------------------------------------------------
+
+_BUSY = "stop it first"
+
+
+def check_removable(run: Path) -> None:
+    """Raises UsageError for what is a link or no run's folder, CannotCreateError for a run that is being trained."""
+    if run.is_symlink():
+        raise UsageError(f"{run}: is a link; name the folder that it leads to, {run.resolve()}")
+    if not (run / "run.lock").is_file():
+        raise UsageError(f"{run}: has no run.lock, so nothing was trained here; delete it by hand if it is in the way")
+    folder = RunFolder(run)
+    if folder.is_held():
+        raise folder.refusal(_BUSY)
+
+
+def remove(run: Path) -> None:
+    """Deletes the folder of a run: it is whole or gone. Raises CannotCreateError where it is being trained."""
+    check_removable(run)
+    run = run.resolve()  # `.` has no name
+    with RunFolder(run).open(advice=_BUSY):
+        doomed = run.with_name(f".{run.name}.removed")
+        if doomed.exists():  # an earlier removal was interrupted
+            shutil.rmtree(doomed)
+        run.rename(doomed)
+        shutil.rmtree(doomed)
+    if not any(run.parent.iterdir()):
+        run.parent.rmdir()
+
+
+def size(run: Path) -> int:
+    """Bytes in the folder of a run."""
+    return sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
+
+
+# -- following --------------------------------------------------------------------------------------------------
+
+
+def tail(run: Path, count: int, *, follow: bool = False) -> Iterator[str]:
+    """The last `count` lines of the run's log; with `follow` also what it adds until nobody trains it any more.
+
+    Raises MissingError where there is no log. A line that is being written may come in pieces.
+    """
+    # the log, not events.jsonl: it is only ever appended to, and holds the lines as they were told
+    log = run / "log.txt"
+    try:
+        file = log.open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise MissingError(f"{log}: cannot be read: {error.strerror}") from error
+    with file:
+        yield from deque(file, maxlen=count)
+        while follow:
+            # asked before the rest is read: what is written before the lock is given back is not missed
+            live = RunFolder(run).is_held() and os.path.samestat(os.fstat(file.fileno()), log.stat())
+            yield from file
+            if not live:
+                return
+            time.sleep(_POLL)
+
+
+def failure(run: Path) -> str | None:
+    """Why the run ended, where its log cannot say: it died, or failed outside the engine. None otherwise."""
+    folder = RunFolder(run)
+    status = run_status(folder)
+    if status == "died":
+        return f"{run}: died without a word; the same command goes on from its last checkpoint"
+    return f"{run}: failed: {folder.read_state().get('reason', 'for no known reason')}" if status == "failed" else None
