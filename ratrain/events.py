@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +16,22 @@ class Event:
 
     def record(self) -> dict[str, Any]:
         return {"event": type(self).__name__, **asdict(self)}
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Event | None:
+        """The event that `record` was made of; None for a kind that this version does not know.
+
+        Fields that are unknown are dropped. Raises ValueError, with its name, for one that is missing or of another
+        type.
+        """
+        name = str(record.get("event"))
+        if name not in (kinds := _kinds()):
+            return None
+        try:
+            return kinds[name].validate_python({**_ADDED.get(name, {}), **record})
+        except ValueError as error:
+            fault = error.errors()[0]  # type: ignore[attr-defined]
+            raise ValueError(f"{'.'.join(map(str, (name, *fault['loc'])))}: {fault['msg']}") from error
 
 
 @dataclass(frozen=True)
@@ -271,3 +288,19 @@ class RunEnded(Event):
 
 
 Emit = Callable[[Event], None]
+
+
+# fields that events of November 2026 lack
+_ADDED: dict[str, dict[str, Any]] = {
+    "Compiled": {"what": "train"},
+    "Fitted": {"objective": "values", "error_of_values": float("nan")},
+    "PruningEvaluated": {"reached": True},
+}
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    """A pydantic adapter for each kind of event."""
+    from pydantic import TypeAdapter  # here: a process that writes events alone does without
+
+    return {kind.__name__: TypeAdapter(kind) for kind in Event.__subclasses__()}

@@ -29,6 +29,7 @@ FLOORS = (
     ("registry", "outline"),
     ("config",),
     ("atomic", "checksum", "waiting"),
+    ("event_log",),
     ("events", "errors"),
     ("kernels",),
     ("__init__",),

@@ -58,10 +58,10 @@ def _ends(rows: Sequence[Row]) -> Iterator[str]:
 def _pruned(row: Row) -> Iterator[str]:
     """Runs that did not come to the sparsity that was asked for, and those that lost a matrix whole."""
     ends = [run.log.pruning for run in row.runs if run.log and run.log.pruning]
-    if missed := [end["sparsity"] for end in ends if not end.get("reached", True)]:
+    if missed := [end.sparsity for end in ends if not end.reached]:
         short = f"{len(missed)} of {len(ends)} runs, down to {min(missed):.2%}"
         yield f"sparsity: {row.arm.name} fell short of its target in {short}"
-    emptied = [{name for name in end["pruned"] if end["zeros"][name][0] == end["zeros"][name][1]} for end in ends]
+    emptied = [{name for name in end.pruned if end.zeros[name][0] == end.zeros[name][1]} for end in ends]
     if any(emptied):
         names = ", ".join(sorted(set().union(*emptied)))
         yield f"emptied: {row.arm.name} has no weight left of {names} in {sum(map(bool, emptied))} of {len(ends)} runs"
@@ -84,9 +84,9 @@ def _unlike(a: Reached, b: Reached, twin: str) -> Iterator[str]:
         return
     mine, other = b.log.fingerprints, a.log.fingerprints
     for key, what in (("data", "corpus"), ("order", "order of batches"), ("windows", "set of validation windows")):
-        if mine[key] != other[key] and not (key == "order" and twin == "order"):
+        if getattr(mine, key) != getattr(other, key) and not (key == "order" and twin == "order"):
             yield what
-    if twin not in ("init", "ulp") and unlike_weights(mine["weights"], other["weights"]):
+    if twin not in ("init", "ulp") and unlike_weights(mine.weights, other.weights):
         yield "start of shared weights"
     if a.log.attention != b.log.attention:
         yield "attention backend"

@@ -89,7 +89,7 @@ def _reached(study: Study, arm: PlannedArm):
         except MissingError:
             yield Reached(init, data, folder, "not begun", None, None)
             continue
-        told, parts = [loss for _, loss in log.evaluated[-last:]], log.parts[-last:]
+        told, parts = [e.loss for e in log.evaluated[-last:]], [e.parts for e in log.evaluated[-last:]]
         whole = len({len(of) for of in parts}) == 1
         means = tuple(statistics.fmean(of) for of in zip(*parts, strict=True)) if whole else ()
         yield Reached(init, data, folder, _status(log), statistics.fmean(told) if told else None, log, means)
@@ -118,7 +118,7 @@ def evaluation_of(base: Row, rows: Sequence[Row]) -> tuple[str, dict[str, Evalua
     those whose runs tell."""
     of = {(run.init, run.data): run for run in base.runs if run.status == "done" and run.parts}
     stated = [run.log.fingerprints for run in of.values() if run.log and run.log.fingerprints]
-    sizes = stated[0]["sizes"] if stated else ()
+    sizes = stated[0].sizes if stated else ()
     pairs = {}
     for row in rows:
         both = [
@@ -128,4 +128,4 @@ def evaluation_of(base: Row, rows: Sequence[Row]) -> tuple[str, dict[str, Evalua
         if parts:
             of_base, of_arm = zip(*parts, strict=True)
             pairs[row.arm.name] = of_base, of_arm
-    return (stated[0]["unit"], evaluation_noise(pairs, sizes)) if pairs else ("", {})
+    return (stated[0].unit, evaluation_noise(pairs, sizes)) if pairs else ("", {})

@@ -25,12 +25,12 @@ def compare_rows(logs: Sequence[RunLog]) -> list[tuple[str, ...]]:
     for name, log in named(logs).items():
         loss, start, window = _last(log), log.started, log.windows[-1] if log.windows else None
         less = NONE if loss is None or first is None or log is logs[0] else f"{loss - first:+.4f}"
-        costs = (f"{start[key]:,.0f}" for key in ("parameters", "flops_per_token", "kv_bytes_per_token"))
+        costs = (f"{cost:,.0f}" for cost in (start.parameters, start.flops_per_token, start.kv_bytes_per_token))
         peak = f"{peak_memory(log) / 2**20:,.0f}" if window else NONE
-        went = (f"{window['step']:,}", f"{window['tokens']:,}") if window else (NONE, NONE)
+        went = (f"{window.step:,}", f"{window.tokens:,}") if window else (NONE, NONE)
         reached = NONE if loss is None else f"{loss:.4f}"
-        trained = f"{window['losses'][-1]:.4f}" if window and window["losses"] else NONE
-        rows.append((name, start["scale"], log.status, *went, reached, less, trained, *costs, peak))
+        trained = f"{window.losses[-1]:.4f}" if window and window.losses else NONE
+        rows.append((name, start.scale, log.status, *went, reached, less, trained, *costs, peak))
     return rows
 
 
@@ -46,7 +46,7 @@ def compare_page(logs: Sequence[RunLog]) -> str:
         ("configuration", "Differences of configuration", configuration_table(names)),
         ("environment", "Environment", environment_table(names)),
     ]
-    title = f"{len(logs)} runs: {', '.join(dict.fromkeys(log.started['id'] for log in logs))}"
+    title = f"{len(logs)} runs: {', '.join(dict.fromkeys(log.started.id for log in logs))}"
     lead = "<p class=lead>Single runs beside each other. A difference between two runs is no verdict: how much of it "
     lead += "is the seed's, only a study says (<code>ratrain --ablate</code>).</p>"
     return document(title, f"<h1>{escape(title)}</h1>{lead}{sections(parts)}", WIDE_STYLE)
@@ -63,15 +63,15 @@ def named(logs: Sequence[RunLog]) -> dict[str, RunLog]:
 
 def peak_memory(log: RunLog) -> int:
     """Bytes: device memory on a GPU, the resident set on a CPU."""
-    return max((window["peak_memory"] for window in log.windows), default=0)
+    return max((window.peak_memory for window in log.windows), default=0)
 
 
 def _last(log: RunLog) -> float | None:
-    return log.evaluated[-1][1] if log.evaluated else None
+    return log.evaluated[-1].loss if log.evaluated else None
 
 
 def _about(names: Mapping[str, RunLog]) -> str:
-    rows = [(name, log.started["title"], log.started["recipe_hash"][:12], str(log.path)) for name, log in names.items()]
+    rows = [(name, log.started.title, log.started.recipe_hash[:12], str(log.path)) for name, log in names.items()]
     return folded("Titles, recipes and folders", grid(("run", "title", "recipe", "folder"), rows))
 
 
@@ -103,7 +103,7 @@ def _overlaid(kind: str, curves: Mapping[str, Curve]) -> str:
 
 def settings(log: RunLog) -> dict[str, str]:
     """Every key of the run's manifest by its dotted name, as JSON spells values; empty where it is not on record."""
-    manifest = {key: value for key, value in log.started.get("manifest", {}).items() if key not in _NAMES}
+    manifest = {key: value for key, value in log.started.manifest.items() if key not in _NAMES}
     return {key: json.dumps(value) for key, value in _flat(manifest, "")}
 
 
@@ -127,9 +127,9 @@ def configuration_table(names: Mapping[str, RunLog]) -> str:
 
 def environment_table(names: Mapping[str, RunLog]) -> str:
     """What the runs ran on: what they share, and in what they differ."""
-    told = {name: dict(_flat(log.started.get("environment", {}), "")) for name, log in names.items()}
+    told = {name: dict(_flat(log.started.environment, "")) for name, log in names.items()}
     for name, log in names.items():
-        told[name] |= {"on": log.started["device"], "precision": log.started["precision"], "attention": log.attention}
+        told[name] |= {"on": log.started.device, "precision": log.started.precision, "attention": log.attention}
         known = {key: str(value) for key, value in told[name].items() if key and value not in ("", None, {})}
         # where a cache lies decides nothing, and is nobody's business in a page that is passed on
         told[name] = {key: value for key, value in known.items() if not key.endswith("_DIR")}

@@ -49,8 +49,9 @@ def difference_of(base: Mapping[Run, RunLog], arm: Mapping[Run, RunLog], kind: K
 
 
 def _told(log: RunLog, kind: Kind) -> dict[int, float]:
-    pairs = log.evaluated if kind == "validation" else zip(*log.losses(), strict=True)
-    return {step: loss for step, loss in pairs if math.isfinite(loss)}
+    if kind == "validation":
+        return {event.step: event.loss for event in log.evaluated if math.isfinite(event.loss)}
+    return {step: loss for step, loss in zip(*log.losses(), strict=True) if math.isfinite(loss)}
 
 
 def _over(series: Sequence[Mapping[int, float]], *, smooth: bool) -> Curve | None:

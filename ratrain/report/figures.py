@@ -28,13 +28,14 @@ def loss_figure(log: RunLog) -> bytes:
     steps, losses = log.losses()
     axes.plot(steps, losses, color="#7aa6c2", linewidth=0.8, label="training")
     if log.evaluated:
-        axes.plot(*zip(*log.evaluated, strict=True), color="#d1495b", marker="o", markersize=3, label="validation")
-    for name, loss in log.started["baselines"].items():
+        steps, losses = [e.step for e in log.evaluated], [e.loss for e in log.evaluated]
+        axes.plot(steps, losses, color="#d1495b", marker="o", markersize=3, label="validation")
+    for name, loss in log.started.baselines.items():
         axes.axhline(loss, color=_INK, linewidth=0.6, linestyle=":")
         axes.annotate(name, (1, loss), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=_INK)
-    for step, patch in log.activated:
-        if step:
-            axes.axvline(step, color="#3a7d44", linewidth=0.8, linestyle="--", label=f"{patch} on")
+    for event in log.activated:
+        if event.step:
+            axes.axvline(event.step, color="#3a7d44", linewidth=0.8, linestyle="--", label=f"{event.patch} on")
     axes.set(xlabel="step", ylabel="nats per token")
     _add_sparsity(axes, log)
     axes.legend(frameon=False, labelcolor=_INK)
@@ -43,7 +44,7 @@ def loss_figure(log: RunLog) -> bytes:
 
 def _add_sparsity(axes: Axes, log: RunLog) -> None:
     """How much is pruned, on an axis of its own to the right."""
-    told = [(window["step"], 100 * window.get("sparsity", 0.0)) for window in log.windows]
+    told = [(window.step, 100 * window.sparsity) for window in log.windows]
     if any(share for _, share in told):
         beside = axes.twinx()
         beside.plot(*zip(*told, strict=True), color="#8e6c8a", linewidth=1.0, linestyle="-.")

@@ -20,23 +20,23 @@ def facts(log: RunLog) -> list[tuple[str, str]]:
     start, windows = log.started, log.windows
     rows = [
         ("run", str(log.path)),
-        ("variant", f"{start['id']}: {start['title']}"),
-        ("status", log.status + (f", step {windows[-1]['step']:,}" if windows else "")),
-        ("scale", f"{start['scale']}, {start['precision']} on {start['device']}"),
-        ("parameters", f"{start['parameters']:,}"),
+        ("variant", f"{start.id}: {start.title}"),
+        ("status", log.status + (f", step {windows[-1].step:,}" if windows else "")),
+        ("scale", f"{start.scale}, {start.precision} on {start.device}"),
+        ("parameters", f"{start.parameters:,}"),
     ]
     if log.evaluated:
-        loss = log.evaluated[-1][1]
+        loss = log.evaluated[-1].loss
         rows.append(("validation loss", f"{loss:.4f} nats per token, perplexity {math.exp(min(loss, 700)):.2f}"))
     if log.pruning:
-        rows.append(("pruned weights", pruned_in_short(log)))
+        rows.append(("pruned weights", pruned_in_short(log.pruning)))
     if windows:
-        rate = sorted(window["tokens_per_second"] for window in windows)[len(windows) // 2]
-        mfu = [window["mfu"] for window in windows if window["mfu"] is not None]
+        rate = sorted(window.tokens_per_second for window in windows)[len(windows) // 2]
+        mfu = [window.mfu for window in windows if window.mfu is not None]
         of_peak = f", MFU {100 * sorted(mfu)[len(mfu) // 2]:.0f} % of the measured peak" if mfu else ""
         rows.append(("speed", f"{rate:,.0f} tokens/s, the median window{of_peak}"))
-        rows.append(("peak memory", f"{max(window['peak_memory'] for window in windows) / 2**20:,.0f} MiB"))
-        recompiles, skipped = windows[-1]["recompiles"], sum(window["skipped"] for window in windows)
+        rows.append(("peak memory", f"{max(window.peak_memory for window in windows) / 2**20:,.0f} MiB"))
+        recompiles, skipped = windows[-1].recompiles, sum(window.skipped for window in windows)
         if recompiles or skipped:
             rows.append(("warning", f"{recompiles} recompiles, {skipped} steps skipped"))
     rows += [("warning", text) for text in dict.fromkeys(log.warnings) if NOT_CAUSAL in text]
@@ -56,7 +56,7 @@ def _origin(log: RunLog) -> list[tuple[str, str]]:
 
 def page(log: RunLog, figures: dict[str, bytes]) -> str:
     """The report as HTML, with the `figures` of figures_of."""
-    title = f"{log.started['id']} {log.path.name}"
+    title = f"{log.started.id} {log.path.name}"
     parts = [f"<h1>{escape(title)}</h1>", table(facts(log))]
     if "loss" in figures:
         parts += ["<h2>Loss</h2>", image(figures["loss"], "Training and validation loss over steps")]

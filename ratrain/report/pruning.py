@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ratrain.events import PruningEvaluated
 from ratrain.storage.run_log import RunLog
 
 _TABLE = "wte.weight"
@@ -15,44 +16,44 @@ def pruning_facts(log: RunLog) -> list[tuple[str, str]]:
     end = log.pruning
     if not end:
         return []
-    pruned = {name: pair for name, pair in end["zeros"].items() if name in end["pruned"]}
+    pruned = {name: pair for name, pair in end.zeros.items() if name in end.pruned}
     rows = [
-        ("target", f"{end['target']:.4%} of {_sum(pruned, 1):,} weights in {len(pruned)} matrices"),
+        ("target", f"{end.target:.4%} of {_sum(pruned, 1):,} weights in {len(pruned)} matrices"),
         ("zero weights, counted", _share(pruned)),
     ]
     if _TABLE not in pruned:
-        rows.append(("with the token table, which is not pruned", _share(end["zeros"])))
+        rows.append(("with the token table, which is not pruned", _share(end.zeros)))
     rows += [
-        (f"validation loss, {name}", _loss(end[key]))
-        for name, key in (
-            ("best before anything was pruned", "loss_dense_best"),
-            ("best at the target", "loss_target_best"),
-            ("at the end", "loss"),
-            ("of the file, in a model that is not pruned", "loss_reloaded"),
+        (f"validation loss, {name}", _loss(loss))
+        for name, loss in (
+            ("best before anything was pruned", end.loss_dense_best),
+            ("best at the target", end.loss_target_best),
+            ("at the end", end.loss),
+            ("of the file, in a model that is not pruned", end.loss_reloaded),
         )
     ]
-    seconds = ", ".join(f"{1e3 * s:.4g} ms {name}" for name, s in end["step_seconds"].items() if s is not None)
+    seconds = ", ".join(f"{1e3 * s:.4g} ms {name}" for name, s in end.step_seconds.items() if s is not None)
     rows.append(("median step", f"{seconds} (masks are made anew in some windows)"))
-    dense, packed = end["bytes_dense"], end["bytes_packed"]
+    dense, packed = end.bytes_dense, end.bytes_packed
     rows.append(("these tensors on disk", f"{packed:,} bytes as masks and values, {dense:,} as they are"))
-    if not end.get("reached", True):
+    if not end.reached:
         rows.append(("warning", "the run ended before the target was reached"))
     if gone := [name for name, (zeros, n) in pruned.items() if zeros == n]:
         rows.append(("warning", f"nothing is left of {', '.join(gone)}"))
-    if end["not_zero"]:
-        rows.append(("warning", f"{end['not_zero']:,} masked weights are not zero"))
+    if end.not_zero:
+        rows.append(("warning", f"{end.not_zero:,} masked weights are not zero"))
     return rows
 
 
-def pruned_in_short(log: RunLog) -> str:
-    """In one line: the fraction that is zero, and of what."""
-    pruned = {name: pair for name, pair in log.pruning["zeros"].items() if name in log.pruning["pruned"]}
+def pruned_in_short(end: PruningEvaluated) -> str:
+    """In one line: the fraction that is zero, and in how many matrices."""
+    pruned = {name: pair for name, pair in end.zeros.items() if name in end.pruned}
     return f"{_share(pruned)} in {len(pruned)} matrices"
 
 
 def pruning_rows(log: RunLog) -> list[tuple[str, ...]]:
     """Each matrix: how many weights it has, and how many of them are zero."""
-    zeros = log.pruning.get("zeros", {})
+    zeros = log.pruning.zeros if log.pruning else {}
     return [(name, f"{n:,}", f"{z:,}", f"{z / n:.2%}") for name, (z, n) in zeros.items()]
 
 

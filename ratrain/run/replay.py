@@ -9,7 +9,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from ratrain.checksum import sha256_of
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.errors import MissingError, PreemptedError, UsageError
-from ratrain.events import Event, Window
+from ratrain.event_log import read_events
+from ratrain.events import Event, Saved, Window
 from ratrain.machine.device import environment, pick_device
 from ratrain.registry import optim_kinds, patch_kinds
 from ratrain.run.launch import train
 from ratrain.run.start import Launch, changed_code
 from ratrain.storage.folder import RunFolder, listed
+from ratrain.storage.run_log import steps_of
 
 TOLERANCE = 2e-3  # relative, of a loss on another kind of machine: what rounding grows to over some hundred steps
 _KIND = ("torch", "cpu", "threads", "device")  # what must be alike for equal bits
@@ -85,8 +87,7 @@ def replay(run: Path, *, begin: int, steps: int, device: str) -> Replayed:
         torch.set_num_threads(threads)
     unlike = [f"{key} {before.get(key)} -> {now.get(key)}" for key in _KIND if before.get(key) != now.get(key)]
     unlike += [f"{name} has changed" for name in changed_code(RunFolder(run), manifest)]
-    windows = [asdict(event) for event in seen if isinstance(event, Window)]
-    return _beside(str(run), begin, logged, _losses(windows), weights, tuple(unlike))
+    return _beside(str(run), begin, logged, _losses(seen), weights, tuple(unlike))
 
 
 def _begin_at(step: int, run: Path, place: RunFolder) -> None:
@@ -100,33 +101,23 @@ def _begin_at(step: int, run: Path, place: RunFolder) -> None:
     shutil.copytree(there[step], place.checkpoints / there[step].name)
 
 
-def _events(file: Path, kind: str = "Window") -> Iterator[dict[str, Any]]:
+def _events(file: Path) -> list[Event]:
     try:
-        lines = file.read_text().splitlines()
+        return list(read_events(file))
     except OSError as error:
         raise MissingError(f"{file}: cannot be read: {error.strerror}") from error
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:  # the last line of a run that was killed
-            continue
-        if isinstance(event, dict) and event.get("event") == kind:
-            yield event
 
 
-def _losses(windows: Any) -> dict[int, float]:
+def _losses(events: Sequence[Event]) -> dict[int, float]:
     """By step; of a step that was taken twice, since the run was resumed, the last."""
-    found: dict[int, float] = {}
-    for window in windows:
-        first = window["step"] - len(window["losses"]) + 1
-        found |= {first + at: loss for at, loss in enumerate(window["losses"])}
-    return found
+    windows = [event for event in events if isinstance(event, Window)]
+    return dict(zip(steps_of(windows), (loss for window in windows for loss in window.losses), strict=True))
 
 
 def _compared(run: Path, again: Path, begin: int) -> Iterator[tuple[int, bool]]:
     """Of the steps that both saved, whether the weights are equal: to the digest that the run's log states, and to
     the file where the run still has it."""
-    stated = {event["step"]: event.get("weights", "") for event in _events(run / "events.jsonl", "Saved")}
+    stated = {event.step: event.weights for event in _events(run / "events.jsonl") if isinstance(event, Saved)}
     kept = {int(path.name[5:]): path for path in listed(run / "checkpoints")}
     for path in reversed(listed(again)):
         step = int(path.name[5:])

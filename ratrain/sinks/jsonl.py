@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from ratrain.atomic import write_all, write_file
 from ratrain.errors import CannotCreateError, DiskError
+from ratrain.event_log import encode
 from ratrain.events import Branched, Event, PhaseStarted, Resumed, RunStarted
-
-
-def encode(event: Event, *, seconds: float) -> str:
-    """One line of strict JSON; a number that is not finite becomes its name, as JSON has none.
-
-    `at` is when it was stated, in seconds since the process began to; an event's own `seconds` is how long it took.
-    """
-    return json.dumps({"schema": 1, "at": round(seconds, 3), **_strict(event.record())}, allow_nan=False)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    return [_strict(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class Jsonl:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
 import shutil
@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ratrain.errors import DataError, MissingError, UsageError
+from ratrain.event_log import records
+from ratrain.events import Evaluated, Event, RunEnded, RunStarted, Window
 from ratrain.storage.folder import RunFolder, run_paths
 from ratrain.storage.notes import Notes, read_notes
+
+E = TypeVar("E", bound=Event)
 
 _LAST_WINDOWS = 8  # whose median is the speed
 _LOOK = 1 << 16  # bytes of events.jsonl that hold an evaluation, mostly
@@ -54,19 +58,19 @@ def look(path: Path, root: Path) -> Run:
     """Where the run in `path` stands, from its state.json, events.jsonl, notes.json and lock."""
     folder = RunFolder(path)
     state, events = folder.read_state(), _recent(path / "events.jsonl")
-    last = {event["event"]: event for event in events}
-    window, started = last.get("Window", {}), last.get("RunStarted", {})
-    steps = [step for fact in (state, *events) if (step := _number(fact.get("step"))) is not None]
+    started = _last(events, RunStarted)
+    window, evaluated = _last(events, Window), _last(events, Evaluated)
+    steps = [event.step for event in events if not isinstance(event, RunStarted)]
     status, notes = run_status(folder), _notes_if_readable(path)
     return Run(
         name=str(path.relative_to(root)),
         path=path,
         status=status,
-        step=_whole(steps[-1]) if steps else None,
-        total_steps=_whole(_number(started.get("total_steps"))),
-        spent=1.0 if status == "done" else _number(window.get("spent", state.get("spent"))),
-        loss=_number(last.get("Evaluated", state).get("loss")),
-        tokens_per_second=_median([_number(e.get("tokens_per_second")) for e in events if e["event"] == "Window"]),
+        step=steps[-1] if steps else _whole(_number(state.get("step"))),
+        total_steps=started.total_steps if started else None,
+        spent=1.0 if status == "done" else window.spent if window else _number(state.get("spent")),
+        loss=evaluated.loss if evaluated else _number(state.get("loss")),
+        tokens_per_second=_median([event.tokens_per_second for event in events if isinstance(event, Window)]),
         moved=max(_mtime(path / name) for name in ("events.jsonl", "state.json", "log.txt", "resolved.toml")),
         tags=notes.tags,
         note=notes.note,
@@ -88,7 +92,11 @@ def run_status(folder: RunFolder) -> str:
     return "died" if status == "running" else status
 
 
-def _recent(file: Path) -> list[dict[str, Any]]:
+def _last(events: Sequence[Event], kind: type[E]) -> E | None:
+    return next((event for event in reversed(events) if isinstance(event, kind)), None)
+
+
+def _recent(file: Path) -> list[RunStarted | Window | Evaluated | RunEnded]:
     """The events at the end of `file`, from the last evaluation or the last windows on, and how the run started."""
     try:
         with file.open("rb") as stream:
@@ -103,33 +111,31 @@ def _recent(file: Path) -> list[dict[str, Any]]:
                 size *= 8
     except OSError:
         return []
-    wanted = [*_newest(head, "RunStarted", 1), *_newest(tail, "RunStarted", 1)]
-    wanted += sorted(
-        [*_newest(tail, "Window", _LAST_WINDOWS), *_newest(tail, "Evaluated", 1), *_newest(tail, "RunEnded", 1)],
-        key=lambda event: _number(event.get("step")) or 0,
-    )
-    return wanted
+    told: list[Window | Evaluated | RunEnded] = [*_newest(tail, Window, _LAST_WINDOWS)]
+    told += [*_newest(tail, Evaluated, 1), *_newest(tail, RunEnded, 1)]
+    told.sort(key=lambda event: event.step)
+    started = [*_newest(head, RunStarted, 1), *_newest(tail, RunStarted, 1)]
+    return [*started, *told]
 
 
-def _newest(lines: bytes, name: str, count: int) -> Iterator[dict[str, Any]]:
-    """The last `count` events called `name`, oldest first; a line that was cut is passed over."""
-    mark = f'"event": "{name}"'.encode()
-    found: list[dict[str, Any]] = []
+def _newest(lines: bytes, kind: type[E], count: int) -> Iterator[E]:
+    """The last `count` events of a kind, oldest first; a line that was cut or damaged is passed over."""
+    mark = f'"event": "{kind.__name__}"'.encode()
+    found: list[E] = []
     for line in reversed(lines.split(b"\n")):
         if len(found) == count:
             break
         if mark in line:
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict) and event.get("event") == name:
-                found.append(event)
+            for record in records(line.decode(errors="replace")):
+                with contextlib.suppress(ValueError):
+                    event = Event.from_record(record)
+                    if isinstance(event, kind):
+                        found.append(event)
     return reversed(found)
 
 
 def _number(value: Any) -> float | None:
-    """A number as events.jsonl writes it: one that is not finite stands there by its name."""
+    """A number of state.json, which holds one that is not finite by its name."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     return float(value) if value in ("nan", "inf", "-inf") else None

@@ -21,9 +21,9 @@ from ratrain import events
 from ratrain.ablation.conclusion import conclude
 from ratrain.ablation.record import Cost, Planned, PlannedArm, read_study
 from ratrain.ablation.results import rows_of
+from ratrain.event_log import encode
 from ratrain.report.study.table import HEAD, cells
 from ratrain.report.study.write import write_study_report
-from ratrain.sinks.jsonl import encode
 
 BROWSER = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "browser.py")))
 

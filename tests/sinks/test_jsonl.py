@@ -12,7 +12,8 @@ import pytest
 
 from ratrain import events
 from ratrain.errors import CannotCreateError, DiskError
-from ratrain.sinks.jsonl import Jsonl, JsonStream, encode
+from ratrain.event_log import encode
+from ratrain.sinks.jsonl import Jsonl, JsonStream
 
 
 def refuse(constant):

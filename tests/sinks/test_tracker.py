@@ -20,7 +20,7 @@ import pytest
 from ratrain import events
 from ratrain.config.schema import LogSection
 from ratrain.errors import Exit
-from ratrain.sinks import tracker, trackers
+from ratrain.sinks import trackers
 from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.hosted import Trackio, WandB
 from ratrain.sinks.tracker import Queued, TensorBoard, Tracker, points
@@ -241,8 +241,8 @@ class Third(Fake):
 
 
 def test_a_run_outlives_its_tracker(ratrain, home, monkeypatch):
-    monkeypatch.setattr(tracker, "TensorBoard", Third)
-    monkeypatch.setattr(tracker, "_MODULES", {"tensorboard": "json"})
+    monkeypatch.setattr(trackers, "TensorBoard", Third)
+    monkeypatch.setattr(trackers, "_MODULES", {"tensorboard": "json"})
     code, out, _ = ratrain(*tracked("tensorboard"))
     run, told = run_of(home), "tensorboard failed and is dropped: RuntimeError: no route"
     assert code == Exit.DONE

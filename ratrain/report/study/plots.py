@@ -231,7 +231,7 @@ def _gates(shown: Sequence[Row]) -> str:
                 for patch, png in gate_figures(log).items()
             )
             kept = "".join(map(figure, kept_figures(name, log)))
-            text += folded(headed(name, f"{', '.join(log.probes)}; seed {log.started['seed_init']}"), kept + maps)
+            text += folded(headed(name, f"{', '.join(log.probes)}; seed {log.started.seed_init}"), kept + maps)
     return text
 
 
