@@ -29,6 +29,7 @@ from ratrain.errors import ManifestError
 from ratrain.model.build import build
 from ratrain.model.count import count
 from ratrain.model.gpt2 import GPT2
+from ratrain.model.mechanism import offers
 
 
 @contract
@@ -102,7 +103,7 @@ def _stating(model: GPT2) -> str:
     said: dict[bool, list[str]] = {True: [], False: []}
     for site, patch in model.claimed.items():
         parts = model.get_submodule(site).modules()
-        said[any(hasattr(part, "flops_per_token") for part in parts)].append(f"{site} ({patch})")
+        said[any(offers(part, "flops_per_token") for part in parts)].append(f"{site} ({patch})")
     lines = [f"{', '.join(said[False])} has no flops_per_token(spec)"] if said[False] else []
     lines += (
         [f"flops_per_token(spec) of {', '.join(said[True])} states other products than it forms"] if said[True] else []
@@ -170,7 +171,7 @@ def _fingerprint(model: GPT2) -> tuple:
         buffer.fill_(1.0)
     parts: list[Any] = list(model.modules())
     for part in parts:
-        if hasattr(part, "settle"):  # state that moves once a step
+        if offers(part, "settle"):  # state that moves once a step
             part.settle(lambda tensor: tensor)
     gradients = sum(p.grad.double().abs().sum().item() for p in model.parameters() if p.grad is not None)
     return str(model), state, logits_of(model.eval(), tokens).double().sum().item(), gradients

@@ -13,6 +13,7 @@ from ratrain.kernels.fp8_linear import fp8_linear
 from ratrain.machine.device import check_fp8
 from ratrain.machine.distributed import World
 from ratrain.model.gpt2 import GPT2, Linear
+from ratrain.model.mechanism import that_offer
 from ratrain.recipe.groups import Group
 
 
@@ -121,7 +122,7 @@ class TrainStep:
         self.optimizer: Any = optim.build(self.groups)
         self.optimizer.copies = {precision.masters[name]: copy for name, copy in precision.copies.items()}
         parts: list[Any] = list(model.modules())
-        self._settling = [part for part in parts if hasattr(part, "settle")]  # what moves once a step
+        self._settling = that_offer(iter(parts), "settle")  # what moves once a step
 
     @property
     def _direct(self) -> bool:

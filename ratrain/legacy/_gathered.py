@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ratrain.model.mechanism import offers
+
 
 class Gathering(nn.Module):
     """Offers what its parts offer to be looked at, by their names."""
 
     def probes(self) -> dict[str, Tensor]:
         parts: list[Any] = [part for part in self.modules() if not isinstance(part, Gathering)]
-        return {name: value for part in parts if hasattr(part, "probes") for name, value in part.probes().items()}
+        return {name: value for part in parts if offers(part, "probes") for name, value in part.probes().items()}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ratrain.config.schema import ModelSpec
 from ratrain.legacy._gathered import Gathering
 from ratrain.model.gpt2 import MLP, Attention, Block, Linear
+from ratrain.model.mechanism import Mechanism
 
 
 class CompressedQKV(nn.Module):
@@ -76,11 +77,9 @@ class LensMLP(nn.Module):
         return F.dropout(self.down(t, None), self.dropout, self.training)
 
 
-class Context(nn.Module):
+class Context(Mechanism):
     """c = up (down a) of what attention put out, a, without gradient to it; with a `conductor` only where the route to
     attention is below one half."""
-
-    s: Tensor  # activation, moved by the schedule
 
     def __init__(self, spec: ModelSpec, rank: int, *, start: float, conductor: bool, drawn: type[Linear]):
         super().__init__()
@@ -88,11 +87,10 @@ class Context(nn.Module):
         self.down = drawn(spec.n_embd, rank, bias=False)
         self.up = drawn(rank, spec.n_hidden, bias=False)
         self.alpha = nn.Parameter(torch.empty(1))
-        self.register_buffer("s", torch.empty(()))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.constant_(self.alpha, self.start)
-        self.s.fill_(1.0)
+        super().reset_parameters(generator)
 
     def forward(self, t: Tensor, attended: Tensor, route: Tensor | None) -> Tensor:
         beta = self.s * self.alpha.clamp(0, 1)
@@ -104,22 +102,20 @@ class Context(nn.Module):
         return {"context alpha": self.alpha}
 
 
-class Route(nn.Module):
+class Route(Mechanism):
     """g, the share of attention in what a block adds: sigmoid(raw + (end - start) anneal), from sigmoid(start) on."""
 
-    s: Tensor  # activation, moved by the schedule
     anneal: Tensor  # 0..1, moved by a schedule of its own
 
     def __init__(self, *, start: float, end: float):
         super().__init__()
         self.start, self.end = start, end
         self.raw = nn.Parameter(torch.empty(1))
-        self.register_buffer("s", torch.empty(()))
         self.register_buffer("anneal", torch.empty(()))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.constant_(self.raw, self.start)
-        self.s.fill_(1.0)
+        super().reset_parameters(generator)
         self.anneal.fill_(1.0)
 
     def forward(self) -> Tensor:  # [1]

@@ -13,6 +13,7 @@ from torch import nn
 from ratrain.config.schema import Manifest, ModelSpec
 from ratrain.errors import Fault, ManifestError
 from ratrain.model.gpt2 import GPT2
+from ratrain.model.mechanism import that_offer
 from ratrain.registry import Patch
 
 
@@ -28,7 +29,8 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
     base_names = {id(module): name for name, module in model.named_modules()}
     replaced = replace_sites(model, manifest.patch)
     for site, name in model.claimed.items():
-        if hasattr(module := cast("Any", model.get_submodule(site)), "gradual"):
+        module = cast("Any", model.get_submodule(site))
+        if getattr(module, "gradual", None) is not None:
             section = manifest.patch[name].activation or manifest.activation
             module.gradual = section.over.amount > 0
     # a patch may keep a base module under a longer name: it draws what it would have drawn unpatched
@@ -67,7 +69,7 @@ def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Mod
     if faults:
         raise ManifestError(list(dict.fromkeys(faults)))
     model.claimed = {site: claims[site] for site in built}
-    model.priced = [part for module in built.values() for part in module.modules() if hasattr(part, "penalty")]
+    model.priced = [part for module in built.values() for part in that_offer(module.modules(), "penalty")]
     return {site: _swap(model, site, module) for site, module in built.items()}
 
 

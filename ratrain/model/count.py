@@ -52,7 +52,7 @@ def count(model: GPT2) -> Cost:
 def _kept(block: Block, spec: ModelSpec) -> tuple[int, int]:
     """Elements that decoding keeps per token of a layer, as (keys, values)."""
     keys, values = block.attn.core.kv_per_token(spec)
-    channels = getattr(block.attn.value, "kept_channels", spec.head_dim)
+    channels = getattr(block.attn.value, "kept_channels", None) or spec.head_dim
     return keys, round(values * channels / spec.head_dim)
 
 

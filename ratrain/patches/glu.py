@@ -9,11 +9,11 @@ Source: Shazeer 2020, "GLU Variants Improve Transformer", arXiv:2002.05202.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
 from ratrain.model.gpt2 import Linear
+from ratrain.model.mechanism import Mechanism
 from ratrain.registry import Patch, register
 
 
@@ -27,18 +27,12 @@ class GLU(Patch):
         return LinearGate(spec)
 
 
-class LinearGate(nn.Module):
+class LinearGate(Mechanism):
     """h + s (h * V x - h)."""
-
-    s: Tensor  # activation, moved by the schedule
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.v = Linear(spec.n_embd, spec.n_hidden, bias=spec.bias)
-        self.register_buffer("s", torch.empty(()))
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        self.s.fill_(1.0)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         return h + self.s * (h * self.v(x) - h)  # s = 0 is the base, exactly

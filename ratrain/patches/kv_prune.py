@@ -352,7 +352,7 @@ class PrunedCore(Core):
         order = torch.where(places < self.budget.sinks, 4 * ahead - places, order)
         return torch.where(places == seen - 1, 5 * ahead, order)
 
-    def observed(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+    def observe_attention(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
         """Per head [H]: of the tokens before the last block the part that is kept; the dense attention's mass that
         falls on what a query still sees; of what is kept, the part that was kept a block earlier already."""
         retained, overlap, before, part = [], [], None, q.new_ones(q.shape[1])

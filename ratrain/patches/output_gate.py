@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
 from ratrain.model.gpt2 import Linear
+from ratrain.model.mechanism import Mechanism
 from ratrain.registry import Patch, register
 
 
@@ -34,19 +34,13 @@ class OutputGate(Patch):
         return SigmoidGate(spec, n_gate=spec.n_embd if self.per == "channel" else spec.n_head)
 
 
-class SigmoidGate(nn.Module):
+class SigmoidGate(Mechanism):
     """y [B, H, T, D] scaled by 1 + s (sigmoid(W x) - 1), x [B, T, C]."""
-
-    s: Tensor  # activation, moved by the schedule
 
     def __init__(self, spec: ModelSpec, *, n_gate: int):
         super().__init__()
         self.n_head = spec.n_head
         self.gate = Linear(spec.n_embd, n_gate, bias=False)
-        self.register_buffer("s", torch.empty(()))
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        self.s.fill_(1.0)
 
     def forward(self, y: Tensor, v: Tensor, x: Tensor) -> Tensor:
         gate = self.gate(x).sigmoid().unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # [B, H, T, D or 1]

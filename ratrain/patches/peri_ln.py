@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
+from ratrain.model.mechanism import Mechanism
 from ratrain.model.norm import norm_of
 from ratrain.registry import Patch, register
 
@@ -33,18 +33,12 @@ class PeriLN(Patch):
         return NormedOutput(old, spec)
 
 
-class NormedOutput(nn.Module):
+class NormedOutput(Mechanism):
     """y + s (Norm(y) - y), with y from the base's projection."""
-
-    s: Tensor  # activation, moved by the schedule
 
     def __init__(self, inner: nn.Module, spec: ModelSpec):
         super().__init__()
         self.inner, self.norm = inner, norm_of(spec)
-        self.register_buffer("s", torch.empty(()))
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        self.s.fill_(1.0)
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
         y = self.inner(*inputs)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
+from ratrain.model.mechanism import Mechanism
 from ratrain.registry import Patch, register
 
 
@@ -30,20 +31,17 @@ class QKNorm(Patch):
         return UnitQK(old, spec)
 
 
-class UnitQK(nn.Module):
+class UnitQK(Mechanism):
     """The base's projection, with q + s (g q / rms(q) - q) and k + s (k / rms(k) - k)."""
-
-    s: Tensor  # activation, moved by the schedule
 
     def __init__(self, inner: nn.Module, spec: ModelSpec):
         super().__init__()
         self.inner, self.eps = inner, spec.norm_eps
         self.g = nn.Parameter(torch.empty(spec.n_head))  # 1-D: never decayed
-        self.register_buffer("s", torch.empty(()))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.ones_(self.g)
-        self.s.fill_(1.0)
+        super().reset_parameters(generator)
 
     def forward(self, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.inner(x, None)  # each [B, H, T, D]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
 from ratrain.model.gpt2 import Linear
+from ratrain.model.mechanism import Mechanism, output_share
 from ratrain.registry import Patch, register
 
 _GATE = 0.1  # first value of the gate g, in the reference and here
@@ -66,10 +67,8 @@ class ReciprocalMLP(Patch):
         return n_rec
 
 
-class ChannelGate(nn.Module):
+class ChannelGate(Mechanism):
     """A gate [F] per hidden channel: w_std, and on the last n_rec of them w_rec (times g, where there is a second)."""
-
-    s: Tensor  # activation, moved by the schedule
 
     def __init__(self, n_hidden: int, n_rec: int, *, init: tuple[float, float], second: bool):
         super().__init__()
@@ -77,14 +76,13 @@ class ChannelGate(nn.Module):
         self.w_std = nn.Parameter(torch.empty(1))  # 1-D: never decayed
         self.w_rec = nn.Parameter(torch.empty(1))
         self.g = nn.Parameter(torch.empty(1)) if second else None
-        self.register_buffer("s", torch.empty(()))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.constant_(self.w_std, self.init[0])
         nn.init.constant_(self.w_rec, self.init[1])
         if self.g is not None:
             nn.init.constant_(self.g, _GATE)
-        self.s.fill_(1.0)
+        super().reset_parameters(generator)
 
     def forward(self) -> Tensor:  # [F], scales columns of the down projection, not tokens
         gate = torch.cat([self.w_std.expand(self.n_std), self._rec().expand(self.n_rec)])
@@ -100,25 +98,21 @@ class ChannelGate(nn.Module):
             "effective w_rec": 1 + self.s * (self._rec() - 1),
         }
 
-    def reciprocal_hidden(self, h: Tensor) -> Tensor:
-        """h [B, T, F] with the channels that w_std gates at 0."""
-        return torch.cat([torch.zeros_like(h[..., : self.n_std]), h[..., self.n_std :]], dim=-1)
+    def observe_mlp(self, down: nn.Module, hidden: Tensor, gate: Tensor) -> dict[str, Tensor]:
+        """The share of the reciprocal channels in the output: those that w_std does not gate."""
+        part = torch.cat([torch.zeros_like(hidden[..., : self.n_std]), hidden[..., self.n_std :]], dim=-1)
+        whole = down.forward(hidden, gate)
+        return {"share of MLP output variance": output_share(down.forward(part, gate), whole)}
 
 
-class Mix(nn.Module):
+class Mix(Mechanism):
     """h [B, T, F] with the last n_rec channels mixed and gated by the token that they belong to."""
-
-    s: Tensor  # activation, moved by the schedule
 
     def __init__(self, spec: ModelSpec, n_rec: int, *, inner: int, by_token: bool):
         super().__init__()
         self.n_rec = n_rec
         self.mixer = nn.Sequential(*_mixer(n_rec, inner)) if inner else None
         self.token = TokenGate(spec.n_embd) if by_token else None
-        self.register_buffer("s", torch.empty(()))
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        self.s.fill_(1.0)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         std, rec = h.split([h.shape[-1] - self.n_rec, self.n_rec], dim=-1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
+from ratrain.model.mechanism import Mechanism
 from ratrain.registry import Patch, register
 
 
@@ -31,21 +32,18 @@ class ScalableSoftmax(Patch):
         return LogScale(old, spec)
 
 
-class LogScale(nn.Module):
+class LogScale(Mechanism):
     """Queries scaled by 1 + s (w log(i + 1) - 1)."""
-
-    s: Tensor  # activation, moved by the schedule
 
     def __init__(self, inner: nn.Module, spec: ModelSpec):
         super().__init__()
         self.inner = inner
         self.init = spec.block_size / math.lgamma(spec.block_size + 1)  # log n! is the sum of the logarithms
         self.w = nn.Parameter(torch.empty(spec.n_head))  # 1-D: never decayed
-        self.register_buffer("s", torch.empty(()))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.constant_(self.w, self.init)
-        self.s.fill_(1.0)
+        super().reset_parameters(generator)
 
     def forward(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
         q, k = self.inner(q, k, start)

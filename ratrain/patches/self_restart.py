@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
+from ratrain.model.mechanism import Mechanism
 from ratrain.registry import Patch, register
 
 _MOST = 0.5  # of the output that may come from a position's own value
@@ -33,20 +34,17 @@ class SelfRestart(Patch):
         return Restart(spec.n_head, init=self.init)
 
 
-class Restart(nn.Module):
+class Restart(Mechanism):
     """y and v [B, H, T, D] -> (1 - s a) y + s a v, with a = sigmoid(w) / 2 per head."""
-
-    s: Tensor  # activation, moved by the schedule
 
     def __init__(self, n_head: int, *, init: float):
         super().__init__()
         self.init = init
         self.w = nn.Parameter(torch.empty(n_head))  # 1-D: never decayed
-        self.register_buffer("s", torch.empty(()))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.constant_(self.w, math.log(self.init / (_MOST - self.init)))
-        self.s.fill_(1.0)
+        super().reset_parameters(generator)
 
     def forward(self, y: Tensor, v: Tensor, x: Tensor) -> Tensor:
         share = self.s * self.alpha()

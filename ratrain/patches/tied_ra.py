@@ -31,6 +31,7 @@ from ratrain.config.schema import ModelSpec
 from ratrain.kernels.placement import runs_kernel
 from ratrain.kernels.ra_attention import ra_attention
 from ratrain.model.gpt2 import Core
+from ratrain.model.mechanism import score_share
 from ratrain.model.scores import causal, scores_of
 from ratrain.registry import Patch, register
 
@@ -120,10 +121,11 @@ class TiedCore(Core):
             "effective w_r": self.s * self.w_r,
         }
 
-    def reciprocal_scores(self, q: Tensor, k: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Whose products are all scores, and the reciprocal ones: those of the channels after the first ones."""
+    def observe_attention(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+        """The share of the reciprocal scores: those of the channels after the first `n_std`."""
         all_q, all_k = self.fold(q, k)
-        return (all_q, all_k), (all_q[..., self.n_std :], all_k[..., self.n_std :])
+        part = all_q[..., self.n_std :], all_k[..., self.n_std :]
+        return {"share of score variance": score_share(part, (all_q, all_k))}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         wide_v = F.pad(v, (0, q.shape[-1] - v.shape[-1]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
 from ratrain.model.gpt2 import Attention
+from ratrain.model.mechanism import Mechanism, score_share
 from ratrain.registry import Patch, register
 
 
@@ -50,11 +51,10 @@ class UnifiedRA(Patch):
         return True
 
 
-class ScoreGate(nn.Module):
+class ScoreGate(Mechanism):
     """A gate per score channel: w_std on the first head_dim - rank of every head, w_rec on the rest."""
 
     is_rec: Tensor
-    s: Tensor  # activation, moved by the schedule
 
     def __init__(self, n_head: int, head_dim: int, *, rank: int, per_head: bool, init: tuple[float, float]):
         super().__init__()
@@ -62,13 +62,12 @@ class ScoreGate(nn.Module):
         self.w_std = nn.Parameter(torch.empty(n_head if per_head else 1))  # 1-D: never decayed
         self.w_rec = nn.Parameter(torch.empty(n_head if per_head else 1))
         self.register_buffer("is_rec", torch.empty(head_dim, dtype=torch.bool), persistent=False)
-        self.register_buffer("s", torch.empty(()))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.constant_(self.w_std, self.init[0])
         nn.init.constant_(self.w_rec, self.init[1])
         self.is_rec.copy_(torch.arange(self.is_rec.numel()) >= self.is_rec.numel() - self.rank)
-        self.s.fill_(1.0)
+        super().reset_parameters(generator)
 
     def forward(self) -> Tensor:  # [H, D], scales rows of the query projection, not tokens
         gate = torch.where(self.is_rec, self.w_rec[:, None], self.w_std[:, None]).expand(self.n_head, -1)
@@ -80,6 +79,6 @@ class ScoreGate(nn.Module):
             "effective w_rec": 1 + self.s * (self.w_rec - 1),
         }
 
-    def reciprocal_scores(self, q: Tensor, k: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Whose products are all scores, and those of the last `rank` channels; q comes with its gates."""
-        return (q, k), (q[..., -self.rank :], k[..., -self.rank :])
+    def observe_attention(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+        """The share of the reciprocal scores, which are those of the last `rank` channels; q comes with its gates."""
+        return {"share of score variance": score_share((q[..., -self.rank :], k[..., -self.rank :]), (q, k))}

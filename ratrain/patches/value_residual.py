@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ratrain.config.schema import ModelSpec
 from ratrain.model.gpt2 import Value
+from ratrain.model.mechanism import Mechanism
 from ratrain.registry import Patch, register
 
 
@@ -44,21 +45,18 @@ class FirstValue(Value):
         return v, v
 
 
-class MixedValue(nn.Module):
+class MixedValue(Mechanism):
     """v + s (a v + b v_1 - v), and v_1 for the next layer."""
-
-    s: Tensor  # activation, moved by the schedule
 
     def __init__(self):
         super().__init__()
         self.a = nn.Parameter(torch.empty(1))  # 1-D: never decayed
         self.b = nn.Parameter(torch.empty(1))
-        self.register_buffer("s", torch.empty(()))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.constant_(self.a, 0.5)
         nn.init.constant_(self.b, 0.5)
-        self.s.fill_(1.0)
+        super().reset_parameters(generator)
 
     def forward(self, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
         return v + self.s * (self.a * v + self.b * state - v), state  # s = 0 is the base, exactly

@@ -42,8 +42,20 @@ def test_low_rank_scores_folded_keys_against_folded_queries(block, x, heads, wei
 
 def test_its_share_of_the_scores_is_the_way_back(block, x, heads):
     attn = block("tied_ra").attn
-    q, k, _ = heads(attn, x)
-    whole, part = (a @ b.mT for a, b in attn.core.reciprocal_scores(q, k))
+    q, k, v = heads(attn, x)
+    all_q, all_k = attn.core.fold(q, k)
+    part, whole = all_q[..., q.shape[-1] :] @ all_k[..., q.shape[-1] :].mT, all_q @ all_k.mT
+    share = attn.core.observe_attention(q, k, v)["share of score variance"]
+    past = torch.ones(whole.shape[-2:], dtype=torch.bool).tril()
+    part_variance, variance = (
+        sum(
+            (row[seen] - row[seen].mean()).square().sum()
+            for batch in scores
+            for row, seen in zip(batch, past, strict=True)
+        )
+        for scores in (part[:, 0], whole[:, 0])
+    )
+    torch.testing.assert_close(share[0].double(), part_variance / variance, rtol=1e-5, atol=0)
     back = attn.core.w_r[:, None, None] * (k @ q.mT)
     torch.testing.assert_close(part, back, rtol=0, atol=1e-12)
     torch.testing.assert_close(whole, attn.core.w_s[:, None, None] * (q @ k.mT) + back, rtol=0, atol=1e-12)

@@ -23,6 +23,7 @@ from ratrain.errors import DivergedError
 from ratrain.events import Fitted, Notice
 from ratrain.model.build import seed_of
 from ratrain.model.gpt2 import GPT2
+from ratrain.model.mechanism import offers
 
 _CHOICE = 2  # tokens looked at for each that is kept: neighbours are alike
 _HELD_OUT = 4  # windows that are fitted to for each that is held out
@@ -87,7 +88,7 @@ class Fitting(Part):
 
     def has_plain(self, name: str) -> bool:
         """Whether the patch can be fitted plainly as well."""
-        return all(hasattr(module, "fit_plain") for module in self.modules[name].values())
+        return all(offers(module, "fit_plain") for module in self.modules[name].values())
 
     def finish(self, now: Position) -> Iterator[Notice]:
         for name, modules in self.modules.items():
@@ -159,7 +160,7 @@ def fittable(model: GPT2) -> Iterator[tuple[str, str, nn.Module]]:
     """(patch, site, module) of what is to be fitted in a built model."""
     for site, name in model.claimed.items():
         module = model.get_submodule(site)
-        if hasattr(module, "fit"):
+        if offers(module, "fit"):
             yield name, site, module
 
 

@@ -1,9 +1,7 @@
-"""What patches offer to be looked at, per layer and head: gates, their gradients, what the reciprocal channels score.
+"""Values that patches offer for observation, per layer and head: gates, their gradients, shares of variance.
 
-A patch's module states `probes()`: tensors made of its parameters, one value or one per head, which are read with each
-window. What depends on activations is observed in a pass of its own, with each evaluation: a module that names its part
-of the scores (`reciprocal_scores`) or of the hidden channels (`reciprocal_hidden`) has that part's variance measured;
-one may also look at the queries, keys and values of its layer by itself (`observed`).
+`Mechanism.probes` gives tensors made of parameters, which are read with each window. `Mechanism.observe_attention` and
+`observe_mlp` compute values from activations, in a pass of their own, with each evaluation.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ratrain.engine.evaluate import Evaluator
@@ -23,6 +20,7 @@ from ratrain.engine.parts.part import Part, Position, Readings
 from ratrain.engine.step import Precision, TrainStep
 from ratrain.events import Probed
 from ratrain.model.gpt2 import GPT2
+from ratrain.model.mechanism import offers
 
 Values = dict[str, dict[str, list[list[float]]]]  # by patch and probe: a row per layer, with a value per head or one
 _Key = tuple[str, str, int]  # patch, probe, layer
@@ -117,8 +115,7 @@ def _key(taken: Mapping[_Key, Any], patch: str, name: str, layer: int, site: str
 
 @dataclass
 class _Watcher:
-    """A hook that looks at what `place` is about to be given. Shares of variance can exceed 1: the parts may go
-    together or against each other."""
+    """A forward pre-hook of `place` that keeps what `look` computes from its inputs."""
 
     patch: str
     layer: int
@@ -131,35 +128,9 @@ class _Watcher:
 
 
 def _watcher(patch: str, layer: int, block: Any, module: Any) -> _Watcher | None:
-    """What looks at the part that `module` names, if it names one."""
-    if hasattr(module, "observed"):
-        return _Watcher(patch, layer, block.attn.core, lambda core, inputs: module.observed(*inputs[:3]))
-    if hasattr(module, "reciprocal_scores"):
-
-        def of_scores(core: Any, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
-            whole, part = module.reciprocal_scores(*inputs[:2])
-            return {"share of score variance": _score_variance(*part) / _score_variance(*whole)}
-
-        return _Watcher(patch, layer, block.attn.core, of_scores)
-    if hasattr(module, "reciprocal_hidden"):
-
-        def of_output(down: Any, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
-            hidden, gate = inputs
-            part = down.forward(module.reciprocal_hidden(hidden), gate)
-            return {"share of MLP output variance": (_variance(part) / _variance(down.forward(hidden, gate)))[None]}
-
-        return _Watcher(patch, layer, block.mlp.down, of_output)
+    """The hook for a module that observes its layer; None for others."""
+    if offers(module, "observe_attention"):
+        return _Watcher(patch, layer, block.attn.core, lambda core, inputs: module.observe_attention(*inputs[:3]))
+    if offers(module, "observe_mlp"):
+        return _Watcher(patch, layer, block.mlp.down, lambda down, inputs: module.observe_mlp(down, *inputs))
     return None
-
-
-def _score_variance(q: Tensor, k: Tensor) -> Tensor:
-    """Variance [H] of q_i . k_j over j <= i, around each query's mean, which the softmax does not see."""
-    scores = q.float() @ k.float().mT  # [B, H, T, T]
-    seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    mean = (scores * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
-    return ((scores - mean) * seen).square().sum((0, 2, 3))
-
-
-def _variance(y: Tensor) -> Tensor:
-    """Over tokens, summed over channels: 0-d."""
-    return y.float().flatten(0, 1).var(0).sum()
