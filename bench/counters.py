@@ -89,7 +89,7 @@ def _dispatched(step: Step) -> _Seen:
     from torch.profiler import ProfilerActivity, profile
 
     for _ in range(2):  # a first profile finds memory that it did not see coming
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
             step()
     events: list[Any] = list(profiler.profiler.kineto_results.events())  # pyright: ignore[reportOptionalMemberAccess]
     sizes = [event.nbytes() for event in events if event.name() == "[memory]"]  # freed: negative; in order of time

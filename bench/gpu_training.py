@@ -161,7 +161,7 @@ def profile(small: bool, out: Path) -> Iterator[Row]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if not small:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as seen:
+    with torch.profiler.profile(activities=activities, acc_events=True) as seen:
         for _ in range(3):
             one.step()
         if not small:

@@ -167,7 +167,7 @@ def record(
         stepper()
     say(f"timing {steps} steps without the profiler, then {steps} with it")
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    profiler = profile(activities=activities, record_shapes=True, profile_memory=True)
+    profiler = profile(activities=activities, record_shapes=True, profile_memory=True, acc_events=True)
     with _others() as others:
         unprofiled = stepper.timed(steps)
         stepper.mark()

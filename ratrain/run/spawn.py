@@ -33,6 +33,8 @@ def spawn(argv: Sequence[str], count: int, *, device: str, folder: RunFolder) ->
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the first to fail says why itself
+    # torch 2.11 has no such option, and always waits as long
+    patience = {"shutdown_timeout": _GRACE} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -42,7 +44,7 @@ def spawn(argv: Sequence[str], count: int, *, device: str, folder: RunFolder) ->
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         signals_to_handle="SIGTERM,SIGHUP,SIGUSR1",
-        shutdown_timeout=_GRACE,
+        **patience,
     )
     signal.signal(signal.SIGINT, _interrupt())
     try:

@@ -13,7 +13,7 @@ from ratrain.profile.trace import Array, Op, read
 
 def run(call):
     """The operation that `call` comes to."""
-    with profile(record_shapes=True, profile_memory=True) as seen:
+    with profile(record_shapes=True, profile_memory=True, acc_events=True) as seen:
         result = call()
     root = read(seen.profiler.kineto_results)
     del result
@@ -72,7 +72,7 @@ def test_narrow_numbers_are_narrow():
 
 def test_attention_counts_two_products_and_five_to_go_back():
     q, k, v = (rand(2, 3, 64, 16).requires_grad_() for _ in range(3))
-    with profile(record_shapes=True, profile_memory=True) as seen:
+    with profile(record_shapes=True, profile_memory=True, acc_events=True) as seen:
         y, scale = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
         y.backward(torch.ones_like(y))
     del scale
@@ -100,7 +100,7 @@ def test_bytes_of_a_product_by_onednn_leave_out_its_scratch_memory():
 def test_adamw_reads_and_writes_weights_gradients_and_two_moments():
     parameter = torch.nn.Parameter(rand(64, 64))
     optimizer = torch.optim.AdamW([parameter], fused=True)
-    with profile(record_shapes=True, profile_memory=True) as seen:
+    with profile(record_shapes=True, profile_memory=True, acc_events=True) as seen:
         for _ in range(2):
             parameter.grad = torch.ones(64, 64)
             optimizer.step()
