@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 import psutil
 import torch
@@ -34,7 +35,9 @@ def spawn(argv: Sequence[str], count: int, *, device: str, folder: RunFolder) ->
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the first to fail says why itself
     # torch 2.11 has no such option, and always waits as long
-    patience = {"shutdown_timeout": _GRACE} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}
+    patience: dict[str, Any] = (
+        {"shutdown_timeout": _GRACE} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}
+    )
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
