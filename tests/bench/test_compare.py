@@ -63,8 +63,9 @@ def test_a_read_planted_into_the_step_fails_the_gate(repository, asked, tmp_path
     assert not subprocess.run(["git", "worktree", "prune", "-n"], cwd=repository, capture_output=True).stdout
 
 
-def test_a_commit_that_is_none_is_named(asked):
-    assert asked("no-such-ref") == (2, "", "error: no-such-ref: no such commit; REF is what git rev-parse takes\n")
+def test_a_commit_that_is_none_is_named(asked, repository):
+    told = "error: no-such-ref: no such commit; REF is what git rev-parse takes\n"
+    assert asked("no-such-ref", root=repository) == (2, "", told)
 
 
 def test_a_tree_without_the_package_is_told(asked, tmp_path):
@@ -93,20 +94,20 @@ def test_the_export_is_removed_whatever_happens(repository):
     assert not trees.old.exists()
 
 
-def test_an_interrupt_ends_with_its_code(asked, monkeypatch):
+def test_an_interrupt_ends_with_its_code(asked, repository, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compare, "compare", interrupted)
-    assert asked("HEAD", "--json") == (130, "", "\ninterrupted\n")
+    assert asked("HEAD", "--json", root=repository) == (130, "", "\ninterrupted\n")
 
 
-def test_a_variant_that_fails_in_one_tree_says_in_which(asked, monkeypatch):
+def test_a_variant_that_fails_in_one_tree_says_in_which(asked, repository, monkeypatch):
     def failed(*_):
         raise ArmError("v99 of abc: v99: no such manifest")
 
     monkeypatch.setattr(compare, "compare", failed)
-    code, _, err = asked("HEAD", "--variants", "v99")
+    code, _, err = asked("HEAD", "--variants", "v99", root=repository)
     assert (code, err) == (2, "error: v99 of abc: v99: no such manifest\n")
 
 
