@@ -1,6 +1,25 @@
 """ratrain: an honest trainer for GPT-2-class attention research.
 
-This file imports nothing, so that `import ratrain.kernels` costs only torch.
+`ratrain.train`, `load`, `read_run`, `verify` and the other functions for Python are described in `ratrain/api.py`.
+They are imported on first use: `import ratrain` alone costs nothing, and `import ratrain.kernels` only torch.
 """
 
+import importlib
+
 __version__ = "0.1.0"
+
+# what `ratrain.api` offers here; a name that is missing would be taken for a submodule
+_API = (
+    "Loaded", "Mechanism", "Patch", "Resolved", "RunLog", "Verdict",
+    "load", "read_manifest", "read_run", "register", "resume", "train", "verify",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name in _API:
+        return getattr(importlib.import_module("ratrain.api"), name)
+    raise AttributeError(f"module 'ratrain' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_API]

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("bench",),
     ("cli", "__main__"),
+    ("api",),
     ("report",),
     ("ablation", "audit", "convert"),
     ("profile", "contracts"),

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratrain.errors import Fault, ManifestError
-
 if TYPE_CHECKING:  # imported where used: --help and list answer without torch, pydantic or rich
     from ratrain.config.read import Source
     from ratrain.config.schema import Manifest
@@ -82,13 +80,3 @@ def buildable(manifest: Manifest, source: Source, args: argparse.Namespace) -> M
 
     kinds = patch_kinds(args.patches, beside=source.files)
     return with_kinds(manifest, source, patches=kinds, optimizers=optim_kinds())
-
-
-def located(error: ManifestError, source: Source) -> ManifestError:
-    """Faults found while building name a key only: this adds the file and line that wrote it."""
-
-    def where(fault: Fault) -> Fault:
-        origin = source.origins.get(fault.key) or source.origins.get(fault.key.rpartition(".")[0])
-        return fault if fault.where or origin is None else Fault(str(origin), fault.key, fault.message)
-
-    return ManifestError([where(fault) for fault in error.faults])

@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from ratrain.cli.arguments import Command, count, located, manifest_arguments, resolve_manifest
+from ratrain.cli.arguments import Command, count, manifest_arguments, resolve_manifest
+from ratrain.config.read import located
 from ratrain.errors import ManifestError
 
 

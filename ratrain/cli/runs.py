@@ -204,7 +204,7 @@ def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _calibrate(args: argparse.Namespace) -> None:
     """Fit KV splice to a trained run: a new run with its weights, whose cache keeps values in fewer channels."""
-    from ratrain.cli.arguments import located
+    from ratrain.config.read import located
     from ratrain.run.calibrate import calibrate, spliced
     from ratrain.run.start import AlreadyDone, Launch
     from ratrain.sinks.jsonl import JsonStream

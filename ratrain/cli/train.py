@@ -14,12 +14,12 @@ from ratrain.cli.arguments import (
     Command,
     buildable,
     count,
-    located,
     manifest_arguments,
     natural,
     open_manifest,
     read_manifest,
 )
+from ratrain.config.read import located
 from ratrain.errors import ManifestError, MissingError
 
 if TYPE_CHECKING:

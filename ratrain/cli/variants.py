@@ -13,12 +13,12 @@ from ratrain.cli.arguments import (
     Command,
     buildable,
     count,
-    located,
     manifest_arguments,
     read_manifest,
     resolve_manifest,
 )
 from ratrain.cli.tables import aligned
+from ratrain.config.read import located
 from ratrain.errors import Exit, Fault, ManifestError, MissingError, RatrainError, UsageError
 
 if TYPE_CHECKING:
@@ -207,26 +207,17 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _verify(args: argparse.Namespace) -> int:
     """Run every contract on one manifest, made small: causality, checkpoints, gradients, graphs, decoding, ..."""
-    from ratrain.contracts import SMALL
-    from ratrain.contracts.verify import verify
+    from ratrain.api import verify
 
-    args.scale = None
-    block_size = resolve_manifest(args.manifest, args)[0].model.block_size
-    args.scale, args.set = "tiny", [*SMALL, *args.set]
-    manifest, source = resolve_manifest(args.manifest, args)
     broken = 0
-    try:
-        for verdict in verify(manifest, block_size=block_size):
-            print(
-                f"{'holds ' if verdict.fault is None else 'BROKEN'}  {verdict.seconds:5.1f} s  {verdict.claim}",
-                flush=True,
-            )
-            if verdict.fault is not None:
-                broken += 1
-                print("\n".join(f"        {line}" for line in verdict.fault.splitlines()))
-    except ManifestError as error:
-        raise located(error, source) from error
-    print(f"{manifest.id}: " + (f"{broken} contracts are broken" if broken else "every contract holds"))
+    for verdict in verify(args.manifest, base=args.base, overrides=args.set, patches=args.patches):
+        state = "holds " if verdict.fault is None else "BROKEN"
+        print(f"{state}  {verdict.seconds:5.1f} s  {verdict.claim}", flush=True)
+        if verdict.fault is not None:
+            broken += 1
+            print("\n".join(f"        {line}" for line in verdict.fault.splitlines()))
+    name = resolve_manifest(args.manifest, argparse.Namespace(**{**vars(args), "scale": None}))[0].id
+    print(f"{name}: " + (f"{broken} contracts are broken" if broken else "every contract holds"))
     return Exit.BAD_MANIFEST if broken else Exit.DONE
 
 

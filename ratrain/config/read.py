@@ -10,9 +10,9 @@ from typing import Any
 from ratrain.config.find import did_you_mean, extendable, find_extended, find_manifest, find_scale, own_id
 from ratrain.config.merge import Merge, Origin
 from ratrain.config.parse import Layer, parse_file, parse_override
-from ratrain.errors import MissingError
+from ratrain.errors import Fault, ManifestError, MissingError
 
-__all__ = ["OWN", "Origin", "Source", "find_manifest", "read_source"]
+__all__ = ["OWN", "Origin", "Source", "find_manifest", "located", "read_source"]
 
 MAX_CHAIN = 16  # files that extend one another
 OWN = ("id", "title", "same_as", "origin")  # what a file says of itself; a file that extends it inherits none of these
@@ -112,3 +112,13 @@ def _extended(layer: Layer) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise layer.fault("expected the name of a manifest, or a list of names", "extends")
     return names
+
+
+def located(error: ManifestError, source: Source) -> ManifestError:
+    """Faults found while building name a key only: this adds the file and line that wrote it."""
+
+    def where(fault: Fault) -> Fault:
+        origin = source.origins.get(fault.key) or source.origins.get(fault.key.rpartition(".")[0])
+        return fault if fault.where or origin is None else Fault(str(origin), fault.key, fault.message)
+
+    return ManifestError([where(fault) for fault in error.faults])
