@@ -25,6 +25,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def all_in_float64():
+    """Models, learning rates and sums that no line gives another dtype: in fp32 two runs part by the order of a sum."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def tiny_source():
     """The merged file of a shipped variant at the tiny scale, uncompiled unless the overrides say otherwise."""

@@ -1,7 +1,8 @@
 """Runs a command line as N forked processes that find each other, as a launcher would: torch is imported once.
 
-`python gang.py JSON`, a list of [processes, argv, stop]; `stop` is [rank, step]: that process gets SIGTERM during that
-step. Prints, as JSON, for each the exit codes, and SHA-256 of the weights that each process ends with.
+`python gang.py JSON [DTYPE]`, a list of [processes, argv, stop]; `stop` is [rank, step]: that process gets SIGTERM
+during that step. DTYPE, of torch's, is that of the models (float32). Prints, as JSON, for each the exit codes, and
+SHA-256 of the weights that each process ends with.
 """
 
 from __future__ import annotations
@@ -70,5 +71,6 @@ def gang(processes: int, argv: list[str], stop: list[int] | None) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    torch.set_default_dtype(getattr(torch, sys.argv[2]) if len(sys.argv) > 2 else torch.float32)
     sys.path.insert(0, str(Path(__file__).parents[2]))
     print(json.dumps([gang(*task) for task in json.loads(sys.argv[1])]))

@@ -15,18 +15,18 @@ def windows(count):
     return torch.randint(2048, (count, 17), generator=torch.Generator().manual_seed(0))
 
 
-def evaluator_of(manifest, count, batch):
-    model = build(manifest)
+def evaluator_of(manifest, count, batch, dtype=torch.float32):
+    model = build(manifest).to(dtype)
     return Evaluator(model, windows(count), precision=Precision(manifest.train.precision, model), batch=batch)
 
 
 @pytest.mark.parametrize(("count", "batch"), [(8, 4), (7, 4), (5, 4), (1, 4), (3, 8), (6, 1)])
 def test_it_is_the_mean_over_all_windows_also_when_the_last_batch_is_short(tiny, count, batch):
-    evaluator = evaluator_of(tiny(), count, batch)
+    evaluator = evaluator_of(tiny(), count, batch, torch.float64)
     rows = windows(count)
-    logits = evaluator.model.eval().logits(rows[:, :-1]).double()
+    logits = evaluator.model.eval().logits(rows[:, :-1])
     expected = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-    assert evaluator() == pytest.approx(expected.item(), rel=1e-6)
+    assert evaluator() == pytest.approx(expected.item(), rel=1e-12)
     assert evaluator.tokens == rows[:, 1:].numel()
     assert torch.equal(evaluator.real_windows, rows)
 

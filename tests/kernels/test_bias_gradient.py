@@ -53,8 +53,8 @@ def test_operations_pass_torchs_check(tanh):
 
 @pytest.mark.parametrize("tanh", [False, True])
 def test_layers_with_a_detached_bias_have_the_gradients_of_layers_without(tanh):
-    x, weight, bias = normal(2, 5, 4), normal(12, 4, seed=1), normal(12, seed=2)
-    grad = normal(2, 5, 12, seed=3)
+    shapes = (2, 5, 4), (12, 4), (12,), (2, 5, 12)
+    x, weight, bias, grad = (normal(*shape, seed=seed, dtype=torch.float64) for seed, shape in enumerate(shapes))
     form = "tanh" if tanh else "none"
 
     def plain(x, w, b):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +18,7 @@ from ratrain.machine import device
 from ratrain.model.build import build
 from ratrain.recipe.groups import group_parameters
 
+rounding = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "rounding.py")))
 N, K, M = 96, 64, 48
 
 
@@ -30,12 +35,25 @@ def test_the_layer_is_its_reference(biased):
     bias = bias if biased else None
     y = fp8_linear(x.view(2, N // 2, K), weight, bias)
     assert y.shape == (2, N // 2, M)
-    torch.testing.assert_close(y.flatten(0, 1), reference.forward(x, weight, bias))
+    exact = [None if t is None else t.detach().double() for t in (x, weight, bias)]
+    x8, weight8 = (reference.rounded(t.detach(), reference.VALUES) for t in (x, weight))
+    unit = rounding.UNIT[torch.float32]
+    expected = reference.forward(*exact)
+    # beside the sum: two scales and their product, and the bias
+    within = rounding.of_product(x8, weight8.T) + 4 * unit * (expected.abs() + (exact[2].abs() if biased else 0))
+    rounding.check(y.flatten(0, 1), expected, within, "y")
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
-    wanted = reference.backward(grad.flatten(0, 1), x, weight)
-    wanting = [t for t in (x, weight, bias) if t is not None]
-    for found, expected in zip(torch.autograd.grad(y, wanting, grad), wanted, strict=False):
-        torch.testing.assert_close(found, expected)
+    rows = grad.flatten(0, 1)
+    wanted = reference.backward(rows.double(), *exact[:2])
+    bounds = (
+        rounding.of_product(reference.rounded(rows, reference.GRADIENTS), weight8) + 4 * unit * wanted[0].abs(),
+        rounding.of_product(rows.T, x.detach()),
+        rounding.of_product(torch.ones(1, N), rows)[0],
+    )
+    wanting = {name: t for name, t in zip(("x", "weight", "bias"), (x, weight, bias), strict=True) if t is not None}
+    found = torch.autograd.grad(y, list(wanting.values()), grad)
+    for name, each, expected, bound in zip(wanting, found, wanted, bounds, strict=False):
+        rounding.check(each, expected, bound, name)
 
 
 def test_the_noise_of_a_product_is_that_of_rounding_each_factor():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy, op, reference
 
+rounding = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "rounding.py")))
 N, C, V, N_CLASS = 300, 16, 256, 200  # rows, channels, rows of the weight, classes that can occur
 
 
@@ -26,6 +30,35 @@ def drawn(dtype=torch.float64, *, n=N, v=V, n_class=N_CLASS):
 
 def chunked(monkeypatch, rows):
     monkeypatch.setattr(op, "_rows", lambda x, weight: rows)
+
+
+def bounds(x, weight, targets, *, n_class=N_CLASS, z_loss=0.0, stored=torch.float32):
+    """Of the summed loss and of its gradients: sums in fp32, logits, gradients of logits and results in `stored`."""
+    unit, narrow, kind = rounding.UNIT[torch.float32], rounding.UNIT[stored], torch.finfo(stored)
+    least = torch.finfo(torch.float32).tiny + kind.tiny * kind.eps  # what is less may vanish
+    x, w = x.detach().double(), weight.detach().double()[:n_class]
+    counted = (targets != -1)[:, None]
+    logits = x @ w.T
+    norm, target = logits.logsumexp(-1, keepdim=True), targets[:, None].clamp(min=0)
+    of_logit = (rounding.of_product(x, w.T) + narrow * logits.abs()).amax(-1, keepdim=True)  # [N, 1]
+    one = torch.ones((), dtype=torch.float64)  # the sum of the probabilities, and above that of their squares
+    of_norm = (
+        of_logit + rounding.of_sum(n_class, one, one) + 4 * unit * (norm.abs() + logits.abs().amax(-1, keepdim=True))
+    )
+    losses = (norm - logits.gather(1, target)) * counted
+    of_loss = (of_norm + of_logit) * counted  # rows round by themselves
+    total = rounding.of_sum(len(x), losses.sum(), losses.square().sum()) + of_loss.square().sum().sqrt()
+    probs, slope = (logits - norm).exp(), 1 + 2 * z_loss * norm
+    d_logits = (probs * slope).scatter_add(1, target, -torch.ones_like(norm)) * counted
+    of_d = probs * (slope.abs() * (of_logit + of_norm + unit * (4 + (logits - norm).abs())) + 2 * z_loss * of_norm)
+    of_d = (of_d + (2 * unit + narrow) * d_logits.abs() + least) * counted
+    d_x, d_weight = d_logits @ w, d_logits.T @ x
+    # the errors of a row have its norm in common; each part of a sum over rows is rounded, and the whole at most twice
+    of_d_x = rounding.of_product(d_logits, w) + of_d @ w.abs() + 2 * narrow * d_x.abs() + least
+    terms = rounding.squares(d_logits.T, x).sqrt()
+    of_d_weight = rounding.of_product(d_logits.T, x) + rounding.squares(of_d.T, x).sqrt()
+    of_d_weight = of_d_weight + narrow * (2 * d_weight.abs() + terms) + least
+    return total, of_d_x, F.pad(of_d_weight, (0, 0, 0, len(weight) - n_class))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 150, 300, 1000])
@@ -106,13 +139,17 @@ def test_no_counted_row_costs_nothing_and_moves_nothing(n):
 
 def test_a_target_whose_probability_underflows_still_has_its_loss_and_gradient():
     x, weight, _ = drawn(torch.float32, n=5)
-    logits = (100 * x) @ weight[:N_CLASS].T
+    x = (100 * x).detach().requires_grad_()
+    exact = [t.detach().double().requires_grad_() for t in (x, weight)]
+    logits = exact[0] @ exact[1][:N_CLASS].T
     least = logits.argmin(-1)
-    ours, theirs = linear_cross_entropy(100 * x, weight, least, n_class=N_CLASS), F.cross_entropy(logits, least)
+    ours, theirs = linear_cross_entropy(x, weight, least, n_class=N_CLASS), F.cross_entropy(logits, least)
     assert theirs > 200  # e^-104 is below what fp32 can hold
-    torch.testing.assert_close(ours, theirs)
-    expected = torch.autograd.grad(theirs, (x, weight))
-    torch.testing.assert_close(torch.autograd.grad(ours, (x, weight)), expected)
+    of_loss, *of_grads = bounds(x, weight, least)
+    rounding.check(ours, theirs, of_loss / 5)
+    grads = torch.autograd.grad(ours, (x, weight)), torch.autograd.grad(theirs, exact)
+    for found, expected, bound in zip(*grads, of_grads, strict=True):
+        rounding.check(found, expected, bound / 5)
 
 
 class Stated(torch.autograd.Function):
@@ -139,11 +176,15 @@ def test_the_op_is_its_reference(monkeypatch, rows, dtype):
     chunked(monkeypatch, rows)
     x, weight, targets = drawn(dtype)
     total, count, _, d_x, d_weight = op._forward(x, weight, targets, N_CLASS, -1, 0.0, x.dtype, True, False)
-    expected, counted = reference.forward(x, weight, targets, N_CLASS, -1)
-    torch.testing.assert_close(total, expected)
+    exact = x.detach().double(), weight.detach().double(), targets, N_CLASS, -1
+    expected, counted = reference.forward(*exact)
     assert count == counted
-    one = torch.ones((), dtype=dtype)
-    torch.testing.assert_close((d_x, d_weight), reference.backward(one, x, weight, targets, N_CLASS, -1))
+    wanted = expected, *reference.backward(torch.ones((), dtype=torch.float64), *exact)
+    if dtype == torch.float64:
+        torch.testing.assert_close((total, d_x, d_weight), wanted)
+    else:
+        for found, each, bound in zip((total, d_x, d_weight), wanted, bounds(x, weight, targets), strict=True):
+            rounding.check(found, each, bound)
 
 
 @pytest.mark.parametrize("wants_grad", [True, False])
@@ -243,8 +284,10 @@ def test_the_kernel_is_torchs_own(monkeypatch, dtype, rows, z_loss):
     exact = [t.detach().double().requires_grad_() for t in (x, weight)]
     logits = exact[0] @ exact[1][:259].T
     expected = F.cross_entropy(logits, targets, ignore_index=-1)
-    near = {"rtol": 0, "atol": 1e-6 if dtype == torch.float32 else 4e-3}
-    torch.testing.assert_close(loss.double(), expected, **near)
+    n_counted = (targets != -1).sum()
+    of_loss, *of_grads = bounds(x, weight, targets, n_class=259, z_loss=z_loss, stored=dtype)
+    rounding.check(loss, expected, of_loss / n_counted)
     whole = expected + z_loss * logits[targets != -1].logsumexp(-1).square().mean()
-    for found, wanted in zip(torch.autograd.grad(loss, (x, weight)), torch.autograd.grad(whole, exact), strict=True):
-        torch.testing.assert_close(found.double(), wanted, **near)
+    grads = torch.autograd.grad(loss, (x, weight)), torch.autograd.grad(whole, exact)
+    for found, wanted, bound in zip(*grads, of_grads, strict=True):
+        rounding.check(found, wanted, bound / n_counted)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +13,7 @@ from torch import nn
 from ratrain.kernels import products
 from ratrain.machine.products import ByOneDNN, inductor_options
 
+rounding = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "rounding.py")))
 able = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
 
 
@@ -16,6 +21,9 @@ able = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this
 def _everywhere(monkeypatch):
     """Whatever CPU this is: the choice alone depends on it."""
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+
+
+UNIT = rounding.UNIT[torch.float32]
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -27,8 +35,7 @@ def drawn(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (5, 7, 3), (64, 32, 96), (128, 256, 40)])
 def test_equals_the_product_in_float64(m, k, n, turned):
     a, b = drawn(m, k), drawn(n, k).T if turned else drawn(k, n)
-    exact = a.double() @ b.double()
-    torch.testing.assert_close(products.product(a, b).double(), exact, rtol=1e-5, atol=1e-5)
+    rounding.check(products.product(a, b), a.double() @ b.double(), rounding.of_product(a, b))
 
 
 def test_a_slice_is_left_to_blas():
@@ -70,20 +77,52 @@ class _Two(nn.Module):
         return self.down(nn.functional.gelu(self.up(x))).square().mean()
 
 
+def gradient_bounds(model, x):
+    """Of the gradients of a _Two in float64: each sum has its own rounding, and the errors that its factors bring."""
+    up, bias, down = (p.detach() for p in model.parameters())
+    arg = (x @ up.T + bias).detach().requires_grad_()
+    hidden = nn.functional.gelu(arg)
+    (slope,) = torch.autograd.grad(hidden.sum(), arg, create_graph=True)
+    (curve,) = torch.autograd.grad(slope.sum(), arg)
+    hidden, slope = hidden.detach(), slope.detach()
+    y = hidden @ down.T
+    d_y = 2 * y / y.numel()
+    d_hidden = d_y @ down
+    d_arg = d_hidden * slope
+    ones = x.new_ones(1, len(x))
+
+    def product(a, b, of_a=0.0, of_b=0.0):
+        ends = x.new_zeros(a.shape) + of_a, x.new_zeros(b.shape) + of_b
+        carried = rounding.squares(ends[0], b) + rounding.squares(a, ends[1])
+        return rounding.of_product(a, b) + carried.sqrt()
+
+    e_arg = product(x, up.T) + 2 * UNIT * arg.detach().abs()
+    e_hidden = slope.abs() * e_arg + 8 * UNIT * hidden.abs()  # GELU: a dozen operations at most, each of parts of it
+    e_y = product(hidden, down.T, e_hidden)
+    e_d_y = 2 * e_y / y.numel() + 2 * UNIT * d_y.abs()
+    e_d_arg = slope.abs() * product(d_y, down, e_d_y) + d_hidden.abs() * (curve.abs() * e_arg + 8 * UNIT)
+    return {
+        "up.weight": product(d_arg.T, x, e_d_arg.T),
+        "up.bias": product(ones, d_arg, of_b=e_d_arg)[0],
+        "down.weight": product(d_y.T, hidden, e_d_y.T, e_hidden),
+    }
+
+
 @able
 def test_a_compiled_graph_forms_all_its_products_by_onednn_and_the_same_gradients():
     torch.manual_seed(0)
     model, oracle = _Two(), _Two().double()
     oracle.load_state_dict(model.state_dict())
     x = drawn(48, 24)
+    bounds = gradient_bounds(oracle, x.double())
     oracle(x.double()).backward()
     watched = Watched()
     model.compile(fullgraph=True, dynamic=False, options={"post_grad_custom_post_pass": watched})
     model(x).backward()
     assert watched.seen.count("mkldnn._linear_pointwise.default") == 5  # two forward, three backward: x has no gradient
     assert not any(name.startswith(("aten.mm", "aten.addmm")) for name in watched.seen)
-    for mine, exact in zip(model.parameters(), oracle.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=1e-4, atol=1e-7)
+    for (name, mine), exact in zip(model.named_parameters(), oracle.parameters(), strict=True):
+        rounding.check(mine.grad, exact.grad, bounds[name], name)
 
 
 @able
@@ -93,7 +132,8 @@ def test_a_compiled_product_with_a_slice_is_left_to_blas():
     call = torch.compile(
         lambda a, wide: a @ wide[:, 24:], dynamic=False, options={"post_grad_custom_post_pass": watched}
     )
-    torch.testing.assert_close(call(a, wide), a @ wide[:, 24:], rtol=1e-5, atol=1e-5)
+    b = wide[:, 24:]
+    rounding.check(call(a, wide), a.double() @ b.double(), rounding.of_product(a, b))
     assert "aten.mm.default" in watched.seen
 
 

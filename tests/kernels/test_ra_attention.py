@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +14,13 @@ import torch.nn.functional as F
 from hypothesis import given as fuzzed
 from hypothesis import settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from ratrain.kernels import placement
 from ratrain.kernels.placement import check_kernel
 from ratrain.kernels.ra_attention import op, ra_attention, reference
 from ratrain.kernels.tuning import Tile, trial
+
+rounding = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "rounding.py")))
 
 
 def drawn(
@@ -135,14 +139,19 @@ def test_channels_apart_are_refused_by_the_kernel():
         check_kernel("it", q, q, q)
 
 
+def near_gated_attention(y, given):
+    q, k, v, gate = (given[name].detach().double() for name in ("q", "k", "v", "gate"))
+    expected = F.scaled_dot_product_attention(q * gate[:, None], k, v, is_causal=True)
+    bounds = rounding.attention_bounds(torch.zeros_like(q), q, k, v, gate=gate, scale=q.shape[-1] ** -0.5)
+    rounding.check(y, expected, bounds["y"])
+
+
 def test_without_a_tile_the_definition_serves(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # as if there were kernels here
     monkeypatch.setattr(placement, "serves", lambda op, size: False)
     given = drawn((1, 2, 9, 64), torch.float32, **ONE_WAY)
     assert not placement.runs_kernel("ra_attention", given["q"])
-    gated = given["q"] * given["gate"][:, None]
-    expected = F.scaled_dot_product_attention(gated, given["k"], given["v"], is_causal=True)
-    torch.testing.assert_close(torch.compile(ra_attention, backend="eager", fullgraph=True)(**given), expected)
+    near_gated_attention(torch.compile(ra_attention, backend="eager", fullgraph=True)(**given), given)
 
 
 # -- the kernel ---------------------------------------------------------------------------------------------------
@@ -150,77 +159,27 @@ def test_without_a_tile_the_definition_serves(monkeypatch):
 SHAPES = [(1, 1, 1, 32), (2, 3, 33, 32), (1, 2, 64, 64), (1, 1, 70, 128), (1, 2, 130, 32), (2, 1, 65, 64)]
 
 
-_UNIT = 2.0**-24  # of fp32
-_DEVIATIONS = 6.0  # of a normal error: one of 5e8 elements lies beyond
-
-
-def attention_bounds(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, w_r: Tensor, bias: Tensor, alpha: Tensor, scale: float
-) -> dict[str, float]:
-    """Largest error of y and of each gradient in fp32, from the number and the size of the terms of every sum.
-
-    Rounding errors behave like independent random numbers (Higham and Mary 2019, doi:10.1137/18M1226312), of a standard
-    deviation of u / sqrt(3) of the partial sum, u the unit roundoff; partial sums of n terms of either sign grow to the
-    root R of the sum of their squares, so the error of the sum is u R sqrt(n / 6). It does not shrink where the terms
-    cancel: a bound relative to the result would hold for one machine's order of summation alone.
-    All arguments in float64, as the reference takes them.
-    """
-    n_token, n_channel = q.shape[2:]
-    g, w, a = gate[:, None], w_r[:, None, None], alpha[:, None, None]
-    later = torch.ones(n_token, n_token, dtype=torch.bool).triu(1)
-    scores = scale * ((q * g) @ k.mT + w * (k @ q.mT)) + bias[:, :, None]
-    probs = scores.masked_fill(later, float("-inf")).softmax(-1)
-    o, d_o = probs @ v, (1 - a) * grad
-    score = (scale**2 * (_squares(q * g, k.mT) + _squares(w * k, q.mT)) + bias[:, :, None] ** 2).sqrt()
-    d_score = probs * (_squares(d_o, v.mT) + (d_o * o).square().sum(-1, keepdim=True)).sqrt()
-    terms = {
-        "y": (_squares((1 - a) * probs, v) + (a * v) ** 2).sqrt(),
-        "q": scale * (_squares(d_score, k * g) + _squares(d_score.mT, w * k)).sqrt(),
-        "k": scale * (_squares(d_score.mT, q * g) + _squares(d_score, w * q)).sqrt(),
-        "v": (_squares(probs.mT, d_o) + (a * grad) ** 2).sqrt(),
-        "gate": scale * (q**2 * _squares(d_score, k)).sum((0, 2)).sqrt(),
-        "w_r": scale * (k**2 * _squares(d_score, q)).sum((0, 2, 3)).sqrt(),
-        "bias": (d_score**2).sum(2).sqrt(),
-        "alpha": (grad**2 * (v**2 + _squares(probs, v))).sum((0, 2, 3)).sqrt(),
-    }
-    # an absolute error of a score is a relative one of its probability
-    relative = _UNIT * ((n_channel + n_token) / 6) ** 0.5 * (1 + score.masked_fill(later, 0).max().item())
-    return {name: _DEVIATIONS * relative * root.max().item() for name, root in terms.items()}
-
-
-def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Of each element of a @ b the sum of the squares of its terms."""
-    return a.square() @ b.square()
-
-
-def compare(shape, dtype, parts, *, share=None):
-    """The kernel's result and gradients against the reference's in float64: within the rounding of fp32, or a `share`
-    of the largest."""
+def compare(shape, dtype, parts):
+    """The kernel's result and gradients against the reference's in float64."""
     given = drawn(shape, dtype, packed=True, **parts)
     y = ra_attention(**given)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     got = torch.autograd.grad(y, tensors(given), grad.to(dtype))
     exact = {name: None if x is None else x.detach().double() for name, x in given.items()}
     rest = op._filled(exact["q"], exact["w_r"], exact["bias"], exact["alpha"])
-    args = exact["q"], exact["k"], exact["v"], exact["gate"], *rest, shape[-1] ** -0.5
+    args, scale = (exact["q"], exact["k"], exact["v"], exact["gate"], *rest), shape[-1] ** -0.5
     grad = grad.to(dtype).double()
-    bounds = attention_bounds(grad, *args) if share is None else {}
-    close(y, reference.forward(*args), share=share, bound=bounds.get("y"))
-    wanted = reference.backward(grad, *args)
+    options = dict(zip(("gate", "w_r", "bias", "alpha"), args[3:], strict=True))
+    bounds = rounding.attention_bounds(grad, *args[:3], **options, scale=scale, stored=dtype)
+    rounding.check(y, reference.forward(*args, scale), bounds["y"], "y")
+    wanted = reference.backward(grad, *args, scale)
     for name, found, expected in zip(
         [name for name, x in given.items() if x is not None],
         got,
         [x for x, of in zip(wanted, given.values(), strict=True) if of is not None],
         strict=True,
     ):
-        close(found, expected, name, share=share, bound=bounds.get(name))
-
-
-def close(found, expected, name="y", *, share=None, bound=None):
-    """Within the bound, or a share of the largest element or of 1: a gradient of 0 is a sum of terms that cancel."""
-    bound = share * expected.abs().max().clamp(min=1) if bound is None else bound
-    error = (found.double() - expected).abs().max()
-    assert error <= bound, f"{name}: {error:.2e} of {bound:.2e}"
+        rounding.check(found, expected, bounds[name], name)
 
 
 @pytest.mark.interpreter
@@ -243,19 +202,16 @@ def test_the_kernel_is_the_reference_at_any_shape(batch, n_head, n_token, head_d
 @pytest.mark.interpreter
 @pytest.mark.parametrize("gated", [1, 31])
 def test_one_channel_may_score_in_its_own_way_and_so_may_all_but_one(gated):
-    parts = drawn((1, 2, 37, 32), torch.float32, packed=True, **ONE_WAY)
-    gate = torch.ones(2, 32)
-    gate[:, -gated:] = 0.1
-    y = ra_attention(parts["q"], parts["k"], parts["v"], gate)
-    q, k, v = (parts[name].detach().double() for name in "qkv")
-    near = F.scaled_dot_product_attention(q * gate.double()[:, None], k, v, is_causal=True)
-    close(y, near, share=5e-6)
+    given = drawn((1, 2, 37, 32), torch.float32, packed=True, **ONE_WAY)
+    given["gate"] = torch.ones(2, 32)
+    given["gate"][:, -gated:] = 0.1
+    near_gated_attention(ra_attention(**given), given)
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("parts", EACH, ids=str)
 def test_the_kernel_in_fp16_is_near_the_reference(parts):
-    compare((1, 2, 65, 64), torch.float16, parts, share=6e-3)
+    compare((1, 2, 65, 64), torch.float16, parts)
 
 
 @pytest.mark.interpreter

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ratrain.model.backends import causal_attention
 
+rounding = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "rounding.py")))
 FLASH, MATH, OURS = "_scaled_dot_product_flash_attention_for_cpu", "_safe_softmax", "ra_attention"
 
 
@@ -30,13 +35,18 @@ def qkv(dtype=torch.float32, head_dim=16):
     return packed.permute(2, 0, 3, 1, 4).unbind()
 
 
-def computed(backends, **options):
+def upstream(like):
+    """The gradient of the output."""
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(1)).to(like.dtype)
+
+
+def computed(backends, dtype=torch.float32, **options):
     """The output, the gradient of q, and the operations of a forward pass."""
-    q, k, v = qkv()
+    q, k, v = qkv(dtype)
     q = q.clone().requires_grad_()
     with Ops() as ops:
         y = causal_attention(q, k, v, backends=backends, **options)
-    (grad,) = torch.autograd.grad(y.square().sum(), q)
+    (grad,) = torch.autograd.grad(y, q, upstream(y))
     return y, grad, ops.names & {FLASH, MATH, OURS}
 
 
@@ -44,9 +54,10 @@ def computed(backends, **options):
 def test_the_backend_that_is_named_runs_and_gives_the_same(name, op):
     y, grad, ops = computed((name,))
     assert ops == {op}
-    plain_y, plain_grad, _ = computed(())
-    torch.testing.assert_close(y, plain_y)
-    torch.testing.assert_close(grad, plain_grad)
+    exact_y, exact_grad, _ = computed((), torch.float64)
+    bounds = rounding.attention_bounds(upstream(exact_y), *qkv(torch.float64), scale=16**-0.5)
+    rounding.check(y, exact_y, bounds["y"], "y")
+    rounding.check(grad, exact_grad, bounds["q"], "gradient of q")
 
 
 def test_none_named_is_the_call_as_it_was_to_the_bit():
@@ -92,7 +103,8 @@ def test_a_graph_computes_it_likewise(name, op, backend):
     compiled(q, k, v, backends=(name,))
     with torch.profiler.profile() as seen:
         y = compiled(q, k, v, backends=(name,))
-    torch.testing.assert_close(y, causal_attention(q, k, v))
+    exact = qkv(torch.float64)
+    rounding.check(y, causal_attention(*exact), rounding.attention_bounds(exact[0], *exact, scale=16**-0.5)["y"])
     names = {event.key.rpartition("::")[2] for event in seen.key_averages()}
     assert names & {FLASH, MATH, OURS} == {op}
 

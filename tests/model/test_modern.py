@@ -49,7 +49,7 @@ def oracle(p, tokens, *, n_layer=2, n_head=2, n_class=100):
 
 @pytest.fixture(scope="module")
 def modern_of(model_of):
-    """A modern model in float64 that has moved off its initial weights; its tables of angles are rounded to fp32."""
+    """A modern model in float64, tables of angles included, that has moved off its initial weights."""
 
     def modern_of(*patches, **shape):
         model = model_of({type(p).kind: p for p in patches}, **{**MODERN, **shape}).double().eval()
@@ -57,6 +57,8 @@ def modern_of(model_of):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        for block in model.blocks:
+            block.attn.pos.reset_parameters(generator)  # else they stay as rounded as fp32 had them
         return model
 
     return modern_of
@@ -67,20 +69,27 @@ def test_logits_loss_and_gradients_are_those_of_the_algebra(modern_of, head):
     model = modern_of(head=head)
     p = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
     logits = oracle(p, TOKENS)
-    torch.testing.assert_close(model.logits(TOKENS), logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.logits(TOKENS), logits, rtol=0, atol=1e-11)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), TARGETS.flatten(), ignore_index=-1)
-    torch.testing.assert_close(model(TOKENS, TARGETS), loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model(TOKENS, TARGETS), loss, rtol=0, atol=1e-11)
     model(TOKENS, TARGETS).backward()
     loss.backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, p[name].grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(parameter.grad, p[name].grad, rtol=0, atol=1e-11)
+
+
+def test_tables_of_angles_are_exact_but_for_their_own_rounding(model_of):
+    pos = model_of(**MODERN).blocks[0].attn.pos
+    there = turned(torch.tensor([1.0, 0.0], dtype=torch.float64).expand(1, 1, 12, pos.cos.shape[1], 2).flatten(-2))
+    for table, exact in zip((pos.cos, pos.sin), there[0, 0].unflatten(-1, (-1, 2)).unbind(-1), strict=True):
+        torch.testing.assert_close(table.double(), exact, rtol=2**-24, atol=1e-14)  # angles are up to 11
 
 
 def test_scores_depend_on_distances_only(modern_of):
     pos = modern_of().blocks[0].attn.pos
     q, k = torch.randn(2, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     near, far = (torch.matmul(a, b.mT) for a, b in (pos(q, k, 0), pos(q, k, 7)))
-    torch.testing.assert_close(near, far, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(near, far, rtol=0, atol=1e-12)
 
 
 def test_decoding_with_a_cache_gives_the_logits_of_the_full_forward_pass(modern_of):

@@ -319,7 +319,7 @@ def test_it_is_buffers_that_are_fitted_and_gradients_reach_everything_else(model
 
 
 def test_samples_are_the_values_that_evaluation_makes(tiny):
-    model = build(tiny("gpt2", "patch.kv_splice.enabled=true", "model.dropout=0.5"))
+    model = build(tiny("gpt2", "patch.kv_splice.enabled=true", "model.dropout=0.5")).double()
     sites = {site: model.get_submodule(site) for site in model.claimed}
     tokens, seen = tokens_of(32, rows=3), []
     drawn = _inputs(model, sites, tokens, share=1, rows=2, precision=None, generator=torch.Generator())
@@ -436,14 +436,16 @@ def test_two_processes_get_the_fit_of_the_first_and_it_is_that_of_one_alone(tmp_
         for count in (1, 2)
     ]
     gang = Path(__file__).parents[1] / "engine" / "gang.py"
-    done = subprocess.run([sys.executable, gang, json.dumps(tasks)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, gang, json.dumps(tasks), "float64"], capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     _, two = json.loads(done.stdout)
     assert two["codes"] == [0, 0]
     assert len(set(two["weights"])) == 1  # buffers too
     alone, shared = (newest(next((tmp_path / str(count)).glob("*/s1")) / "checkpoints") for count in (1, 2))
     name = "blocks.0.attn.value.mean"
-    torch.testing.assert_close(alone[name], shared[name], rtol=0, atol=1e-4)
+    torch.testing.assert_close(alone[name], shared[name], rtol=0, atol=1e-11)
     assert alone["blocks.0.attn.value.fitted"] == shared["blocks.0.attn.value.fitted"] == 1
 
 

@@ -40,8 +40,8 @@ class Trial:
             group["lr"].fill_(lr)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.clone()
-        self.optimizer.grad_scale = None if scale is None else torch.tensor(float(scale))
-        self.optimizer.found_inf = None if skip is None else torch.tensor(float(skip))
+        self.optimizer.grad_scale = None if scale is None else torch.tensor(scale, dtype=torch.float32)
+        self.optimizer.found_inf = None if skip is None else torch.tensor(skip, dtype=torch.float32)
         self.optimizer.step()
 
     def steps(self, seeds, **options) -> None:
