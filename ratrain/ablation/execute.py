@@ -30,6 +30,7 @@ from ratrain.ablation.tuning import tuning
 from ratrain.errors import CannotCreateError, Exit, Fault, ManifestError
 from ratrain.events import Evaluated
 from ratrain.run.start import Launch, changed_code
+from ratrain.storage.code_digests import some
 from ratrain.storage.folder import RunFolder
 
 Heard = Began | Told | Ended
@@ -77,8 +78,9 @@ def done_runs(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, fl
             manifest = manifests.get(task.arm) or task.manifest()
             changed |= dict.fromkeys(changed_code(folder, manifest), task.folder)
     if changed and not launch.accept_code_change:
-        message = "changed since {} was trained; --fresh trains all anew, --accept-code-change takes it as it is"
-        raise ManifestError([Fault(name, "", message.format(folder)) for name, folder in changed.items()])
+        folder = next(iter(changed.values()))
+        message = f"changed since {folder} was trained; --fresh trains all anew, --accept-code-change takes it as it is"
+        raise ManifestError([Fault(some(list(changed)), "", message)])
     return done
 
 

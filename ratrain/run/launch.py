@@ -41,7 +41,7 @@ from ratrain.sinks.summary import Summary
 from ratrain.sinks.trackers import require, trackers
 from ratrain.storage.branch import Branch
 from ratrain.storage.checkpoint import check_room
-from ratrain.storage.code_digests import code_digests
+from ratrain.storage.code_digests import code_digests, some
 from ratrain.storage.folder import RunFolder
 
 _HEARTBEAT = 5.0  # seconds between notes of the position in state.json
@@ -79,7 +79,7 @@ def train(
             sinks = (sink, *trackers(manifest.log, emit))
             with _sinks(folder, device, emit, sinks), _failures_noted(folder), machine_told(manifest):
                 if changed:
-                    emit(Notice(f"goes on under changed code: {', '.join(changed)}", "warning"))
+                    emit(Notice(f"goes on under changed code: {some(changed)}", "warning"))
                 run.run(until=until)
     return folder.path
 

@@ -11,7 +11,7 @@ from ratrain.config.identity import run_folder
 from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
 from ratrain.errors import Exit, Fault, ManifestError, MissingError, UsageError
-from ratrain.storage.code_digests import changed_files, code_digests
+from ratrain.storage.code_digests import changed_files, code_digests, some
 from ratrain.storage.folder import RunFolder, listed
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def may_start(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str
     changed = changed_code(folder, manifest)
     if changed and not launch.accept_code_change:
         message = f"changed since {folder.path} trained with it; --fresh starts over, --accept-code-change goes on"
-        raise ManifestError([Fault(name, "", message) for name in changed])
+        raise ManifestError([Fault(some(changed), "", message)])
     _check_resume(folder, manifest, launch.resume)
     return changed
 

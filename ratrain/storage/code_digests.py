@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ratrain.config.schema import Manifest
 from ratrain.outline import module_of
 from ratrain.registry import plugin_files
 
+_SHOWN = 3  # changed files that a message names
 _ROOT = Path(__file__).parents[1]
 # the folders and files that decide a number of every run; kinds are added as the manifest names them
 _ALWAYS = (
@@ -44,6 +45,12 @@ def code_digests(manifest: Manifest) -> dict[str, str]:
 def changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
     """Files that differ, came or went."""
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def some(files: Sequence[str]) -> str:
+    """The names of changed files; after an update of ratrain that is nearly all of them, and a few stand for all."""
+    shown = [*files[:_SHOWN], *([f"{len(files) - _SHOWN} more files"] if len(files) > _SHOWN else [])]
+    return f"{', '.join(shown[:-1])} and {shown[-1]}" if shown[1:] else "".join(shown)
 
 
 def _package_files(manifest: Manifest) -> Iterator[Path]:
