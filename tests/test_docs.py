@@ -11,7 +11,7 @@ import torch
 import ratrain
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "LOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -23,6 +23,12 @@ def test_every_link_leads_to_a_file(page):
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
     missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_that_is_named_exists(page):
+    named = re.findall(r"`((?:ratrain|tests|bench|kernels|legacy|manifests|docs)/[\w./-]+)`", page.read_text())
+    assert not [path for path in named if not (ROOT / path).exists()]
 
 
 def test_the_readme_invites_in_150_lines():
