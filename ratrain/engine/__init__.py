@@ -1,1 +1,1 @@
-"""The loop that trains one manifest: set-up, the train step, windows, evaluation."""
+"""The training loop of one manifest: set-up, train step, windows, evaluation."""

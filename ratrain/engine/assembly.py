@@ -1,4 +1,4 @@
-"""The model of a manifest with its optimizer step: the one place that puts the two together."""
+"""Assembles the model of a manifest with its optimizer step; no other module does so."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ratrain.recipe.prune.pruner import Pruner
 
 @dataclass(frozen=True)
 class Assembly:
-    """A model, the number formats that it is trained in, and its optimizer step; nothing is compiled yet."""
+    """A model, its training precision and its optimizer step, not compiled yet."""
 
     model: GPT2
     precision: Precision
@@ -34,10 +34,10 @@ def assemble(
     model: GPT2 | None = None,
     micro_batch: int | None = None,
 ) -> Assembly:
-    """Assembles `manifest` on `device` (the CPU by default).
+    """Assembles model, precision and optimizer step of `manifest` on `device` (default: the CPU).
 
-    `model` stands in for a newly built one, `micro_batch` for `train.micro_batch`. Raises what `build` raises, and
-    UnavailableError for a precision that the device lacks.
+    `model` replaces a newly built model, `micro_batch` replaces `train.micro_batch`. Raises the errors of `build`, and
+    UnavailableError for a precision that the device does not support.
     """
     model = build(manifest, device=device or torch.device("cpu")) if model is None else model
     precision = Precision(manifest.train.precision, model)
@@ -62,7 +62,7 @@ def train_step(
     compiler: CompileSection | None = None,
     world: World = World(),  # noqa: B008 - frozen
 ) -> tuple[GPT2, TrainStep]:
-    """The manifest's model and its step without a run around it, compiled by `compiler`, else as the manifest says."""
+    """Returns the manifest's model and train step without a run, compiled by `compiler` or the manifest's [compile]."""
     place = torch.device(device)
     made = assemble(manifest, place, world=world)
     attention = choose(manifest, rows=manifest.train.micro_batch, device=place)

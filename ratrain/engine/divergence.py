@@ -1,6 +1,6 @@
-"""When a run has diverged: too many steps without a finite gradient, or a loss or a weight that is not finite.
+"""Detects divergence: too many steps without a finite gradient, or a loss or a weight that is not finite.
 
-All of it is read where the device is read anyway: at windows, evaluations and checkpoints.
+The checks use values that are read at windows, evaluations and checkpoints, so they add no sync to a step.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _ADVICE = "lower schedule.lr, or lengthen the warm-up"
 
 
 class Divergence:
-    """Counts in `progress` the steps that were skipped, in a row and in all, and raises DivergedError.
+    """Counts skipped steps in `progress`, in a row and in total, and raises DivergedError.
 
-    More than `max_skips` in a row end the run; so does more than half of all its steps.
+    More than `max_skips` skipped steps in a row end the run; at its end, so do more than half of all steps.
     """
 
     def __init__(self, max_skips: int, progress: Progress):
         self._max_skips, self._progress = max_skips, progress
 
     def count(self, norms: Sequence[float]) -> None:
-        """Takes the gradient norms of the steps that were just done."""
+        """Counts the non-finite gradient norms of the latest steps. Raises DivergedError after too many in a row."""
         now = self._progress
         for norm in norms:
             now.skips_in_a_row = 0 if math.isfinite(norm) else now.skips_in_a_row + 1
@@ -43,14 +43,14 @@ class Divergence:
             raise self.found(f"the validation loss at step {self._progress.steps} is {loss}")
 
     def check_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Reads the device once."""
+        """Raises DivergedError if a weight is not finite; reads the device once."""
         finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
         if bad := [name for name, is_finite in zip(weights, finite, strict=True) if not is_finite]:
             more = f" and {len(bad) - 1} more weights" if len(bad) > 1 else ""
             raise self.found(f"{bad[0]}{more}: not finite at step {self._progress.steps}")
 
     def check_share(self) -> None:
-        """Looks at the whole run at its end."""
+        """Raises DivergedError if more than half of all steps were skipped; called at the end of the run."""
         skipped, steps = self._progress.skipped, self._progress.steps
         if 2 * skipped > steps:
             raise DivergedError(
@@ -58,7 +58,7 @@ class Divergence:
             )
 
     def found(self, what: str) -> DivergedError:
-        """The error for what was seen elsewhere."""
+        """Returns the DivergedError for a divergence that the caller has detected."""
         return DivergedError(f"{what}{self._told()}; {_ADVICE}")
 
     def _told(self) -> str:

@@ -1,6 +1,6 @@
-"""The run of one manifest, in reading order. The engine knows no sink: it publishes events.
+"""The run of one manifest, in reading order. The engine publishes events and depends on no sink.
 
-Everything optional is a part (`engine/parts/part.py`), and the engine calls each of its hooks for all parts alike.
+Every optional feature is a part (`engine/parts/part.py`); the engine calls each hook of the protocol on all parts.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ P = TypeVar("P", bound=Part)
 
 
 class Engine:
-    """Trains `manifest` on `device`, with checkpoints in `checkpoints`; `run` may be called once.
+    """Trains `manifest` on `device`, with checkpoints in the folder `checkpoints`; `run` may be called once.
 
-    Each process of `world` has one, and all go the same way; the first alone writes, samples and publishes events.
+    Each process of `world` has an engine, and all take the same steps. Only rank 0 writes checkpoints, samples text
+    and publishes events.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Engine:
             emit=self.emit,
             world=world,
             branch=branch,
-            attention=attention,  # None: chosen when the run begins
+            attention=attention,  # None: the backend is chosen when the run begins
         )
         self.manifest, self.device, self.world = manifest, device, world
         self.corpus, self.model, self.evaluator = self.setup.corpus, self.setup.model, self.setup.evaluator
@@ -80,15 +81,15 @@ class Engine:
         self.divergence = Divergence(manifest.train.max_skips, self.progress)
         self.schedule = Schedule(manifest.schedule, total_steps=self.progress.total_steps)
         self.graphs = GraphCounter()
-        self._uncompiled = 0  # regions whose evaluation is still to be compiled
+        self._uncompiled = 0  # regions not compiled for evaluation yet
 
     def part(self, kind: type[P]) -> P:
-        """The part of that class."""
+        """Returns the run's part of class `kind`."""
         return next(part for part in self.parts if isinstance(part, kind))
 
     @property
     def checkpoint_bytes(self) -> int:
-        """About the size of a checkpoint: fp32 weights, buffers, the optimizer's state of each weight, the parts'."""
+        """Estimated bytes of a checkpoint: fp32 weights, buffers, optimizer state of each weight, tensors of parts."""
         held = type(self.manifest.optim).held * sum(parameter.nbytes for parameter in self.train_step.parameters)
         return held + stored_bytes(model_tensors(self.setup), *(part.tensors() for part in self.parts))
 
@@ -97,7 +98,8 @@ class Engine:
     def run(self, *, until: int | None = None) -> events.RunEnded:
         """Trains to the end of the budget, or to the first window that ends at step `until` or later.
 
-        Raises PreemptedError when asked to stop, after saving; DivergedError, with the last checkpoint as it was.
+        Raises PreemptedError after a stop request, once a checkpoint is saved. Raises DivergedError if the run
+        diverges; the last checkpoint stays as it was.
         """
         with StopRequest(aloud=self.world.leads) as stop, self._divergence_published():
             self._begin()
@@ -126,13 +128,13 @@ class Engine:
         return self._done()
 
     def _begin(self) -> None:
-        """Resumes where there is a checkpoint, and compiles."""
+        """Restores the newest checkpoint if there is one, chooses the attention backend, and compiles."""
         self.state.resume(self.emit)
         if self.world.leads:
             self._announce()
             if not self.progress.steps:
                 self.emit(fingerprints(self.setup))
-        if self.progress.saved_at < 0:  # also where it begins with another run
+        if self.progress.saved_at < 0:  # a new run, also one that branches from another
             for part in self.parts:
                 self._publish(part.begin())
         self._choose_attention()
@@ -140,7 +142,7 @@ class Engine:
         self._move_parts()
 
     def _announce(self) -> None:
-        """Publishes what is about to be trained, and which of its mechanisms see the future."""
+        """Publishes the start of the run, and a warning for each patch that is not causal."""
         self.emit(run_events.run_started(self.setup))
         for name, patch in self.manifest.patch.items():
             if patch.leaks:
@@ -151,13 +153,16 @@ class Engine:
             self.emit(event)
 
     def _asked(self, stop: StopRequest, until: int | None = None) -> str | None:
-        """The signal that asks to stop, whichever process it reached: all must leave after the same step."""
+        """Returns the name of a stop signal that any process received: all must stop after the same step.
+
+        Returns "its caller" once `until` steps are done, and None if there is no reason to stop.
+        """
         if until is not None and self.progress.steps >= until:
             return "its caller"
         return next(filter(None, self.world.gather(stop.asked)), None)
 
     def _choose_attention(self) -> None:
-        """Settles what computes attention, before anything is compiled; all processes take what the first chooses."""
+        """Chooses the attention backend before compilation; all processes use the choice of rank 0."""
         known = self.setup.attention
         if known is None or known.source == "recorded":
             rows = self.train_step.micro_batch
@@ -171,30 +176,30 @@ class Engine:
         self.emit(known.event())
 
     def _compile(self) -> None:
-        """Compiles what training needs, before the clock of the first window starts."""
+        """Compiles the model for training, before the clock of the first window starts."""
         self._uncompiled = compile_model(self.model, self.manifest.compile)
         self.train_step.share_gradients()
-        if self._uncompiled or self.world.size > 1:  # between processes it settles what gradients are averaged in
+        if self._uncompiled or self.world.size > 1:  # with several processes it fixes DDP's gradient buckets
             self._rehearse("train", self._trial_step)
 
     def _trial_step(self) -> None:
-        """One micro-step, forgotten."""
+        """Runs one micro-step and discards its gradients."""
         tokens, targets = self._batch(0)
         rows = slice(0, self.train_step.micro_batch)
         self.train_step.backward(tokens[rows], targets[rows])
         self.train_step.forget()
 
     def _compile_evaluation(self) -> None:
-        """Compiles what evaluation needs, after the first window: whether it trains at all is seen before.
+        """Compiles the model for evaluation, after the first window has shown that it trains.
 
-        No later, or what fails there would fail long after the command was given.
+        It happens no later, so that a failure to compile shows soon after the command is given.
         """
         if self._uncompiled:
             self._rehearse("evaluate", self.evaluator.rehearse)
             self._uncompiled = 0
 
     def _rehearse(self, purpose: str, act: Callable[[], None]) -> None:
-        """Compiles each region for one kind of pass, by one that the run does not see: not its dropout either."""
+        """Compiles each region by one trial pass, and restores the random generators, so that no result changes."""
         note = f"{self.manifest.compile.backend}, to {purpose}" if self._uncompiled else None
         before = self.graphs.graphs
         with self.setup.phases.timed("compile", note=note) as took:
@@ -211,7 +216,7 @@ class Engine:
     # -- one window ---------------------------------------------------------------------------------------------
 
     def _window(self, stop: StopRequest) -> None:
-        """Trains to the next step at which something is due; reads the device once, at the end."""
+        """Trains to the next stop (logging, evaluation, checkpoint or part); reads the device once, at the end."""
         start, progress = time.perf_counter(), self.progress
         results: list[StepResult] = []
         end = self._next_stop(progress.steps)
@@ -231,7 +236,7 @@ class Engine:
             self._end_window(results, start)
 
     def _end_window(self, results: list[StepResult], start: float) -> None:
-        """Reads the window's results, publishes them, and hands them to the parts."""
+        """Reads the window's results, publishes them, and passes them to the parts."""
         (own, norms), values = self._read(results)
         told = self.world.gather((own, time.perf_counter() - start))
         losses = [sum(parts) / len(parts) for parts in zip(*(own for own, _ in told), strict=True)]
@@ -246,7 +251,7 @@ class Engine:
         self._move_parts()
 
     def _read(self, results: list[StepResult]) -> tuple[list[list[float]], list[dict[object, list[float]]]]:
-        """Losses and norms by step, and each part's tensors: in one transfer from the device."""
+        """Reads losses and norms by step, and each part's tensors, in one transfer from the device."""
         table = torch.stack([torch.stack(result) for result in results]).T
         wanted = [part.to_read() for part in self.parts]
         tensors = [table, *(tensor.detach() for read in wanted for tensor in read.values())]
@@ -255,16 +260,16 @@ class Engine:
         return rows, [{key: list(islice(numbers, t.numel())) for key, t in read.items()} for read in wanted]
 
     def _next_stop(self, first: int) -> int:
-        """The first step after `first` at which the device is read: a window's end, an evaluation, a checkpoint."""
+        """Returns the first step after `first` that ends a window: for logging, evaluation, a checkpoint or a part."""
         m, total = self.manifest, self.progress.total_steps
         stops = [(first // every + 1) * every for every in (m.log.every, m.eval.every, m.checkpoint.every) if every]
         stops += [step for part in self.parts for step in part.stops(first)]
-        if total is None:  # the time spent is known at the end of a window: the first ones are short
+        if total is None:  # elapsed time is read at the end of a window, so the first windows are short
             stops.append(first + max(1, first))
         return min([*stops, total or stops[0]])
 
     def _move_parts(self) -> None:
-        """Has every part set what depends on the position, for the next step."""
+        """Calls `move_to` of every part, so that all position-dependent values are set for the next step."""
         for part in self.parts:
             self._publish(part.move_to(self.progress.now))
 
@@ -277,7 +282,7 @@ class Engine:
             targets.pin_memory().to(self.device, non_blocking=True),
         )
 
-    # -- what is due between windows ----------------------------------------------------------------------------
+    # -- between windows ----------------------------------------------------------------------------------------
 
     def _evaluate_if_due(self) -> None:
         every = self.manifest.eval.every
@@ -304,9 +309,10 @@ class Engine:
             self._save(may_fail=True)
 
     def _save(self, *, may_fail: bool = False) -> None:
-        """Writes a checkpoint; one that `may_fail` for want of disk is told, and tried again when the next is due.
+        """Writes a checkpoint, unless one of this step is there.
 
-        Raises DivergedError where a weight is not finite: the last checkpoint stays the newest.
+        With `may_fail` an error of the disk becomes a warning, and the next checkpoint is tried when it is due.
+        Raises DivergedError if a weight is not finite: the last checkpoint stays the newest.
         """
         step = self.progress.steps
         if self.world.share(self.progress.saved_at == step):
@@ -326,30 +332,30 @@ class Engine:
                     self.emit(events.Saved(step, str(path), size, took(), weights))
 
     def snapshot(self) -> Checkpoint:
-        """The run as a checkpoint holds it."""
+        """Returns the state of the run as a checkpoint."""
         return self.state.snapshot()
 
     # -- the end ------------------------------------------------------------------------------------------------
 
     def _sample(self) -> None:
-        """A stretch of text from the trained model: the check that a person makes first."""
+        """Publishes a short text drawn from the trained model, for a first check by eye."""
         if not self.world.leads:
             return
         self.model.eval()
-        unpin(self.model)  # what was chosen for training need not serve here
+        unpin(self.model)  # the backend chosen for training may not support generation
         prompt = torch.tensor([self.corpus.tokenizer.eot_token], device=self.device)
-        # each length of the cache is another shape: a graph for each would take longer than the run
+        # each cache length is a new shape: compiling a graph for each would take longer than the run
         with self.precision.forward(), torch.compiler.set_stance("force_eager"):
             try:
                 tokens = list(generate(self.model, prompt, count=_SAMPLE_TOKENS))
-            except FloatingPointError as error:  # finite weights, even an average of them, can still overflow
+            except FloatingPointError as error:  # finite weights, also averaged ones, can still overflow
                 raise self.divergence.found(str(error)) from error
         self.model.train()
         self.emit(events.Sampled(self.progress.steps, self.corpus.tokenizer.decode(tokens)))
 
     @contextmanager
     def _divergence_published(self) -> Iterator[None]:
-        """Publishes the end of a run that diverges, wherever in it that is seen."""
+        """Publishes RunEnded with status "diverged" if the block raises DivergedError, and raises it again."""
         try:
             yield
         except DivergedError:

@@ -11,7 +11,7 @@ from ratrain.model.gpt2 import GPT2
 
 
 class Evaluator:
-    """Mean loss over `windows` [n, T + 1], in batches of one shape so that one graph serves."""
+    """Computes the mean loss over `windows` [n, T + 1], in batches of one shape, so that one graph suffices."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Evaluator:
 
     @property
     def real_windows(self) -> Tensor:
-        """The windows without the rows that only fill the last batch."""
+        """The windows without the rows that pad the last batch."""
         return self.windows[: self.counted]
 
     @property
@@ -38,16 +38,16 @@ class Evaluator:
         return self.real_windows[:, 1:].numel()
 
     def __call__(self) -> float:
-        """Nats per token; leaves the model in training mode."""
+        """Returns the mean loss in nats per token; leaves the model in training mode."""
         return float(self.losses().mean())
 
     def losses(self) -> Tensor:
-        """Of every target, float64 [n, T] on the CPU; each process takes its share of the batches."""
+        """Returns the loss of every target, float64 [n, T] on the CPU; the processes share the batches."""
         own = self._taken(range(self.world.rank, self._batches, self.world.size))
         return self.world.sum(own)[: self.counted].cpu()
 
     def rehearse(self) -> None:
-        """The first batch alone, on every process: what is to be compiled is compiled then."""
+        """Evaluates the first batch on every process, which compiles the evaluation graphs."""
         self._taken(range(1))
 
     @property
@@ -56,7 +56,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _taken(self, batches: range) -> Tensor:
-        """Losses of these batches, zeros for the others: float64 [N, T], on the device."""
+        """Returns the losses of these batches and zeros for all others: float64 [N, T] on the device."""
         self.model.eval()
         device = self.model.wte.weight.device
         taken = torch.zeros(self.windows[:, 1:].shape, dtype=torch.float64, device=device)

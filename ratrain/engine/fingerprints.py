@@ -1,4 +1,4 @@
-"""Digests of initial weights, data order and validation windows; paired arms of a study must match in them."""
+"""Digests of initial weights, data order and validation windows; paired arms of a study must match."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ratrain.data.sampling import sample_rows
 from ratrain.engine.setup import Setup
 from ratrain.events import Fingerprints
 
-_STEPS = 8  # whose batches are digested: each is drawn by the same rule
+_STEPS = 8  # number of steps whose batches are digested; every batch is drawn by the same rule
 _DIGITS = 16
 
 
 def fingerprints(setup: Setup) -> Fingerprints:
-    """The digests before the first step; tensors that only a patch has are left out."""
+    """Computes the digests before the first step; parameters of patches are left out."""
     m, tokens = setup.manifest, setup.corpus.train
     options = {"seed": m.seed.order, "batch": m.train.batch, "block_size": m.model.block_size}
     order = np.stack([sample_rows(len(tokens), step=step, **options) for step in range(_STEPS)])
@@ -32,7 +32,10 @@ def fingerprints(setup: Setup) -> Fingerprints:
 
 
 def weight_digests(parameters: Mapping[str, Tensor], base_names: Mapping[str, str]) -> dict[str, str]:
-    """Shape and digest of every parameter of the base model, by its name there: other widths are other draws."""
+    """Returns shape and digest of every base-model parameter, by its name in the base model.
+
+    The shape is included because another width means other random draws.
+    """
     found = {}
     for name, tensor in parameters.items():
         path, _, leaf = name.rpartition(".")
@@ -42,7 +45,7 @@ def weight_digests(parameters: Mapping[str, Tensor], base_names: Mapping[str, st
 
 
 def digest_of(tensor: Tensor) -> str:
-    """Of a tensor's shape and values."""
+    """Returns the digest of a tensor's shape and values."""
     values = tensor.detach().cpu().contiguous()
     return _digest(str(tuple(values.shape)).encode() + values.numpy().tobytes())
 

@@ -1,4 +1,4 @@
-"""Passes over a model that look inside it: evaluating, uncompiled, with hooks that are gone afterwards."""
+"""Observation passes over a model: in eval mode, uncompiled, with temporary hooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Hook = Callable[[Any, tuple[Any, ...]], None]  # module and its arguments, befor
 def looked_at(
     model: GPT2, hooks: Iterable[tuple[nn.Module, Hook]], precision: Precision | None = None
 ) -> Iterator[None]:
-    """Within it, a pass calls each hook with what its module is given; the mode of the model is put back."""
+    """Registers each hook on its module for the duration of the context; restores the model's mode afterwards.
+
+    A hook receives the module and its positional arguments before the module runs. Passes run without gradients.
+    """
     training = model.training
     model.eval()
     with ExitStack() as stack, torch.no_grad():

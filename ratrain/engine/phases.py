@@ -1,4 +1,4 @@
-"""The phases of a run - train, compile, fit, evaluate, examine, save - and the seconds that each has taken."""
+"""Seconds spent in each phase of a run: train, compile, fit, evaluate, examine, save."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ratrain.machine.device import synchronize
 
 
 class Phases:
-    """Seconds of wall time by phase, over this session of the run."""
+    """Wall-clock seconds by phase, in this session of the run."""
 
     def __init__(self, emit: Emit, device: torch.device):
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -24,7 +24,7 @@ class Phases:
     def timed(self, name: str, *, note: str | None = "") -> Iterator[Callable[[], float]]:
         """Adds the time of the block to phase `name`, and publishes its start unless `note` is None.
 
-        The value of the context is a function that returns the seconds since the block began.
+        Yields a function that returns the seconds since the block began.
         """
         if note is not None:
             self._emit(PhaseStarted(name, note))

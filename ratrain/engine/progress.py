@@ -1,4 +1,4 @@
-"""How far a run has come: steps, time, losses, skipped steps. Everything here but `saved_at` is in each checkpoint."""
+"""The progress of a run: steps, time, losses, skipped steps. All of it but `saved_at` is in each checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ratrain.engine.parts.part import Position
 
 @dataclass
 class Progress:
-    """Counters of one run of a budget of `total_steps` steps, or of `budget_seconds` where that is None."""
+    """Counters of one run with a budget of `total_steps` steps, or of `budget_seconds` if that is None."""
 
     total_steps: int | None
     budget_seconds: float = 0.0
@@ -22,7 +22,7 @@ class Progress:
     saved_at: int = -1  # step of the newest checkpoint
     skips_in_a_row: int = 0  # steps without a finite gradient, up to now
     skipped: int = 0  # such steps in all
-    _timed_steps: int = 0  # steps that `spent_seconds` is the time of
+    _timed_steps: int = 0  # steps that `spent_seconds` covers
 
     @classmethod
     def of(cls, manifest: Manifest) -> Progress:
@@ -34,9 +34,9 @@ class Progress:
         self._timed_steps = self.steps
 
     def at(self, step: int) -> Position:
-        """The position once `step` steps are done.
+        """Returns the position after `step` steps.
 
-        A budget in seconds is read once per window; in between it grows by the mean time of the steps so far.
+        A budget in seconds is measured once per window; in between it advances by the mean time of the steps so far.
         """
         if self.total_steps is not None:
             return Position(step, step / self.total_steps)
@@ -55,6 +55,6 @@ class Progress:
         return self.spent_seconds >= self.budget_seconds
 
     def restore(self, step: int, *, spent_seconds: float, last_loss: float | None, evaluated_at: int) -> None:
-        """Takes the values that a checkpoint of step `step` holds."""
+        """Sets the counters to the values in a checkpoint of step `step`."""
         self.steps = self._timed_steps = step
         self.spent_seconds, self.last_loss, self.evaluated_at = spent_seconds, last_loss, evaluated_at

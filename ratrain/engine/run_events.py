@@ -1,4 +1,4 @@
-"""The events RunStarted and Window, put together from the parts of a run."""
+"""Builds the events RunStarted and Window from the objects of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ratrain.machine.device import environment, peak_memory
 
 
 def run_started(setup: Setup) -> events.RunStarted:
-    """The model, the data, the budget, and the losses of n-gram models to compare with."""
+    """Returns the event with the model, the data, the budget, and the losses of n-gram models as baselines."""
     manifest, seed, cost = setup.manifest, setup.manifest.seed, setup.cost
     return events.RunStarted(
         id=manifest.id,
@@ -49,7 +49,7 @@ def run_started(setup: Setup) -> events.RunStarted:
 def window(
     setup: Setup, progress: Progress, readings: Readings, graphs: GraphCounter, fields: Mapping[str, float]
 ) -> events.Window:
-    """The steps that `readings` tells of; `fields` are those that parts fill in."""
+    """Returns the event of the steps in `readings`; `fields` come from the parts (`Part.window_fields`)."""
     tokens = len(readings.losses) * tokens_per_step(setup.manifest)
     rate = tokens / readings.seconds
     flops = rate * setup.cost.train_flops_per_token / setup.world.size

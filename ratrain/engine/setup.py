@@ -1,4 +1,4 @@
-"""Everything that is made of a manifest before its first step: data, model, optimizer step, evaluation."""
+"""Builds all objects of a run before its first step: data, model, optimizer step, evaluation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ratrain.storage.checkpoint import listed
 
 @dataclass
 class Setup:
-    """What a run is made of. Nothing in it changes but the tensors, and `attention`, which is chosen at the start."""
+    """The objects of a run. Only tensors change, and `attention`, which is chosen at the start of the run."""
 
     manifest: Manifest
     device: torch.device
@@ -64,7 +64,7 @@ def set_up(
     branch: Branch | None = None,
     attention: Choice | None = None,
 ) -> Setup:
-    """Makes everything, on `device`. Raises what its makers raise: ManifestError, MissingError, DataError, ..."""
+    """Builds the objects of a run on `device`. Raises ManifestError, MissingError, DataError, ... of their builders."""
     keep_freed_memory()
     set_determinism(manifest.train.deterministic, device)
     spec, train = manifest.model, manifest.train
@@ -83,7 +83,7 @@ def set_up(
     clusters = validation_clusters(corpus.val, **cut, eot=corpus.tokenizer.eot_token)
     torch.manual_seed(seed_of(manifest.seed.order, "dropout", world.rank))
     model = build(manifest, device=device)
-    begins = branch is None and not listed(checkpoints)  # else a checkpoint holds the weights
+    begins = branch is None and not listed(checkpoints)  # otherwise the weights come from a checkpoint
     pretrained = load_pretrained(model, manifest) if begins and manifest.init.weights else None
     cost = count(model)
     rows = local_rows(world, batch=train.batch, micro_batch=train.micro_batch)

@@ -1,4 +1,4 @@
-"""The content of a checkpoint, taken from a run and put back into one."""
+"""Collects the content of a checkpoint from a run, and restores a run from a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from ratrain.storage.checkpoint import (
     restore_optimizer,
 )
 
-_RNG = "rng|"  # begins the names of the states of random generators
+_RNG = "rng|"  # prefix of the names of random generator states
 
 
 @dataclass(frozen=True)
 class RunState:
-    """All of a run that a checkpoint holds."""
+    """The objects of a run that have state in a checkpoint."""
 
     setup: Setup
     parts: Sequence[Part]
     progress: Progress
 
     def snapshot(self) -> Checkpoint:
-        """Everything that the rest of the run depends on."""
+        """Returns all state that the rest of the run depends on."""
         setup, progress = self.setup, self.progress
         optimizer, plain = flatten_optimizer(setup.step.optimizer, setup.step.names)
         rng, rng_plain = _gather_rng(setup)
@@ -68,9 +68,10 @@ class RunState:
         return Checkpoint(progress.steps, model_tensors(setup), tensors, state)
 
     def resume(self, emit: Emit) -> None:
-        """Goes to the newest checkpoint, or to that of another run that this one begins with, and says so.
+        """Restores the newest checkpoint, else the one that the run branches from, and publishes the event.
 
-        The first process looks for the newest checkpoint that verifies; the others read the one that it found.
+        Without either, publishes Pretrained if pretrained weights were loaded. Rank 0 selects the newest checkpoint
+        that verifies; the other processes load the same one.
         """
         setup = self.setup
         found = setup.world.lead(lambda: load_newest(setup.checkpoints))
@@ -95,7 +96,10 @@ class RunState:
             emit(Pretrained(str(init.weights), str(init.sha256), loaded.tensors, init.repack, loaded.notes))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Puts back weights, optimizer, generators, parts and position."""
+        """Restores weights, optimizer, random generators, parts and position.
+
+        Raises DataError if the checkpoint holds other tensors than the model, or weights only.
+        """
         setup, state = self.setup, checkpoint.state
         require_same_tensors(model_tensors(setup), checkpoint)
         with torch.no_grad():
@@ -121,12 +125,15 @@ class RunState:
         self.progress.skipped = state.get("skipped", 0)  # not counted before November 2026
 
     def _moments(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """The tensors of the optimizer's own state by parameter."""
+        """Returns the optimizer's per-parameter tensors of a checkpoint, without those of generators and parts."""
         others = (_RNG, *(mark for part in self.parts for mark in part.marks))
         return {name: tensor for name, tensor in checkpoint.optimizer.items() if not name.startswith(others)}
 
     def _check_branch(self, checkpoint: Checkpoint) -> None:
-        """Raises ManifestError where this run cannot begin with a checkpoint of another; its model may not differ."""
+        """Raises ManifestError if this run cannot branch from the checkpoint.
+
+        Kind and state of the optimizer must match, the parts must accept it, and the budget must end after its step.
+        """
         optim, total = self.setup.manifest.optim, self.progress.total_steps
         kind = type(optim).kind
         if checkpoint.state["optim"] != kind:
@@ -142,12 +149,12 @@ class RunState:
 
 
 def model_tensors(setup: Setup) -> dict[str, Tensor]:
-    """The tensors that are kept of the model, by name: fp32 masters where there are any, and buffers."""
+    """Returns the saved tensors of the model by name: parameters as fp32 masters, and buffers."""
     return {**setup.model.state_dict(), **setup.precision.masters}
 
 
 def _gather_rng(setup: Setup) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """The generators of every process, its tensors as `rng|<rank>|<device>`."""
+    """Gathers the random generators of every process; tensors are named `rng|<rank>|<device>`."""
     told = setup.world.gather(rng_state())
     tensors = {f"{_RNG}{rank}|{name}": tensor for rank, (own, _) in enumerate(told) for name, tensor in own.items()}
     return tensors, [plain for _, plain in told]
@@ -155,7 +162,7 @@ def _gather_rng(setup: Setup) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
 
 def _restore_own_rng(setup: Setup, checkpoint: Checkpoint) -> None:
     rank, saved = setup.world.rank, checkpoint.state["rng"]
-    if rank >= len(saved):  # more processes than saved: this one begins a sequence of its own
+    if rank >= len(saved):  # more processes than were saved: this one starts a sequence of its own
         torch.manual_seed(seed_of(setup.manifest.seed.order, "dropout", rank, checkpoint.step))
         return
     mark = f"{_RNG}{rank}|"
@@ -164,9 +171,9 @@ def _restore_own_rng(setup: Setup, checkpoint: Checkpoint) -> None:
 
 
 def _check_origin(setup: Setup, checkpoint: Checkpoint, path: Path) -> list[str]:
-    """Warnings about a checkpoint that this run may go on from.
+    """Returns warnings about resuming from a checkpoint: a change of machine.
 
-    Raises DataError when it is another run's, or when the data have changed.
+    Raises DataError if the checkpoint belongs to another run, or if the data have changed.
     """
     state = checkpoint.state
     if state["run_hash"] != run_hash(setup.manifest, setup.parent):
@@ -180,7 +187,7 @@ def _check_origin(setup: Setup, checkpoint: Checkpoint, path: Path) -> list[str]
 
 
 def kept_by(optim: Any) -> set[str]:
-    """Names of what an optimizer of this section keeps of a parameter, found by a step on small ones."""
+    """Returns the keys of the optimizer's per-parameter state, found by one step on small parameters."""
     weights = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
     optimizer = optim.build([Group(("w",), weights[:1], 0.0, True), Group(("b",), weights[1:], 0.0)])
     for weight in weights:
@@ -190,7 +197,7 @@ def kept_by(optim: Any) -> set[str]:
 
 
 def _machine(setup: Setup) -> dict[str, object]:
-    """What must be equal for equal bits."""
+    """Returns the facts of the machine that must match for bit-identical results."""
     kind = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else "cpu"
     threads = torch.get_num_threads()
     return {"device": kind, "processes": setup.world.size, "torch": torch.__version__, "threads": threads}

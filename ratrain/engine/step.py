@@ -1,4 +1,4 @@
-"""The train step: micro-batches in, mean loss out, parameters updated, nothing read back from the device."""
+"""The train step: runs micro-batches, updates the parameters and returns the mean loss, without a device sync."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ratrain.recipe.groups import Group
 
 
 class StepResult(NamedTuple):
-    """0-d tensors on the device: mean loss, gradient norm before clipping (inf or nan: the step was skipped)."""
+    """0-d tensors on the device: mean loss, and gradient norm before clipping (inf or nan: the step was skipped)."""
 
     loss: Tensor
     norm: Tensor
 
 
 class Precision:
-    """What the forward pass computes in.
+    """The number formats of the forward pass.
 
-    fp32: fp32. amp_bf16: fp32 weights under autocast. bf16: bf16 copies of every matrix (and the bias beside it), of
-    which the fp32 masters are what is optimised and saved; gates and norms stay fp32. fp8: bf16, with the products of
-    the MLPs and the head from 8-bit factors. Raises UnavailableError on a GPU that has no such products.
+    fp32: fp32 throughout. amp_bf16: fp32 weights under autocast. bf16: bf16 copies of every matrix and of its bias;
+    their fp32 masters are optimised and saved, and gates and norms stay fp32. fp8: as bf16, with 8-bit factors in the
+    matrix products of the MLPs and the head. Raises UnavailableError on a GPU without fp8 matrix products.
     """
 
     def __init__(self, kind: str, model: GPT2):
@@ -60,11 +60,11 @@ class Precision:
             self.copies[name] = copy
 
     def forward(self) -> AbstractContextManager:
-        """The context that the forward pass runs in."""
+        """Returns the context manager of the forward pass: autocast for amp_bf16, else a null context."""
         return torch.autocast(self.device, torch.bfloat16) if self.kind == "amp_bf16" else nullcontext()
 
     def collect(self) -> None:
-        """Moves the copies' gradients to their masters, adding in fp32 over micro-steps."""
+        """Moves the copies' gradients to their masters; they accumulate there in fp32 over micro-steps."""
         for name, copy in self.copies.items():
             if copy.grad is None:
                 continue
@@ -73,12 +73,12 @@ class Precision:
             master.grad = grad if master.grad is None else master.grad.add_(grad)
 
     def drop(self) -> None:
-        """Lets go of the copies' gradients."""
+        """Frees the copies' gradients."""
         for copy in self.copies.values():
             copy.grad = None
 
     def publish(self) -> None:
-        """Writes the masters' new values to the copies."""
+        """Casts the masters' values into the copies."""
         if self.copies:
             torch._foreach_copy_(
                 [c.data for c in self.copies.values()], [self.masters[n].detach() for n in self.copies]
@@ -86,16 +86,16 @@ class Precision:
 
 
 class StepHook(Protocol):
-    """Acts inside each optimizer step, as weight pruning does. Must not read the device."""
+    """Callbacks inside each optimizer step, as weight pruning needs. They must not read the device."""
 
     def gradients_ready(self) -> None:
-        """The gradients of the whole batch are in the parameters; their norm is not taken yet."""
+        """Called once the gradients of the whole batch are in the parameters, before their norm is computed."""
 
     def before_update(self) -> None:
-        """The optimizer knows by how much the gradients are clipped, and has not moved the weights."""
+        """Called once the optimizer holds the clipping factor, before it updates the weights."""
 
     def after_update(self) -> None:
-        """The optimizer has moved the weights."""
+        """Called after the optimizer has updated the weights."""
 
 
 class TrainStep:
@@ -117,38 +117,38 @@ class TrainStep:
         self.parameters = [p for g in self.groups for p in g.parameters]
         self.names = [name for g in self.groups for name in g.names]  # in the order of the optimizer's parameters
         self.hooks: list[StepHook] = []
-        self.watched: list[nn.Parameter] = []  # small ones, whose gradients are kept until the next step
-        self.watched_gradients: list[Tensor | None] = []  # clipped, as the optimizer leaves them
+        self.watched: list[nn.Parameter] = []  # small parameters; their gradients are kept until the next step
+        self.watched_gradients: list[Tensor | None] = []  # as the optimizer leaves them: clipped
         self.optimizer: Any = optim.build(self.groups)
         self.optimizer.copies = {precision.masters[name]: copy for name, copy in precision.copies.items()}
         parts: list[Any] = list(model.modules())
-        self._settling = that_offer(iter(parts), "settle")  # what moves once a step
+        self._settling = that_offer(iter(parts), "settle")  # modules with state that is updated once a step
 
     @property
     def _direct(self) -> bool:
-        """Whether the optimizer reads the copies' gradients and writes the copies: nothing is cast or copied then."""
+        """Whether the optimizer itself reads the copies' gradients and writes the copies, without casts in between."""
         return self.optimizer.publishes and not self.hooks and self.world.size == 1
 
     def share_gradients(self) -> None:
-        """From now on gradients are averaged over the processes; called once the model is compiled."""
-        # bf16 copies are emptied into fp32 masters at each micro-step: it is these that are averaged then
+        """Averages gradients over the processes from now on; called once the model is compiled."""
+        # with bf16 copies, gradients are collected in the fp32 masters at each micro-step; `backward` averages those
         if not self.precision.copies:
             self.model = self.world.parallel(self.model)
 
     def forget(self) -> None:
-        """Undoes what a pass left behind that is no part of a step."""
+        """Clears the gradients and per-step module state of a pass that is not part of a step."""
         self.optimizer.zero_grad(set_to_none=True)
         self.precision.drop()
         for part in self._settling:
             part.forget()
 
     def set_lr(self, lr: float) -> None:
-        """Takes effect at the next step: no sync, and no recompile, since it is a tensor."""
+        """Sets the learning rate of the next step; it is a tensor, so there is no sync and no recompile."""
         for group in self.optimizer.param_groups:
             group["lr"].fill_(lr)
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> StepResult:
-        """One optimizer step on tokens and targets [B, T]."""
+        """Takes one optimizer step on tokens and targets [B, T]."""
         loss = self.backward(tokens, targets)
         for hook in self.hooks:
             hook.gradients_ready()
@@ -161,19 +161,19 @@ class TrainStep:
         self.watched_gradients = [parameter.grad for parameter in self.watched]
         self.optimizer.zero_grad(set_to_none=True)
         self.precision.drop()
-        if not self.optimizer.publishes or self.hooks:  # which may have changed weights since
+        if not self.optimizer.publishes or self.hooks:  # hooks may have changed weights after the update
             self.precision.publish()
         for part in self._settling:
             part.settle(self.world.sum)
         return StepResult(loss, norm)
 
     def backward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Gradients of the mean loss, left in the parameters; returns the loss."""
+        """Accumulates the gradients of the mean loss in the parameters; returns the loss."""
         micro = list(zip(tokens.split(self.micro_batch), targets.split(self.micro_batch), strict=True))
         total = torch.zeros((), device=tokens.device)
         for index, (x, y) in enumerate(micro, start=1):
             local = self.world.keep_local(self.model) if index < len(micro) else nullcontext()
-            with local:  # gradients travel once, with the last micro-step
+            with local:  # gradients are reduced once, in the last micro-step
                 with self.precision.forward():
                     loss = self.model(x, y) / len(micro)
                 loss.backward()
@@ -185,10 +185,10 @@ class TrainStep:
         return total
 
     def _clip(self) -> Tensor:
-        """Hands the clipping factor to the fused optimizer, which applies it while it reads the gradients.
+        """Computes the gradient norm and sets the clipping factor of the fused optimizer, which divides by it.
 
-        The norm is summed in float64, so that parameters without a gradient cannot change its rounding. A norm that
-        is not finite sets found_inf: the step is skipped on the device, without a sync.
+        The norm is summed in float64, so that parameters without a gradient cannot change its rounding. A non-finite
+        norm sets found_inf: the device skips the step, without a sync.
         """
         grads = [grad for p in self.parameters if (grad := self._gradient(p)) is not None]
         wide = [grad for grad in grads if grad.dtype != torch.bfloat16]
@@ -202,6 +202,6 @@ class TrainStep:
         return norm
 
     def _gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """Of a master, or of its copy where it has not been collected."""
+        """Returns the gradient of a master, or that of its copy if it has not been collected."""
         copy = self.optimizer.copies.get(parameter)
         return parameter.grad if parameter.grad is not None or copy is None else copy.grad

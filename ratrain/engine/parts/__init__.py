@@ -1,1 +1,1 @@
-"""The optional parts of a run, each in a file of its own; `part.py` is their protocol."""
+"""The optional parts of a run, one file each; `part.py` defines their protocol."""

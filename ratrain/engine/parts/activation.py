@@ -1,4 +1,4 @@
-"""Moves the activations of a model: each patch by its own schedule, or by the manifest's."""
+"""Schedules the activation `s` of each patch: by the patch's own section, or by the manifest's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ratrain.recipe.activation import Activation
 
 
 class Switchboard(Part):
-    """The buffers `s` and `anneal` of every patch, and what moves them. Nothing is read back, nothing recompiles."""
+    """Sets the buffers `s` and `anneal` of every patch by schedule, without a device read or a recompile."""
 
     key = "activation"
 
@@ -24,14 +24,14 @@ class Switchboard(Part):
         self._buffers = {name: buffers for name, buffers in switches(model).items() if buffers}
         sections = {name: manifest.patch[name].activation or manifest.activation for name in self._buffers}
         for name, buffers in switches(model, "anneal").items():
-            if buffers:  # what a patch moves by a schedule of its own
+            if buffers:  # annealed values of a patch, with a schedule of their own
                 key = f"{name}.anneal"
                 self._buffers[key], sections[key] = buffers, manifest.patch[name].anneals
         self._activations = {key: Activation(section, total_steps=total_steps) for key, section in sections.items()}
-        self._now: dict[str, float] = {}  # what the buffers hold, where this has set them
+        self._now: dict[str, float] = {}  # the values last written to the buffers
 
     def set(self, step: int, spent: float) -> Iterator[tuple[str, float]]:
-        """Puts s for the step after `step` into the buffers; yields each patch that leaves 0 thereby, and its s."""
+        """Writes s for the step after `step` to the buffers; yields name and s of each patch that leaves 0."""
         for name, activation in self._activations.items():
             s, before = activation.s(step, spent), self._now.get(name)
             if s == before:
@@ -47,11 +47,11 @@ class Switchboard(Part):
             yield Activated(now.step, name, s)
 
     def is_open(self) -> dict[str, bool]:
-        """Which patches are not the base model now."""
+        """Returns for each patch whether its s is above 0, so that it differs from the base model."""
         return {name: s > 0 for name, s in self._now.items()}
 
     def after_window(self, now: Position, window: Readings) -> tuple[()]:
-        """Hands the losses to schedules that follow them; losses and decisions are the same on every process."""
+        """Passes the losses to loss-driven schedules; losses and decisions are the same on every process."""
         for activation in self._activations.values():
             activation.look(window.losses, now.step, now.spent)
         return ()
@@ -64,7 +64,7 @@ class Switchboard(Part):
         return {name: activation.state_dict() for name, activation in self._activations.items()}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from `state`; a patch that it does not know begins anew (a branch may add one)."""
+        """Restores the schedules from `state`; a patch that is not in it starts afresh (a branch may add one)."""
         for name, activation in self._activations.items():
             if name in state:
                 activation.load_state_dict(state[name])

@@ -1,4 +1,4 @@
-"""Which parts a run has, in the order in which the engine calls them."""
+"""The list of parts of a run, in the order in which the engine calls them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ratrain.engine.setup import Setup
 
 
 def parts_of(setup: Setup) -> list[Part]:
-    """Every part, also those that the manifest does not use: a checkpoint names the tensors of all of them."""
+    """Returns every part, also unused ones: a checkpoint may hold tensors of each."""
     manifest, model = setup.manifest, setup.model
     pruning = Pruning(setup)
     switchboard = Switchboard(manifest, model, total_steps=steps_total(manifest))

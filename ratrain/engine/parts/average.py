@@ -1,6 +1,6 @@
 """An exponential moving average of the weights, evaluated in their place (Polyak & Juditsky 1992).
 
-It tells where a run is without the noise of its last steps; training does not see it.
+It removes the noise of the last steps from the validation loss; training does not use it.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _MARK = "ema|"
 
 
 class Average(Part):
-    """Of the fp32 weights; with a `decay` of 0 there is none, and nothing is kept.
+    """Averages the fp32 weights; with a `decay` of 0 it does nothing and holds no tensors.
 
-    Step t weighs 1 - min(decay, (1 + t) / (10 + t)), so that the first steps do not weigh on the average for ever.
+    Step t has weight 1 - min(decay, (1 + t) / (10 + t)), so that the influence of the first steps fades quickly.
     """
 
     marks = (_MARK,)
 
     def __init__(self, precision: Precision, decay: float, settle: Callable[[], None] = lambda: None):
-        """`settle` makes weights that were put in place what weights have to be: zero where they are pruned."""
+        """`settle` is called after the averaged weights are copied in; it zeroes pruned weights."""
         self._precision, self._decay, self._settle = precision, decay, settle
         self._weights = [weight.data for weight in precision.masters.values()] if decay else []
         self._kept = [weight.clone() for weight in self._weights]
 
     def after_step(self, step: int) -> None:
-        """Takes in the weights that step `step`, counted from 1, has left."""
+        """Adds the weights after step `step`, counted from 1, to the average."""
         if self._kept:
             torch._foreach_lerp_(self._kept, self._weights, 1 - min(self._decay, (1 + step) / (10 + step)))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model has the averaged weights meanwhile."""
+        """Gives the model the averaged weights for the duration of the context."""
         if not self._kept:
             yield
             return
@@ -58,6 +58,6 @@ class Average(Part):
         return dict(zip(names, self._kept, strict=True)) if self._kept else {}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """From a checkpoint; where it has none, the average begins with the weights as they are."""
+        """Restores the average from a checkpoint; without one it starts from the current weights."""
         for (name, kept), weight in zip(self.tensors().items(), self._weights, strict=True):
             kept.copy_(tensors.get(name, weight))

@@ -1,8 +1,9 @@
-"""Fitting what is fitted and not trained: modules that state `fit(x, held_out, attn, generator)`, which returns errors.
+"""Calibrates modules in closed form instead of by gradient descent.
 
-Such a module is given samples of its own first argument [B, H, T, D], made by the model as it is, in evaluation, from
-windows of the training split, and puts what it finds into buffers; `fitted` says that it has, `vectors` how many it
-wants per head. Its patch states `refit`, how long a fit serves in training, and its `objective`.
+Such a module defines `fit(x, held_out, attn, generator)`, which stores the result in buffers and returns errors. `x`
+and `held_out` [H, N, D] are samples of the module's first argument [B, H, T, D], computed by the current model in eval
+mode from windows of the training split. `vectors` is the number of samples that the module needs per head, `fitted`
+whether it was fitted. Its patch defines `refit`, the interval between fits in training, and its `objective`.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from ratrain.model.build import seed_of
 from ratrain.model.gpt2 import GPT2
 from ratrain.model.mechanism import offers
 
-_CHOICE = 2  # tokens looked at for each that is kept: neighbours are alike
-_HELD_OUT = 4  # windows that are fitted to for each that is held out
+_CHOICE = 2  # tokens computed for each one sampled, because neighbouring tokens are similar
+_HELD_OUT = 4  # windows used for the fit for each window held out
 
 
 class NotFiniteError(ValueError):
-    """A sample holds infinities or NaN."""
+    """A sample contains infinities or NaN."""
 
 
 class Fitting(Part):
-    """Which patches of a run are due to be fitted, and the fit: rank 0 makes it, all get it.
+    """Fits patches when they are due; rank 0 computes the fit and all processes receive it.
 
-    `is_open` says which patches are switched on. `last`, when each patch was fitted, is all that it remembers.
+    `is_open` returns which patches are switched on. `last`, the position of each patch's last fit, is its only state.
     """
 
     key = "fitting"
@@ -47,8 +48,8 @@ class Fitting(Part):
         self.modules: dict[str, dict[str, Any]] = {}
         for name, site, module in fittable(self.model):
             self.modules.setdefault(name, {})[site] = module
-        self.last: dict[str, tuple[int, float]] = {}  # step, and fraction of the budget that was spent
-        self.sampler = Sampler(  # of the whole batch, whatever this process trains on
+        self.last: dict[str, tuple[int, float]] = {}  # step, and fraction of the budget spent
+        self.sampler = Sampler(  # of the whole batch, not only the rows of this process
             setup.corpus.train,
             seed=manifest.seed.order,
             batch=manifest.train.batch,
@@ -64,8 +65,10 @@ class Fitting(Part):
             yield from self.fit(name, now)
 
     def _due(self, now: Position) -> list[str]:
-        """The patches to fit before the next step: where one opens, unless nothing is learned yet, and then whenever
-        its `refit` has passed."""
+        """Returns the patches to fit before the next step: when a patch opens, then whenever its `refit` has passed.
+
+        At step 0 nothing is learned yet: an open patch is not fitted, and its `refit` counts from there.
+        """
         due, is_open = [], self._is_open()
         for name in self.modules:
             refit = self.manifest.patch[name].refit
@@ -78,7 +81,7 @@ class Fitting(Part):
         return due
 
     def fit(self, name: str, now: Position, *, plain: bool = False) -> Iterator[Fitted]:
-        """Fits one patch in every layer. Rank 0 publishes what it found, unless the fit is `plain`: by `fit_plain`."""
+        """Fits one patch in every layer; on rank 0 yields the Fitted event. `plain` uses `fit_plain`, with no event."""
         with self._setup.phases.timed("fit"):
             found = self.world.lead(lambda: self._fit(name, now.step, plain=plain))
             self._share(name)
@@ -87,7 +90,7 @@ class Fitting(Part):
             yield found
 
     def has_plain(self, name: str) -> bool:
-        """Whether the patch can be fitted plainly as well."""
+        """Returns whether every module of the patch has `fit_plain`."""
         return all(offers(module, "fit_plain") for module in self.modules[name].values())
 
     def finish(self, now: Position) -> Iterator[Notice]:
@@ -107,7 +110,7 @@ class Fitting(Part):
         return now.spent >= last[1] + (refit.fraction or 0.0) - 1e-9
 
     def _fit(self, name: str, step: int, *, plain: bool) -> Fitted:
-        """Raises DivergedError where the model makes what is not finite: there is no fit to that."""
+        """Fits the modules of one patch on this process. Raises DivergedError if a sample is not finite."""
         modules = self.modules[name]
         wanted = max(module.vectors for module in modules.values())
         windows = self._windows(step, wanted)
@@ -131,14 +134,14 @@ class Fitting(Part):
         )
 
     def _windows(self, step: int, wanted: int) -> Tensor:
-        """Inputs [n, T] of the batches from `step` on, as many as hold tokens enough."""
+        """Returns inputs [n, T] of the batches from `step` on, enough for the fit and its held-out part."""
         fitted_to = math.ceil(_CHOICE * wanted / self.manifest.model.block_size)
         count = fitted_to + math.ceil(fitted_to / _HELD_OUT)
         batches = range(step, step + math.ceil(count / self.manifest.train.batch))
         return torch.cat([self.sampler.batch(at)[0] for at in batches])[:count]
 
     def _share(self, name: str) -> None:
-        """Every process gets the buffers of rank 0."""
+        """Copies the buffers of rank 0 to every process."""
         if self.world.size == 1:
             return
         own = {
@@ -152,12 +155,12 @@ class Fitting(Part):
 
 
 def unfitted(name: str) -> str:
-    """What is to be said of a patch without a fit."""
+    """Returns the warning about a patch that was never fitted."""
     return f"patch.{name} was never fitted: it is the base model, and compresses nothing; ratrain calibrate fits it"
 
 
 def fittable(model: GPT2) -> Iterator[tuple[str, str, nn.Module]]:
-    """(patch, site, module) of what is to be fitted in a built model."""
+    """Yields (patch, site, module) of every module with `fit` in a built model."""
     for site, name in model.claimed.items():
         module = model.get_submodule(site)
         if offers(module, "fit"):
@@ -174,10 +177,10 @@ def fit_modules(
     precision: Any = None,
     plain: bool = False,
 ) -> list[Any]:
-    """Fits modules, by site, to tokens [n, T] of which the last part is held out; returns what each says of it.
+    """Fits modules, by site, to tokens [n, T], the last part held out; returns the errors that each fit returns.
 
-    `rows` sequences go through the model at a time, in `precision`. `plain`: by their `fit_plain`, what a fit has to
-    beat.
+    The model runs on `rows` sequences at a time, in `precision`. `plain` uses `fit_plain`, the baseline of a fit.
+    Raises NotFiniteError if a sample is not finite.
     """
     fitted_to = max(1, len(windows) * _HELD_OUT // (_HELD_OUT + 1))
     passes = {"rows": rows, "precision": precision, "generator": generator}
@@ -192,21 +195,21 @@ def fit_modules(
 
 
 def fit_briefly(model: GPT2, windows: Tensor) -> GPT2:
-    """`model` with everything fitted to a few tokens [n, T]: for looks at what is fitted."""
+    """Fits all modules of `model` to a few tokens [n, T] and returns it: for contracts and inspection."""
     if modules := {site: module for _, site, module in fittable(model)}:
         fit_modules(model, modules, windows, torch.Generator().manual_seed(0))
     return model
 
 
 class _Reservoir:
-    """A uniform sample, without replacement, of the positions that pass by; it never holds more than `count`."""
+    """A uniform sample of a stream of positions, without replacement, of at most `count` positions."""
 
     def __init__(self, count: int):
         self.count = count
         self.keys, self.vectors = torch.empty(0), torch.empty(0)
 
     def add(self, x: Tensor, keys: Tensor) -> None:
-        """x [B, H, T, D], and a random key for each of its B T positions: those with the highest keys stay."""
+        """Adds x [B, H, T, D] with a random key for each of its B T positions; keeps those with the highest keys."""
         fresh = x.detach().transpose(0, 1).flatten(1, 2)  # [H, B T, D]
         if len(self.keys):
             keys, fresh = torch.cat([self.keys, keys]), torch.cat([self.vectors, fresh], dim=1)
@@ -224,7 +227,10 @@ def _inputs(
     precision: Any,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """By site, the first argument [H, N, D] at positions drawn from tokens [n, T]; one of `share` that is wanted."""
+    """Returns by site the module's first argument [H, N, D] at positions sampled from tokens [n, T].
+
+    Samples up to `vectors // share` positions for a module, but at least one.
+    """
     kept = {site: _Reservoir(max(1, module.vectors // share)) for site, module in modules.items()}
     keys = torch.empty(0)
 

@@ -1,4 +1,4 @@
-"""What an optimizer counts beside its steps, such as spikes: read with each window, told where it has grown."""
+"""Counters of an optimizer beside its steps, such as spikes: read with each window, published when they grow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARK = "own|"
 
 
 class Tallies(Part):
-    """An optimizer may keep 0-d tensors in `own`, and name in `tallies` those that only ever grow."""
+    """Reads an optimizer's 0-d tensors in `own`; `tallies` names the ones that only ever grow."""
 
     marks = (_MARK,)
 
@@ -51,5 +51,5 @@ class Tallies(Part):
         self._known = self._counted()
 
     def _counted(self) -> dict[str, int]:
-        """The counts by now; reads the device."""
+        """Returns the current counts; reads the device."""
         return {name: round(self.own[name].item()) for name in self._names}

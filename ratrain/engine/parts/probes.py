@@ -1,7 +1,8 @@
-"""Values that patches offer for observation, per layer and head: gates, their gradients, shares of variance.
+"""Probes of patches, per layer and head: gates, their gradients, shares of variance.
 
-`Mechanism.probes` gives tensors made of parameters, which are read with each window. `Mechanism.observe_attention` and
-`observe_mlp` compute values from activations, in a pass of their own, with each evaluation.
+`Mechanism.probes` returns tensors computed from parameters; they are read with each window.
+`Mechanism.observe_attention` and `observe_mlp` compute values from activations, in a pass of their own at each
+evaluation.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ _ROWS = 2  # sequences of an observation
 
 
 class Probes(Part):
-    """Reads the probes of a built model; `on` False finds nothing to read.
+    """Reads the probes of a built model; with `on` False it reads nothing.
 
-    With each evaluation the process that has an `evaluator` also observes activations.
+    At each evaluation the process with an `evaluator` also observes activations.
     """
 
     def __init__(self, model: GPT2, step: TrainStep, *, on: bool, evaluator: Evaluator | None = None):
@@ -55,7 +56,7 @@ class Probes(Part):
             yield Probed(now.step, self._rows(window.values))
 
     def read(self) -> Values:
-        """What every probe says now."""
+        """Returns the current values of every probe; reads the device."""
         return self._rows({key: tensor.detach().float().flatten().tolist() for key, tensor in self._found().items()})
 
     @contextmanager
@@ -70,7 +71,10 @@ class Probes(Part):
             yield Probed(now.step, self._observed)
 
     def observe(self, windows: Tensor, precision: Precision) -> Values:
-        """Shares of variance in an uncompiled pass over the first of `windows` [n, T + 1]; empty if none is offered."""
+        """Observes activations in an uncompiled pass over the first of `windows` [n, T + 1].
+
+        Returns shares of variance, or an empty dict if no patch observes its layer.
+        """
         blocks = self.model.blocks
         found = (_watcher(patch, layer, blocks[layer], module) for patch, layer, _, module in self._sites)
         watchers = [watcher for watcher in found if watcher]
@@ -86,7 +90,7 @@ class Probes(Part):
             for probe, tensor in getattr(module, "probes", dict)().items():
                 found[_key(found, patch, probe, layer, site)] = tensor
         for (patch, name, layer), gradient in zip(self._gates, self.step.watched_gradients, strict=False):
-            if gradient is not None:  # one value per head where there is one, else the norm
+            if gradient is not None:  # one value, or one per head; of any other size, the norm
                 per_head = gradient.numel() in (1, self.model.spec.n_head)
                 found[patch, f"gradient of {name}", layer] = gradient.abs() if per_head else gradient.norm()
         return found
@@ -100,7 +104,7 @@ class Probes(Part):
 
 
 def _sites(model: GPT2) -> Iterator[tuple[str, int, str, nn.Module]]:
-    """(patch, layer, site, module) of everything that a patch put into a block."""
+    """Yields (patch, layer, site, module) of every module that a patch put into a block."""
     for site, patch in model.claimed.items():
         found = re.match(r"blocks\.(\d+)(\.|$)", site)
         if found:
@@ -108,14 +112,14 @@ def _sites(model: GPT2) -> Iterator[tuple[str, int, str, nn.Module]]:
 
 
 def _key(taken: Mapping[_Key, Any], patch: str, name: str, layer: int, site: str) -> _Key:
-    """The name alone, or behind the seam where the patch has one of that name at another seam of the layer."""
+    """Returns the key of a probe; the name gets the seam as prefix if the patch has that name at another seam."""
     key = patch, name, layer
     return key if key not in taken else (patch, f"{site.rpartition('.')[2]}.{name}", layer)
 
 
 @dataclass
 class _Watcher:
-    """A forward pre-hook of `place` that keeps what `look` computes from its inputs."""
+    """A forward pre-hook of `place` that stores the result of `look` on its inputs."""
 
     patch: str
     layer: int
@@ -128,7 +132,7 @@ class _Watcher:
 
 
 def _watcher(patch: str, layer: int, block: Any, module: Any) -> _Watcher | None:
-    """The hook for a module that observes its layer; None for others."""
+    """Returns the hook for a module that observes its layer; None for others."""
     if offers(module, "observe_attention"):
         return _Watcher(patch, layer, block.attn.core, lambda core, inputs: module.observe_attention(*inputs[:3]))
     if offers(module, "observe_mlp"):

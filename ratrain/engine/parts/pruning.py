@@ -1,4 +1,4 @@
-"""The pruning of a run's weights: asked for when it is due, told of, kept over a restart, and examined at the end."""
+"""Weight pruning of a run: schedules mask updates, publishes them, saves masks, and examines the result at the end."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ratrain.recipe.prune.pruner import EMBEDDING, MARKS, Pruner, masks_of
 from ratrain.recipe.prune.schedule import PruneSchedule
 from ratrain.storage.checkpoint import listed, load
 
-_AT_TARGET = 1e-3  # below it
+_AT_TARGET = 1e-3  # sparsity below the target that still counts as at the target
 
 
 class Pruning(Part):
-    """Follows the manifest's [prune] section; without one it does nothing."""
+    """Prunes weights by the manifest's [prune] section; without one it does nothing."""
 
     key = "pruning"
     marks = MARKS
@@ -41,7 +41,7 @@ class Pruning(Part):
             PruneSchedule(self._section, total_steps=steps_total(setup.manifest)) if self._section else None
         )
         self._looks: list[Pruned] = []  # since the last window
-        self._seconds: dict[bool, list[float]] = {True: [], False: []}  # of a step, in windows with and without looks
+        self._seconds: dict[bool, list[float]] = {True: [], False: []}  # per step, in windows with and without looks
         self.best: dict[str, float | None] = {"dense": None, "target": None}  # losses
 
     def begin(self) -> Iterator[PruningBegan]:
@@ -50,7 +50,7 @@ class Pruning(Part):
             yield PruningBegan(self._section.kind, names, self.pruner.weights, parameters)
 
     def before_step(self, after: Position) -> None:
-        """Tells the pruner when it is to make its masks anew."""
+        """Schedules a mask update in the coming step when one is due."""
         if self.pruner and self._schedule and self._schedule.due(after.step, after.spent, self.pruner.reached):
             sparsity = self._schedule.sparsity(after.step, after.spent)
             last = self._schedule.progress(after.step, after.spent) >= 1
@@ -62,7 +62,7 @@ class Pruning(Part):
         return {"sparsity": self.sparsity}
 
     def after_window(self, now: Position, window: Readings) -> Iterator[Pruned]:
-        """Publishes each new mask of the window; all processes must have come to the same."""
+        """Publishes each mask update of the window. Raises RuntimeError if the masks of the processes differ."""
         if self.pruner is None:
             return
         world = self._setup.world
@@ -73,7 +73,7 @@ class Pruning(Part):
         self._looks = []
 
     def after_evaluation(self, now: Position, loss: float) -> tuple[()]:
-        """Keeps the best validation loss without pruning, and at the target."""
+        """Records the best validation loss at zero sparsity, and at the target sparsity."""
         if self.pruner and self._section:
             dense, target = self.sparsity == 0, self.sparsity >= self._section.target - _AT_TARGET
             for name in ["dense"] * dense + ["target"] * target:
@@ -93,12 +93,12 @@ class Pruning(Part):
 
     @property
     def step_seconds(self) -> dict[str, float | None]:
-        """Medians of this session: of windows in which masks were made anew, and of the others."""
+        """Median seconds per step of this session, in windows with and without mask updates."""
         names = {"with looks": True, "without": False}
         return {name: statistics.median(s) if (s := self._seconds[key]) else None for name, key in names.items()}
 
     def apply(self) -> None:
-        """Zeros in the weights where they are pruned."""
+        """Sets the pruned weights to zero."""
         if self.pruner and self.pruner.pruned:
             self.pruner.apply()
 
@@ -117,7 +117,7 @@ class Pruning(Part):
             raise ManifestError([Fault("", "prune", message)])
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """From the checkpoint of a run that prunes alike; one that prunes nothing leaves all weights in."""
+        """Restores masks and best losses; after a checkpoint of a run without pruning, no weight is masked."""
         if self.pruner and state:
             self.pruner.restore(tensors, state)
             self.best = dict(state["best"])
@@ -125,13 +125,13 @@ class Pruning(Part):
     # -- at the end -----------------------------------------------------------------------------------------------
 
     def _examine(self, step: int) -> PruningEvaluated:
-        """Counts the zeros in the weights, and evaluates the newest checkpoint, masked, in a model without pruning.
+        """Counts zero weights, and evaluates the newest checkpoint, masked, in a model without pruning.
 
-        Called on every process, with the checkpoint of the last step written.
+        Called on every process, after the checkpoint of the last step is written.
         """
         pruner, section, masters = self.pruner, self._section, self._setup.precision.masters
         assert pruner and section
-        peak = peak_memory(self._setup.device)  # before there is a second model
+        peak = peak_memory(self._setup.device)  # before the second model is built
         looked_at = dict.fromkeys([*pruner.names, EMBEDDING])
         zeros = {name: (int((masters[name] == 0).sum()), masters[name].numel()) for name in looked_at}
         alive = sum(int((masters[name].detach()[~mask] != 0).sum()) for name, mask in pruner.masks())
@@ -156,7 +156,7 @@ class Pruning(Part):
 
 
 def _reloaded(setup: Setup) -> float:
-    """Validation loss of the weights on disk, with the masks on disk, in a model that is not pruned."""
+    """Returns the validation loss of the newest checkpoint's weights and masks, in a model without a pruner."""
     path = setup.world.share(listed(setup.checkpoints)[0] if setup.world.leads else Path())
     checkpoint, manifest = load(path), setup.manifest.model_copy(update={"prune": None})
     made = assemble(manifest, setup.device, micro_batch=setup.step.micro_batch)
