@@ -1,4 +1,4 @@
-"""Contracts on decoding: with a cache it computes what the full forward pass does, and keeps what it says."""
+"""Contracts on decoding: cached decoding equals the full forward pass, and the cache has its stated size."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cached_decoding_equals_the_full_forward(manifest: Manifest) -> None:
 
 @torch.inference_mode()
 def decoded(model: GPT2, tokens: Tensor, pieces: Sequence[int]) -> tuple[Tensor, list[Any]]:
-    """Logits [B, T, V] of tokens [B, T] given in pieces, and the caches that they leave."""
+    """Returns the logits [B, T, V] of tokens [B, T] decoded in pieces of the given sizes, and the resulting caches."""
     caches, start, out = model.new_caches(), 0, []
     for size in pieces:
         out.append(model.logits(tokens[:, start : start + size], caches, start=start))
@@ -67,12 +67,12 @@ def its_cache_is_what_it_states(manifest: Manifest) -> None:
         )
 
 
-# of the stated numbers; a pruned cache holds the block under way beside its budget, and what each key has received
+# bounds on the ratio to the stated size: a pruned cache also holds the current block and each key's received attention
 _KEPT = (0.75, 1.3)
 
 
 def _bytes(holder: Any) -> int:
-    """Of the numbers in all tensors that an object holds, itself or in what it holds; modules are not the cache's."""
+    """Returns the bytes of all floating-point storages reachable from an object, each once; skips nn.Modules."""
     storages: dict[int, int] = {}
     left, seen = [holder], set()
     while left:

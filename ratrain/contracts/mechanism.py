@@ -1,4 +1,5 @@
-"""Contracts on the mechanism itself: it closes, it learns, its costs, probes and options are real."""
+"""Contracts on the mechanism: it reduces to the base model, gets gradients, and states its FLOPs, probes and options
+correctly."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ from ratrain.model.mechanism import offers
 
 @contract
 def every_parameter_gets_a_gradient(manifest: Manifest) -> None:
-    model = trained(manifest, steps=2).double()  # a gate that begins at zero holds back others at the first step
+    model = trained(manifest, steps=2).double()  # a gate that starts at zero blocks other gradients in the first step
     loss_of(model, manifest).backward()
     dead = without_gradient(model.named_parameters())
     assert not dead, f"after two steps no gradient, or one that is not finite, reaches {', '.join(dead)}"
@@ -69,13 +70,13 @@ def closed_it_is_the_base_model(manifest: Manifest) -> None:
 
 
 def _switched(model: GPT2, patch: str) -> bool:
-    """Whether a module that the patch has put in has an activation buffer."""
+    """Returns whether a module of the patch has an activation buffer."""
     sites = [site for site, name in model.claimed.items() if name == patch]
     return any(next(activations(model.get_submodule(site)), None) is not None for site in sites)
 
 
 def _share_weights(model: GPT2, base: GPT2) -> None:
-    """Puts the model's weights into the modules of the base that it keeps, wherever a patch keeps them."""
+    """Copies the model's weights into the base model, for every base module that a patch keeps under any name."""
     places = {path: name for name, path in model.base_names.items()}
     own = dict(model.named_parameters())
     with torch.no_grad():
@@ -99,7 +100,7 @@ def its_flops_are_those_that_are_counted(manifest: Manifest) -> None:
 
 
 def _stating(model: GPT2) -> str:
-    """Which modules of patches state their FLOPs, and which do not."""
+    """Returns the message that lists the sites of patches with and without `flops_per_token`."""
     said: dict[bool, list[str]] = {True: [], False: []}
     for site, patch in model.claimed.items():
         parts = model.get_submodule(site).modules()
@@ -138,7 +139,7 @@ def every_option_does_something(manifest: Manifest) -> None:
 
 
 def _alternatives(patch: Any) -> Iterator[tuple[str, Any]]:
-    """Each option with another value than it has: every other choice, the opposite, a good deal more, half."""
+    """Yields each option with other values: every other choice, the opposite, 2 n + 9 for an int, half of a float."""
     for name, field in type(patch).model_fields.items():
         value = getattr(patch, name)
         if name == "target":
@@ -150,28 +151,28 @@ def _alternatives(patch: Any) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, bool):
             yield name, not value
         elif isinstance(value, int):
-            yield name, 2 * value + 9  # far enough to matter
+            yield name, 2 * value + 9  # large enough to have an effect
         elif isinstance(value, float):
             yield name, value / 2 or 0.5
 
 
 def _fingerprint(model: GPT2) -> tuple:
-    """What an option can change: modules, shapes, initial values, outputs, gradients."""
+    """Returns all that an option can change: modules, shapes, initial values, outputs, gradients."""
     tokens = torch.randint(64, (1, 256), generator=torch.Generator().manual_seed(0))
     state = tuple((name, tuple(t.shape), t.double().sum().item()) for name, t in model.state_dict().items())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():  # as they start, attention is uniform and gates are alike
+        for parameter in model.parameters():  # at initial values attention is uniform and gates are equal
             parameter.normal_(std=0.3, generator=generator)
     annealed = [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "anneal"]
-    for buffer in annealed:  # its gradients where that begins, its outputs where it ends
+    for buffer in annealed:  # gradients at the start of the annealing, outputs at its end
         buffer.zero_()
     model(tokens[:, :-1], tokens[:, 1:]).backward()
     for buffer in annealed:
         buffer.fill_(1.0)
     parts: list[Any] = list(model.modules())
     for part in parts:
-        if offers(part, "settle"):  # state that moves once a step
+        if offers(part, "settle"):  # state that is updated once a step
             part.settle(lambda tensor: tensor)
     gradients = sum(p.grad.double().abs().sum().item() for p in model.parameters() if p.grad is not None)
     return str(model), state, logits_of(model.eval(), tokens).double().sum().item(), gradients

@@ -1,4 +1,4 @@
-"""Contracts on state: training and evaluating compute the same, calls leave nothing behind, checkpoints hold it all."""
+"""Contracts on state: train and eval mode agree, calls have no side effects, checkpoints are complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ratrain.contracts.registry import contract
 from ratrain.contracts.states import State, logits_of, loss_of, tokens_of, trained
 from ratrain.model.build import build
 
-_ROUNDING = 1e-10  # in float64: modes may take other ways to the same sums
+_ROUNDING = 1e-10  # in float64: the modes may sum in another order
 
 
 @contract

@@ -1,4 +1,4 @@
-"""Edits of the input that an output must not see: of later tokens, and of the other sequences of a batch."""
+"""Tests for information leaks by edits of the input: of later tokens, and of other sequences of a batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Logits = Callable[[Tensor], Tensor]  # tokens [B, T] -> [B, T, V]
 
 @dataclass(frozen=True)
 class Leak:
-    """An output, of a sequence of `length` tokens, that changed when only tokens from `edited` on were changed."""
+    """An output of a sequence of `length` tokens that changed although only tokens from `edited` on were edited."""
 
     position: int
     edited: int
@@ -28,12 +28,12 @@ class Leak:
 
 
 def random_tokens(vocab_size: int, rows: int, length: int) -> Tensor:
-    """[rows, length], the same at every call."""
+    """Returns random tokens [rows, length], the same at every call."""
     return torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 def suffix_leak(logits: Logits, tokens: Tensor, vocab_size: int, *, tolerance: float = 0.0) -> Leak | None:
-    """The first output that sees a later token, where edits begin at the second, the middle and the last one."""
+    """Returns the first output that depends on a later token, or None; edits from the second, middle and last token."""
     length, whole = tokens.shape[1], logits(tokens)
     for at in sorted({1, length // 2, length - 1}):
         edited = tokens.clone()
@@ -46,7 +46,7 @@ def suffix_leak(logits: Logits, tokens: Tensor, vocab_size: int, *, tolerance: f
 
 
 def batch_leak(logits: Logits, tokens: Tensor, vocab_size: int, *, tolerance: float = 0.0) -> bool:
-    """Whether the outputs of other sequences of [B, T], two or more, see the first or the last."""
+    """Returns whether an edit of the first or last sequence of [B, T], B >= 2, changes the outputs of the others."""
     whole = logits(tokens)
     for row in (0, len(tokens) - 1):
         edited = tokens.clone()
@@ -59,7 +59,7 @@ def batch_leak(logits: Logits, tokens: Tensor, vocab_size: int, *, tolerance: fl
 
 @torch.no_grad()
 def shake(module: nn.Module) -> None:
-    """Moves every weight by noise, so that none is zero, nor any two alike."""
+    """Adds noise to every weight, so that none is zero and no two are equal."""
     generator = torch.Generator().manual_seed(0)
     for p in module.parameters():
         if p.is_floating_point():
@@ -68,10 +68,10 @@ def shake(module: nn.Module) -> None:
 
 
 def differs(before: Tensor, after: Tensor, tolerance: float) -> Tensor:
-    """Where two outputs are further apart than `tolerance`; equal infinities are not, what is no number always is."""
+    """Returns the mask of entries that differ by more than `tolerance`: equal infinities do not, NaN always does."""
     return (before != after) & ~((before - after).abs() <= tolerance)
 
 
 def without_gradient(named: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
-    """The names of parameters that no gradient reaches, or one that is not finite."""
+    """Returns the names of parameters whose gradient is absent, all zero or not finite."""
     return [n for n, p in named if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()]

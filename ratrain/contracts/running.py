@@ -1,4 +1,4 @@
-"""The contract without which no other can hold."""
+"""The first contract: the model runs forward and backward. If it fails, every other contract fails."""
 
 from __future__ import annotations
 

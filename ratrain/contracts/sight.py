@@ -1,4 +1,4 @@
-"""Contracts on information: no output and no gradient may depend on later tokens or on other sequences."""
+"""Contracts on causality: no output may depend on later tokens or other sequences, no gradient on later tokens."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ratrain.contracts.registry import contract
 from ratrain.contracts.states import STATES, State, logits_of, tokens_of
 from ratrain.model.gpt2 import GPT2
 
-# at, below and above powers of two, up to the whole context; other lengths in other states
+# lengths at, below and above powers of two, up to the whole context, by `State.shaken`
 _LENGTHS = {False: (8, 64, 65, 256), True: (31, 129, 255)}
-_ROUNDING = 1e-10  # of the largest number: another order of summation, in float64
+_ROUNDING = 1e-10  # relative to the largest value: another order of summation, in float64
 
 
 @contract
@@ -26,7 +26,7 @@ def no_position_sees_a_later_token(manifest: Manifest) -> None:
 
 
 def no_position_sees_a_later_token_in_its_own_context(manifest: Manifest) -> None:
-    """At the length that a manifest trains with, and at one less: no contract of all, since these may be long."""
+    """Checks causality at the manifest's block size and at one less; unregistered, since these may be long."""
     length = manifest.model.block_size
     for training in (True, False):
         _look_ahead(manifest, State(training, activation=0.5, shaken=True), (length - 1, length))
@@ -48,7 +48,7 @@ def no_sequence_sees_another(manifest: Manifest) -> None:
         for rows in (2, 4):
             leak = batch_leak(partial(logits_of, model), tokens[:rows], manifest.model.vocab_size)
             assert not leak, f"{state}: changing one sequence of {rows} changes the output of another"
-        if not state.dropout:  # which falls otherwise on a batch of another shape
+        if not state.dropout:  # the dropout mask depends on the shape of the batch
             whole, alone = logits_of(model, tokens)[:1], logits_of(model, tokens[:1])
             unlike = differs(whole, alone, _ROUNDING * float(alone.abs().max())).any()
             assert not unlike, f"{state}: a sequence alone has another output than beside three others"
@@ -71,7 +71,7 @@ def no_gradient_comes_from_a_later_token(manifest: Manifest) -> None:
 
 
 def _gradients(model: GPT2, tokens: Tensor, until: int) -> dict[str, Tensor]:
-    """Of a sum over the outputs before `until`, weighted by fixed noise, for every parameter that it reaches."""
+    """Returns each parameter's gradient of a fixed random projection of the outputs before `until`."""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)
     seen = model.logits(tokens)[:, :until]

@@ -1,5 +1,5 @@
-"""Models in the states at which contracts look: as built or with other weights, half or fully switched on, in training
-with and without dropout, evaluating."""
+"""Models in the states that contracts check: as built or with shaken weights, half or fully switched on, in train mode
+with and without dropout, in eval mode."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ratrain.model.gpt2 import GPT2
 
 @dataclass(frozen=True)
 class State:
-    """How a model stands: `activation` is that of every mechanism, 0 the base model and 1 the mechanism."""
+    """A state of a model: `activation` is s of every mechanism, 0 for the base model and 1 for the full mechanism."""
 
     training: bool
     activation: float = 1.0
-    shaken: bool = False  # every weight moved by noise: none is zero, no two are alike
+    shaken: bool = False  # noise added to every weight: none is zero, no two are equal
     dropout: float = 0.0
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class State:
         return ", ".join(parts + [f"activation {self.activation:g}"] * (self.activation != 1))
 
     def of(self, manifest: Manifest) -> GPT2:
-        """The manifest's model in this state, in float64."""
+        """Returns the manifest's model in this state, in float64."""
         if self.dropout:
             spec = manifest.model.model_copy(update={"dropout": self.dropout})
             manifest = manifest.model_copy(update={"model": spec})
@@ -44,7 +44,7 @@ class State:
         return model.train(self.training)
 
 
-# a fault may need a gate that is not zero, a mechanism that is half open, or dropout; each is in one of these
+# a fault may show only with non-zero gates, a half-open mechanism, or dropout; each is in one of these states
 STATES = (
     State(training=True),
     State(training=False),
@@ -55,13 +55,13 @@ STATES = (
 
 
 def fitted(manifest: Manifest) -> GPT2:
-    """The model, with its fitted modules fitted."""
+    """Builds the model and fits the modules that are calibrated in closed form."""
     model = build(manifest)
     return fit_briefly(model, tokens_of(manifest, 3, manifest.model.block_size))
 
 
 def trained(manifest: Manifest, *, steps: int = 3) -> GPT2:
-    """The model after a few steps on one batch: buffers have moved, and gates have left their first values."""
+    """Returns the model after a few steps on one batch, so that buffers and gates differ from their initial values."""
     model = fitted(manifest)
     step = step_of(model, manifest)
     tokens = tokens_of(manifest, 2, 66)
@@ -71,7 +71,7 @@ def trained(manifest: Manifest, *, steps: int = 3) -> GPT2:
 
 
 def step_of(model: GPT2, manifest: Manifest, *, lr: float = 1e-2, precision: str = "fp32") -> TrainStep:
-    """The train step of the manifest's optimizer, for batches of two."""
+    """Returns the train step of the manifest's optimizer, without pruning, for batches of two."""
     train = manifest.train.model_copy(update={"precision": precision, "micro_batch": 2})
     step = assemble(manifest.model_copy(update={"train": train, "prune": None}), model=model).step
     step.set_lr(lr)
@@ -83,7 +83,7 @@ def tokens_of(manifest: Manifest, rows: int, length: int) -> Tensor:
 
 
 def logits_of(model: GPT2, tokens: Tensor) -> Tensor:
-    """[B, T] -> [B, T, V], with dropout that falls alike at every call."""
+    """Returns logits [B, T, V] of tokens [B, T], with the same dropout mask at every call."""
     torch.manual_seed(0)
     with torch.no_grad():
         return model.logits(tokens)
@@ -95,7 +95,7 @@ def loss_of(model: GPT2, manifest: Manifest) -> Tensor:
 
 
 def activations(model: nn.Module) -> Iterator[Tensor]:
-    """The buffers that schedules move: 0 is the base model, 1 the mechanism."""
+    """Returns the activation buffers `s`: 0 is the base model, 1 the full mechanism."""
     return (buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "s")
 
 

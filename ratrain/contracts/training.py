@@ -1,4 +1,4 @@
-"""Contracts on training: it repeats, it learns, in every precision, in one graph each."""
+"""Contracts on training: it is reproducible, lowers the loss, works in bf16, and compiles to one graph per mode."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def compiled_it_computes_the_same_and_sees_no_later_token(manifest: Manifest) ->
     plain, compiled = fitted(manifest), fitted(manifest)
     kind, at = manifest.train.precision, 40
     modes = {one: Precision(kind, one) for one in (plain, compiled)}
-    compile_model(compiled, CompileSection(scope="model", backend="eager"))  # what Dynamo makes of it, without code
+    compile_model(compiled, CompileSection(scope="model", backend="eager"))  # Dynamo's graph, without code generation
     tokens, targets = tokens_of(manifest, 2, 65), tokens_of(manifest, 4, 65)[2:].clone()
-    targets[:, at:] = -1  # not counted: no later token may matter
+    targets[:, at:] = -1  # ignored in the loss, so that no later token may change it
     edited = tokens.clone()
     edited[:, at:] = (edited[:, at:] + 1) % manifest.model.vocab_size
     for training in (True, False):
@@ -52,7 +52,7 @@ def compiled_it_computes_the_same_and_sees_no_later_token(manifest: Manifest) ->
         assert worst <= _COMPILED[kind], f"{where}: tokens from {at} on change loss or gradients before by {worst:.2g}"
 
 
-# of the largest number of a tensor: sums in another order, and with bf16 a rounding at every layer
+# relative to the largest value of a tensor: sums in another order, and with bf16 rounding at every layer
 _COMPILED = {"fp32": 1e-4, "amp_bf16": 5e-2, "bf16": 5e-2, "fp8": 0.5}
 
 
@@ -66,7 +66,7 @@ def _loss_and_gradients(model: GPT2, tokens: Tensor, targets: Tensor, precision:
 
 
 def _unlike(one: list[Tensor], other: list[Tensor]) -> float:
-    """The largest difference, relative to the largest number of its tensor; tensors of almost nothing count less."""
+    """Returns the largest difference relative to its tensor's largest value, floored at 1e-3 of the overall one."""
     scale = max(float(x.abs().max()) for x in one)
     pairs = zip(one, other, strict=True)
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-3 * scale)) for a, b in pairs)
@@ -84,7 +84,7 @@ def nothing_is_read_back_from_the_device(manifest: Manifest) -> None:
 
 
 class _Reads(TorchDispatchMode):
-    """Notes the operations that hand a number of a tensor to Python."""
+    """Records the operations that read tensor values back to Python."""
 
     def __init__(self):
         super().__init__()
@@ -112,7 +112,7 @@ def training_lowers_the_loss(manifest: Manifest) -> None:
 
 @contract
 def bf16_stays_near_fp32(manifest: Manifest) -> None:
-    lr = 1e-3  # at ten times that the loss overshoots, and what rounding did is lost in what the overshoot makes of it
+    lr = 1e-3  # at ten times this rate the loss overshoots, which hides the effect of rounding
     exact = _losses(manifest, steps=3, lr=lr)
     for kind in ("bf16", "amp_bf16"):
         rounded = _losses(manifest, steps=3, lr=lr, precision=kind)
@@ -121,7 +121,7 @@ def bf16_stays_near_fp32(manifest: Manifest) -> None:
 
 
 def _losses(manifest: Manifest, *, steps: int, lr: float = 1e-2, precision: str = "fp32") -> list[float]:
-    """Of a few uncompiled steps on one batch."""
+    """Returns the losses of a few uncompiled steps on one batch."""
     model: GPT2 = fitted(manifest)
     step, tokens = step_of(model, manifest, lr=lr, precision=precision), tokens_of(manifest, 2, 66)
     return [float(step(tokens[:, :-1], tokens[:, 1:]).loss) for _ in range(steps)]

@@ -1,4 +1,4 @@
-"""`ratrain verify`: every contract on one manifest, as a table."""
+"""`ratrain verify`: checks every contract on one manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ratrain.model.build import build
 
 @dataclass(frozen=True)
 class Verdict:
-    """One contract's outcome; `fault` says how it is broken."""
+    """The outcome of one contract; `fault` describes how it is broken, None if it holds."""
 
     claim: str
     seconds: float
@@ -22,9 +22,10 @@ class Verdict:
 
 
 def verify(manifest: Manifest, *, block_size: int | None = None) -> Iterator[Verdict]:
-    """Yields a verdict per contract as it is reached; `manifest` should be resolved with the SMALL overrides.
+    """Checks each contract in turn and yields its verdict; `manifest` should be resolved with the SMALL overrides.
 
-    `block_size` is the context that it trains with, where causality is looked at as well.
+    `block_size` is the context length of training, at which causality is checked as well. If the first contract fails,
+    no other is checked. Raises ManifestError if the manifest does not build.
     """
     build(manifest)
     checks = [(claim, check, manifest) for claim, check in contracts().items()]
@@ -37,9 +38,9 @@ def verify(manifest: Manifest, *, block_size: int | None = None) -> Iterator[Ver
         try:
             check(of)
         except ManifestError:
-            raise  # it does not even build
-        except Exception as error:  # a contract reports what a mechanism does, whatever it raises
+            raise  # the model does not build
+        except Exception as error:  # any error of a mechanism is reported as a fault
             fault = f"{type(error).__name__}: {error}" if not isinstance(error, AssertionError) else str(error)
         yield Verdict(claim, time.perf_counter() - start, fault)
         if fault is not None and claim == FIRST:
-            return  # it does not even run: the others would say the same
+            return  # the model does not run: the other contracts would fail in the same way
