@@ -1,1 +1,1 @@
-"""Devices, processes and compiled code: everything that depends on the machine that a run is on."""
+"""Devices, processes and compiled code: all code that depends on the machine of a run."""

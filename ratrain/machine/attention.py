@@ -1,8 +1,8 @@
-"""Which backend computes attention: as asked for, as recorded, or the fastest here, measured once and kept.
+"""Selects the attention backend: requested, recorded, or the fastest on this machine, measured once and cached.
 
-FlexAttention is no candidate. For plain causal attention it runs flash's algorithm at 0.85 to 0.9 of FlashAttention 2
-(PyTorch, "FlexAttention", 2024), which `flash` is and cuDNN beats on Hopper; it has no dropout, needs a mask tensor in
-every graph, and must itself be compiled before it can be timed.
+FlexAttention is no candidate. For plain causal attention it runs flash's algorithm at 0.85 to 0.9 of the speed of
+FlashAttention 2 (PyTorch, "FlexAttention", 2024). `flash` is FlashAttention 2, and cuDNN is faster than it on Hopper.
+FlexAttention has no dropout, needs a mask tensor in every graph, and must be compiled before it can be timed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from ratrain.model.gpt2 import GPT2, Core
 
 BACKENDS = (*SDPA, *FLASH, OURS)
 _FLASH_PACKAGES = ("flash_attn_interface", "flash_attn")  # FlashAttention 3 and 4
-TORCH = "torch"  # its own choice, made anew for each call from shape, dtype and device
+TORCH = "torch"  # torch's own selection, made at each call from shape, dtype and device
 _WARMUP, _ROUNDS = 3, 21  # passes of each backend
-_HEAD_START = 10_000_000  # cycles that a GPU sleeps, some milliseconds, while a pass is put in its queue
+_HEAD_START = 10_000_000  # cycles that the GPU sleeps, a few milliseconds, while a pass is queued
 
 
 @dataclass(frozen=True)
 class Case:
-    """What attention is asked to compute: q, k, v [B, H, T, D] of one dtype on one device."""
+    """The inputs of attention: q, k, v [B, H, T, D] of one dtype on one device, and the dropout rate."""
 
     shape: tuple[int, int, int, int]
     dtype: torch.dtype
@@ -45,18 +45,18 @@ class Case:
 
     @property
     def machine(self) -> str:
-        """What the device is, whatever its number."""
+        """The name of the device, without its index."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     def key(self) -> str:
-        """All that a measurement depends on."""
+        """Returns a JSON string of all that a measurement depends on."""
         versions = [__version__, torch.__version__, torch.version.cuda, torch.backends.cudnn.version()]
         how: dict[str, Any] = {
             "threads": torch.get_num_threads(),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         }
         if flash := [name for name in _FLASH_PACKAGES if importlib.util.find_spec(name)]:
-            how["flash"] = flash  # installed later, it is measured then
+            how["flash"] = flash  # a package installed later causes a new measurement
         what = {"shape": self.shape, "dtype": str(self.dtype), "dropout": self.dropout}
         return json.dumps({"device": self.machine, "versions": versions, **how, **what})
 
@@ -67,30 +67,30 @@ class Case:
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend of a run; `order` is what is tried, the backend first, and empty where torch chooses."""
+    """The backend of a run; `order` lists the backends to try, this one first, and is empty if torch selects."""
 
     backend: str
     source: str  # as in AttentionChosen
     machine: str
     case: str
     order: tuple[str, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)  # of a forward and a backward pass, by backend
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of a forward and backward pass, by backend
 
     def event(self) -> AttentionChosen:
         return AttentionChosen(self.backend, self.source, f"{self.case} on {self.machine}", dict(self.seconds))
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """Returns the choice as plain values for a checkpoint."""
         return {**vars(self), "order": list(self.order), "seconds": dict(self.seconds)}
 
 
 def recorded(record: Mapping[str, Any]) -> Choice:
-    """The choice that a checkpoint keeps."""
+    """Returns the choice from the record in a checkpoint, with source "recorded"."""
     return Choice(**{**record, "order": tuple(record["order"]), "source": "recorded"})
 
 
 def require(manifest: Manifest, *, rows: int, device: torch.device) -> None:
-    """Raises UnavailableError where `strict` and the backend asked for cannot serve passes of `rows` sequences."""
+    """Raises UnavailableError if `strict` is on and the requested backend cannot run passes of `rows` sequences."""
     case, section = _case(manifest, rows, device), manifest.compile
     if section.strict and section.attention != "auto" and not serves(case, section.attention):
         able = ", ".join(name for name in BACKENDS if serves(case, name))
@@ -106,15 +106,15 @@ def _unable(wanted: str, case: Case) -> str:
 def choose(
     manifest: Manifest, *, rows: int, device: torch.device, emit: Emit = lambda event: None, known: Choice | None = None
 ) -> Choice:
-    """The backend for passes of `rows` sequences; `known` is what the run has recorded.
+    """Selects the backend for passes of `rows` sequences; `known` is the choice recorded by the run.
 
-    `auto` measures on a GPU. On a CPU it leaves torch its own choice, which depends on nothing that varies: a measured
-    one would let noise decide the bits. Raises UnavailableError as `require` does.
+    On a GPU `auto` measures the backends. On a CPU it leaves the selection to torch, which is deterministic; with a
+    measurement, timing noise would decide the bits of the result. Raises UnavailableError as `require` does.
     """
     require(manifest, rows=rows, device=device)
     case, wanted = _case(manifest, rows, device), manifest.compile.attention
     if wanted != "auto" and serves(case, wanted):
-        order = dict.fromkeys((wanted, "math"))  # math, for what a patch may ask beside
+        order = dict.fromkeys((wanted, "math"))  # math, for other attention calls of a patch
         return Choice(wanted, "asked", case.machine, str(case), tuple(order))
     if wanted != "auto":
         emit(Notice(f"{_unable(wanted, case)}: goes on as with 'auto'", "warning"))
@@ -126,9 +126,12 @@ def choose(
 
 
 def pin(model: GPT2, choice: Choice, *, strict: bool = False) -> None:
-    """Has every core of the model use the choice; `strict`: and nothing else. To be called before it is compiled."""
+    """Sets the backend order of every attention core; `strict` allows the chosen backend only.
+
+    Must be called before the model is compiled.
+    """
     if model.wte.weight.device.type == "cuda":
-        # torch sets an order of its own at its first call, over any that it was given before
+        # at its first call torch sets its own order and overrides any that was set before
         q = torch.zeros(1, 1, 1, 8, device=model.wte.weight.device)
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
     activate(choice.backend)
@@ -138,7 +141,7 @@ def pin(model: GPT2, choice: Choice, *, strict: bool = False) -> None:
 
 
 def unpin(model: GPT2) -> None:
-    """Leaves every call to torch again, as for decoding, whose shapes nobody has chosen for."""
+    """Lets torch select the backend of every call again, as for decoding, whose shapes were not measured."""
     for part in model.modules():
         if isinstance(part, Core):
             part.backends = ()
@@ -154,9 +157,9 @@ def _case(manifest: Manifest, rows: int, device: torch.device) -> Case:
 
 
 def fastest(case: Case) -> Choice:
-    """By what is kept on disk of an earlier measurement, else by a measurement, which is kept.
+    """Returns the fastest backend by a cached measurement, else by a new one, which is cached on disk.
 
-    Processes measure one after the other: the second finds what the first has kept, so that the arms of a study agree.
+    Processes measure one after the other: the second reads the first one's result, so that the arms of a study agree.
     """
     fresh: list[dict[str, float]] = []
 
@@ -167,7 +170,7 @@ def fastest(case: Case) -> Choice:
     with alone("attention"):
         seconds = remembered("attention", case.key(), compute, sound=_sound)
     ranked = sorted(seconds, key=lambda name: seconds[name])
-    # ours counts where it comes first; math is slow, needs memory for all scores, and serves everything
+    # OURS only as the first choice; math comes last: it is slow, stores all scores, and supports every case
     others = [name for name in ranked[1:] if name not in (OURS, "math", *FLASH)]
     order = dict.fromkeys([*ranked[:1], *others, "math"]) if ranked else ()
     source = "measured" if fresh else "cached"
@@ -181,7 +184,10 @@ def _sound(value: object) -> bool:
 
 
 def measure(case: Case) -> dict[str, float]:
-    """Median seconds of a forward and a backward pass by each backend that serves, in rounds so that drift hits all."""
+    """Measures the median seconds of a forward and backward pass by each usable backend.
+
+    The backends run in rounds, so that drift affects all of them alike.
+    """
     with _aside(case.device), _flash_restored():
         passes = {name: one for name in BACKENDS if (one := _pass(case, name)) is not None}
         for one in passes.values():
@@ -195,14 +201,14 @@ def measure(case: Case) -> dict[str, float]:
 
 
 def serves(case: Case, name: str) -> bool:
-    """Whether a backend by itself can compute the case, forward and backward."""
+    """Returns whether a backend can compute the case by itself, forward and backward."""
     with _aside(case.device), _flash_restored():
         return _pass(case, name) is not None
 
 
 @contextmanager
 def _flash_restored() -> Iterator[None]:
-    """Torch's own flash attention again, whichever implementation was tried in it."""
+    """Restores torch's own flash attention at exit, after any implementation was tried."""
     try:
         yield
     finally:
@@ -211,20 +217,20 @@ def _flash_restored() -> Iterator[None]:
 
 @contextmanager
 def _aside(device: torch.device) -> Iterator[None]:
-    """What happens in it leaves no trace in a run: neither in its random numbers nor in its peak of memory."""
+    """Isolates the block from the run: restores random generators, frees cached memory and resets its peak."""
     if device.type != "cuda":
         with torch.random.fork_rng([]):
             yield
         return
     with torch.cuda.device(device), torch.random.fork_rng([device]):
         yield
-    torch.cuda.empty_cache()  # math writes all scores out
+    torch.cuda.empty_cache()  # math stores all scores
     torch.cuda.reset_peak_memory_stats(device)
 
 
 def _pass(case: Case, name: str) -> Callable[[], None] | None:
-    """A forward and a backward pass as the model makes them, from the packed projection to flat heads; None where the
-    backend cannot."""
+    """Returns a function that runs a forward and backward pass as the model does, from the packed projection to flat
+    heads; None if the backend cannot compute the case."""
     batch, n_head, n_token, head_dim = case.shape
     generator = torch.Generator(case.device).manual_seed(0)
     place = {"device": case.device, "dtype": case.dtype}
@@ -238,10 +244,10 @@ def _pass(case: Case, name: str) -> Callable[[], None] | None:
         torch.autograd.grad(y.transpose(1, 2).flatten(2), packed, grad)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says why each of its kernels cannot
+        warnings.simplefilter("ignore")  # torch warns why each of its kernels cannot run
         try:
             once()
-        except Exception:  # unable, short of memory, without Triton: whatever it is, another will serve
+        except Exception:  # unsupported, out of memory, no Triton: another backend can run
             return None
     return once
 
@@ -252,7 +258,7 @@ def _timed(once: Callable[[], None], device: torch.device) -> float:
         once()
         return time.perf_counter() - start
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    # the GPU sleeps meanwhile, or what Python takes to ask for a short pass would be measured instead
+    # the GPU sleeps while the pass is queued; otherwise a short pass would measure Python's launch time
     torch.cuda._sleep(_HEAD_START)
     begin.record()
     once()

@@ -1,4 +1,4 @@
-"""Turning the model into compiled graphs, and counting them."""
+"""Compiles the model into graphs, and counts them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ratrain.machine.products import inductor_options
 from ratrain.model.gpt2 import GPT2
 
 _PLAIN = (int, float, str, bool, type(None), tuple)
-_GRAPH_LIMIT = 64  # per code object; torch's 8 would fail the ninth variant of a process
+_GRAPH_LIMIT = 64  # per code object; with torch's default of 8 the ninth variant in a process would fail
 
 
 def compile_model(model: GPT2, section: CompileSection) -> int:
-    """Compiles the model in place; returns how many regions became graphs (0: none).
+    """Compiles the model in place; returns the number of compiled regions (0: none).
 
-    Scope `block` compiles each block and the head: blocks of one structure share a graph, so that the time to compile
-    does not grow with depth. Scope `model` makes one graph of the forward pass.
+    Scope `block` compiles each block and the head; blocks of equal structure share a graph, so compile time does not
+    grow with depth. Scope `model` compiles the forward pass into one graph.
     """
     scope = section.scope
     if scope == "auto":
@@ -52,23 +52,25 @@ def compile_model(model: GPT2, section: CompileSection) -> int:
 
 
 def gpu_options(section: CompileSection) -> dict[str, Any]:
-    """What torch.compile(options=...) is given for a model on a GPU. The head's products are ATen's in any case."""
+    """Returns torch.compile's `options` for a model on a GPU. The head's products always use ATen."""
     return {"max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON"} if section.autotune else {}
 
 
 @functools.cache
 def _operations() -> str:
-    """What a compiled graph depends on that torch does not put into its key: how our operations are written, and what
-    they choose by the CPU. Code kept by another version would take their results for something else."""
+    """Returns the part of a graph's cache key that torch leaves out: our operations' source and their choice by CPU.
+
+    Without it, code cached by another version would misread the results of our operations.
+    """
     files = sorted(Path(products.__file__).parent.glob("**/*.py"))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     return f"ratrain {digest} {products.onednn_is_faster()}"
 
 
 def _structure(module: nn.Module) -> Iterator[tuple]:
-    """What makes two blocks different graphs: classes, shapes, and the plain attributes that forward may read.
+    """Yields all that distinguishes the graphs of two blocks: classes, shapes, and plain attributes used in forward.
 
-    `layer`, where a block stands, is for who builds it.
+    `layer`, the index of the block, is left out: only builders use it.
     """
     for name, part in module.named_modules():
         plain = {k: v for k, v in vars(part).items() if k != "layer" and isinstance(v, _PLAIN)}
@@ -77,20 +79,20 @@ def _structure(module: nn.Module) -> Iterator[tuple]:
 
 
 def keep_compiled_code() -> None:
-    """Keeps compiled code in the user's cache folder, where a restart leaves it, unless the environment says where."""
+    """Stores compiled code in the user's cache folder, which survives restarts, unless the environment sets another."""
     # torch writes its own default, a temporary folder, into the environment when it is imported
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / f"inductor-{torch.__version__}")
     if inductor_config.cpp.vec_isa_ok is None:
-        # the trial compilations of what the CPU tells of itself take 6 s; a compiler for C++20 has all of it
+        # trial compilations for the CPU's reported vector sets take 6 s; a C++20 compiler supports all of them
         inductor_config.cpp.vec_isa_ok = True
-    # what a graph with a chosen attention calls beside operations: their arguments are part of the key already
+    # functions in graphs with a chosen attention backend; their arguments are part of the cache key already
     calls = ("torch.nn.attention._sdpa_kernel", "torch.nn.attention._backend_from_string")
     inductor_config.unsafe_marked_cacheable_functions |= dict.fromkeys(calls, torch.__version__)
 
 
 class GraphCounter:
-    """Graphs compiled since it was made, beside those that were expected: `expect` tells of more of them."""
+    """Counts the graphs compiled since its construction, and the expected ones, which `expect` adds to."""
 
     def __init__(self):
         self._start = counters["stats"]["unique_graphs"]
@@ -103,19 +105,19 @@ class GraphCounter:
 
     @property
     def recompiles(self) -> int:
-        """Graphs beyond those that the run was expected to have by now."""
+        """Number of graphs beyond the expected number."""
         return max(0, self.graphs - self._expected)
 
     @property
     def cached(self) -> bool:
         """Whether every graph was found in the cache on disk."""
         hits, misses = _cache_counts()
-        return hits > self._hits and misses == self._misses  # backends other than inductor keep nothing
+        return hits > self._hits and misses == self._misses  # only inductor has a cache
 
     def expect(self, more: int) -> None:
         self._expected += more
 
 
 def _cache_counts() -> tuple[int, int]:
-    """Graphs found in inductor's cache on disk, and graphs not found there, since the process began."""
+    """Returns hits and misses of inductor's graph cache on disk since the process began."""
     return counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]

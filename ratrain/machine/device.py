@@ -1,4 +1,4 @@
-"""The device a run uses, what it can do at most, and a record of the machine."""
+"""The device of a run, its peak speed, and a record of the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import ratrain
 from ratrain.errors import UnavailableError
 from ratrain.kernels.products import product
 
-# dense bf16 FLOP/s from the vendors' data sheets, by a part of the device's name
+# dense bf16 FLOP/s from the vendors' data sheets, by a substring of the device's name
 _DATASHEET = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -34,9 +34,9 @@ _DATASHEET = {
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" takes a GPU, else the CPU. Raises UnavailableError.
+    """Returns the device `name`; "auto" selects a GPU if there is one, else the CPU. Raises UnavailableError.
 
-    Of several processes that a launcher started, each takes the GPU of its place on the machine.
+    Under a launcher each process takes the GPU with its local rank.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,9 +56,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_fp8(device: torch.device, widths: tuple[int, ...] = ()) -> None:
-    """Raises UnavailableError on a GPU without products of 8-bit numbers, or of such `widths`.
+    """Raises UnavailableError on a GPU without fp8 matrix products, or for `widths` that 16 does not divide.
 
-    A CPU computes the same numbers in fp32, slower than bf16.
+    A CPU computes the same values in fp32, slower than bf16.
     """
     if device.type != "cuda":
         return
@@ -73,24 +73,25 @@ def check_fp8(device: torch.device, widths: tuple[int, ...] = ()) -> None:
 
 
 def set_determinism(choice: str, device: torch.device) -> bool:
-    """Makes equal runs give equal bits where the manifest asks for it; returns whether it does.
+    """Turns deterministic algorithms on or off as the manifest requests; returns whether they are on.
 
-    Needed even on a CPU, where a compiled step adds up gradients in the order its threads finish.
+    With them equal runs give equal bits. CPUs need it too: a compiled step adds gradients in the order in which its
+    threads finish.
     """
     on = choice == "on" or (choice == "auto" and device.type == "cpu")
     if on and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(on)
-    # the fill costs a pass over every new tensor, and nothing here reads what it has not written
+    # the fill costs a pass over every new tensor, and no code here reads uninitialized memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     return on
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what is freed for the next step, where it can be told to (glibc).
+    """Makes the C library keep freed memory for the next step (glibc only).
 
-    Else it gives large arrays back, and asks for them anew: 2000 page faults a step at `laptop` scale on a CPU, which
-    take 6 ms of 250, and more in the passes that meet them.
+    By default it returns large arrays to the system and requests them again: 2000 page faults a step at `laptop` scale
+    on a CPU, which take 6 ms of 250, and more time in the passes that incur them.
     """
     mmap_threshold, trim_threshold = -3, -1  # malloc.h
     with contextlib.suppress(OSError, AttributeError):
@@ -100,7 +101,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_flops(device: torch.device, precision: str) -> dict[str, float | None]:
-    """FLOP/s of matrix products: as the data sheet has it (known GPUs, bf16), and as measured here and now."""
+    """Returns FLOP/s of matrix products: from the data sheet (known GPUs, bf16), and measured now on this machine."""
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     sheet = next((v for k, v in _DATASHEET.items() if k in name), None) if dtype == torch.bfloat16 else None
@@ -108,14 +109,14 @@ def peak_flops(device: torch.device, precision: str) -> dict[str, float | None]:
 
 
 def gpu_uuid(device: torch.device) -> str | None:
-    """What the driver calls the GPU, whatever CUDA_VISIBLE_DEVICES renumbers; None on a CPU."""
+    """Returns the driver's UUID of the GPU, independent of CUDA_VISIBLE_DEVICES; None on a CPU."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
 
 
 def _measure(device: torch.device, dtype: torch.dtype) -> float:
-    """Best of a few products: large enough to be bound by arithmetic, and over in a fraction of a second."""
+    """Returns FLOP/s of the fastest of 8 products, large enough to be compute-bound; takes a fraction of a second."""
     size = 8192 if device.type == "cuda" else 768 if dtype == torch.float32 else 256
-    # random numbers: a GPU runs faster, cooler and less truly on ones
+    # random numbers: on constant input a GPU draws less power and runs faster than in training
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     best = float("inf")
@@ -126,19 +127,19 @@ def _measure(device: torch.device, dtype: torch.dtype) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # the run's peak is what will be asked for
+        torch.cuda.reset_peak_memory_stats(device)  # so that the peak is that of the run
     return 2 * size**3 / best
 
 
 def memory_bandwidth(device: torch.device) -> float:
-    """Bytes/s that go to and from memory, read and written, measured: the better of copying and of a + s * b.
+    """Measures memory bandwidth in bytes/s, reads plus writes: the higher of a copy and of a + s * b.
 
-    Best of some passes over arrays four times the size of the last-level cache; what a CPU reads only to overwrite it
-    is not counted. Takes a second at most.
+    Takes the best of several passes over arrays four times the size of the last-level cache. A CPU's reads of lines
+    that it only overwrites are not counted. Takes a second at most.
     """
     size = 1 << 30 if device.type == "cuda" else min(max(4 * _last_level_cache(), 1 << 26), 1 << 29)
     a, b = (torch.ones(size // 4, device=device) for _ in range(2))
-    out = torch.empty_like(a).fill_(0)  # pages are there before the clock runs
+    out = torch.empty_like(a).fill_(0)  # maps the pages before timing starts
     passes = ((lambda: out.copy_(a), 2), (lambda: torch.add(a, b, alpha=0.5, out=out), 3))
     best, begin = 0.0, time.perf_counter()
     for _ in range(6):
@@ -154,7 +155,7 @@ def memory_bandwidth(device: torch.device) -> float:
 
 
 def _last_level_cache() -> int:
-    """Bytes of the largest cache that the first CPU uses; 32 MiB where the system does not tell."""
+    """Returns the bytes of the first CPU's largest cache; 32 MiB if the system does not report it."""
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         with contextlib.suppress(OSError, ValueError):
@@ -170,7 +171,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory used so far, in bytes: allocated on a GPU, resident set of the process on a CPU."""
+    """Returns peak memory so far in bytes: allocated memory on a GPU, the resident set of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource
@@ -180,7 +181,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What decides a result beside the manifest: versions, machine, threads, variables, the state of the source."""
+    """Returns the inputs of a result beside the manifest: versions, machine, threads, variables, source commit."""
     prefixes = ("OMP_", "GOMP_", "MKL_", "TORCH", "TRITON", "CUDA", "CUBLAS", "NCCL", "KMP_", "SLURM_JOB")
     return {
         "ratrain": ratrain.__version__,
@@ -204,7 +205,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of a source checkout, with a + where it is edited; None for an installed package."""
+    """Returns the commit of a source checkout, with a + if it has edits; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

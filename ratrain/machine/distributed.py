@@ -1,6 +1,7 @@
-"""The processes that train one run together: data parallel over the rows of a batch, one of them writing.
+"""The processes of one run: data parallel over the rows of a batch; only rank 0 writes.
 
-Everything that later forms of parallelism change goes through `World`: who wraps the model, who sums, who speaks.
+All communication goes through `World`, so that other forms of parallelism can replace it: wrapping the model, sums,
+and the choice of the process that writes.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from ratrain.errors import Exit, Fault, ManifestError, RatrainError, Unavailable
 
 T = TypeVar("T")
 
-# groups that were left stay referenced: a wrapped model that goes last would free its group with Python's lock held,
-# and wait for ever for a gloo thread that wants it (seen in torch 2.13)
+# destroyed groups stay referenced: otherwise a wrapped model freed last would free its group while it holds the GIL,
+# and deadlock with a gloo thread that needs the GIL (seen in torch 2.13)
 _left: list[object] = []
 _PATIENCE = timedelta(minutes=30)  # rank 0 may be writing a large checkpoint, or tokenising the corpus
 
 
 class FollowedError(RatrainError):
-    """Rank 0 has said what is wrong, or that it stops: the others leave with its code and without a word."""
+    """Rank 0 has reported an error or a stop: the other processes exit with its code and print nothing."""
 
     def __init__(self, code: int):
         super().__init__("")
@@ -38,30 +39,30 @@ class FollowedError(RatrainError):
 
 @dataclass(frozen=True)
 class World:
-    """Rank `rank` of `size` processes. One by itself has no process group, and every method costs it nothing."""
+    """Rank `rank` of `size` processes. A single process has no process group, and every method is free of cost."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is rank 0, the process that writes and prints."""
         return self.rank == 0
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """`model` such that its backward pass averages gradients over the processes. Compile in place before."""
+        """Wraps `model` so that its backward pass averages gradients over the processes. Compile it in place before."""
         if self.size == 1:
             return model
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the argument's new name is younger than torch 2.11
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 does not know the argument's new name
             return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def keep_local(self, model: nn.Module) -> AbstractContextManager:
-        """While it is entered, gradients of what `parallel` returned are only added up here."""
+        """Returns a context in which the gradients of a `parallel` model accumulate locally, without a reduction."""
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Puts the mean over the processes in each tensor."""
+        """Replaces each tensor by its mean over the processes."""
         if self.size > 1:
             flat = torch.cat([tensor.flatten() for tensor in tensors])
             dist.all_reduce(flat)
@@ -69,13 +70,13 @@ class World:
             torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes, written to `tensor`."""
+        """Replaces `tensor` by its sum over the processes, and returns it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def share(self, value: T) -> T:
-        """What rank 0 gives, on all."""
+        """Returns the value of rank 0 on all processes."""
         if self.size == 1:
             return value
         box: list[Any] = [value]
@@ -83,7 +84,7 @@ class World:
         return box[0]
 
     def gather(self, value: T) -> list[T]:
-        """What each process gives, by rank, on all."""
+        """Returns the values of all processes, by rank, on all processes."""
         if self.size == 1:
             return [value]
         boxes: list[Any] = [None] * self.size
@@ -92,9 +93,9 @@ class World:
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """Rank 0 goes through the block before the others; where it fails they leave, for it has said why.
+        """Runs the block on rank 0 before the others; if it fails there, the others raise FollowedError.
 
-        The block must exchange nothing.
+        The block must not communicate between processes.
         """
         if not self.leads:
             code = self.share(None)
@@ -110,13 +111,16 @@ class World:
             self.share(None)
 
     def lead(self, act: Callable[[], T]) -> T | None:
-        """What `act` returns on rank 0, None on the others, which leave where it fails."""
+        """Calls `act` on rank 0; returns its result there, None elsewhere. If it fails, others raise FollowedError."""
         with self.leader_first():
             return act() if self.leads else None
 
 
 def local_rows(world: World, *, batch: int, micro_batch: int) -> int:
-    """Sequences per forward pass of one process. Raises ManifestError where the batch does not divide."""
+    """Returns the sequences per forward pass of one process.
+
+    Raises ManifestError if the micro-batch does not divide the rows of a process.
+    """
     assert batch % world.size == 0, "the sampler has refused it"
     rows = batch // world.size
     micro = min(micro_batch, rows)
@@ -127,15 +131,15 @@ def local_rows(world: World, *, batch: int, micro_batch: int) -> int:
 
 
 def launched_rank() -> tuple[int, int]:
-    """(rank, size) as torchrun, or whoever started this process, says in the environment."""
+    """Returns (rank, size) from the environment variables of torchrun or another launcher."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:
-    """The processes that were started together, gloo between CPUs and NCCL between GPUs; by itself one without a group.
+    """Joins the process group, gloo between CPUs and NCCL between GPUs; a single process gets no group.
 
-    Raises UnavailableError where they do not find each other, and for one whose fellows are lost on the way.
+    Raises UnavailableError if the processes cannot connect, or if another process is lost during the run.
     """
     rank, size = launched_rank()
     if size == 1:

@@ -1,4 +1,4 @@
-"""Has compiled graphs on a CPU form their matrix products by what is faster there; see ratrain.kernels.products."""
+"""Compiles matrix products on a CPU to oneDNN calls if these are faster; see ratrain.kernels.products."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _LINEAR = torch.ops.mkldnn._linear_pointwise.default
 
 
 def inductor_options() -> dict[str, Any]:
-    """What torch.compile(options=...) is given for a model on a CPU."""
+    """Returns torch.compile's `options` for a model on a CPU."""
     return {"post_grad_custom_post_pass": ByOneDNN()} if products.onednn_is_faster() else {}
 
 
 class ByOneDNN(CustomGraphPass):
-    """Hands the products of a graph, forward or backward, to oneDNN.
+    """Replaces the matrix products of a graph, forward or backward, by oneDNN calls.
 
-    All of them: between two libraries each finds the other's data in the caches.
+    All supported products are replaced: with two libraries in turn, each finds the other's data in the caches.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -54,8 +54,11 @@ def _is_row(bias: fx.Node, product: fx.Node) -> bool:
 
 
 def _take_operands_as_they_lie() -> None:
-    """Inductor's own lowering of the operation would copy a transposed weight, which costs what was won. Only the rows
-    of the first operand are to be in order: left to oneDNN, they are copied element by element."""
+    """Registers a lowering of the oneDNN product that takes its operands without a copy.
+
+    Inductor's own lowering would copy a transposed weight, which costs as much as oneDNN gains. Only the first operand
+    is made contiguous: oneDNN would copy it element by element.
+    """
     from torch._inductor import ir, lowering
 
     if getattr(lowering.lowerings.get(_LINEAR), "_is_fallback_handler", False):

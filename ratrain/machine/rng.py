@@ -1,4 +1,4 @@
-"""Every random generator that a step may draw from, as tensors and plain values."""
+"""Saves and restores every random generator that a step may use, as tensors and plain values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def rng_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of torch's, each GPU's, NumPy's and Python's generators."""
+    """Returns the states of torch's, each GPU's, NumPy's and Python's generators."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -23,7 +23,7 @@ def rng_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore_rng(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-    """Puts back what `rng_state` took; generators of devices that are gone are left out."""
+    """Restores the states from `rng_state`; skips generators of devices that are gone."""
     torch.set_rng_state(tensors["cpu"])
     for i in range(torch.cuda.device_count()):
         if f"cuda{i}" in tensors:

@@ -1,4 +1,4 @@
-"""Being asked to stop: the first time finish the step and save, the second time leave at once."""
+"""Stop signals: the first one finishes the step and saves, a second SIGINT exits at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """While it is entered, SIGINT, SIGTERM and SIGUSR1 set `asked`; a second SIGINT ends the process with 130.
+    """A context in which SIGINT, SIGTERM and SIGUSR1 set `asked`; a later SIGINT ends the process with 130.
 
-    One of several processes speaks: `aloud`.
+    Of several processes only one prints a message: the one with `aloud`.
     """
 
     def __init__(self, *, aloud: bool = True):
@@ -24,7 +24,7 @@ class StopRequest:
         self._old: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+        if threading.current_thread() is threading.main_thread():  # handlers can be set in the main thread only
             self._old = {number: signal.signal(number, self._handle) for number in _POLITE}
         return self
 
@@ -35,7 +35,7 @@ class StopRequest:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             _say("\x1b[?25h" if os.isatty(2) else "")  # a live bar hides the cursor
-            os._exit(Exit.INTERRUPTED)  # at once: the last checkpoint is complete whatever was going on
+            os._exit(Exit.INTERRUPTED)  # at once: the last checkpoint is complete at any time
         if self._aloud:
             _say("\nstopping after this step, then saving; Ctrl-C again leaves at once\n")
         self.asked = signal.Signals(number).name
