@@ -1,1 +1,1 @@
-"""The files of a run: its folder, checkpoints, notes, and digests of the sources that it used."""
+"""The files of a run: its folder, checkpoints, notes, and digests of its source files."""

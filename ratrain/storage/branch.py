@@ -1,4 +1,4 @@
-"""`--branch RUN@STEP`: a run that begins at a checkpoint of another, as WSD's decays do (arXiv:2405.18392)."""
+"""`--branch RUN@STEP`: a run that starts from a checkpoint of another, as WSD's decays do (arXiv:2405.18392)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from ratrain.storage.folder import find_run, listed
 
 @dataclass(frozen=True)
 class Branch:
-    """Where a run begins: the checkpoint, the run that it belongs to by name, and what makes it part of an identity."""
+    """The start of a branched run: the checkpoint, the name of its run, and the Parent that enters the run hash."""
 
     checkpoint: Path
     run: str
     parent: Parent
 
     def record(self) -> dict[str, str | int]:
-        """What is kept in the folder of the new run, as parent.json."""
+        """Returns the content of parent.json in the folder of the new run."""
         return {"run": self.run, "run_hash": self.parent.run_hash, "step": self.parent.step}
 
 
 def find_branch(word: str, root: Path) -> Branch:
-    """The checkpoint that `RUN@STEP` names, or the newest where there is no `@STEP`; runs are looked up below `root`.
+    """Returns the branch for `RUN@STEP`, or for the newest checkpoint without `@STEP`; runs are searched below `root`.
 
-    Raises MissingError, UsageError, and DataError where it does not verify.
+    Raises MissingError if run or checkpoint is missing, UsageError if several runs match, and DataError if the
+    checkpoint does not verify.
     """
     name, _, step = word.rpartition("@")
     if not name or not step.isdecimal():

@@ -1,7 +1,7 @@
-"""Checkpoints that are complete or absent, and verified before a byte of them is believed.
+"""Atomic checkpoints, verified by SHA-256 before they are decoded.
 
-A checkpoint is a folder `step-N` with model.safetensors, optimizer.safetensors, state.json and SHA256SUMS (as
-`sha256sum -c` reads it). It is written aside, synced and renamed; nothing is ever unpickled.
+A checkpoint is a folder `step-N` with model.safetensors, optimizer.safetensors, state.json and SHA256SUMS (in the
+format of `sha256sum -c`). It is written to a temporary folder, synced and renamed. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on: fp32 weights, the optimizer's tensors, and plain state."""
+    """The state from which a run can continue: fp32 weights, the optimizer's tensors, and plain state."""
 
     step: int
     model: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]  # empty: weights only were kept
+    optimizer: Mapping[str, Tensor]  # empty: the checkpoint holds weights only
     state: Mapping[str, Any]
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int, str]:
-    """Writes `folder/step-N`, then drops all but the newest `keep`; returns the path, its bytes, the weights' SHA-256.
+    """Writes `folder/step-N`, then deletes all but the newest `keep`; returns path, bytes, and the weights' SHA-256.
 
-    Raises CannotCreateError or DiskError; what was there before is untouched then.
+    Raises CannotCreateError or DiskError; the earlier checkpoints are untouched then.
     """
     final = folder / f"step-{checkpoint.step:08d}"
     aside = folder / f".{final.name}{ASIDE}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         size, weights = _write_folder(aside, checkpoint)
-        if final.exists():  # it did not verify, and is being made again
+        if final.exists():  # it did not verify and is replaced
             os.rename(final, folder / f".{final.name}.old{ASIDE}")
         os.rename(aside, final)
         sync_folder(folder)
@@ -65,12 +65,12 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int,
 
 
 def stored_bytes(*groups: Mapping[str, Tensor]) -> int:
-    """Bytes of the tensors in a checkpoint, which are nearly all of it."""
+    """Returns the bytes of the tensors in a checkpoint, which make up nearly all of its size."""
     return sum(tensor.nbytes for group in groups for tensor in group.values())
 
 
 def check_room(folder: Path, each: int, *, keep: int) -> None:
-    """Raises DiskError where the disk cannot take `keep` checkpoints of `each` bytes, and one that is being written."""
+    """Raises DiskError if the disk has no room for `keep` checkpoints of `each` bytes and one in writing."""
     there = sum(file.stat().st_size for path in listed(folder) for file in path.iterdir())
     need, free = (keep + 1) * each - there, free_bytes(folder)
     if need > free:
@@ -81,7 +81,7 @@ def check_room(folder: Path, each: int, *, keep: int) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that may still be written below `folder`, whether it is there yet or not."""
+    """Returns the free bytes of the disk of `folder`, which need not exist yet."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
 
@@ -95,7 +95,7 @@ def _sums(digests: Mapping[str, str]) -> bytes:
 
 
 def _write_folder(folder: Path, checkpoint: Checkpoint) -> tuple[int, str]:
-    """Writes the files of a checkpoint, one in memory at a time; returns their bytes and the weights' SHA-256."""
+    """Writes the files of a checkpoint, encoding one at a time; returns their bytes and the weights' SHA-256."""
     shutil.rmtree(folder, ignore_errors=True)
     os.mkdir(folder)
     digests, size = {}, 0
@@ -114,8 +114,11 @@ def _write_folder(folder: Path, checkpoint: Checkpoint) -> tuple[int, str]:
 
 
 def _prune(folder: Path, keep: int, *, newest: int) -> None:
-    """Leaves `keep` checkpoints up to step `newest`: later ones did not verify, or the run would go on from them."""
-    for left in folder.glob(f".step-*{ASIDE}"):  # by a process that was killed
+    """Deletes all but the last `keep` checkpoints up to step `newest`, and leftovers of killed processes.
+
+    Later checkpoints are ignored: they did not verify, or the run would have resumed from them.
+    """
+    for left in folder.glob(f".step-*{ASIDE}"):
         shutil.rmtree(left, ignore_errors=True)
     for old in [path for path in listed(folder) if step_of(path) <= newest][keep:]:
         _drop(old)
@@ -123,13 +126,13 @@ def _prune(folder: Path, keep: int, *, newest: int) -> None:
 
 def _drop(old: Path) -> None:
     aside = old.with_name(f".{old.name}{ASIDE}")
-    with contextlib.suppress(OSError):  # an old checkpoint that stays does no harm
-        os.rename(old, aside)  # half a checkpoint must not be found
+    with contextlib.suppress(OSError):  # an old checkpoint that remains is harmless
+        os.rename(old, aside)  # so that a partly deleted checkpoint is never listed
         shutil.rmtree(aside)
 
 
 def load(path: Path) -> Checkpoint:
-    """The verified checkpoint at `path`. Raises DataError that names the file and what is wrong with it."""
+    """Loads and verifies the checkpoint at `path`. Raises DataError that names the file and its fault."""
     stated = _read(path / _SUMS)
     files = [name for name in _FILES if name != _OPTIMIZER or not _is_thin(stated)]
     data = {name: _read(path / name) for name in files}
@@ -159,9 +162,9 @@ def _decode(data: Mapping[str, bytes], path: Path) -> Checkpoint:
 
 
 def _require_finite(model: Mapping[str, Tensor], buffers: Sequence[str] | None, path: Path) -> None:
-    """Raises DataError where a weight is not finite: the run had diverged, and nothing can go on from there.
+    """Raises DataError if a weight is not finite: the run had diverged, and cannot continue from there.
 
-    Older checkpoints do not name their buffers, of which one may be infinite by right.
+    Older checkpoints do not name their buffers, which may hold valid infinities; in those only NaN is refused.
     """
     for name, tensor in model.items():
         if name in (buffers or ()) or not tensor.is_floating_point():
@@ -171,9 +174,9 @@ def _require_finite(model: Mapping[str, Tensor], buffers: Sequence[str] | None, 
 
 
 def thin(folder: Path) -> None:
-    """Leaves the weights of the newest checkpoint in `folder`, and nothing to train on from. It is verified before.
+    """Deletes the optimizer state of the newest checkpoint in `folder`, once verified, and all older checkpoints.
 
-    Killed half-way it leaves a checkpoint with weights only, or one that is still whole.
+    If the process is killed half-way, the checkpoint holds weights only or is still complete.
     """
     newest, *older = listed(folder)
     load(newest)
@@ -196,9 +199,9 @@ def _read(file: Path) -> bytes:
 
 
 def load_newest(folder: Path) -> tuple[Checkpoint | None, Path | None, tuple[str, ...]]:
-    """The newest checkpoint that verifies, its path, and a message for each newer one that did not.
+    """Returns the newest checkpoint that verifies, its path, and a message for each newer one that does not.
 
-    (None, None, ()) when there is none at all. Raises DataError when there are some but none verifies.
+    Returns (None, None, ()) if there is no checkpoint. Raises DataError if there are checkpoints but none verifies.
     """
     failures = []
     for path in listed(folder):
@@ -213,7 +216,7 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, Path | None, tuple[str
 
 
 def require_same_tensors(expected: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
-    """Raises DataError unless the checkpoint holds exactly the tensors that the model has, by name and shape."""
+    """Raises DataError unless checkpoint and model have the same tensors, by name and shape."""
     have = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
     need = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     odd = sorted(name for name in have.keys() | need.keys() if have.get(name) != need.get(name))
@@ -224,7 +227,7 @@ def require_same_tensors(expected: Mapping[str, Tensor], checkpoint: Checkpoint)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's tensors by `parameter|key`, and its plain values by parameter and key."""
+    """Returns the optimizer's tensors by `parameter|key`, and its plain values by parameter and key."""
     tensors, plain = {}, {}
     for index, entry in optimizer.state_dict()["state"].items():
         for key, value in entry.items():
@@ -238,7 +241,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> tup
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
 ) -> None:
-    """Puts back what `flatten_optimizer` took; hyper-parameters stay those of the manifest."""
+    """Restores the state from `flatten_optimizer`; hyper-parameters stay those of the manifest."""
     index = {name: i for i, name in enumerate(names)}
     state: dict[int, dict[str, Any]] = {index[name]: dict(entry) for name, entry in plain.items()}
     for path, tensor in tensors.items():

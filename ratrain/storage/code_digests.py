@@ -1,4 +1,4 @@
-"""Which sources a run depends on: what it trains is its manifest *and* this code."""
+"""Digests of the source files that a run depends on: its result follows from its manifest *and* this code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ratrain.registry import plugin_files
 
 _SHOWN = 3  # changed files that a message names
 _ROOT = Path(__file__).parents[1]
-# the folders and files that decide a number of every run; kinds are added as the manifest names them
+# sources that affect the results of every run; the files of the manifest's kinds are added
 _ALWAYS = (
     "compression/*.py",
     "data/corpus.py",
@@ -36,19 +36,19 @@ _ALWAYS = (
 
 
 def code_digests(manifest: Manifest) -> dict[str, str]:
-    """SHA-256 of every source file that the run uses, by its place in the package (or `patches/` for a plug-in)."""
+    """Returns the SHA-256 of every source file of the run, by its path in the package (or `patches/` for a plug-in)."""
     files = {str(Path("ratrain", file.relative_to(_ROOT))): file for file in _package_files(manifest)}
     files |= {f"patches/{file.name}": file for file in plugin_files(manifest.patch.values())}
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(files.items())}
 
 
 def changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Files that differ, came or went."""
+    """Returns the files that were changed, added or removed."""
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
 def some(files: Sequence[str]) -> str:
-    """The names of changed files; after an update of ratrain that is nearly all of them, and a few stand for all."""
+    """Formats the names of changed files; lists only a few, since an update of ratrain changes nearly all."""
     shown = [*files[:_SHOWN], *([f"{len(files) - _SHOWN} more files"] if len(files) > _SHOWN else [])]
     return f"{', '.join(shown[:-1])} and {shown[-1]}" if shown[1:] else "".join(shown)
 
@@ -57,7 +57,7 @@ def _package_files(manifest: Manifest) -> Iterator[Path]:
     for pattern in _ALWAYS:
         yield from _ROOT.glob(pattern)
     for options in (manifest.optim, *manifest.patch.values()):
-        for kind in type(options).__mro__:  # a kind may be another with more
+        for kind in type(options).__mro__:  # a kind may subclass another
             file = Path(str(getattr(module_of(kind), "__file__", None)))
             if file.is_relative_to(_ROOT) and file.parent != _ROOT / "config" and file != _ROOT / "registry.py":
                 yield file

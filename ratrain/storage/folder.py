@@ -1,4 +1,4 @@
-"""The folder of a run: who holds it, what state it is in, what was asked for."""
+"""The folder of a run: its lock, its state, and its manifest."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from typing import Any
 from ratrain.atomic import remove_leftovers, write_file
 from ratrain.errors import CannotCreateError, GaveUpError, MissingError, UsageError
 
-_ATTEMPTS = 3  # that may end without a new checkpoint
-_NAMED = 12  # runs in a message
-_LOOK = 0.05  # seconds: far longer than `is_held` has the lock
+_ATTEMPTS = 3  # attempts in a row that may end without a new checkpoint
+_NAMED = 12  # runs named in a message
+_LOOK = 0.05  # seconds before a second try: far longer than `is_held` holds the lock
 
 
 class RunFolder:
     """`manifest.toml resolved.toml state.json events.jsonl summary.json env.json log.txt notes.json run.lock` and
     `checkpoints/ samples/`.
 
-    One process holds it at a time; the lock dies with the process.
+    One process holds the folder at a time; the lock is released when the process ends.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._lock: int | None = None
-        self._attempt: dict[str, int] = {}  # how often in a row the run was begun at which checkpoint
+        self._attempt: dict[str, int] = {}  # number of starts in a row from the same checkpoint, and its step
 
     def open(self, *, advice: str = "wait for it, or change the seed") -> RunFolder:
-        """Creates the folder and takes its lock. Raises CannotCreateError: not writable, or held by another."""
+        """Creates and locks the folder. Raises CannotCreateError if it is not writable or another process holds it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -51,11 +51,11 @@ class RunFolder:
 
     def close(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)  # gives the lock back
+            os.close(self._lock)  # releases the lock
             self._lock = None
 
     def is_held(self) -> bool:
-        """Whether a process trains here. A look takes the lock for a moment, beside other looks."""
+        """Returns whether a process is training here, by taking a shared lock for a moment."""
         try:
             lock = os.open(self.path / "run.lock", os.O_RDONLY)
         except OSError:
@@ -66,7 +66,7 @@ class RunFolder:
             os.close(lock)
 
     def refusal(self, advice: str) -> CannotCreateError:
-        """The error that names the holder."""
+        """Returns the error that names the process holding the folder."""
         try:
             holder = (self.path / "run.lock").read_bytes()[:200].decode(errors="replace").strip()
         except OSError:
@@ -80,12 +80,12 @@ class RunFolder:
         self.close()
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Puts `content` into the file `name`, whole or not at all."""
+        """Writes `content` to the file `name` atomically."""
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         write_file(self.path / name, [content.encode() if isinstance(content, str) else content])
 
     def read_state(self) -> dict[str, Any]:
-        """What state.json says; empty where there is none or it cannot be read."""
+        """Returns the content of state.json; empty if it is missing or cannot be read."""
         try:
             state = json.loads((self.path / "state.json").read_text())
         except (OSError, ValueError, RecursionError):
@@ -97,9 +97,9 @@ class RunFolder:
         self.write("state.json", json.dumps({**about, **state}, indent=1) + "\n")
 
     def check_attempts(self) -> None:
-        """Raises GaveUpError where the run died or failed again and again without a new checkpoint.
+        """Raises GaveUpError if the run died or failed several times in a row without a new checkpoint.
 
-        A scheduler that restarts what fails then ends; a person who asks again is heard.
+        This stops a scheduler that restarts failed runs. The count is then reset, so that the next start is allowed.
         """
         if self.is_held():
             return
@@ -116,14 +116,17 @@ class RunFolder:
         )
 
     def count_attempt(self) -> None:
-        """Notes that the run is begun once more, for what `write_state` writes from now on."""
+        """Counts one more start of the run; later calls of `write_state` record it."""
         state, newest = self.read_state(), [int(path.name[5:]) for path in self.checkpoints.glob("step-*[0-9]")]
         at = max(newest, default=0)
         again = state.get("status") in ("running", "failed") and state.get("from_step") == at
         self._attempt = {"attempt": int(state.get("attempt", 0)) + 1 if again else 1, "from_step": at}
 
     def move_aside(self) -> Path | None:
-        """Renames a folder that is there to the first free `<name>.old-N`; returns where it went."""
+        """Renames the folder to the first free `<name>.old-N`; returns the new path, or None if there is no folder.
+
+        Raises CannotCreateError if the rename fails.
+        """
         if not self.path.exists():
             return None
         number = 1
@@ -137,7 +140,7 @@ class RunFolder:
 
 
 def _taken(lock: int, kind: int, *, wait: float = 0.0) -> bool:
-    """Whether the lock of an open file could be had, after `wait` seconds."""
+    """Waits `wait` seconds, then tries to lock an open file; returns whether it succeeded."""
     time.sleep(wait)
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
@@ -147,25 +150,25 @@ def _taken(lock: int, kind: int, *, wait: float = 0.0) -> bool:
 
 
 def listed(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a folder, newest first, not verified."""
+    """Returns the checkpoints in a folder, newest first, unverified."""
     found = [p for p in checkpoints.glob("step-*") if p.name[5:].isdecimal() and p.is_dir()]
     return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """By its name."""
+    """Returns the step in the name of a checkpoint folder."""
     return int(checkpoint.name[5:])
 
 
 def run_paths(root: Path) -> list[Path]:
-    """The folders of runs below `root`, by name; those that were moved aside are left out."""
+    """Returns the run folders below `root`, sorted by name, without runs that were moved aside."""
     return sorted(file.parent for file in root.glob("*/s*/resolved.toml") if ".old-" not in file.parent.name)
 
 
 def find_run(name: str, root: Path) -> Path:
-    """The folder of a run given by path, or by a prefix of its name under `root`; `@last` is the newest.
+    """Returns the folder of a run given by path, or by a prefix of its name under `root`; `@last` is the newest.
 
-    Raises MissingError when there is none, UsageError when several fit.
+    Raises MissingError if no run matches, UsageError if several do or if the name is empty.
     """
     if not name:  # an unset variable in a script, and a prefix of every name
         raise UsageError("expected a run, got an empty word; @last is the newest")
@@ -185,7 +188,7 @@ def find_run(name: str, root: Path) -> Path:
 
 
 def _some(runs: Sequence[Path], root: Path) -> str:
-    """Names of the first few."""
+    """Formats the names of the first few runs."""
     names = [str(run.relative_to(root)) for run in runs]
     more = f" and {len(names) - _NAMED} more; `ratrain runs` lists them" if len(names) > _NAMED else ""
     return f"{', '.join(names[:_NAMED])}{more}" or "none"

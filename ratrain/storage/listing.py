@@ -1,4 +1,4 @@
-"""The runs in a folder: listed, followed, deleted, from what they left on disk alone. Nothing here imports torch."""
+"""Lists, follows and deletes the runs in a folder from their files alone. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ratrain.storage.notes import Notes, read_notes
 
 E = TypeVar("E", bound=Event)
 
-_LAST_WINDOWS = 8  # whose median is the speed
-_LOOK = 1 << 16  # bytes of events.jsonl that hold an evaluation, mostly
-_POLL = 0.3  # seconds between looks at a log that is followed
+_LAST_WINDOWS = 8  # the speed is the median over these windows
+_LOOK = 1 << 16  # bytes at the end of events.jsonl, which usually contain an evaluation
+_POLL = 0.3  # seconds between reads of a followed log
 
 
 # -- one run ----------------------------------------------------------------------------------------------------
@@ -33,29 +33,29 @@ _POLL = 0.3  # seconds between looks at a log that is followed
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run stands. What is not known is None; a loss may be NaN."""
+    """The status of a run. Unknown values are None; a loss may be NaN."""
 
     name: str  # below the folder of runs
     path: Path
     status: str
     step: int | None
-    total_steps: int | None  # None where the budget is in seconds
+    total_steps: int | None  # None if the budget is in seconds
     spent: float | None  # fraction of the budget
     loss: float | None  # of the last evaluation
     tokens_per_second: float | None
-    moved: float  # seconds since the epoch
+    moved: float  # time of the last change, in seconds since the epoch
     tags: tuple[str, ...]
     note: str
 
     def record(self) -> dict[str, Any]:
-        """This as JSON can hold it: what is not finite is null."""
+        """Returns the status as JSON values; non-finite numbers become null."""
         moved = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.moved))
         known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
         return {**known, "path": str(self.path), "moved": moved}
 
 
 def look(path: Path, root: Path) -> Run:
-    """Where the run in `path` stands, from its state.json, events.jsonl, notes.json and lock."""
+    """Reads the status of the run in `path` from its state.json, events.jsonl, notes.json and lock."""
     folder = RunFolder(path)
     state, events = folder.read_state(), _recent(path / "events.jsonl")
     started = _last(events, RunStarted)
@@ -80,12 +80,15 @@ def look(path: Path, root: Path) -> Run:
 def _notes_if_readable(path: Path) -> Notes:
     try:
         return read_notes(path)
-    except DataError:  # a list is no place to fail for one run of many
+    except DataError:  # one unreadable run must not break the list
         return Notes(note="(notes.json cannot be read)")
 
 
 def run_status(folder: RunFolder) -> str:
-    """What state.json says; `running` is what the lock says, and `died` where it is claimed without the lock."""
+    """Returns the status: `running` if the lock is held, `died` if state.json has `running` and the lock is free.
+
+    Otherwise the status of state.json, or `unknown`.
+    """
     if folder.is_held():
         return "running"
     status = str(folder.read_state().get("status", "unknown"))
@@ -97,12 +100,12 @@ def _last(events: Sequence[Event], kind: type[E]) -> E | None:
 
 
 def _recent(file: Path) -> list[RunStarted | Window | Evaluated | RunEnded]:
-    """The events at the end of `file`, from the last evaluation or the last windows on, and how the run started."""
+    """Returns the newest RunStarted, the last windows, and the last evaluation and RunEnded of `file`."""
     try:
         with file.open("rb") as stream:
             head = stream.read(_LOOK)
             end, size = stream.seek(0, os.SEEK_END), _LOOK
-            # a long run's file is long: read back only as far as an evaluation
+            # the file of a long run is large: read it backwards until an evaluation is found
             while True:
                 stream.seek(max(0, end - size))
                 tail = stream.read()
@@ -119,7 +122,7 @@ def _recent(file: Path) -> list[RunStarted | Window | Evaluated | RunEnded]:
 
 
 def _newest(lines: bytes, kind: type[E], count: int) -> Iterator[E]:
-    """The last `count` events of a kind, oldest first; a line that was cut or damaged is passed over."""
+    """Returns the last `count` events of a kind, oldest first; truncated or damaged lines are skipped."""
     mark = f'"event": "{kind.__name__}"'.encode()
     found: list[E] = []
     for line in reversed(lines.split(b"\n")):
@@ -135,7 +138,7 @@ def _newest(lines: bytes, kind: type[E], count: int) -> Iterator[E]:
 
 
 def _number(value: Any) -> float | None:
-    """A number of state.json, which holds one that is not finite by its name."""
+    """Parses a number of state.json, in which non-finite numbers may be strings ("nan", "inf", "-inf")."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     return float(value) if value in ("nan", "inf", "-inf") else None
@@ -169,7 +172,10 @@ ORDERS = tuple(_ORDERS)
 
 
 def list_runs(root: Path, glob: str | None = None, *, sort: str = "when") -> list[Run]:
-    """The runs below `root` whose name, folder or id fits `glob`: newest, lowest loss or most steps first."""
+    """Returns the runs below `root` whose name, folder or id matches `glob`, sorted by `sort` (a key of ORDERS).
+
+    "when" is newest first, "val" lowest loss first, "step" most steps first, "name" alphabetical.
+    """
     runs = []
     for path in run_paths(root):
         name = str(path.relative_to(root))
@@ -179,7 +185,10 @@ def list_runs(root: Path, glob: str | None = None, *, sort: str = "when") -> lis
 
 
 def table(runs: Sequence[Run], *, width: int | None) -> str:
-    """The runs as lines of at most `width` columns (None: any): the note is cut first, at a word, then columns go."""
+    """Formats the runs as lines of at most `width` columns (None: no limit).
+
+    If they are too wide, the note is shortened at a word first, then columns are dropped.
+    """
     head = ("run", "status", "step", "val loss", "tok/s", "moved", "tags", "note")
     rows = [head, *(_cells(run, time.time()) for run in runs)]
     widths = {title: max(len(row[at]) for row in rows) for at, title in enumerate(head)}
@@ -225,7 +234,7 @@ def _line(row: Sequence[str], head: Sequence[str], shown: Sequence[str], widths:
 
 
 def _plain(text: str) -> str:
-    """`text` on one line, without what would steer a terminal."""
+    """Returns `text` on one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -242,7 +251,7 @@ _BUSY = "stop it first"
 
 
 def check_removable(run: Path) -> None:
-    """Raises UsageError for what is a link or no run's folder, CannotCreateError for a run that is being trained."""
+    """Raises UsageError for a link or a folder without a run, CannotCreateError for a run in training."""
     if run.is_symlink():
         raise UsageError(f"{run}: is a link; name the folder that it leads to, {run.resolve()}")
     if not (run / "run.lock").is_file():
@@ -253,7 +262,7 @@ def check_removable(run: Path) -> None:
 
 
 def remove(run: Path) -> None:
-    """Deletes the folder of a run: it is whole or gone. Raises CannotCreateError where it is being trained."""
+    """Deletes the folder of a run, by a rename first, so that it is complete or gone. Raises as `check_removable`."""
     check_removable(run)
     run = run.resolve()  # `.` has no name
     with RunFolder(run).open(advice=_BUSY):
@@ -267,7 +276,7 @@ def remove(run: Path) -> None:
 
 
 def size(run: Path) -> int:
-    """Bytes in the folder of a run."""
+    """Returns the bytes in the folder of a run."""
     return sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
 
 
@@ -275,11 +284,11 @@ def size(run: Path) -> int:
 
 
 def tail(run: Path, count: int, *, follow: bool = False) -> Iterator[str]:
-    """The last `count` lines of the run's log; with `follow` also what it adds until nobody trains it any more.
+    """Yields the last `count` lines of the run's log; with `follow` also new lines until training ends.
 
-    Raises MissingError where there is no log. A line that is being written may come in pieces.
+    Raises MissingError if the log cannot be read. A line in the process of being written may arrive in pieces.
     """
-    # the log, not events.jsonl: it is only ever appended to, and holds the lines as they were told
+    # the log, not events.jsonl: it is append-only, and holds the lines as they were printed
     log = run / "log.txt"
     try:
         file = log.open(encoding="utf-8", errors="replace")
@@ -288,7 +297,7 @@ def tail(run: Path, count: int, *, follow: bool = False) -> Iterator[str]:
     with file:
         yield from deque(file, maxlen=count)
         while follow:
-            # asked before the rest is read: what is written before the lock is given back is not missed
+            # checked before the rest is read, so that lines written before the lock's release are not missed
             live = RunFolder(run).is_held() and os.path.samestat(os.fstat(file.fileno()), log.stat())
             yield from file
             if not live:
@@ -297,7 +306,7 @@ def tail(run: Path, count: int, *, follow: bool = False) -> Iterator[str]:
 
 
 def failure(run: Path) -> str | None:
-    """Why the run ended, where its log cannot say: it died, or failed outside the engine. None otherwise."""
+    """Returns why the run ended if its log does not state it: it died, or failed outside the engine. Else None."""
     folder = RunFolder(run)
     status = run_status(folder)
     if status == "died":

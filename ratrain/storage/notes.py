@@ -1,4 +1,4 @@
-"""The tags and the note that a person keeps beside a run, in its notes.json."""
+"""The user's tags and note of a run, in its notes.json."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ratrain.errors import DataError, MissingError, UsageError
 
 @dataclass(frozen=True)
 class Notes:
-    """Words to find a run by, and a line about it."""
+    """Tags to find a run by, and a one-line note."""
 
     tags: tuple[str, ...] = ()
     note: str = ""
 
 
 def read_notes(run: Path) -> Notes:
-    """The notes of a run, empty where there are none. Raises DataError: there, but not as they were written."""
+    """Returns the notes of a run, empty without a notes.json. Raises DataError if the file cannot be read."""
     file = run / "notes.json"
     try:
         notes = json.loads(file.read_text(encoding="utf-8"))
@@ -35,7 +35,7 @@ def read_notes(run: Path) -> Notes:
 
 
 def tag(run: Path, tags: Sequence[str]) -> Notes:
-    """Adds the tags that the run does not have yet; returns its notes. Raises UsageError for what is no single word."""
+    """Adds new tags to the run; returns its notes. Raises UsageError unless a tag is one printable word, no comma."""
     for name in tags:
         if not name.isprintable() or not name or set(name) & set(" ,"):
             raise UsageError(f"{name!r}: a tag is one word without a comma")
@@ -44,7 +44,7 @@ def tag(run: Path, tags: Sequence[str]) -> Notes:
 
 
 def untag(run: Path, tags: Sequence[str]) -> Notes:
-    """Takes the tags off; returns the run's notes. Raises MissingError for one that it does not have."""
+    """Removes the tags; returns the run's notes. Raises MissingError for a tag that the run does not have."""
     old = read_notes(run)
     for name in tags:
         if name not in old.tags:
@@ -53,7 +53,7 @@ def untag(run: Path, tags: Sequence[str]) -> Notes:
 
 
 def note(run: Path, text: str) -> Notes:
-    """Puts `text` in place of the run's note; returns its notes."""
+    """Replaces the run's note by `text`; returns its notes."""
     return _write_notes(run, Notes(read_notes(run).tags, " ".join(text.split())))
 
 

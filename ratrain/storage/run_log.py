@@ -1,4 +1,4 @@
-"""A run as its events.jsonl tells it."""
+"""A run as read from its events.jsonl."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ratrain.storage.listing import run_status
 
 @dataclass
 class Series:
-    """A probe over the run: `values` [n, layers, heads] at `steps` [n]; one value per layer where heads is 1."""
+    """A probe over the run: `values` [n, layers, heads] at `steps` [n]; heads is 1 for one value per layer."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -41,11 +41,11 @@ class RunLog:
     """The events of a run, sorted by kind, each kind in order of steps."""
 
     path: Path
-    started: RunStarted  # the newest session's
+    started: RunStarted  # of the newest session
     windows: list[Window] = field(default_factory=list)
     evaluated: list[Evaluated] = field(default_factory=list)
     fingerprints: Fingerprints | None = None
-    attention: str = ""  # the backend that computed it
+    attention: str = ""  # the backend
     warnings: list[str] = field(default_factory=list)
     activated: list[Activated] = field(default_factory=list)
     probes: dict[str, dict[str, Series]] = field(default_factory=dict)  # by patch and probe
@@ -54,17 +54,17 @@ class RunLog:
     status: str = "unfinished"
 
     def losses(self) -> tuple[list[int], list[float]]:
-        """Training loss of every step."""
+        """Returns steps and training losses of all windows."""
         return steps_of(self.windows), [loss for window in self.windows for loss in window.losses]
 
 
 def steps_of(windows: Iterable[Window]) -> list[int]:
-    """The step of each loss of these windows."""
+    """Returns the step of each loss in these windows."""
     return [window.step - len(window.losses) + 1 + at for window in windows for at in range(len(window.losses))]
 
 
 def read_run(path: Path) -> RunLog:
-    """The run in folder `path`. Raises MissingError without events, DataError where they do not tell of a run."""
+    """Reads the run in folder `path`. Raises MissingError without events.jsonl, DataError if it has no RunStarted."""
     file = path / "events.jsonl"
     if not file.exists():
         raise MissingError(f"{file}: no such file; the run has not begun")
@@ -72,7 +72,7 @@ def read_run(path: Path) -> RunLog:
     if log is None:
         raise DataError(f"{file}: tells of no run")
     if log.status == "unfinished" and (status := run_status(RunFolder(path))) in ("failed", "died", "running"):
-        log.status = status  # as `ratrain runs` has it
+        log.status = status  # as in `ratrain runs`
     return log
 
 
@@ -111,7 +111,7 @@ def _sorted(path: Path, found: Iterable[Event]) -> RunLog | None:
 
 
 def _series(probed: Sequence[Probed]) -> dict[str, dict[str, Series]]:
-    """Per patch and probe, what each event holds of it; a layer without the patch is nan."""
+    """Collects the values of each probe over all events, by patch and probe; a layer without the patch is nan."""
     rows: dict[tuple[str, str], list[tuple[int, list[list[float]]]]] = {}
     for event in probed:
         for patch, probes in event.values.items():
