@@ -1,4 +1,7 @@
-"""Stop signals: the first one finishes the step and saves, a second SIGINT exits at once."""
+"""Stop signals: after the first the run finishes its step and saves; a second SIGINT exits at once.
+
+A run of several processes finishes its window instead, so that all stop after the same step.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Work on whole runs: start, resume, rehearse, replay, list, sample from and export them."""
+"""Operations on whole runs: start, resume, rehearse, replay, calibrate, sample from and export them."""

@@ -1,4 +1,4 @@
-"""`ratrain calibrate RUN`: the values of a trained model in fewer channels, fitted to it after training."""
+"""`ratrain calibrate RUN`: fits KV splice, which stores the values in fewer channels, to a trained model."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _MARK, _TITLE = "spliced-", ", its values spliced after training"
 
 
 def spliced(word: str, root: Path, overrides: Sequence[str]) -> tuple[Manifest, Source, Branch]:
-    """The manifest of the run that RUN or RUN@STEP names, with KV splice as `overrides` set it, and where it begins.
+    """Returns the manifest of RUN or RUN@STEP with KV splice and `overrides`, its source, and its branch.
 
-    Raises what `find_branch` and `resolve` raise.
+    Raises the errors of `find_branch` and `resolve`.
     """
     branch = find_branch(word, root)
     folder = branch.checkpoint.parents[1]
@@ -41,9 +41,9 @@ def spliced(word: str, root: Path, overrides: Sequence[str]) -> tuple[Manifest, 
 
 
 def calibrate(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit) -> Path:
-    """Makes a run, in a folder of its own, of the weights that `launch.branch` names and a fit to them.
+    """Fits KV splice to the weights of `launch.branch` and saves the result as a run in a folder of its own.
 
-    Raises AlreadyDone where it is there, and what `train` raises.
+    Returns the folder. Raises AlreadyDone if the run exists and `launch.fresh` is off, and the errors of `train`.
     """
     folder = launch.folder(manifest)
     if listed(folder.checkpoints) and not launch.fresh:
@@ -52,7 +52,7 @@ def calibrate(manifest: Manifest, source: Source, launch: Launch, *, sink: Emit)
 
 
 class Calibration(Engine):
-    """Fits what is to be fitted to the model that the run begins with, and trains nothing."""
+    """An engine that fits the patches to the weights of another run, evaluates, saves and samples, without training."""
 
     def run(self, *, until: int | None = None) -> RunEnded:
         fitting = self.part(Fitting)
@@ -75,7 +75,7 @@ class Calibration(Engine):
         return self._done()
 
     def _graft(self, fitting: Fitting) -> None:
-        """Goes to the end of the run that this one begins with; modules that are to be fitted stay as built."""
+        """Restores the checkpoint of the branch; modules that are fitted keep their initial tensors."""
         branch = self.setup.branch
         assert branch
         checkpoint = load(branch.checkpoint)

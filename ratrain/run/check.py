@@ -1,4 +1,4 @@
-"""What manifests build, without training: costs, replaced sites, twins."""
+"""Checks manifests without training: costs, replaced sites, variants with equal recipes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ratrain.model.count import count
 
 @dataclass(frozen=True)
 class Checked:
-    """One manifest that builds: counts of the whole model, FLOPs to train one token, sites and leaks by patch."""
+    """A manifest that builds: counts of the whole model, FLOPs to train one token, sites and leaks by patch."""
 
     id: str
     scale: str
@@ -25,14 +25,14 @@ class Checked:
     train_flops_per_token: int
     kv_bytes_per_token: int
     sites: dict[str, int]
-    leaks: dict[str, str]  # why a patch sees later tokens, of those that do
+    leaks: dict[str, str]  # why a patch sees later tokens; causal patches are absent
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def check(manifest: Manifest) -> Checked:
-    """Builds the manifest on the meta device. Raises ManifestError when it does not build."""
+    """Builds the manifest on the meta device and counts its costs. Raises ManifestError if it does not build."""
     model = build(manifest, device="meta")
     cost = count(model)
     claimed = list(model.claimed.values())
@@ -50,7 +50,7 @@ def check(manifest: Manifest) -> Checked:
 
 
 def twins(checked: Sequence[Checked]) -> list[Fault]:
-    """Variants that train exactly the same without saying so by `same_as`, and those that say so and do not."""
+    """Returns faults of `same_as`: variants with equal recipes that do not declare it, and false declarations."""
     faults: list[Fault] = []
     by_id = {row.id: row for row in checked}
     for i, row in enumerate(checked):
@@ -67,7 +67,7 @@ def twins(checked: Sequence[Checked]) -> list[Fault]:
 
 
 def _root(row: Checked, by_id: dict[str, Checked]) -> str:
-    """The id that `same_as` leads to in the end, or leads around to."""
+    """Returns the id at the end of the chain of `same_as`, also if the chain is a cycle."""
     seen = [row.id]
     while (row := by_id.get(row.same_as or "", row)).id not in seen:
         seen.append(row.id)
@@ -75,7 +75,7 @@ def _root(row: Checked, by_id: dict[str, Checked]) -> str:
 
 
 def table(checked: Sequence[Checked]) -> str:
-    """The counts as aligned columns."""
+    """Formats the counts as aligned columns."""
     head = ("id", "scale", "parameters", "train FLOPs/token", "KV bytes/token", "recipe", "sites")
     rows = [
         (

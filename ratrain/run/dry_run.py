@@ -1,4 +1,4 @@
-"""A rehearsal: everything a run does, twice over a tiny batch, and what the whole will need."""
+"""The dry run: all phases of a run over two steps of a tiny batch, and an estimate of the full run's cost."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _STEPS = 2
 
 
 def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path = Path("runs")) -> dict[str, Any]:
-    """Builds, compiles, trains two steps, evaluates, saves and restores at the manifest's shapes; returns what it saw.
+    """Builds, compiles, trains two steps, evaluates, saves and restores at the manifest's shapes; returns the results.
 
-    Writes nothing that stays, but compiled code in the cache. Raises RatrainError as the run would, also where the
-    disk that holds `checkpoints` has no room for them.
+    Leaves no files but compiled code in the cache. Raises RatrainError as the run would, also if the disk of
+    `checkpoints` has no room for them.
     """
     require(manifest.log.trackers)
     keep_compiled_code()
@@ -41,7 +41,7 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path =
         emit(event)
 
     place = pick_device(device)
-    set_determinism(manifest.train.deterministic, place)  # which decides what can compute attention
+    set_determinism(manifest.train.deterministic, place)  # first, because it affects which backends can run
     attention = choose(manifest, rows=manifest.train.micro_batch, device=place, emit=listen)
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(two_steps(manifest), checkpoints=Path(folder), device=place, emit=listen, attention=attention)
@@ -76,7 +76,7 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path =
 
 
 def _state_bytes(engine: Engine) -> int:
-    """Of weights, their gradients, and what a step has left in the optimizer, masks included."""
+    """Returns the bytes of weights, gradients, optimizer state after a step, and pruning masks."""
     step = engine.train_step
     kept = [tensor for state in step.optimizer.state.values() for tensor in state.values() if tensor.numel() > 1]
     weights = sum(weight.nbytes for weight in step.parameters)
@@ -84,9 +84,9 @@ def _state_bytes(engine: Engine) -> int:
 
 
 def two_steps(manifest: Manifest) -> Manifest:
-    """The same model and recipe over two rows and two steps, with everything that a run does in between.
+    """Returns the manifest with two steps of two rows, and with evaluation, checkpoint and log after each step.
 
-    The first step is taken with every mechanism switched off, the second with all of them on.
+    In the first step every mechanism is off, in the second all are on.
     """
     sections = {
         "train": {"budget": Budget(steps=_STEPS), "batch": _ROWS, "micro_batch": 1},
@@ -95,7 +95,7 @@ def two_steps(manifest: Manifest) -> Manifest:
         "log": {"every": 1},
     }
     changed = {name: getattr(manifest, name).model_copy(update=keys) for name, keys in sections.items()}
-    if manifest.prune:  # a look after the first step, the target reached
+    if manifest.prune:  # pruning reaches its target after the first step
         spans = {"start": Span(steps=0), "end": Span(steps=1)}
         changed["prune"] = manifest.prune.model_copy(update=spans)
     changed["activation"] = ActivationSection(kind="after", after=Span(steps=1))
@@ -104,7 +104,7 @@ def two_steps(manifest: Manifest) -> Manifest:
 
 
 def require_equal(engine: Engine, restored: Engine) -> None:
-    """Raises AssertionError where a tensor of two engines differs."""
+    """Raises AssertionError if a tensor of the two engines differs."""
     kept, loaded = engine.snapshot(), restored.snapshot()
     for name, tensor in {**kept.model, **kept.optimizer}.items():
         other = loaded.model[name] if name in loaded.model else loaded.optimizer[name]
@@ -112,7 +112,7 @@ def require_equal(engine: Engine, restored: Engine) -> None:
 
 
 def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit, checkpoints: Path = Path("runs")) -> str:
-    """`rehearse` as text for a person, or as one JSON document; `emit` hears of each event on the way."""
+    """Returns the results of `rehearse` as text or as one JSON document; `emit` receives each event."""
     with machine_told(manifest):
         seen = rehearse(manifest, device=device, emit=emit, checkpoints=checkpoints)
     if as_json:

@@ -1,8 +1,8 @@
-"""The weights of a run as one file; a matrix that is pruned as the bits of its mask and the values that stay.
+"""Exports the weights of a run to one safetensors file; pruned matrices are stored as bit masks and kept values.
 
-A safetensors file. A pruned matrix `w` is stored as `w.mask`, uint8 [ceil(n / 8)], weight i in row-major order being
-bit i % 8 of byte i // 8, and `w.kept`, float32, the weights whose bit is 1 in that order. All other tensors are as they
-are. Metadata: `format`, `shapes` (JSON, of the pruned matrices), `step`, and `manifest`, the resolved one as TOML.
+A pruned matrix `w` is stored as `w.mask`, uint8 [ceil(n / 8)], with weight i in row-major order at bit i % 8 of byte
+i // 8, and `w.kept`, float32, the weights whose bit is 1 in that order. All other tensors are stored unchanged.
+Metadata: `format`, `shapes` (JSON, of the pruned matrices), `step`, and `manifest`, the resolved one as TOML.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _MASK, _KEPT = ".mask", ".kept"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written; bytes of the tensors, before and after."""
+    """The result of an export: path, step, bytes of the tensors before and after packing, and sparsity."""
 
     path: Path
     step: int
     dense: int
     packed: int
-    sparsity: float  # of the matrices that are pruned; 0 without any
+    sparsity: float  # of the pruned matrices; 0 without any
 
 
 def export(run: Path, path: Path, *, warn: Callable[[str], None], dense: bool = False) -> Exported:
-    """Writes the newest checkpoint that verifies; `dense`: pruned matrices too as they are, zeros and all.
+    """Exports the newest checkpoint that verifies; with `dense` pruned matrices are stored unpacked, zeros included.
 
-    Raises MissingError without one, CannotCreateError, DiskError.
+    Raises MissingError without a checkpoint, DataError if none verifies, CannotCreateError, DiskError.
     """
     checkpoint, found, failures = load_newest(run / "checkpoints")
     if checkpoint is None:
@@ -60,7 +60,7 @@ def export(run: Path, path: Path, *, warn: Callable[[str], None], dense: bool = 
 
 
 def _zeros_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Masks of what is zero: a finished arm of a study keeps its weights alone."""
+    """Derives packed masks from the zeros of the pruned matrices: finished arms of a study keep weights only."""
     pruned = checkpoint.state.get("pruning", {}).get("matrices", ())
     return {name: pack(checkpoint.model[name] != 0) for name in pruned}
 
@@ -68,7 +68,7 @@ def _zeros_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def packed(
     weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """The tensors of the file, and the shapes of those that are pruned. `masks` are packed."""
+    """Returns the tensors of the file and the shapes of the pruned matrices; `masks` are packed."""
     tensors, shapes = {}, {}
     for name, tensor in weights.items():
         if name not in masks:
@@ -81,9 +81,9 @@ def packed(
 
 
 def read_export(path: Path) -> dict[str, Tensor]:
-    """The weights by name, dense again: zeros where they are pruned.
+    """Reads the weights by name and restores dense matrices, with zeros for pruned weights.
 
-    Raises MissingError, and DataError for another file and for one that contradicts itself.
+    Raises MissingError, and DataError for a file of another format or with inconsistent content.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""From a resolved manifest to a finished run: its folder, its sinks, its exit."""
+"""Runs a resolved manifest: creates its folder and sinks, trains, and reports failures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from ratrain.storage.checkpoint import check_room
 from ratrain.storage.code_digests import code_digests, some
 from ratrain.storage.folder import RunFolder
 
-_HEARTBEAT = 5.0  # seconds between notes of the position in state.json
+_HEARTBEAT = 5.0  # seconds between updates of state.json
 
 
 def train(
@@ -56,10 +56,10 @@ def train(
     engine: type[Engine] = Engine,
     until: int | None = None,
 ) -> Path:
-    """Runs the manifest, or goes on where it stopped; returns the run's folder.
+    """Runs the manifest, or resumes its run; returns the run's folder.
 
-    `sink` shows events to the user; `until` is as in `Engine.run`. A finished run is left as it is. Raises RatrainError
-    with the exit code to give.
+    `sink` shows events to the user; `until` is as in `Engine.run`. Raises AlreadyDone for a finished run, which is
+    left as it is, and RatrainError with the exit code of the command.
     """
     device = pick_device(launch.device)
     keep_compiled_code()
@@ -85,7 +85,7 @@ def train(
 
 
 def _ready(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
-    """Looks at what is in the folder, moved aside where the run starts over; returns the sources changed under it."""
+    """Checks that the run may start, after moving an old folder aside if `fresh`; returns the changed source files."""
     require(manifest.log.trackers)
     if launch.fresh and (folder.path / "resolved.toml").exists():
         with folder.open():
@@ -96,7 +96,7 @@ def _ready(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
 
 
 def _follow(run: Engine, manifest: Manifest, until: int | None) -> None:
-    """Trains beside the first process, which does all the speaking."""
+    """Trains on a rank other than 0, without any output. Raises FollowedError if the run is preempted or diverges."""
     try:
         with machine_told(manifest):
             run.run(until=until)
@@ -107,7 +107,7 @@ def _follow(run: Engine, manifest: Manifest, until: int | None) -> None:
 def _describe(
     folder: RunFolder, manifest: Manifest, source: Source, device: torch.device, *, branch: Branch | None
 ) -> None:
-    """What was asked for and where, so that the folder can be understood and run by itself."""
+    """Writes manifest, plug-ins, code digests, environment and state to the folder, so that it is self-contained."""
     folder.write("manifest.toml", source.files[-1].read_bytes())
     folder.write("resolved.toml", render(manifest, source))
     for file in plugin_files(manifest.patch.values()):
@@ -124,7 +124,7 @@ def _describe(
 def _sinks(folder: RunFolder, device: torch.device, emit: Fanout, sinks: Sequence[Emit]) -> Iterator[None]:
     with (folder.path / "log.txt").open("a", encoding="utf-8") as log:
         emit.add(Jsonl(folder.path / "events.jsonl"), essential=True)
-        # before the run is called done: one that is killed in between is run to its end again, and leaves no half file
+        # before _State marks the run as done: if it is killed in between, the next start runs it to its end again
         emit.add(Summary(lambda text: folder.write("summary.json", text)), essential=True)
         emit.add(_State(folder), essential=True)
         emit.add(Lines(log, stamped=True))
@@ -147,7 +147,7 @@ class _State:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Window):
-            if time.monotonic() < self._due:  # each write waits for the disk: not for every window
+            if time.monotonic() < self._due:  # a write waits for the disk, so not at every window
                 return
             self._due = time.monotonic() + _HEARTBEAT
             self._folder.write_state(status="running", step=event.step, spent=event.spent)
@@ -159,7 +159,7 @@ class _State:
 
 @contextmanager
 def _failures_noted(folder: RunFolder) -> Iterator[None]:
-    """Leaves the reason of a failure in state.json."""
+    """Writes the reason of a failure to state.json."""
     try:
         yield
     except BaseException as error:
@@ -172,7 +172,7 @@ def _failures_noted(folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def machine_told(manifest: Manifest) -> Iterator[None]:
-    """Turns what a machine can lack, and what a plug-in can get wrong, into one message."""
+    """Converts failures of the machine and errors in plug-ins into RatrainErrors with one message."""
     try:
         yield
     except RatrainError:
@@ -185,7 +185,7 @@ def machine_told(manifest: Manifest) -> Iterator[None]:
 
 
 def _plugin_failure(error: Exception, manifest: Manifest) -> RatrainError | None:
-    """The line of a plug-in that an error comes from; None where no plug-in was at work."""
+    """Returns a ManifestError with the plug-in's file and line of an error; None if no plug-in is involved."""
     for file in plugin_files(manifest.patch.values()):
         # torch.compile raises its own error, with the frames of the user's code in its text
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
@@ -197,7 +197,7 @@ def _plugin_failure(error: Exception, manifest: Manifest) -> RatrainError | None
 
 
 def _machine_failure(error: Exception, manifest: Manifest) -> RatrainError | None:
-    """What the machine lacked; None where the error is a bug."""
+    """Returns the RatrainError for lack of memory, attention backend or compiler; None if the error is a bug."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         micro = manifest.train.micro_batch

@@ -1,4 +1,4 @@
-"""What a trained model loses when its KV cache is pruned afterwards, without further training."""
+"""Measures the validation loss of a trained model when its KV cache is pruned, without further training."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ratrain.registry import patch_kinds
 from ratrain.run.sample import load_run
 
 _KIND = "kv_prune"
-_SINKS = 0.03125  # of the context, likewise: 4 of 128
-_RECENCY = 0.0625  # of the context, or a quarter of what is kept where that is less
+_SINKS = 0.03125  # fraction of the context, at most a quarter of `keep`: 4 of 128
+_RECENCY = 0.0625  # fraction of the context, at most a quarter of `keep`
 
 
 @dataclass(frozen=True)
 class Pruned:
     """Validation loss in nats per token, and the cache's bytes per token of a full context."""
 
-    rule: str  # dense: nothing pruned
+    rule: str  # "dense": no pruning
     mode: str
     keep: float
     loss: float
@@ -43,7 +43,10 @@ class Pruned:
 def prune_eval(
     run: Path, keeps: Sequence[float], rules: Sequence[str], *, mode: str, device: str, warn: Callable[[str], None]
 ) -> Iterator[Pruned]:
-    """The run's newest weights as dense attention, then with each rule and fraction; its own pruning is left out."""
+    """Evaluates the run's newest weights with dense attention, then with each rule and fraction; yields the results.
+
+    The run's own cache pruning is left out.
+    """
     manifest, trained = load_run(run, device=pick_device(device), warn=warn)
     others = {name: patch for name, patch in manifest.patch.items() if type(patch).kind != _KIND}
     spec, dense = manifest.model, _with(manifest, others, trained)
@@ -54,7 +57,7 @@ def prune_eval(
     for rule in rules:
         for keep in keeps:
             options = {"mode": mode, "rule": rule, "keep": keep, "recency": min(_RECENCY, keep / 4)}
-            if rule == "window":  # as StreamingLLM has it: without the first tokens a window is no rival
+            if rule == "window":  # as in StreamingLLM: without the first tokens a window is no competitive baseline
                 options["sinks"] = min(_SINKS, keep / 4)
             patches = {**others, _KIND: patch_kinds()[_KIND].model_validate(options)}
             pruned = _with(manifest, patches, trained)
@@ -62,7 +65,7 @@ def prune_eval(
 
 
 def _with(manifest: Manifest, patches: dict[str, Any], trained: GPT2) -> GPT2:
-    """The model with these patches and the trained weights; what only pruning has keeps its initial value."""
+    """Returns the model with these patches and the trained weights; tensors of pruning keep their initial values."""
     model = build(manifest.model_copy(update={"patch": patches}), device=trained.wte.weight.device)
     own, known = model.state_dict(), trained.state_dict()
     model.load_state_dict({name: known.get(name, tensor) for name, tensor in own.items()})

@@ -1,6 +1,6 @@
-"""A few steps of a run again, from one of its checkpoints or from the start: do they come to what it logged?
+"""Repeats a few steps of a run, from a checkpoint or from the start, and compares them with its log.
 
-A reader who doubts a study checks it so for a fraction of its cost.
+A replay verifies a study for a fraction of its cost.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from ratrain.run.start import Launch, changed_code
 from ratrain.storage.folder import RunFolder, listed
 from ratrain.storage.run_log import steps_of
 
-TOLERANCE = 2e-3  # relative, of a loss on another kind of machine: what rounding grows to over some hundred steps
-_KIND = ("torch", "cpu", "threads", "device")  # what must be alike for equal bits
+TOLERANCE = 2e-3  # relative, of a loss on another kind of machine: growth of rounding over a few hundred steps
+_KIND = ("torch", "cpu", "threads", "device")  # facts that must match for bit-identical results
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What the steps after `begin`, up to `end`, came to beside what was logged."""
+    """The comparison of the steps after `begin`, up to `end`, with the log."""
 
     run: str
     begin: int
     end: int
-    equal: int  # losses that are equal to the bit
+    equal: int  # number of bit-identical losses
     compared: int
-    largest: float  # relative difference of a loss
-    weights: dict[int, bool]  # by step, whether a checkpoint's weights are equal to the bit
-    unlike: tuple[str, ...]  # what is not as it was: machine, torch, threads, sources
+    largest: float  # largest relative difference of a loss
+    weights: dict[int, bool]  # by step, whether a checkpoint's weights are bit-identical
+    unlike: tuple[str, ...]  # differences of machine, torch, threads and sources
 
     @property
     def exact(self) -> bool:
@@ -52,7 +52,7 @@ class Replayed:
 
     @property
     def holds(self) -> bool:
-        """Whether the log is to be believed: to the bit where all is as it was, else within the tolerance."""
+        """Whether the log is confirmed: to the bit, or within TOLERANCE if machine or sources differ."""
         return self.exact or (bool(self.unlike) and self.compared > 0 and self.largest <= TOLERANCE)
 
     def record(self) -> dict[str, Any]:
@@ -60,9 +60,9 @@ class Replayed:
 
 
 def replay(run: Path, *, begin: int, steps: int, device: str) -> Replayed:
-    """Trains `steps` steps from step `begin` of a run in a folder that is thrown away, and compares losses and weights.
+    """Trains `steps` steps from step `begin` of a run in a temporary folder, and compares losses and weights.
 
-    Raises MissingError where the run has no checkpoint of that step, UsageError for a run that begins with another's.
+    Raises MissingError if the run has no complete checkpoint of that step, UsageError for a branched run.
     """
     if (run / "parent.json").exists():
         raise UsageError(f"{run}: begins with another run; replay is for runs that begin by themselves")
@@ -80,7 +80,7 @@ def replay(run: Path, *, begin: int, steps: int, device: str) -> Replayed:
             launch = Launch(Path(folder), device)
             place = launch.folder(manifest)
             _begin_at(begin, run, place)
-            with contextlib.suppress(PreemptedError):  # it stops there, unless that is its end
+            with contextlib.suppress(PreemptedError):  # raised when `until` is reached before the end of the budget
                 train(manifest, source, launch, sink=seen.append, until=begin + steps)
             weights = dict(_compared(run, place.checkpoints, begin))
     finally:
@@ -109,14 +109,16 @@ def _events(file: Path) -> list[Event]:
 
 
 def _losses(events: Sequence[Event]) -> dict[int, float]:
-    """By step; of a step that was taken twice, since the run was resumed, the last."""
+    """Returns the losses by step; the last one for a step repeated after a resume."""
     windows = [event for event in events if isinstance(event, Window)]
     return dict(zip(steps_of(windows), (loss for window in windows for loss in window.losses), strict=True))
 
 
 def _compared(run: Path, again: Path, begin: int) -> Iterator[tuple[int, bool]]:
-    """Of the steps that both saved, whether the weights are equal: to the digest that the run's log states, and to
-    the file where the run still has it."""
+    """Yields (step, equal) for each step whose weights both runs have.
+
+    The replayed weights must match the digest in the run's log, and the checkpoint file if the run still has it.
+    """
     stated = {event.step: event.weights for event in _events(run / "events.jsonl") if isinstance(event, Saved)}
     kept = {int(path.name[5:]): path for path in listed(run / "checkpoints")}
     for path in reversed(listed(again)):

@@ -1,4 +1,4 @@
-"""Text from a trained run."""
+"""Samples text from a trained run."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def sample(
     warn: Callable[[str], None],
     tell: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
-    """Yields the prompt, then pieces of text as they are drawn from the run's newest checkpoint that verifies."""
+    """Yields the prompt, then pieces of text sampled from the run's newest checkpoint that verifies."""
     manifest, model = load_run(find_run(run, root), device=pick_device(device), warn=warn)
     tokenizer = load_tokenizer(manifest.data.tokenizer)
-    # a document begins after the end-of-text token, as in training
+    # as in training, a document begins after the end-of-text token
     context = [tokenizer.eot_token, *tokenizer.encode_ordinary(prompt)]
     yield prompt
     tokens = torch.tensor(context, device=model.wte.weight.device)
-    held = b""  # bytes of a character that is not complete yet
+    held = b""  # bytes of an incomplete character
     stats = DecodingStats()
     drawn = generate(model, tokens, count=count, temperature=temperature, top_k=top_k, seed=seed, stats=stats)
     for token in _finite(drawn, run):
@@ -56,7 +56,7 @@ def sample(
 
 
 def _finite(tokens: Iterator[int], run: str) -> Iterator[int]:
-    """The same tokens. Raises DataError where the model makes no numbers to draw them by."""
+    """Yields the same tokens. Raises DataError if the model's logits are not finite."""
     try:
         yield from tokens
     except FloatingPointError as error:
@@ -64,7 +64,7 @@ def _finite(tokens: Iterator[int], run: str) -> Iterator[int]:
 
 
 def _told(stats: DecodingStats, model: GPT2) -> str:
-    """Speed, and the cache beside one that keeps every key and value."""
+    """Formats decoding speed, and cache size relative to a cache of all keys and values."""
     if not stats.context:
         return "nothing was drawn"
     dense = 2 * model.spec.n_layer * model.spec.n_embd * model.wte.weight.element_size()
@@ -83,9 +83,10 @@ def _told(stats: DecodingStats, model: GPT2) -> str:
 
 
 def load_run(folder: Path, *, device: torch.device, warn: Callable[[str], None]) -> tuple[Manifest, GPT2]:
-    """The manifest of a run and its model with the newest weights that verify, in eval mode.
+    """Returns the manifest of a run and its model in eval mode, with the newest weights that verify.
 
-    `warn` is told of each newer checkpoint that does not.
+    `warn` receives a message for each newer checkpoint that does not verify, and for each patch never fitted.
+    Raises MissingError if the run has no checkpoint.
     """
     source = read_source(folder / "resolved.toml")
     kinds = patch_kinds(beside=source.files)
@@ -102,7 +103,7 @@ def load_run(folder: Path, *, device: torch.device, warn: Callable[[str], None])
 
 
 def with_weights(model: GPT2, checkpoint: Checkpoint) -> GPT2:
-    """`model` in eval mode with the checkpoint's weights. Raises DataError unless they are exactly the model's."""
+    """Loads the checkpoint's weights into `model`; returns it in eval mode. Raises DataError if the tensors differ."""
     require_same_tensors(model.state_dict(), checkpoint)
     model.load_state_dict(dict(checkpoint.model))
     return model.eval()

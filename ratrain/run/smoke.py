@@ -1,4 +1,4 @@
-"""Runs of a manifest in a folder that is thrown away: does it train, evaluate, save and sample, and does it resume?"""
+"""Smoke runs of a manifest in a temporary folder: train, evaluate, save, sample and resume."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from ratrain.storage.folder import listed
 
 @dataclass(frozen=True)
 class Smoked:
-    """What a run came to; losses in nats per token, time in seconds."""
+    """The result of a smoke run; losses in nats per token, time in seconds."""
 
     id: str
     steps: int
     first_loss: float
     validation_loss: float
     recompiles: int
-    activated: dict[str, int]  # after which step each patch was switched on
+    activated: dict[str, int]  # the step after which each patch was switched on
     seconds: float
 
     def record(self) -> dict[str, Any]:
@@ -42,9 +42,12 @@ class Smoked:
 
 
 def smoke(manifest: Manifest, source: Source, *, device: str) -> Smoked:
-    """Trains the manifest to the end of its budget. Raises RatrainError as the run would, and DivergedError where the
-    validation loss is no lower than the first training loss."""
-    torch._dynamo.reset()  # one process takes many manifests, and dynamo no end of graphs of one function
+    """Trains the manifest to the end of its budget.
+
+    Raises RatrainError as the run would, and DivergedError if the validation loss is not lower than the first training
+    loss.
+    """
+    torch._dynamo.reset()  # one process runs many manifests, and dynamo limits the graphs per function
     seen: list[Event] = []
     with tempfile.TemporaryDirectory() as folder:
         train(manifest, source, Launch(Path(folder), device), sink=seen.append)
@@ -71,7 +74,7 @@ HEAD = ("id", "steps", "first loss", "val loss", "recompiles", "switched on afte
 
 
 def row(smoked: Smoked) -> tuple[str, ...]:
-    """One line of the table under HEAD."""
+    """Returns the cells of one line under HEAD."""
     activated: Iterable[str] = (f"{patch} {step}" for patch, step in smoked.activated.items() if step)
     numbers = (f"{smoked.steps:,}", f"{smoked.first_loss:.4f}", f"{smoked.validation_loss:.4f}")
     return smoked.id, *numbers, str(smoked.recompiles), ", ".join(activated) or "-", f"{smoked.seconds:.1f}"
@@ -79,7 +82,7 @@ def row(smoked: Smoked) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Two steps with a restart between them that changed nothing; losses in nats per token."""
+    """The result of two steps with a restart in between that changed nothing; losses in nats per token."""
 
     id: str
     losses: tuple[float, ...]  # with every mechanism off, and with all of them on
@@ -91,9 +94,9 @@ class Resumed:
 
 
 def resume_once(manifest: Manifest, *, device: str) -> Resumed:
-    """Trains two steps at once, and again with a restart after the first, where every mechanism is switched on.
+    """Trains two steps in one run, and again with a restart after the first, at which every mechanism is switched on.
 
-    Raises RatrainError as a run would, and DivergedError where the two runs do not end in equal weights and state.
+    Raises RatrainError as a run would, and DivergedError if the two runs do not end with equal weights and state.
     """
     torch._dynamo.reset()
     begun, seen, place = time.perf_counter(), list[Event](), pick_device(device)
@@ -122,6 +125,6 @@ RESUMED_HEAD = ("id", "loss, all off", "loss, all on", "switched on", "resumed",
 
 
 def resumed_row(resumed: Resumed) -> tuple[str, ...]:
-    """One line of the table under RESUMED_HEAD."""
+    """Returns the cells of one line under RESUMED_HEAD."""
     losses = (f"{loss:.4f}" for loss in resumed.losses)
     return resumed.id, *losses, ", ".join(resumed.activated) or "-", "bit for bit", f"{resumed.seconds:.1f}"

@@ -1,4 +1,4 @@
-"""`--devices N`: the same command as N processes of one machine, under torch's own launcher."""
+"""`--devices N`: runs the same command in N processes of one machine, under torch's launcher."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ratrain.errors import Exit, UnavailableError, UsageError
 from ratrain.storage.folder import RunFolder
 
-_GRACE = 30  # seconds from a signal to the kill: to finish a window, and to save
+_GRACE = 30  # seconds between a signal and the kill, to finish a window and save
 
 
 def spawn(argv: Sequence[str], count: int, *, device: str, folder: RunFolder) -> int:
-    """Runs `ratrain argv` as `count` processes; returns the code that one process would have ended with.
+    """Runs `ratrain argv` in `count` processes; returns the exit code that a single process would return.
 
-    Raises UnavailableError and UsageError for devices that cannot be had.
+    Raises UnavailableError if there are too few GPUs, UsageError if `device` names a single one.
     """
     _check_devices(count, device)
-    # each process would start a thread per core
+    # by default each process would start a thread per core
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # the first to fail says why itself
-    # torch 2.11 has no such option, and always waits as long
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the process that fails first prints its own error
+    # torch 2.11 has no such option and always waits 30 s
     patience: dict[str, Any] = (
         {"shutdown_timeout": _GRACE} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}
     )
@@ -54,7 +54,7 @@ def spawn(argv: Sequence[str], count: int, *, device: str, folder: RunFolder) ->
         elastic_launch(config, sys.executable)("-m", "ratrain", *argv)
     except ChildFailedError as error:
         return _first_to_fail(error)
-    except SignalException:  # passed on, and all have ended
+    except SignalException:  # the signal was passed on, and all processes have ended
         state = folder.read_state()
         ends = {"done": Exit.DONE, "preempted": Exit.PREEMPTED, "diverged": Exit.DIVERGED}
         return ends.get(str(state.get("status")), Exit.BUG) if "exit" not in state else int(state["exit"])
@@ -70,16 +70,16 @@ def _check_devices(count: int, device: str) -> None:
 
 
 def _first_to_fail(error: ChildFailedError) -> int:
-    """The exit code of the process that failed by itself: the others are killed, or lose it and say 'unavailable'."""
+    """Returns the exit code of the first process that failed by itself: others are killed, or exit as UNAVAILABLE."""
     by_itself = sorted(
         error.failures.values(), key=lambda f: (f.exitcode < 0, f.exitcode == Exit.UNAVAILABLE, f.timestamp)
     )
     code = by_itself[0].exitcode
-    return 128 - code if code < 0 else code  # as a shell tells a signal
+    return 128 - code if code < 0 else code  # as a shell reports a signal
 
 
 def _interrupt() -> Callable[[int, FrameType | None], None]:
-    """A handler that the launcher passes on the first time, so that the run is saved, and that kills the second."""
+    """Returns a handler of SIGINT: the first one goes to all processes, so that the run is saved; the second kills."""
     seen: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Whether a run may start: what it is launched with, and what lies in its folder already. Imports no torch."""
+"""Checks whether a run may start, from its launch options and the content of its folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Launch:
-    """Where and how a manifest is run; none of it decides what is trained."""
+    """The launch options of a run: place, device, resumption and branch; only `branch` is part of its identity."""
 
     out: Path = Path("runs")
     device: str = "auto"
@@ -30,12 +30,12 @@ class Launch:
     branch: Branch | None = None
 
     def folder(self, manifest: Manifest) -> RunFolder:
-        """Where a run of the manifest has its place."""
+        """Returns the folder of a run of the manifest."""
         return RunFolder(self.out / run_folder(manifest, self.branch.parent if self.branch else None))
 
 
 class AlreadyDone(Exception):  # noqa: N818 - not an error: there is nothing left to do
-    """The run in `path` had reached the end of its budget with validation loss `loss`."""
+    """The run in `path` has reached the end of its budget with validation loss `loss`."""
 
     exit = Exit.DONE
 
@@ -45,9 +45,10 @@ class AlreadyDone(Exception):  # noqa: N818 - not an error: there is nothing lef
 
 
 def may_start(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
-    """Looks at the folder before anything is built or written; returns the source files that have changed under it.
+    """Checks the folder before anything is built or written; returns the source files changed since the run trained.
 
-    Raises AlreadyDone for a run at the end of its budget, and ManifestError for one begun under other code.
+    Raises AlreadyDone for a run at the end of its budget, ManifestError for a run under changed code unless that is
+    accepted, and MissingError or UsageError if `launch.resume` does not allow the start.
     """
     changed = changed_code(folder, manifest)
     if changed and not launch.accept_code_change:
@@ -58,7 +59,7 @@ def may_start(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str
 
 
 def changed_code(folder: RunFolder, manifest: Manifest) -> list[str]:
-    """Source files that are not what they were when the run last trained; none where it never did."""
+    """Returns the source files that changed since the run last trained; none without a checkpoint."""
     try:
         before = json.loads((folder.path / "code.json").read_text())
     except (OSError, ValueError):
@@ -67,12 +68,12 @@ def changed_code(folder: RunFolder, manifest: Manifest) -> list[str]:
 
 
 def _check_resume(folder: RunFolder, manifest: Manifest, resume: str) -> None:
-    """Whether the run may start or go on, before anything is built or written."""
+    """Raises MissingError or UsageError if `resume` does not allow the start, AlreadyDone if the budget is used."""
     found, state = listed(folder.checkpoints), folder.read_state()
     if resume == "must" and not found:
         raise MissingError(f"{folder.checkpoints}: --resume must, but there is no checkpoint")
     if resume == "never" and found:
         raise UsageError(f"{folder.path}: --resume never, but it holds checkpoints; --fresh moves them aside")
-    # a constant schedule may be given a longer budget
+    # with a constant schedule the budget may be extended
     if state.get("status") == "done" and found and state.get("step", 0) >= (steps_total(manifest) or 0):
         raise AlreadyDone(folder.path, state.get("loss"))
