@@ -1,1 +1,1 @@
-"""What listens to a run's events. A sink is a callable that takes an Event; some have `close()`."""
+"""Sinks for a run's events. A sink is a callable that takes an Event; some have `close()`."""

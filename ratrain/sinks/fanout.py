@@ -1,4 +1,4 @@
-"""One emit for many sinks: one that fails is dropped and reported, the run goes on."""
+"""Passes each event to many sinks; an optional sink that fails is dropped and reported, and the run continues."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ratrain.events import Emit, Event, Notice
 
 
 class Fanout:
-    """Calls every sink with every event, in order. An essential sink may fail the run: to lose it is to lose work."""
+    """Calls every sink with every event, in order. An essential sink saves results, so its failure ends the run."""
 
     def __init__(self):
         self._essential: list[Emit] = []
@@ -22,7 +22,7 @@ class Fanout:
             sink(event)
         for sink in list(self._optional):
             if sink not in self._optional:
-                continue  # dropped meanwhile: it failed when it heard of another's failure
+                continue  # dropped meanwhile: it failed on the notice of another sink's failure
             try:
                 sink(event)
             except Exception as error:
@@ -30,7 +30,7 @@ class Fanout:
                 self._report(sink, error)
 
     def close(self) -> None:
-        """Closes every sink, the last added first: those before it still hear what goes wrong."""
+        """Closes every sink, the last added first, so that earlier ones still receive notices of failures."""
         with contextlib.ExitStack() as files:
             for sink in self._essential:
                 files.callback(_close, sink)

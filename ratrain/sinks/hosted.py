@@ -1,4 +1,4 @@
-"""Trackers that file runs under projects: Weights & Biases, and Trackio."""
+"""Trackers that group runs in projects: Weights & Biases, and Trackio."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ratrain.sinks.tracker import PATIENCE, Tracker, points
 
 
 class WandB(Tracker):
-    """A run of project ratrain (or WANDB_PROJECT), grouped by study or recipe; WANDB_MODE=offline is wandb's own.
+    """Logs a run to the project `log.project`, WANDB_PROJECT or "ratrain", grouped by study or recipe.
 
-    What wandb has received cannot be taken back, so points are drawn over a `step` of ours: after a kill, those
-    between the checkpoint and the kill are sent again and lie upon the first.
+    wandb's own WANDB_MODE=offline applies. Points sent to wandb cannot be deleted, so they are plotted over a `step`
+    metric of ours: after a kill the points since the last checkpoint are sent again and coincide with the first ones.
     """
 
     name = "wandb"
@@ -55,17 +55,17 @@ class WandB(Tracker):
     def abandon(self) -> None:
         with contextlib.suppress(BaseException):
             for child in psutil.Process().children():
-                if child.name() == "wandb-core":  # outlives this process, its output too, while a server is away
+                if child.name() == "wandb-core":  # it outlives this process, with its output, if no server responds
                     child.kill()
-            self._wandb.teardown()  # else Python calls it at exit, and shows what it raises for want of the child
+            self._wandb.teardown()  # otherwise it runs at exit, and its error about the missing child is printed
 
     def _open(self, started: RunStarted) -> None:
         folder = Path(started.folder)
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # without a network, it holds up the exit of Python
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # without a network it delays the exit of Python
         settings = self._wandb.Settings(
             silent=True, console="off", finish_timeout=0.8 * PATIENCE, finish_timeout_raises=True
         )
-        self._wandb.setup(settings)  # silent before init: it would ask at the terminal who you are
+        self._wandb.setup(settings)  # silent before init, which would prompt for a login at the terminal
         self._run = self._wandb.init(
             project=self._log.project or os.environ.get("WANDB_PROJECT", "ratrain"),
             group=self._log.study or folder.parent.name,
@@ -83,17 +83,17 @@ class WandB(Tracker):
 
 
 class Trackio(Tracker):
-    """A run in Trackio's data base, on this machine unless its environment (TRACKIO_SPACE_ID) says otherwise.
+    """Logs a run to Trackio's database, on this machine unless TRACKIO_SPACE_ID names a space.
 
-    As with wandb, the points between a checkpoint and a kill are there twice. It knows runs by their names alone, so
-    a name ends in what tells this folder from others.
+    As with wandb, the points between a checkpoint and a kill are stored twice. Trackio identifies runs by name only, so
+    the name ends in a suffix that is unique to the folder.
     """
 
     name = "trackio"
 
     def __init__(self, log: LogSection):
         self._trackio: Any = importlib.import_module("trackio")
-        for module in ("trackio", "trackio.run", "trackio.utils"):  # it chats on stdout, where --json has its lines
+        for module in ("trackio", "trackio.run", "trackio.utils"):  # it prints to stdout, which --json needs
             if module in sys.modules:
                 vars(sys.modules[module])["print"] = lambda *words, **options: None
         self._log = log
@@ -113,7 +113,7 @@ class Trackio(Tracker):
 
     def abandon(self) -> None:
         with contextlib.suppress(BaseException):
-            atexit.unregister(self._trackio._cleanup_current_run)  # which would wait for a server that is away
+            atexit.unregister(self._trackio._cleanup_current_run)  # it would wait for a server that does not respond
 
     def _open(self, started: RunStarted) -> None:
         folder, project = Path(started.folder), self._log.project or "ratrain"
@@ -125,7 +125,7 @@ class Trackio(Tracker):
             resume="allow",
             config=_config(started),
             embed=False,
-            auto_log_cpu=False,  # points() has it
+            auto_log_cpu=False,  # points() includes it
             auto_log_gpu=False,
         )
         self.place = f"trackio show --project {project}"
@@ -140,7 +140,10 @@ def _config(started: RunStarted) -> dict[str, Any]:
 
 
 def _own_id(file: Path, run_hash: str) -> str:
-    """The run hash, and what tells this folder from one that --fresh moved aside or that another machine holds."""
+    """Returns the id in `file`, created on first use: the run hash and a random suffix.
+
+    The suffix distinguishes this folder from one that --fresh moved aside, and from folders on other machines.
+    """
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         write_file(file, [f"{run_hash[:16]}-{secrets.token_hex(3)}".encode()])

@@ -1,4 +1,4 @@
-"""events.jsonl: every event, one JSON object a line, the only source of reports."""
+"""Writes events.jsonl: every event as one JSON object per line, the only source of reports."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from ratrain.events import Branched, Event, PhaseStarted, Resumed, RunStarted
 
 
 class Jsonl:
-    """Appends to `path`. What an earlier process wrote about steps after the one that a run resumes at, or about any
-    where it starts over, is dropped, so that each step stands there once; a last line torn by a crash goes too. So
-    does a sample, which is drawn after the last checkpoint, and again."""
+    """Appends events to `path`, so that each step is recorded once.
+
+    When a run resumes, events of later steps by an earlier process are deleted; when it starts afresh, events of all
+    steps are. A last line truncated by a crash is deleted too. Samples and pruning results of the resumed step are
+    deleted as well, because they follow the last checkpoint and are produced again.
+    """
 
     def __init__(self, path: Path):
         self.path, self._start = path, time.monotonic()
@@ -41,7 +44,7 @@ class Jsonl:
         try:
             write_all(self._file, (encode(event, seconds=time.monotonic() - self._start) + "\n").encode())
             if isinstance(event, PhaseStarted) and event.phase == "save":
-                os.fsync(self._file)  # what led to a checkpoint must not be lost where the checkpoint stays
+                os.fsync(self._file)  # the events before a checkpoint must be as durable as the checkpoint
         except OSError as error:
             raise DiskError(f"{self.path}: cannot be written: {error.strerror}") from error
 
@@ -49,7 +52,7 @@ class Jsonl:
         os.close(self._file)
 
     def _rewind(self, step: int | None) -> None:
-        """Keeps whole lines only; of those about steps, the ones up to `step` (None: all)."""
+        """Deletes incomplete lines, and events of steps after `step` (None: of no step)."""
         lines = self.path.read_text(errors="replace").splitlines(keepends=True)
         kept = [line for line in lines if _stands(line, step)]
         if kept != lines:
@@ -66,11 +69,11 @@ def _stands(line: str, step: int | None) -> bool:
             return False
         return line.endswith("\n") and (step is None or at is None or at <= step)
     except (ValueError, AttributeError, TypeError, RecursionError):
-        return False  # not a line that was written here
+        return False  # not a line of this class
 
 
 class JsonStream:
-    """The same lines on a stream, for `--json`."""
+    """Prints the same lines to a stream, for `--json`."""
 
     def __init__(self, stream: TextIO | None = None):  # stdout by default
         self._stream, self._start = sys.stdout if stream is None else stream, time.monotonic()

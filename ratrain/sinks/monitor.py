@@ -1,4 +1,4 @@
-"""Host and device load beside the run, read once in a while and stated as events."""
+"""Samples host and device load at intervals and publishes it as events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EVERY = 5.0  # seconds
 
 
 class Monitor:
-    """States a Machine event with the next window once `_EVERY` seconds have gone; NVML reads the GPU of this UUID."""
+    """Publishes a Machine event with the first window after every `_EVERY` seconds; `gpu` is the UUID for NVML."""
 
     def __init__(self, emit: Emit, *, gpu: str | None = None):
         self._emit, self._due, self._uuid = emit, 0.0, gpu
@@ -40,7 +40,7 @@ class Monitor:
 
 
 def _nvml() -> Any:
-    """The NVML module, started; None where it is not installed or finds no driver."""
+    """Returns the initialized NVML module; None if it is not installed or finds no driver."""
     try:
         import pynvml  # pyright: ignore[reportMissingImports] - an extra
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar on a terminal, one line per window anywhere else."""
+"""Shows a run to the user: a live bar on a terminal, one line per window elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TABLE = "wte.weight"
 
 
 def describe(event: Event) -> list[str]:
-    """The lines that tell an event; none for events that only feed the bar."""
+    """Returns the lines that describe an event; none for events without a description."""
     teller = _TELLERS.get(type(event))
     return teller(event) if teller else []
 
@@ -152,7 +152,7 @@ _TELLERS: dict[type, Callable[..., list[str]]] = {
 
 
 class Lines:
-    """Every event as lines on a stream: for pipes, and for log.txt."""
+    """Prints every event as lines to a stream: for pipes, and for log.txt."""
 
     def __init__(self, stream: TextIO, *, stamped: bool = False):
         self._stream, self._stamped = stream, stamped
@@ -164,7 +164,7 @@ class Lines:
 
 
 class Bar:
-    """A live line on a terminal: phase, bar, loss, tokens/s, ETA; evaluations and notices scroll above it."""
+    """A live line on a terminal: phase, bar, loss, tokens/s, ETA; other events scroll above it."""
 
     def __init__(self):
         from rich.console import Console
@@ -186,7 +186,7 @@ class Bar:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, events.PhaseStarted):
-            # nothing is known of how long a compile takes: the bar pulses
+            # the duration of a compile is unknown, so the bar pulses
             self._update(description=event.phase, total=None if event.phase == "compile" else 1.0)
         elif isinstance(event, events.Window):
             eta = "" if event.eta is None else f"  ETA {_duration(event.eta)}"
@@ -221,7 +221,7 @@ class Bar:
 
 
 def progress(stream: TextIO | None = None) -> Bar | Lines:
-    """A bar where a person is looking at a terminal, lines where the output (stdout by default) goes elsewhere."""
+    """Returns a Bar if the output (default: stdout) is a terminal and neither TERM=dumb nor CI=true, else Lines."""
     out: TextIO = stream or sys.stdout
     plain = os.environ.get("TERM") == "dumb" or os.environ.get("CI") == "true"
     return Bar() if out.isatty() and not plain else Lines(out)
@@ -232,7 +232,7 @@ def _mean(values: tuple[float, ...]) -> float:
 
 
 def _number(value: float) -> str:
-    """1234567 -> 1.23M."""
+    """Formats a number with three digits and a unit: 1234567 -> 1.23M."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g}{unit}"

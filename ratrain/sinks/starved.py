@@ -1,4 +1,4 @@
-"""Tells, once, that a run on a CPU gets far less of it than time goes by."""
+"""Warns once if a run on a CPU gets much less CPU time than wall time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from ratrain.events import Emit, Event, Notice, PhaseStarted, Window
 
-_LOOK = 10.0  # seconds of training that are looked at together
-_LEAST = 0.7  # CPUs: a run keeps one busy by itself, but for the moments in which it waits for a disk
+_LOOK = 10.0  # seconds of training per check
+_LEAST = 0.7  # CPUs: a run alone keeps one busy, except while it waits for a disk
 
 
 class Starved:
-    """Emits one warning when the process has had less than `_LEAST` CPUs over `_LOOK` seconds of training.
+    """Emits one warning if the process had less than `_LEAST` CPUs over `_LOOK` seconds of training.
 
-    Time from one window to the next counts unless there was another phase in between, such as an evaluation.
+    The time between two windows counts unless another phase began in between, such as an evaluation.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""summary.json: what a run was and what it reached, on one page for scripts; written when the run ends."""
+"""Writes summary.json when the run ends: its identity and results, for scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ratrain.events import Event, PruningEvaluated, RunEnded, RunStarted, Window
 
 
 class Summary:
-    """Gathers from the events of a session; `write` gets the text."""
+    """Collects the summary from the events of a session; `write` receives the JSON text."""
 
     def __init__(self, write: Callable[[str], None]):
         self._write = write

@@ -1,4 +1,4 @@
-"""Trackers, each in its own thread: a run waits for none and outlives all. TensorBoard; the others are in hosted.py."""
+"""Trackers, each in its own thread, so that none blocks or fails a run. TensorBoard; the others are in hosted.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ratrain.events import (
     Window,
 )
 
-_QUEUE = 1000  # events that may wait for a tracker: at a window each, an hour of training or more
+_QUEUE = 1000  # events in the queue of a tracker: with one event per window, an hour of training or more
 PATIENCE = 10.0  # seconds that the end of a run waits for a tracker
 _HEARD = (RunStarted, Resumed, Window, Evaluated, Probed, Machine, Sampled, RunEnded)
 _OF_WINDOW = (
@@ -36,7 +36,7 @@ _OF_WINDOW = (
 
 
 def points(event: Event) -> Iterator[tuple[int, dict[str, float]]]:
-    """What of an event can be drawn: the named values of each step that it tells of."""
+    """Yields the plottable values of an event: for each of its steps, the step and values by name."""
     if isinstance(event, Window):
         fields = ((name, getattr(event, name.partition("/")[2])) for name in _OF_WINDOW)
         known = {name: value for name, value in fields if value is not None}
@@ -54,32 +54,32 @@ def points(event: Event) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 class Tracker:
-    """Draws a run elsewhere. All but its constructor is called in a thread that may fail or hang."""
+    """Base class of trackers. All methods but the constructor run in a thread that may fail or hang."""
 
     name: str
-    place = ""  # where to look at the run, once that is known
+    place = ""  # the run's address or the command to view it, once known
 
     def __call__(self, event: Event) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Finishes what was begun."""
+        """Finishes the tracker's run."""
 
     def abandon(self) -> None:
-        """Lets go of all that would outlive the run: the tracker failed, or is not done in time. May not raise."""
+        """Releases all resources that would outlive the run, after a failure or a timeout. Must not raise."""
 
 
 class Queued:
-    """A sink that passes events on to a tracker in another thread, and never waits for it but at the end.
+    """A sink that queues events for a tracker in another thread, and waits for it only at the end of the run.
 
-    An event that finds the queue full is dropped and counted. What the tracker raises is raised again from the next
-    event or from `close`, in the thread that states events: the fan-out reports it and drops the tracker.
+    If the queue is full, an event is dropped and counted. An error of the tracker is raised again at the next event or
+    in `close`, in the publishing thread; the Fanout reports it and drops the tracker.
     """
 
     def __init__(self, tracker: Tracker, emit: Emit, *, size: int = _QUEUE, patience: float = PATIENCE):
         self.name, self._tracker, self._emit = tracker.name, tracker, emit
         self._size, self._patience = size, patience
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: there will be no more
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: the end of the queue
         self._dropped, self._place = 0, ""
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name=f"ratrain-{self.name}", daemon=True)
@@ -97,9 +97,9 @@ class Queued:
             self._warn("is slow and misses events; events.jsonl has them all")
 
     def close(self) -> None:
-        """Waits a bounded time for what is queued. Raises what the tracker raised, TimeoutError if it is not done."""
+        """Waits up to `patience` seconds for the queue. Raises the tracker's error, or TimeoutError if it is late."""
         self._events.put(None)
-        late = True  # also where a second Ctrl-C ends the wait
+        late = True  # also if a second Ctrl-C ends the wait
         try:
             self._thread.join(self._patience)
             late = self._thread.is_alive()
@@ -119,7 +119,7 @@ class Queued:
             while (event := self._events.get()) is not None:
                 self._tracker(event)
             self._tracker.close()
-        except BaseException as error:  # also an exit that a library asks for: here it ends this thread, nothing else
+        except BaseException as error:  # also SystemExit by a library: it must end this thread only
             self._tracker.abandon()
             self._error = error if isinstance(error, Exception) else RuntimeError(repr(error))
 
@@ -135,13 +135,13 @@ class Queued:
 
 
 class TensorBoard(Tracker):
-    """Event files in `<run>/tensorboard`; resuming purges the points of later steps, so that each stands there once."""
+    """Writes event files in `<run>/tensorboard`; a resume purges points of later steps, so that none is repeated."""
 
     name = "tensorboard"
 
     def __init__(self):
         self._writer: Any = None
-        self._step = 0  # that the run begins or goes on at
+        self._step = 0  # at which the run starts or resumes
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Resumed):
@@ -153,7 +153,7 @@ class TensorBoard(Tracker):
         for step, values in points(event):
             self._add(values, step)
         if self._writer:
-            self._writer.flush()  # a process that is killed then leaves here all that its checkpoints know of
+            self._writer.flush()  # so that a killed process leaves all points up to its checkpoints
 
     def close(self) -> None:
         if self._writer:
@@ -168,11 +168,11 @@ class TensorBoard(Tracker):
         self._write("run", json.dumps(asdict(started), indent=1), self._step)
 
     def _add(self, values: dict[str, float], step: int) -> None:
-        """One record for all: an add_scalar each is three times the work, and holds up the interpreter meanwhile."""
+        """Writes all values as one record: one add_scalar per value takes three times as long and holds the GIL."""
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         drawn = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._writer.file_writer.add_summary(Summary(value=drawn), step)
 
     def _write(self, name: str, text: str, step: int) -> None:
-        self._writer.add_text(name, textwrap.indent(text, "    "), step)  # Markdown's way to leave text alone
+        self._writer.add_text(name, textwrap.indent(text, "    "), step)  # as a code block in Markdown

@@ -1,4 +1,4 @@
-"""The trackers that a manifest names in `log.trackers`."""
+"""Creates the trackers in a manifest's `log.trackers`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio
 
 
 def require(names: Sequence[str]) -> None:
-    """Imports what the trackers `names` need, here and not in their threads. Raises UnavailableError."""
+    """Imports the packages of the trackers `names`, before their threads start. Raises UnavailableError on failure."""
     for name in names:
         try:
             importlib.import_module(_MODULES[name])
-        except Exception as error:  # one that is there but does not fit the rest fails in ways of its own
+        except Exception as error:  # an installed but incompatible package may raise any error
             advice = f"log.trackers: \"{name}\" needs the package {name}; pip install 'ratrain[trackers]'"
             raise UnavailableError(f"{advice} ({type(error).__name__}: {error})") from error
 
 
 def trackers(log: LogSection, emit: Emit) -> list[Queued]:
-    """A sink for each of `log.trackers`."""
+    """Returns a sink for each of `log.trackers`."""
     made = {"tensorboard": TensorBoard, "wandb": lambda: WandB(log), "trackio": lambda: Trackio(log)}
     return [Queued(made[name](), emit) for name in dict.fromkeys(log.trackers)]
