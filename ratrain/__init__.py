@@ -1,14 +1,14 @@
 """ratrain: an honest trainer for GPT-2-class attention research.
 
 `ratrain.train`, `load`, `read_run`, `verify` and the other functions for Python are described in `ratrain/api.py`.
-They are imported on first use: `import ratrain` alone costs nothing, and `import ratrain.kernels` only torch.
+They are imported on first use: `import ratrain` alone imports no dependency, and `import ratrain.kernels` only torch.
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-# what `ratrain.api` offers here; a name that is missing would be taken for a submodule
+# names of `ratrain.api` exported here; a missing name would be looked up as a submodule
 _API = (
     "Loaded", "Mechanism", "Patch", "Resolved", "RunLog", "Verdict",
     "load", "read_manifest", "read_run", "register", "resume", "train", "verify",

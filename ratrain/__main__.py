@@ -1,4 +1,4 @@
-"""`python -m ratrain` is `ratrain`."""
+"""Runs the command line as `python -m ratrain`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The front door for Python: the commands as functions. `import ratrain` offers every name of `__all__` here.
+"""The Python interface: the commands as functions. Every name in `__all__` is also an attribute of `ratrain`.
 
     import ratrain
 
@@ -6,8 +6,8 @@
     print(run.evaluated[-1].loss)                     # nats per token
     model = ratrain.load(run.path).model              # in eval mode, with its newest weights
 
-The command line calls the same functions. They raise RatrainError, whose message says where, what, and what would be
-right; `error.exit` is the exit code that the command would give.
+The command line runs the same code. The functions raise RatrainError; its message names the place, the fault and the
+remedy, and `error.exit` is the exit code of the command.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Resolved:
-    """A manifest with every key set, and the files and overrides that its keys came from."""
+    """A manifest with every key set, and the files and overrides that set them."""
 
     manifest: Manifest
     source: Source
@@ -74,7 +74,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode on its device, the manifest that describes it, and its tokenizer."""
+    """A model in eval mode on its device, its manifest, and its tokenizer."""
 
     model: GPT2
     manifest: Manifest
@@ -90,9 +90,9 @@ def read_manifest(
     seed: int | None = None,
     patches: Sequence[Pathlike] = (),
 ) -> Resolved:
-    """The manifest that `name` is the id, the file name or the path of.
+    """Reads and resolves the manifest with the id, file name or path `name`.
 
-    `overrides` are keys as `--set` takes them ("schedule.lr=3e-4"), `patches` folders of mechanisms. Raises
+    `overrides` are keys in the form of `--set` ("schedule.lr=3e-4"), `patches` are folders of mechanisms. Raises
     ManifestError with every fault, and MissingError.
     """
     seeds = [] if seed is None else [f"seed.init={seed}", f"seed.data={seed}"]
@@ -117,11 +117,11 @@ def train(
     accept_code_change: bool = False,
     on_event: Emit | None = None,
 ) -> RunLog:
-    """Trains a manifest below the folder `out`, going on where an earlier call stopped.
+    """Trains a manifest below the folder `out`, and resumes an earlier run of it.
 
-    A run that is done already is returned as it is. `on_event` is called with every event; by default all but windows
-    of steps are printed. `resume` is "auto", "must" or "never"; `fresh` moves an earlier run aside. Raises
-    PreemptedError when stopped by a signal, DivergedError, and other RatrainError.
+    A finished run is returned as it is. `on_event` receives every event; by default all events but windows of steps
+    are printed. `resume` is "auto", "must" or "never"; `fresh` moves an earlier run aside. Raises PreemptedError after
+    a stop signal, DivergedError, and other RatrainErrors.
     """
     if not isinstance(manifest, Resolved):
         manifest = read_manifest(manifest, base=base, scale=scale, overrides=overrides, seed=seed, patches=patches)
@@ -136,14 +136,14 @@ def train(
 
 
 def resume(run: Pathlike, *, out: Pathlike = "runs", device: str = "auto", on_event: Emit | None = None) -> RunLog:
-    """Goes on with a run that was stopped, by the manifest in its folder; one that is done is returned as it is."""
+    """Resumes a stopped run with the manifest in its folder; a finished run is returned as it is."""
     folder = find_run(str(run), Path(out))
     resolved = read_manifest(folder / "resolved.toml")
     return train(resolved, out=folder.parents[1], device=device, resume="must", on_event=on_event)
 
 
 def read_run(run: Pathlike, *, out: Pathlike = "runs") -> RunLog:
-    """The events of a run: a folder, a name below `out`, an id, or "@last"."""
+    """Reads the events of a run, given by folder, name below `out`, id, or "@last"."""
     return _read_run(find_run(str(run), Path(out)))
 
 
@@ -155,9 +155,9 @@ def load(
     scale: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Loaded:
-    """The model of a run, with its newest weights that verify; or of a manifest, as it begins.
+    """Loads the model of a run with its newest weights that verify, or builds that of a manifest, untrained.
 
-    A path of a run folder and "@last" name runs; every other name is that of a manifest first.
+    A path of a run folder and "@last" name runs; every other name is read as that of a manifest.
     """
     place, text = pick_device(device), str(name)
     if text.startswith("@") or (Path(text) / "resolved.toml").exists():
@@ -172,9 +172,9 @@ def load(
 def verify(
     name: Pathlike, *, base: Pathlike | None = None, overrides: Sequence[str] = (), patches: Sequence[Pathlike] = ()
 ) -> Iterator[Verdict]:
-    """Checks every contract on a manifest, made small; yields verdicts as they are reached.
+    """Checks every contract on a small version of a manifest; yields each verdict when it is reached.
 
-    A contract holds where the `fault` of its verdict is None.
+    A contract holds if the `fault` of its verdict is None.
     """
     own = read_manifest(name, base=base, overrides=overrides, patches=patches).manifest
     small = read_manifest(name, base=base, scale="tiny", overrides=[*SMALL, *overrides], patches=patches)
@@ -185,7 +185,7 @@ def verify(
 
 
 def print_event(event: Event) -> None:
-    """Prints the lines of every event but windows of steps: a handful per run, as fits a notebook."""
+    """Prints the lines of every event but windows of steps: a handful per run, suitable for a notebook."""
     if not isinstance(event, Window):
         for line in describe(event):
             print(line)

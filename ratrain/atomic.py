@@ -1,7 +1,7 @@
-"""Files that are complete or absent: written aside, synced, renamed.
+"""Atomic file writes: to a temporary file, synced, then renamed.
 
-Everything goes through plain functions of `os`: a full disk then has its errno, and a test can end the process at
-any one of the calls.
+All system calls are plain functions of `os`, so that a full disk raises its errno, and a test can end the process at
+any of the calls.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from pathlib import Path
 
 from ratrain.errors import CannotCreateError, DiskError
 
-ASIDE = ".part"  # ends the name of a file that is not finished
+ASIDE = ".part"  # suffix of unfinished files
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Put `parts` at `path`, replacing what is there only when all are on disk. Raises CannotCreateError, DiskError."""
+    """Writes `parts` to `path` atomically: an old file is replaced only once all parts are on disk.
+
+    Raises CannotCreateError, DiskError.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
     try:
         try:
@@ -35,7 +38,7 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def write_synced(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write `parts` to the file `path`; they are on disk when this returns, its name may not be. Raises OSError."""
+    """Writes `parts` to the file `path` and syncs the content, but not the folder entry. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         for part in parts:
@@ -46,14 +49,14 @@ def write_synced(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """All of `data`: a call may take less than it is given. Raises OSError."""
+    """Writes all of `data`; a single `os.write` may write less. Raises OSError."""
     left = memoryview(data).cast("B")
     while left:
         left = left[os.write(descriptor, left) :]
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` last through a power failure."""
+    """Syncs the entries of `folder`, so that they survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,7 +65,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left below `folder`, which the caller must hold. Notes are anybody's to write."""
+    """Deletes unfinished files of killed writers below `folder`, which the caller must hold.
+
+    Unfinished notes are left alone, since notes are written without holding the folder.
+    """
     for left in folder.rglob(f".*{ASIDE}"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

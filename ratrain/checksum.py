@@ -10,7 +10,7 @@ from ratrain.errors import DataError
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """Of the files one after the other, read in pieces: of one alone, what `sha256sum` says. Raises DataError."""
+    """Returns the SHA-256 of the concatenated files, read in pieces; of one file, as `sha256sum`. Raises DataError."""
     digest = hashlib.sha256()
     for path in files:
         try:

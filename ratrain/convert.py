@@ -1,7 +1,7 @@
-"""An old checkpoint as a run of ratrain: its weights, its moments where they can be had, and proof that both agree.
+"""Converts a checkpoint of the reference to a run of ratrain: weights, moments if possible, and a check of the logits.
 
-The converted model's logits are compared with what the old tensors compute by themselves; a file for which they differ
-is refused. The run can be sampled, evaluated and exported, and another may go on from it (`--branch`).
+The converted model's logits are compared with logits computed from the old tensors directly; if they differ, the file
+is refused. The run can be sampled, evaluated and exported, and others can branch from it (`--branch`).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from ratrain.registry import optim_kinds, patch_kinds
 from ratrain.storage.checkpoint import Checkpoint, save
 from ratrain.storage.folder import RunFolder
 
-_TOKENS = 48  # of each of two texts whose logits are compared
-_AGREE = 1e-6  # of the largest logit
-# the reference's names that nothing here stands for, because nothing read them
+_TOKENS = 48  # tokens in each of two sequences whose logits are compared
+_AGREE = 1e-6  # relative to the largest logit, at least 1
+# tensors of the reference without a counterpart here, because no code read them
 _DROPPED = (".coupling_scale", ".route_bias_add", ".attn.ra_alpha", ".attn.q_proj.weight")
 
 
 @dataclass(frozen=True)
 class Converted:
-    """Where the run is, what was read, how far logits are apart, and what could not be taken along."""
+    """The result of a conversion: folder, generation and step, largest difference of logits, and notes on losses."""
 
     folder: Path
     generation: str
@@ -50,7 +50,7 @@ class Converted:
     notes: tuple[str, ...]
 
     def told(self) -> list[str]:
-        """This in lines, and how to go on."""
+        """Returns the result as lines of text, with the next commands."""
         made = f"generation {self.generation}, {self.step:,} iterations"
         return [
             f"{self.folder}: {made}; logits agree to {self.difference:.1g}",
@@ -61,9 +61,9 @@ class Converted:
 
 
 def convert(path: Path, folder: Path | None = None, *, root: Path = Path("runs")) -> Converted:
-    """Makes a run of the checkpoint at `path`, in `folder`, or below `root` where a run of its manifest has its place.
+    """Converts the checkpoint at `path` to a run in `folder`, or in its manifest's run folder below `root`.
 
-    Raises MissingError, DataError for what cannot be read or does not come out the same, CannotCreateError.
+    Raises MissingError, DataError if the file cannot be read or the logits differ, and CannotCreateError.
     """
     with _well_formed(path):
         old = read_checkpoint(path)
@@ -91,7 +91,7 @@ def convert(path: Path, folder: Path | None = None, *, root: Path = Path("runs")
 
 @contextmanager
 def _well_formed(path: Path) -> Iterator[None]:
-    """What the code below stumbles over is taken for a fault of the file: it may hold anything."""
+    """Converts errors of the block to DataErrors of the file, whose content is arbitrary."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -110,7 +110,7 @@ def _resolved(file: Path, about: Described, path: Path) -> tuple[Manifest, Sourc
 
 
 def _plan(old: OldCheckpoint, about: Described, model: GPT2) -> dict[str, Move]:
-    """The move of each of the model's tensors. Raises DataError where one of theirs is not used."""
+    """Returns the move for each tensor of the model. Raises DataError if a tensor of the checkpoint is not used."""
     plan = moves(old.weights, about.n_layer, rows=model.spec.padded_vocab, route=about.route)
     plan = {name: move for name, move in plan.items() if name in model.state_dict()}
     used = {source for move in plan.values() for source in move.sources}
@@ -123,7 +123,10 @@ def _plan(old: OldCheckpoint, about: Described, model: GPT2) -> dict[str, Move]:
 
 @torch.no_grad()
 def _fill(model: GPT2, plan: Mapping[str, Move], old: OldCheckpoint) -> None:
-    """Puts every tensor in its place; biases that the old layers did not have are 0."""
+    """Copies the old tensors into the model; biases that the old layers lack become 0.
+
+    Raises DataError if a tensor is missing or of another shape.
+    """
     for name, parameter in model.named_parameters():
         if name not in plan:
             if not name.endswith(".bias"):
@@ -142,7 +145,10 @@ def _fill(model: GPT2, plan: Mapping[str, Move], old: OldCheckpoint) -> None:
 
 @torch.no_grad()
 def _compared(model: GPT2, old: OldCheckpoint, about: Described) -> float:
-    """The largest difference of logits, in float64. Raises DataError where it is not rounding; `model` is spent."""
+    """Returns the largest difference of logits, in float64; converts `model` to float64.
+
+    Raises DataError if the difference is larger than rounding.
+    """
     spec, draw = model.spec, torch.Generator().manual_seed(0)
     tokens = torch.randint(spec.vocab_size, (2, min(_TOKENS, spec.block_size)), generator=draw)
     options = {"n_head": about.n_head, "route": about.route, "rank": about.rank}
@@ -160,7 +166,7 @@ def _compared(model: GPT2, old: OldCheckpoint, about: Described) -> float:
 def _moments(
     old: OldCheckpoint, plan: Mapping[str, Move], model: GPT2, manifest: Manifest
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The optimizer's tensors by `parameter|key`, and which of them are not those of the checkpoint, and why."""
+    """Returns the optimizer's tensors by `parameter|key`, and notes on the ones not taken from the checkpoint."""
     keys = kept_by(manifest.optim)
     by_name, reason = _numbered(old)
     moments: dict[str, Tensor] = {}
@@ -169,11 +175,11 @@ def _moments(
             continue
         move = plan.get(name)
         states = [by_name.get(source, {}) for source in move.sources] if move and move.keeps_moments else []
-        if not any(states) or move is None:  # without a gradient, or new here: it begins anew
+        if not any(states) or move is None:  # without a gradient, or new here: moments start at zero
             states = []
         for key in keys:
             moments[f"{name}|{key}"] = _moment(key, states, move, old, parameter)
-    if not moments:  # of an optimizer that keeps nothing: a checkpoint without any tensor has no optimizer
+    if not moments:  # the optimizer has no state, but a checkpoint without optimizer tensors counts as weights only
         moments["rng|0|cpu"] = torch.Generator().manual_seed(0).get_state()
     if reason:
         return moments, (f"{reason}: training goes on from its weights alone",)
@@ -196,7 +202,7 @@ def _moment(
 
 
 def _numbered(old: OldCheckpoint) -> tuple[dict[str, Mapping[str, Tensor]], str]:
-    """The optimizer's state by their parameter names, and why there is none."""
+    """Returns the optimizer's state by the reference's parameter names, and a reason if there is none."""
     state, groups = old.optimizer.get("state"), old.optimizer.get("param_groups")
     if not isinstance(state, Mapping) or not isinstance(groups, list):
         return {}, "the checkpoint holds no optimizer"
@@ -216,7 +222,7 @@ def _numbered(old: OldCheckpoint) -> tuple[dict[str, Mapping[str, Tensor]], str]
 
 
 def _state(manifest: Manifest) -> dict[str, Any]:
-    """What a checkpoint of ours says beside its tensors; no data, so that only a branch goes on from it."""
+    """Returns the plain state of the new checkpoint; without data, so that it can be branched from but not resumed."""
     return {
         "run_hash": run_hash(manifest),
         "optim": type(manifest.optim).kind,

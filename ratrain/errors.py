@@ -1,4 +1,4 @@
-"""What can go wrong for a user, each with the exit code that says so (sysexits.h)."""
+"""Errors shown to the user, each with its exit code (sysexits.h)."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class Exit(IntEnum):
 
 
 class RatrainError(Exception):
-    """One clear message: where, what, what would be right. Never shown with a traceback."""
+    """Base class of errors with one clear message: place, fault and remedy. Never shown with a traceback."""
 
     exit = Exit.BUG
 
 
 class UsageError(RatrainError):
-    """A command line that cannot be acted on."""
+    """An invalid command line."""
 
     exit = Exit.USAGE
 
 
 class DataError(RatrainError):
-    """Data or a checkpoint that is there but wrong: foreign, truncated, corrupt."""
+    """Data or a checkpoint that exists but is invalid: foreign, truncated, corrupt."""
 
     exit = Exit.BAD_DATA
 
 
 class MissingError(RatrainError):
-    """An input that is not there."""
+    """A missing input."""
 
     exit = Exit.MISSING
 
@@ -57,44 +57,44 @@ class UnavailableError(RatrainError):
 
 
 class GaveUpError(RatrainError):
-    """The run crashed several times at the same place."""
+    """The run ended several times in a row without a new checkpoint."""
 
     exit = Exit.GAVE_UP
 
 
 class MemoryShortError(RatrainError):
-    """The device has not enough memory for what the manifest asks."""
+    """The device has too little memory for the manifest."""
 
     exit = Exit.OUT_OF_MEMORY
 
 
 class CannotCreateError(RatrainError):
-    """A folder that cannot be written, or that another process holds."""
+    """A folder that is not writable, or that another process holds."""
 
     exit = Exit.CANNOT_CREATE
 
 
 class DiskError(RatrainError):
-    """Reading or writing failed half-way: an I/O error, a full disk."""
+    """A read or write failed half-way: an I/O error, a full disk."""
 
     exit = Exit.IO
 
 
 class PreemptedError(RatrainError):
-    """The run was asked to stop; it saved and can be resumed by the same command."""
+    """The run stopped on request; it saved a checkpoint, and the same command resumes it."""
 
     exit = Exit.PREEMPTED
 
 
 class DivergedError(RatrainError):
-    """The loss or the gradient stayed non-finite for longer than the manifest allows."""
+    """The run diverged: a loss, a weight, or more gradients than the manifest allows are not finite."""
 
     exit = Exit.DIVERGED
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a manifest: which file and line wrote the key, the key, and what would be right."""
+    """One fault of a manifest: file and line of the key, the key, and a message with the remedy."""
 
     where: str
     key: str
@@ -105,7 +105,7 @@ class Fault:
 
 
 class ManifestError(RatrainError):
-    """All the faults of a manifest at once."""
+    """All faults of a manifest at once."""
 
     exit = Exit.BAD_MANIFEST
 

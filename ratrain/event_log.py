@@ -1,6 +1,6 @@
-"""Lines of events.jsonl: the one place that writes events as JSON and reads them back, typed.
+"""Encodes events as lines of events.jsonl, and decodes them to typed events.
 
-A number that is not finite stands there by its name ("nan", "inf", "-inf"), since JSON has none.
+JSON has no non-finite numbers, so these are written as the strings "nan", "inf" and "-inf".
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from ratrain.errors import DataError
 from ratrain.events import Event
 
-_UNREADABLE = (ValueError, RecursionError)  # a line that a crash has cut, or that is no JSON
+_UNREADABLE = (ValueError, RecursionError)  # a line truncated by a crash, or not JSON
 
 
 def encode(event: Event, *, seconds: float) -> str:
-    """One line of strict JSON. `seconds` is the age of the process, which becomes `at`."""
+    """Returns the event as one line of strict JSON; `seconds`, the age of the process, becomes `at`."""
     return json.dumps({"schema": 1, "at": round(seconds, 3), **_strict(event.record())}, allow_nan=False)
 
 
@@ -31,7 +31,7 @@ def _strict(value: Any) -> Any:
 
 
 def records(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects of whole lines; others are passed over: the last line may still be in the writing."""
+    """Yields the JSON objects in `text`, one a line; skips invalid lines, since the last one may be incomplete."""
     for line in text.splitlines():
         try:
             record = json.loads(line)
@@ -42,9 +42,9 @@ def records(text: str) -> Iterator[dict[str, Any]]:
 
 
 def read_events(file: Path) -> Iterator[Event]:
-    """The events of a file, oldest first; kinds that this version does not know are passed over.
+    """Yields the events of a file, oldest first; skips kinds unknown to this version.
 
-    Raises OSError, and DataError for an event whose fields are not those of its kind.
+    Raises OSError, and DataError for an event whose fields do not match its kind.
     """
     for record in records(file.read_text(errors="replace")):
         try:

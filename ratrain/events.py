@@ -1,4 +1,4 @@
-"""What the engine states while it runs: frozen facts. Sinks listen; the engine knows none of them."""
+"""The events that the engine publishes: immutable records. Sinks receive them; the engine depends on no sink."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-NOT_CAUSAL = "is not causal"  # what a Notice says of a mechanism that sees later tokens
+NOT_CAUSAL = "is not causal"  # in the Notice about a mechanism that sees later tokens
 
 
 @dataclass(frozen=True)
 class Event:
-    """A fact. Its name in logs is its class name."""
+    """Base class of events. An event's name in logs is its class name."""
 
     def record(self) -> dict[str, Any]:
         return {"event": type(self).__name__, **asdict(self)}
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> Event | None:
-        """The event that `record` was made of; None for a kind that this version does not know.
+        """Returns the event of a record; None for a kind unknown to this version.
 
-        Fields that are unknown are dropped. Raises ValueError, with its name, for one that is missing or of another
-        type.
+        Unknown fields are dropped. Raises ValueError, with the field's name, if a field is missing or of another type.
         """
         name = str(record.get("event"))
         if name not in (kinds := _kinds()):
@@ -52,35 +51,35 @@ class RunStarted(Event):
     train_tokens: int  # in the data set
     val_tokens: int
     budget: dict[str, float]
-    total_steps: int | None  # None where the budget is in seconds
+    total_steps: int | None  # None if the budget is in seconds
     tokens_per_step: int
     peak_flops: dict[str, float | None]  # "datasheet", "measured"
     baselines: dict[str, float]  # nats per token: "uniform", "unigram", "bigram"
-    processes: int = 1  # that train it together
+    processes: int = 1  # number of data-parallel processes
     manifest: dict[str, Any] = field(default_factory=dict)  # resolved, every key
-    environment: dict[str, Any] = field(default_factory=dict)  # as env.json has it
+    environment: dict[str, Any] = field(default_factory=dict)  # as in env.json
 
 
 @dataclass(frozen=True)
 class Fingerprints(Event):
-    """What two runs must have in common for their difference to be the variants' own; SHA-256, 16 digits of each."""
+    """Digests that paired runs must share, so that only the variant differs: 16 digits of each SHA-256."""
 
     data: str  # the corpus
     order: str  # tokens of the first batches
     windows: str  # tokens of the evaluation
-    weights: dict[str, str]  # the base model's tensors as they begin, by name: shape and digest
-    unit: str  # what the windows are a sample of: "document", "passage"
-    sizes: tuple[int, ...]  # targets in each of these
+    weights: dict[str, str]  # the base model's initial tensors, by name: shape and digest
+    unit: str  # the sampling unit of the windows: "document", "passage"
+    sizes: tuple[int, ...]  # targets in each unit
 
 
 @dataclass(frozen=True)
 class AttentionChosen(Event):
-    """What computes the base's causal attention in training and evaluation, and how that was found."""
+    """The backend of the base model's causal attention in training and evaluation, and how it was chosen."""
 
-    backend: str  # flash, cudnn, efficient, math, ours; torch: its own choice, made anew for each call
-    source: str  # asked, measured, cached (measured before), recorded (by this run), default (torch's own)
+    backend: str  # flash, cudnn, efficient, math, ours; torch: its own selection at each call
+    source: str  # asked (in the manifest), measured, cached (measured before), recorded (by this run), default (torch)
     case: str  # dtype, [B, H, T, D] and device
-    seconds: dict[str, float]  # of a forward and a backward pass; empty where nothing was measured
+    seconds: dict[str, float]  # of a forward and a backward pass; empty without a measurement
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Resumed(Event):
 
 @dataclass(frozen=True)
 class Branched(Event):
-    """The run begins at a step of another."""
+    """The run starts from a step of another run."""
 
     step: int
     run: str
@@ -101,18 +100,18 @@ class Branched(Event):
 
 @dataclass(frozen=True)
 class Pretrained(Event):
-    """The run begins with weights of another trainer's."""
+    """The run starts from weights of another trainer."""
 
     weights: str
     sha256: str
     tensors: int
     repack: str
-    notes: tuple[str, ...] = ()  # what could not be checked
+    notes: tuple[str, ...] = ()  # facts that could not be checked
 
 
 @dataclass(frozen=True)
 class Activated(Event):
-    """A mechanism leaves the base model: its s is above 0 from the step after this one on."""
+    """A mechanism is switched on: its s is above 0 from the next step on."""
 
     step: int
     patch: str
@@ -129,7 +128,7 @@ class PhaseStarted(Event):
 
 @dataclass(frozen=True)
 class Compiled(Event):
-    """What one kind of pass needs: 'train' before the first step, 'evaluate' after the first window."""
+    """The model is compiled for one kind of pass: 'train' before the first step, 'evaluate' after the first window."""
 
     what: str
     seconds: float
@@ -149,7 +148,7 @@ class Window(Event):
     grad_norms: tuple[float, ...]
     skipped: int  # steps in this window whose gradient was not finite
     lr: float
-    seconds: float  # training alone: compile, evaluation and checkpoints apart
+    seconds: float  # training only, without compilation, evaluation and checkpoints
     tokens_per_second: float
     mfu: float | None  # of the measured peak
     mfu_datasheet: float | None
@@ -166,12 +165,12 @@ class Evaluated(Event):
     loss: float
     tokens: int
     seconds: float
-    parts: tuple[float, ...] = ()  # of the documents or passages that Fingerprints tells of
+    parts: tuple[float, ...] = ()  # mean loss of each document or passage (Fingerprints.unit)
 
 
 @dataclass(frozen=True)
 class PruningBegan(Event):
-    """Which weights the sparsities of this run are of."""
+    """The weights that this run prunes; its sparsities are relative to them."""
 
     kind: str
     tensors: tuple[str, ...]
@@ -181,48 +180,50 @@ class PruningBegan(Event):
 
 @dataclass(frozen=True)
 class Pruned(Event):
-    """Masks were made anew after this step."""
+    """Masks were updated in this step."""
 
     step: int
-    sparsity: float  # of the weights that are pruned from
+    sparsity: float  # of the prunable weights
     pruned: int
-    reached: bool  # the target; no mask changes any more
+    reached: bool  # the target is reached; masks do not change any more
 
 
 @dataclass(frozen=True)
 class PruningEvaluated(Event):
-    """What a run that pruned its weights has at its end. Losses are nats per token on the validation windows."""
+    """The final result of weight pruning. Losses are in nats per token on the validation windows."""
 
     step: int
     target: float
-    sparsity: float  # of the weights that are pruned from, by the masks
-    zeros: dict[str, tuple[int, int]]  # weights that are zero, and weights, counted: of what is pruned, and the table
-    pruned: list[str]  # tensors that are pruned
-    reached: bool  # whether the run got to the look that prunes to the target
-    not_zero: int  # weights that are masked and not zero
-    loss_dense_best: float | None  # while nothing was pruned; None: not evaluated then
-    loss_target_best: float | None  # with the target reached
-    loss: float  # of the weights as they are, whatever average is evaluated else
-    loss_reloaded: float  # of the checkpoint, read into a model that knows of no pruning
+    sparsity: float  # of the prunable weights, by the masks
+    zeros: dict[str, tuple[int, int]]  # number of zero weights and of all weights, by pruned matrix and token table
+    pruned: list[str]  # names of the pruned tensors
+    reached: bool  # whether the run reached the mask update that prunes to the target
+    not_zero: int  # masked weights that are not zero
+    loss_dense_best: float | None  # best at zero sparsity; None: never evaluated there
+    loss_target_best: float | None  # best at the target
+    loss: float  # of the current weights, not of an average
+    loss_reloaded: float  # of the checkpoint, loaded into a model without pruning
     peak_memory: int  # bytes
     step_seconds: dict[str, float | None]  # median step of windows "with looks" and "without"
     bytes_dense: int  # of these tensors in fp32
-    bytes_packed: int  # a bit of mask for each weight, and those that stay
+    bytes_packed: int  # one mask bit per weight, and the kept weights
 
 
 @dataclass(frozen=True)
 class OptimizerTold(Event):
-    """What an optimizer counts has grown since the last window: spikes and resets of SPAM."""
+    """Counters of the optimizer that grew since the last window: spikes and resets of SPAM."""
 
     step: int
-    counts: dict[str, int]  # since the last window that told of any
+    counts: dict[str, int]  # increments since the last window
     totals: dict[str, int]  # since step 0
 
 
 @dataclass(frozen=True)
 class Probed(Event):
-    """What the patches offer to be looked at after a step: by patch and probe, a row per layer (empty where the patch
-    is not), holding a value per head or one."""
+    """Values of the probes after a step, by patch and probe: a row per layer, with one value or one per head.
+
+    The row of a layer without the patch is empty.
+    """
 
     step: int
     values: dict[str, dict[str, list[list[float]]]]
@@ -230,20 +231,20 @@ class Probed(Event):
 
 @dataclass(frozen=True)
 class Fitted(Event):
-    """A patch was fitted to what the model makes of training text, as it is at this step.
+    """A patch was fitted to activations of the model on training text, with the weights of this step.
 
-    Errors are means over layers and heads, on text that was held out from the fit, relative to the variance.
+    Errors are means over layers and heads, on text held out from the fit, relative to the variance.
     """
 
     step: int
     patch: str
     vectors: int  # per head
-    objective: str  # what the errors are of
+    objective: str  # the quantity whose error is given
     error: float
-    error_of_pca: float  # in as many channels
+    error_of_pca: float  # with the same number of channels
     error_of_values: float  # whatever the objective
     heads: int
-    heads_as_pca: int  # that nothing served better
+    heads_as_pca: int  # heads without an improvement over PCA
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ class Sampled(Event):
 
 @dataclass(frozen=True)
 class Notice(Event):
-    """Something the user should know: `level` is 'info' or 'warning'."""
+    """A message to the user: `level` is 'info' or 'warning'."""
 
     message: str
     level: str = "info"
@@ -290,7 +291,7 @@ class RunEnded(Event):
 Emit = Callable[[Event], None]
 
 
-# fields that events of November 2026 lack
+# default values of fields that events of November 2026 lack
 _ADDED: dict[str, dict[str, Any]] = {
     "Compiled": {"what": "train"},
     "Fitted": {"objective": "values", "error_of_values": float("nan")},
@@ -300,7 +301,7 @@ _ADDED: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def _kinds() -> dict[str, Any]:
-    """A pydantic adapter for each kind of event."""
-    from pydantic import TypeAdapter  # here: a process that writes events alone does without
+    """Returns a pydantic adapter for each kind of event."""
+    from pydantic import TypeAdapter  # imported here: a process that only writes events does not need it
 
     return {kind.__name__: TypeAdapter(kind) for kind in Event.__subclasses__()}

@@ -1,8 +1,8 @@
-"""The option classes of a source file without the rest of it: no torch is imported, no module class is made.
+"""Loads the option classes of a source file without the rest of it: no torch import, no nn.Module classes.
 
-An outline runs a file's statements as an import would, but for imports of anything heavy and for statements that need
-such an import: names that those would bind are absent. A use of an absent name raises WholeFileNeededError, upon which
-the caller imports the file. So an outline is exact, or says that it cannot be had; it is made anew in each process.
+An outline executes a file's statements as an import would, except imports of heavy packages and statements that need
+them: the names that those bind become absent. Any use of an absent name raises WholeFileNeededError, and the caller
+then imports the whole file. So an outline is either exact or unavailable. It is built anew in each process.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
-PREFIX = "ratrain_outline_"  # begins the name of an outlined module
+PREFIX = "ratrain_outline_"  # prefix of the names of outlined modules
 _LIGHT = ("pydantic", "pydantic_core", "annotated_types", "typing_extensions")
-_LIGHT_PARTS = ("config", "errors", "events", "registry")  # of ratrain: imported as they are
+_LIGHT_PARTS = ("config", "errors", "events", "registry")  # modules of ratrain that are imported as usual
 _TEXT = ast.parse("from __future__ import annotations").body
 _FAMILIES = ("ratrain.patches.", "ratrain.legacy.", "ratrain.recipe.optim.")  # one kind's options may extend another's
 
@@ -30,7 +30,7 @@ _made: dict[str, ModuleType] = {}  # by name, PREFIX included
 
 
 class WholeFileNeededError(BaseException):
-    """Only an import of the whole file can tell. Not an Exception: a validator that catches those must not hide it."""
+    """The outline is not enough; the whole file must be imported. Not an Exception, so that no validator catches it."""
 
 
 def _refuse(*_used: Any, **_more: Any) -> NoReturn:
@@ -49,17 +49,17 @@ _Absent = type("_Absent", (), dict.fromkeys(_USES, _refuse))
 
 
 def is_absent(value: object) -> bool:
-    """Whether `value` stands for a name that the outline leaves out; nothing else may be asked of it."""
+    """Returns whether `value` is the placeholder of an absent name; every other use of it raises."""
     return type(value) is _Absent
 
 
 def module_of(options: type) -> ModuleType:
-    """Where a class is defined, outlined or imported."""
+    """Returns the module that defines a class, outlined or imported."""
     return _made.get(options.__module__) or sys.modules[options.__module__]
 
 
 def outline_package(name: str) -> ModuleType:
-    """The outline of a module of the package, made once. Raises WholeFileNeededError."""
+    """Returns the outline of a module of the package, built once. Raises WholeFileNeededError."""
     if known := _made.get(PREFIX + name):
         return known
     spec = find_spec(name)
@@ -69,7 +69,7 @@ def outline_package(name: str) -> ModuleType:
 
 
 def outline_file(name: str, file: Path) -> ModuleType:
-    """The outline of `file` as the module `name`. Raises WholeFileNeededError where it does more than define."""
+    """Builds the outline of `file` as module `name`. Raises WholeFileNeededError if the file does more than define."""
     module = ModuleType(PREFIX + name)
     module.__file__, module.__package__ = str(file), name.rpartition(".")[0]
     with _shown(module):
@@ -77,7 +77,7 @@ def outline_file(name: str, file: Path) -> ModuleType:
             for statement in ast.parse(file.read_bytes(), str(file)).body:
                 _run(statement, module)
         except Exception as error:
-            raise WholeFileNeededError from error  # the import will fail too, and say why
+            raise WholeFileNeededError from error  # the import will fail too, with the cause
         if not all(value.__pydantic_complete__ for value in vars(module).values() if _is_model(value)):
             raise WholeFileNeededError
     return module
@@ -85,12 +85,12 @@ def outline_file(name: str, file: Path) -> ModuleType:
 
 @contextmanager
 def _shown(module: ModuleType) -> Iterator[None]:
-    """Keeps an outline that is made, and has all of them among the imported modules meanwhile.
+    """Registers an outline, and puts all outlines into `sys.modules` for the duration of the context.
 
-    Pydantic looks the names of annotations up there. Later they would be in the way: who walks through all modules, as
-    pickle does, would touch absent names.
+    Pydantic looks up the names of annotations there. They are removed afterwards, because code that iterates over all
+    modules, as pickle does, would use absent names.
     """
-    outermost = sys.modules.keys().isdisjoint(_made)  # one may need another
+    outermost = sys.modules.keys().isdisjoint(_made)  # outlines may nest
     _made[module.__name__] = module
     sys.modules.update(_made)
     try:
@@ -108,7 +108,7 @@ def _is_model(value: object) -> bool:
 
 
 def _run(statement: ast.stmt, module: ModuleType) -> None:
-    """Runs one statement in the module, or makes the names that it would bind absent."""
+    """Executes one statement in the module, or makes the names that it would bind absent."""
     space = vars(module)
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
         _import(statement, module)
@@ -119,13 +119,16 @@ def _run(statement: ast.stmt, module: ModuleType) -> None:
 
 
 def _execute(statement: ast.stmt, module: ModuleType) -> None:
-    # annotations stay text: those of methods name modules, those of fields are looked up by pydantic
+    # annotations stay strings: those of methods may use absent names, and pydantic resolves those of fields
     tree = ast.fix_missing_locations(ast.Module([*_TEXT, statement], []))
     exec(compile(tree, str(module.__file__), "exec", 0, True), vars(module))
 
 
 def _bound(statement: ast.stmt) -> list[str]:
-    """The names that a definition binds; none for what may be passed over. Raises WholeFileNeededError for the rest."""
+    """Returns the names that a definition binds; none for docstrings, constants and `if TYPE_CHECKING` blocks.
+
+    Raises WholeFileNeededError for any other statement.
+    """
     if isinstance(statement, (ast.ClassDef, ast.FunctionDef)):
         return [statement.name]
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
@@ -141,7 +144,7 @@ def _bound(statement: ast.stmt) -> list[str]:
 
 
 def _needed(node: ast.AST) -> Iterator[str]:
-    """The names that a statement reads when it runs: bodies of functions run later, annotations are text."""
+    """Yields the names that a statement reads at execution, without function bodies and annotations."""
     parts: Iterator[ast.AST] | list[Any] = ast.iter_child_nodes(node)
     if isinstance(node, ast.Name):
         yield node.id
@@ -155,7 +158,7 @@ def _needed(node: ast.AST) -> Iterator[str]:
 
 
 def _import(statement: ast.Import | ast.ImportFrom, module: ModuleType) -> None:
-    """Imports what is light, takes options of other kinds from outlines, and makes the rest absent."""
+    """Imports light modules, takes names of other kinds' modules from their outlines, and makes all others absent."""
     if isinstance(statement, ast.Import):
         for alias in statement.names:
             _bind(alias.name, [alias.asname or alias.name.partition(".")[0]], ast.Import([alias]), module)

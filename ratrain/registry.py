@@ -1,4 +1,7 @@
-"""Kinds: what a manifest names and a file defines. A kind is the name of its module; the folder is the catalogue."""
+"""Kinds: option classes that manifests name and files define. A kind is named after its module.
+
+The files in a folder are the list of kinds.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 _ROOT = Path(__file__).parent
-_PLUGIN = "ratrain_plugin_"  # begins the module name of a file outside the package
+_PLUGIN = "ratrain_plugin_"  # prefix of the module names of files outside the package
 _C = TypeVar("_C", bound=type)
 
 
 class Patch(Section):
-    """Options of a mechanism, and how it replaces each module that `target` matches.
+    """Base class of patches: the options of a mechanism, and the replacement of each module that `target` matches.
 
     `target` is a pattern over site names (`blocks.*.attn.score`); a patch claims the smallest seam it needs.
     """
@@ -37,41 +40,44 @@ class Patch(Section):
     kind: ClassVar[str]
 
     target: str
-    activation: ActivationSection | None = None  # in place of the manifest's own
+    activation: ActivationSection | None = None  # replaces the manifest's [activation]
 
     @property
     def leaks(self) -> str | None:
-        """Why it is not causal, where it reproduces something that was not; None: it is."""
+        """The reason why the mechanism is not causal, if it reproduces a non-causal one; None if it is causal."""
         return None
 
     @property
     def anneals(self) -> ActivationSection | None:
-        """The schedule of its buffers `anneal`, where it moves more than its activation."""
+        """The schedule of the buffers `anneal`, if the patch has any; None otherwise."""
         return None
 
     def builders(self) -> Mapping[str, Callable[[nn.Module, ModelSpec], nn.Module]]:
-        """What builds the modules for the sites that each pattern matches; a patch that needs two seams names both."""
+        """Returns builders of modules by site pattern; a patch of two seams returns both patterns."""
         return {self.target: self.build}
 
     @abstractmethod
     def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
-        """The module that stands in for `old`. Raises ValueError when the options do not fit `spec`.
+        """Builds the module that replaces `old`. Raises ValueError if the options do not fit `spec`.
 
-        Called on the meta device. Keep the modules of `old` that stay in use, so that their weights, and the
-        random draws that fill them, are those of the base model.
+        Called on the meta device. Reuse the modules of `old` that are still needed, so that their weights and random
+        draws are those of the base model.
         """
 
     def closed(self) -> Patch | None:
-        """What is left of it where s = 0; None: nothing, the base model."""
+        """Returns the patch that remains at s = 0; None if that is the base model."""
         return None
 
     def repack(self, model: nn.Module, site: str) -> bool:
-        """Rearranges pretrained weights around `site` into the mechanism's reciprocal form, where it has one."""
+        """Rearranges pretrained weights around `site` into the mechanism's reciprocal form, if it has one.
+
+        Returns whether it did.
+        """
         return False
 
 
 def register(kind: str) -> Callable[[_C], _C]:
-    """Mark a class as the one that its module defines; `kind` is the module's name."""
+    """Returns a decorator that marks the class of a module's kind; `kind` is the module's name."""
 
     def mark(cls: _C) -> _C:
         cls.kind = kind
@@ -80,11 +86,11 @@ def register(kind: str) -> Callable[[_C], _C]:
     return mark
 
 
-Origin = str | Path | EntryPoint  # of a kind: a module of the package, a file, or what an installed package offers
+Origin = str | Path | EntryPoint  # of a kind: a module of the package, a file, or an installed package's entry point
 
 
 class Kinds(Mapping[str, type[Section]]):
-    """The kinds of one family, by file name; a file is imported when its kind is first asked for."""
+    """The kinds of one family, by file name; a file is imported when its kind is first looked up."""
 
     def __init__(self, packages: Iterable[str], *, folders: Iterable[Path] = (), group: str | None = None):
         self._sources: dict[str, Origin] = {}
@@ -120,18 +126,18 @@ class Kinds(Mapping[str, type[Section]]):
         return self._classes[kind]
 
     def source(self, kind: str) -> Origin:
-        """Where the kind is defined."""
+        """Returns the origin of a kind: module, file or entry point."""
         return self._sources[kind]
 
     def outlines(self) -> Outlines:
-        """The options of the same kinds, for those who build nothing."""
+        """Returns the option classes of the same kinds, for callers that build no model."""
         return Outlines(self)
 
 
 class Outlines(Mapping[str, type[Section]]):
-    """The same kinds with their options alone: what they check and hold, from files that are not imported.
+    """The same kinds with their option classes only, from outlines of their files instead of imports.
 
-    A file of which there is no outline is imported. Use of an outlined class can raise WholeFileNeededError.
+    A file without an outline is imported. Use of an outlined class can raise WholeFileNeededError.
     """
 
     def __init__(self, kinds: Kinds):
@@ -155,13 +161,13 @@ class Outlines(Mapping[str, type[Section]]):
 
 @cache
 def _stems(package: str) -> tuple[str, ...]:
-    """Of the files in a folder of the package."""
+    """Returns the sorted stems of the source files in a subpackage."""
     return tuple(sorted(file.stem for file in _ROOT.joinpath(*package.split(".")[1:]).glob("*.py")))
 
 
 @cache
 def _offered(group: str) -> tuple[EntryPoint, ...]:
-    """What installed packages offer: looking through all of them takes a while."""
+    """Returns the entry points of installed packages in `group`; cached, because the search is slow."""
     return tuple(entry_points(group=group))
 
 
@@ -172,7 +178,7 @@ def _load(kind: str, source: Origin) -> type[Section]:
         module = _import_file(kind, source) if isinstance(source, Path) else importlib.import_module(source)
     except Exception as error:
         if isinstance(source, str):
-            raise  # a file of the package: a bug of ours
+            raise  # a file of the package: a bug in ratrain
         raise DataError(f"{source}: cannot be imported: {type(error).__name__}: {error}") from error
     if found := _defined(kind, module):
         return found
@@ -190,7 +196,7 @@ def _outlined(kind: str, source: Origin) -> type[Section] | None:
 
 
 def _defined(kind: str, module: ModuleType) -> type[Section] | None:
-    """The class that the module marks as the kind."""
+    """Returns the class that the module registers as `kind`, or None."""
     for value in vars(module).values():
         if is_absent(value) or not isinstance(value, type):
             continue
@@ -210,17 +216,17 @@ def _import_file(kind: str, file: Path) -> ModuleType:
 
 
 def plugin_files(options: Iterable[Section]) -> list[Path]:
-    """The files outside the package that define the kinds of `options`, each once."""
+    """Returns the files outside the package that define the kinds of `options`, without duplicates."""
     modules = [module_of(type(option)) for option in options]
     files = [str(module.__file__) for module in modules if module.__name__.removeprefix(PREFIX).startswith(_PLUGIN)]
     return [Path(file) for file in dict.fromkeys(files)]
 
 
 def patch_kinds(folders: Iterable[Path] = (), *, beside: Iterable[Path] = ()) -> Kinds:
-    """Every patch: the package's, the legacy ones, installed plug-ins, the files of `folders`, and those of patches/
-    `beside` each manifest file, where there is such a folder.
+    """Returns all patch kinds of the package, legacy, installed plug-ins, `folders`, and patches/ folders.
 
-    Raises MissingError when one of `folders` is not there.
+    The latter are the folders patches/ next to the manifest files in `beside`, if they exist. Raises MissingError if
+    one of `folders` does not exist.
     """
     folders = list(folders)
     for folder in folders:
@@ -231,18 +237,20 @@ def patch_kinds(folders: Iterable[Path] = (), *, beside: Iterable[Path] = ()) ->
 
 
 def optim_kinds() -> Kinds:
-    """Every optimizer: one file each in `recipe/optim`."""
+    """Returns all optimizer kinds: one file each in `recipe/optim`."""
     return Kinds(("ratrain.recipe.optim",))
 
 
 def declared(source: Source, patches: Kinds) -> Manifest:
-    """The manifest that `source` describes, from outlines of its kinds: nothing can be built from it, and no torch is
-    imported for it, nor for its refusal. Raises what `resolve` raises.
+    """Resolves the manifest of `source` from outlines of its kinds, without a torch import.
+
+    No model can be built from it. If the outlines do not suffice, the kinds are imported. Raises the errors of
+    `resolve`.
     """
     optimizers = optim_kinds()
     try:
         manifest = resolve(source, patches=patches.outlines(), optimizers=optimizers.outlines())
-        plain(manifest)  # options also say how they are written
+        plain(manifest)  # serialization of options may need the whole file, too
         return manifest
     except WholeFileNeededError:
         return resolve(source, patches=patches, optimizers=optimizers)

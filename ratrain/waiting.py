@@ -1,7 +1,8 @@
-"""How OpenMP's threads wait for one another: decided before torch is loaded, which loads OpenMP.
+"""Sets how long OpenMP threads spin while they wait, before torch loads OpenMP.
 
-They spin for milliseconds before they sleep. Beside other work that takes the time of the thread they wait for: two
-threads on two busy cores took seventeen times the CPU time of one (docs/performance.md). A wait changes no bit.
+By default they spin for milliseconds before they sleep. If other programs run, this takes CPU time from the thread
+that they wait for: two threads on two busy cores took seventeen times the CPU time of one (docs/performance.md). The
+setting changes no bit of a result.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
-_SAID = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # any of them: the user has decided
-# turns of libgomp's loop, which is that of torch's wheels for Linux, and milliseconds of LLVM's and Intel's. Long waits
-# cost an idle machine nothing measurable, where a thread that sleeps must be woken; short ones leave busy cores alone
-_LONG = {"GOMP_SPINCOUNT": "10000"}  # 300,000 by itself. A millisecond of the others' is no better than their 200
+_SAID = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # if one is set, it is left to the user
+# iterations of libgomp's spin loop (torch's Linux wheels use libgomp), and milliseconds for LLVM's and Intel's OpenMP.
+# On an idle machine long waits cost nothing measurable and save waking a thread; short waits leave busy cores free
+_LONG = {"GOMP_SPINCOUNT": "10000"}  # default: 300,000. For the others 1 ms is no better than their default, 200 ms
 _SHORT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 
 def settle(environment: MutableMapping[str, str] = os.environ, *, busy: bool | None = None) -> None:
-    """Sets how long threads spin, for this process and those it starts; `busy` is looked up unless given.
+    """Sets the spin time of OpenMP threads for this process and its children; `busy` defaults to `is_busy()`.
 
-    Does nothing where the environment says something of it, or where torch is loaded already.
+    Does nothing if the environment has such a setting, or if torch is loaded already.
     """
     if "torch" in sys.modules or any(name in environment for name in _SAID):
         return
@@ -29,7 +30,8 @@ def settle(environment: MutableMapping[str, str] = os.environ, *, busy: bool | N
 
 
 def is_busy(loadavg: Path = Path("/proc/loadavg")) -> bool:
-    """Whether other programs that run just now leave fewer CPUs than this process may use; False where Linux is not."""
+    """Returns whether other running programs leave fewer CPUs than this process may use; False on other systems than
+    Linux."""
     try:
         running = int(loadavg.read_text().split()[3].partition("/")[0]) - 1  # one of them reads this
         ours = len(os.sched_getaffinity(0))
