@@ -156,7 +156,7 @@ class Window(Event):
     graphs: int
     recompiles: int
     eta: float | None  # seconds
-    sparsity: float = 0.0  # of the weights that are pruned from
+    sparsity: float = 0.0  # of the prunable weights
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class Fitted(Event):
     objective: str  # the quantity whose error is given
     error: float
     error_of_pca: float  # with the same number of channels
-    error_of_values: float  # whatever the objective
+    error_of_values: float  # of the values, for every objective
     heads: int
     heads_as_pca: int  # heads without an improvement over PCA
 

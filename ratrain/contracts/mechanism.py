@@ -134,7 +134,7 @@ def every_option_does_something(manifest: Manifest) -> None:
                 other = type(patch).model_validate({**dict(patch), option: value})
                 model = fitted(manifest.model_copy(update={"patch": {**manifest.patch, name: other}}))
             except (ValidationError, ManifestError):
-                continue  # refused: so it is read
+                continue  # a refused value shows that the option is read
             assert _fingerprint(model) != plain, f"patch.{name}.{option} = {value!r} changes nothing"
 
 

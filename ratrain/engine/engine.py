@@ -240,7 +240,7 @@ class Engine:
         (own, norms), values = self._read(results)
         told = self.world.gather((own, time.perf_counter() - start))
         losses = [sum(parts) / len(parts) for parts in zip(*(own for own, _ in told), strict=True)]
-        readings = Readings(losses, norms, told[0][1])  # one clock for all, or budgets in seconds would end apart
+        readings = Readings(losses, norms, told[0][1])  # rank 0's clock, so that budgets in seconds end together
         self.setup.phases.seconds["train"] += readings.seconds
         self.progress.add_time(readings.seconds)
         fields = {name: value for part in self.parts for name, value in part.window_fields().items()}

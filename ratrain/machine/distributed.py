@@ -54,7 +54,7 @@ class World:
         if self.size == 1:
             return model
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 does not know the argument's new name
+            warnings.simplefilter("ignore", FutureWarning)  # the argument's new name came after torch 2.11
             return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def keep_local(self, model: nn.Module) -> AbstractContextManager:

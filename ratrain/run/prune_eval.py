@@ -91,6 +91,6 @@ HEAD = ("rule", "mode", "keep", "loss", "- dense", "K bytes", "V bytes")
 
 
 def row(pruned: Pruned) -> tuple[str, ...]:
-    """One line of the table under HEAD."""
+    """Returns the cells of one line under HEAD."""
     numbers = (f"{pruned.keep:g}", f"{pruned.loss:.4f}", f"{pruned.above_dense:+.4f}")
     return pruned.rule, pruned.mode, *numbers, f"{pruned.key_bytes:,}", f"{pruned.value_bytes:,}"

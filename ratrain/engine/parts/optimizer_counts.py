@@ -30,7 +30,7 @@ class Tallies(Part):
         return {name: self.own[name] for name in self._names}
 
     def after_window(self, now: Position, window: Readings) -> Iterator[OptimizerTold]:
-        """Publishes the counts that have grown since the last window."""
+        """Publishes the counts that grew since the last window."""
         totals = {name: round(window.values[name][0]) for name in self._names}
         counts = {name: total - self._known[name] for name, total in totals.items() if total > self._known[name]}
         self._known = totals
