@@ -101,7 +101,7 @@ class Execution:
     say: Callable[[str], None]
     failed: list[int] = field(default_factory=list)
     asked: bool = False
-    _ran: dict[str, float] = field(default_factory=dict)  # under --fresh: losses of the runs of this execution, by folder
+    _ran: dict[str, float] = field(default_factory=dict)  # under --fresh: losses of this execution's runs, by folder
 
     def run(self, *, costs: bool) -> int:
         """Runs all stages and returns the exit code: PREEMPTED after a stop, else that of the first failed run."""
