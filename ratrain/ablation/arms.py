@@ -41,7 +41,7 @@ class Arm:
     name: str
     point: dict[str, object]  # grid keys and their values for this arm
     source_of: Callable[..., Source]  # takes seed.init, seed.data, and layers over all others
-    manifest: Manifest  # of the first seeds
+    manifest: Manifest  # of the first pair of seeds
     built: Checked
     recipe: str
     seeds: Seeds
@@ -55,7 +55,7 @@ class Arm:
         return run_folder(self.manifest.model_copy(update={"seed": seed}))
 
     def task(self, init: int, data: int, patches: tuple[Path, ...], *, thin: bool = False) -> Task:
-        """The run with these seeds."""
+        """Builds the run with these seeds."""
         source, folder = self.source_of(init, data), self.folder(init, data)
         return Task(self.name, init, data, source, patches, folder, _graphs(self.manifest), thin)
 
@@ -100,7 +100,7 @@ class Draft:
     manifest: str
     at: tuple[str, ...]  # the key that names it
     point: dict[str, object]
-    layers: tuple[Layer, ...]  # of this arm, over the study's shared ones
+    layers: tuple[Layer, ...]  # over the study's `set`, below overrides from the command line
     role: Role = "arm"
 
 
@@ -160,7 +160,7 @@ class ArmBuilder:
 
     def _made(self, name: str, point: dict[str, object], source_of: Any, seeds: Seeds, role: Role) -> Arm:
         source = source_of(*seeds[0])
-        declared(source, patch_kinds(self.patches, beside=source.files))  # a refusal needs no torch
+        declared(source, patch_kinds(self.patches, beside=source.files))  # refuses before torch is imported
         from ratrain.run.check import check
 
         manifest = resolved(source, self.patches)

@@ -25,7 +25,8 @@ from ratrain.statistics.verdict import Judgement, Verdict, Word, judge
 class Worth:
     """The worth of an effect as a fraction of the baseline's budget: in tokens, and in time if the step cost is known.
 
-    `word` is the verdict against time, at the level of the study's own verdict."""
+    `word` is the verdict against time, at the level of the study's own verdict.
+    """
 
     tokens: Reading
     seconds: Reading | None = None
@@ -46,7 +47,8 @@ class Conclusion:
     """The verdicts, worth, noise and warnings of a study; losses and effects are in nats.
 
     `detectable` is the smallest effect that the planned seeds find with power 0.8; `more` holds it by number of seeds.
-    `later` judges the amended plan and is exploratory; None without amendments."""
+    `later` judges the amended plan and is exploratory; None without amendments.
+    """
 
     judgement: Judgement
     later: Judgement | None
@@ -111,7 +113,8 @@ def _judge(
 ) -> Judgement:
     """Judges these rows after the leading seeds whose runs have all ended.
 
-    Arms without a begun run count in the family of comparisons and delay no verdict."""
+    Arms without a begun run count in the family of comparisons and delay no verdict.
+    """
     chosen, rule = _judged(rows, base=True), study.plan.verdict
     runs = {row.arm.name: [run for run in row.runs if (run.init, run.data) in seeds] for row in chosen}
     begun = [of for of in runs.values() if any(run.status != "not begun" for run in of)]

@@ -2,7 +2,8 @@
 
 The checks find arms that see the future or other sequences, arms whose evaluation computes another model than the
 trained one, arms that compute the same function as another arm, and arms whose shared weights begin with other values
-than the baseline's."""
+than the baseline's.
+"""
 
 from __future__ import annotations
 

@@ -116,7 +116,8 @@ def _row(arm: PlannedArm, base: tuple[Reached, ...], runs: tuple[Reached, ...]) 
 def evaluation_of(base: Row, rows: Sequence[Row]) -> tuple[str, dict[str, EvaluationNoise]]:
     """Returns the sampling unit of the evaluation, and the evaluation noise of each arm's difference to `base`, by arm.
 
-    Arms whose runs lack losses by unit are left out; without any arm the unit is empty."""
+    Arms whose runs lack losses by unit are left out; without any arm the unit is empty.
+    """
     of = {(run.init, run.data): run for run in base.runs if run.status == "done" and run.parts}
     stated = [run.log.fingerprints for run in of.values() if run.log and run.log.fingerprints]
     sizes = stated[0].sizes if stated else ()

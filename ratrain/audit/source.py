@@ -81,7 +81,8 @@ def construct(target: Target, given: Mapping[str, Any]) -> tuple[Any, str]:
 def told(place: str, doing: str) -> Iterator[None]:
     """Runs foreign code in the block: its stdout goes to stderr, and its errors become one located message.
 
-    Raises UnavailableError for a missing module, DataError for any other error but a RatrainError."""
+    Raises UnavailableError for a missing module, DataError for any other error but a RatrainError.
+    """
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -131,7 +132,7 @@ def _import_file(file: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise DataError(f"{file}: is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 

@@ -121,7 +121,7 @@ def _of_kind(
 
 def _validated(model: type, tree: Mapping[str, Any], at: Key, source: Source, faults: list[Fault]) -> Any:
     try:
-        # as JSON, so that a list may stand for a tuple though all else is strict
+        # validated as JSON: strict mode then accepts a list for a tuple
         return model.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         faults += faults_of(error, source, model, at=at, homes=_homes())

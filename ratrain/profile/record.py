@@ -186,7 +186,8 @@ def _make_room(device: torch.device) -> None:
     """Grows the heap in advance by 256 MiB for the events of a profile, on a CPU.
 
     Recorded events are allocated between the arrays of a step. Without room, those arrays would take fresh pages from
-    the system each time, and the step would be charged for it."""
+    the system each time, and the step would be charged for it.
+    """
     if device.type == "cpu":
         torch.empty(_ROOM // 4).fill_(0.0)
 

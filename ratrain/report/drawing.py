@@ -30,7 +30,8 @@ def drawn(
     """Returns the SVG of a figure drawn by `draw`.
 
     `words` is the description for screen readers; `name` makes the ids differ from other figures'. Raises
-    UnavailableError without matplotlib."""
+    UnavailableError without matplotlib.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure

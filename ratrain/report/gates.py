@@ -31,7 +31,8 @@ def gate_rows(log: RunLog) -> list[tuple[str, ...]]:
     """Returns a head line, then a line per probe.
 
     A line holds the mean over layers and heads at the first and the last reading, then spread (population standard
-    deviation), minimum, maximum and the mean of each layer at the last reading."""
+    deviation), minimum, maximum and the mean of each layer at the last reading.
+    """
     rows = [("patch", "probe", "first", "last", "spread", "min", "max", "by layer")]
     for patch, probes in shown(log).items():
         for probe, series in probes.items():

@@ -143,7 +143,8 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]], *, first: str = "",
     """Builds a table that scrolls within its box.
 
     The first cell of a row is its header. Columns of numbers are right-aligned, and long text wraps. `first` is the
-    class of the first row. `spare` columns are left out if all their cells are empty or "-"."""
+    class of the first row. `spare` columns are left out if all their cells are empty or "-".
+    """
     if not rows:
         return ""
     columns = [

@@ -21,7 +21,8 @@ def power(
     """Returns the chance that an arm with this effect is called better or worse at one of the looks.
 
     `sd` is the pooled standard deviation. `evaluation` is the standard error from the finite number of documents, which
-    more seeds do not reduce."""
+    more seeds do not reduce.
+    """
     times = look_times(seeds) if looks is None else tuple(looks)
     return _power(effect / sd, arms, times, alpha, spending, evaluation / sd) if times else 0.0
 

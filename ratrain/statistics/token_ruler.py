@@ -51,7 +51,8 @@ class Ruler:
 
         If every budget has the same seeds, the seed's common effect on all of its losses is removed from the errors,
         since a reading compares points of one curve. Raises ValueError for fewer than two budgets, for a budget with
-        fewer than two losses or a loss that is not finite, and if the loss does not fall with the budget."""
+        fewer than two losses or a loss that is not finite, and if the loss does not fall with the budget.
+        """
         budgets = sorted(curve)
         values = [np.array([curve[budget][seed] for seed in sorted(curve[budget])]) for budget in budgets]
         if len(budgets) < 2 or not all(len(v) >= 2 and np.isfinite(v).all() for v in values):
@@ -74,7 +75,8 @@ class Ruler:
         """Converts an effect on the loss at `budget` tokens to tokens; less loss is more tokens.
 
         `interval` is the effect's at level `alpha`; the curve's own error is added to it. Raises ValueError if
-        `interval` does not contain the effect, or if `budget` is not on the curve."""
+        `interval` does not contain the effect, or if `budget` is not on the curve.
+        """
         return self.seconds(effect, interval, budget=budget, cost=1.0, cost_interval=(1.0, 1.0), alpha=alpha)
 
     def seconds(
@@ -94,7 +96,7 @@ class Ruler:
                 return None
             centre, moved = (value, reach - value) if math.isfinite(value) else (reach, 0.0)
             # the baseline's runs enter both effect and curve: their error cancels, the curve's at the reading is added
-            read = max(moved**2 + critical**2 * self._traded(reach, at), moved**2 / 2)  # the arm's own error stays
+            read = max(moved**2 + critical**2 * self._traded(reach, at), moved**2 / 2)  # at least the arm's own error
             half = math.hypot(math.sqrt(read), math.log(cost_end / cost))
             return math.expm1(centre - math.log(cost) + side * half)
 

@@ -110,7 +110,7 @@ def judge(
         pool = effects(_until(table, seeds, given))
         last, looked = rule.verdicts(pool, seeds, level), seeds
         given |= {verdict.arm: verdict for verdict in last if verdict.stops and verdict.arm not in given}
-    if not looked:  # numbers, but no verdict
+    if not looked:  # before the first look: effects without verdicts
         seeds, pool = _complete(table, given) if blocks is None else blocks, effects(table)
         why = _too_early(seeds, times)
         last = [replace(v, word="inconclusive", why=why) for v in rule.verdicts(pool, seeds, alpha)]

@@ -38,7 +38,8 @@ def intervals_figure(
 ) -> str:  # fmt: skip
     """Draws a row per mark: a dot, the inner interval thick, the outer one thin.
 
-    `zero` is the baseline's line. `band` is the half-width of the shaded equivalence region around it."""
+    `zero` is the baseline's line. `band` is the half-width of the shaded equivalence region around it.
+    """
     if not marks:
         return ""
     lines = sum(max(1, len(_wrapped(mark.label).splitlines())) for mark in marks)

@@ -26,7 +26,8 @@ def cells(rows: Sequence[Row], found: Conclusion | None) -> list[tuple[str, ...]
     """Returns the table under HEAD for all rows except tuning arms.
 
     A row holds the mean over the finished seeds, the effect with its interval, which holds for all arms together, and
-    the paired difference of each seed."""
+    the paired difference of each seed.
+    """
     table, bases = [], {row.arm.name for row in rows if row.arm.role == "base"}
     for row in rows:
         if row.arm.role == "tuning":

@@ -23,7 +23,8 @@ def write_study_report(study: Study, rows: Sequence[Row], found: Conclusion | No
     """Writes `report.html` to the study's folder and returns its path.
 
     Beside it are results.json, .csv and .md, the figure of the study's grids, and links to its runs. `rows` are
-    rows_of(study), `found` is the conclusion from them."""
+    rows_of(study), `found` is the conclusion from them.
+    """
     folder = study.folder
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     for row in rows:
