@@ -1,1 +1,1 @@
-"""Many variants, compared fairly: the plan, the pool of processes that runs it, what came of it."""
+"""Fair comparison of many variants: the plan, the pool of processes that runs it, the results."""

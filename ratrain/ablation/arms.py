@@ -1,4 +1,4 @@
-"""The arms of a study: as its file names them, and those that it makes by itself."""
+"""The arms of a study: those named in its file, and the derived ones (controls, ruler, tuning, tuned)."""
 
 from __future__ import annotations
 
@@ -24,51 +24,51 @@ from ratrain.registry import declared, optim_kinds, patch_kinds
 if TYPE_CHECKING:
     from ratrain.run.check import Checked
 
-_WORTH = 1.005  # less than half a percent more needs no control: nobody could tell it from the base
+_WORTH = 1.005  # below half a percent more parameters or FLOPs an arm needs no control
 
-_STUDIED = ("optim", "prune", "patch", "activation")  # no matter of scale, even where scales have a default for it
+_STUDIED = ("optim", "prune", "patch", "activation")  # sections of `set` that win over a scale from the command line
 
-# base: what arms are compared with; arm: what the study asks about; control: the base as wide as a costly arm; ruler:
-# the base at another budget; tuning: an arm at a point of the tuning grid; tuned: an arm at its own best point
+# base: the reference of all arms; arm: a variant under test; control: the base widened to a costly arm; ruler: the base
+# at another budget; tuning: an arm at a point of the tuning grid; tuned: an arm at its own best point
 Role = Literal["base", "arm", "control", "ruler", "tuning", "tuned"]
 Seeds = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One column of a study: a name, the merged manifest of it for each pair of seeds, what it builds."""
+    """One arm of a study: its name, its merged manifest for each pair of seeds, and the checked model."""
 
     name: str
-    point: dict[str, object]  # the keys of a grid and their values here
-    source_of: Callable[..., Source]  # of seed.init, seed.data, and layers over all else
-    manifest: Manifest  # of the first seeds
+    point: dict[str, object]  # grid keys and their values for this arm
+    source_of: Callable[..., Source]  # takes seed.init, seed.data, and layers over all others
+    manifest: Manifest  # of the first pair of seeds
     built: Checked
     recipe: str
     seeds: Seeds
     role: Role = "arm"
     of: str = ""  # the arm that a tuning or a tuned one varies
-    control: str = ""  # the arm that costs as much
+    control: str = ""  # the arm of equal cost
 
     def folder(self, init: int, data: int) -> str:
-        """Of the run with these seeds, below the folder of runs."""
+        """The folder of the run with these seeds, below the folder of runs."""
         seed = self.manifest.seed.model_copy(update={"init": init, "data": data})
         return run_folder(self.manifest.model_copy(update={"seed": seed}))
 
     def task(self, init: int, data: int, patches: tuple[Path, ...], *, thin: bool = False) -> Task:
-        """The run with these seeds."""
+        """Builds the run with these seeds."""
         source, folder = self.source_of(init, data), self.folder(init, data)
         return Task(self.name, init, data, source, patches, folder, _graphs(self.manifest), thin)
 
     @property
     def tokens(self) -> int | None:
-        """Of its budget; None where that is in seconds."""
+        """The token budget; None if the budget is in seconds."""
         steps = steps_total(self.manifest)
         return None if steps is None else steps * tokens_per_step(self.manifest)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run of a study; all of it goes to another process."""
+    """One run of a study, in a form that can be pickled for another process."""
 
     arm: str
     init: int
@@ -76,47 +76,47 @@ class Task:
     source: Source
     patches: tuple[Path, ...]
     folder: str  # below the folder of runs
-    graphs: str = ""  # equal where runs compile the same
-    thin: bool = False  # whether the run keeps its last weights alone
+    graphs: str = ""  # digest; equal for runs that compile the same graphs
+    thin: bool = False  # whether the run keeps only its last weights
 
     def manifest(self) -> Manifest:
-        """Resolved where it is asked for: the classes of kinds do not go to another process."""
+        """Resolves the manifest in the calling process, since the classes of kinds cannot be pickled."""
         return resolved(self.source, self.patches)
 
 
 def name_of(study: AblationManifest, base: Arm) -> str:
-    """Of the folder of a study."""
+    """The name of a study's folder."""
     return f"{study.id}-{base.manifest.scale}"
 
 
-Costs = Callable[[str, Sequence[Task]], Mapping[str, float]]  # of the study so called, and a run of each arm
+Costs = Callable[[str, Sequence[Task]], Mapping[str, float]]  # takes the study's name and a run per arm
 
 
 @dataclass(frozen=True)
 class Draft:
-    """An arm before it is resolved; `name` is empty where the manifest's id is to name it."""
+    """An arm before resolution; an empty `name` means that the manifest's id names the arm."""
 
     name: str
     manifest: str
     at: tuple[str, ...]  # the key that names it
     point: dict[str, object]
-    layers: tuple[Layer, ...]  # its own, over those of all arms
+    layers: tuple[Layer, ...]  # over the study's `set`, below overrides from the command line
     role: Role = "arm"
 
 
 @dataclass(frozen=True)
 class ArmBuilder:
-    """What makes arms of a study's words."""
+    """Builds the arms of a study from its manifest."""
 
     study: AblationManifest
     layer: Layer
-    scale: str | None  # in place of the study's, and of what it sets for all arms
+    scale: str | None  # replaces the study's scale, and wins over its `set` except for _STUDIED
     overrides: tuple[str, ...]
     seeds: Seeds
     patches: tuple[Path, ...]
 
     def drafts(self) -> Iterator[Draft]:
-        """The baseline's first."""
+        """Yields a draft per arm of the file, the baseline's first."""
         study, layer = self.study, self.layer
         ema = self._said({"eval": {"ema": study.metric.ema}}, "metric") if study.metric.ema else None
         shared = tuple(filter(None, [ema]))
@@ -146,21 +146,21 @@ class ArmBuilder:
         return self._made(draft.name, draft.point, source_of, self.seeds, draft.role)
 
     def _shared(self) -> tuple[Layer, Layer]:
-        """What the study sets for all arms: below a scale that is asked for in place of its own, and above any."""
+        """Splits the study's `set` into a layer below a scale from the command line, and a layer above any scale."""
         layer = changes(self.layer, "set")
         below = {name: value for name, value in layer.tree.items() if self.scale is not None and name not in _STUDIED}
         above = {name: value for name, value in layer.tree.items() if name not in below}
         return replace(layer, tree=below), replace(layer, tree=above)
 
     def vary(self, arm: Arm, *later: Layer, name: str, role: Role, seeds: Seeds = ()) -> Arm:
-        """The arm with layers over all that it says."""
+        """Returns the arm with more layers over its own."""
         source = arm.source_of
         made = self._made(name, {}, lambda *words: source(*words[:2], *later, *words[2:]), seeds or arm.seeds, role)
         return replace(made, of=arm.name)
 
     def _made(self, name: str, point: dict[str, object], source_of: Any, seeds: Seeds, role: Role) -> Arm:
         source = source_of(*seeds[0])
-        declared(source, patch_kinds(self.patches, beside=source.files))  # a refusal needs no torch
+        declared(source, patch_kinds(self.patches, beside=source.files))  # refuses before torch is imported
         from ratrain.run.check import check
 
         manifest = resolved(source, self.patches)
@@ -168,14 +168,15 @@ class ArmBuilder:
         return Arm(name or manifest.id, point, source_of, manifest, check(manifest), recipe, seeds, role)
 
     def _said(self, tree: dict[str, Any], *key: str) -> Layer:
-        """What the study's key comes to in a manifest."""
+        """Wraps `tree` as a manifest layer located at the study's key."""
         line = self.layer.lines.get(key, 1)
         return Layer(self.layer.label, tree, lines={(name,): line for name in tree})
 
-    # -- arms that the study makes by itself --------------------------------------------------------------------
+    # -- derived arms -------------------------------------------------------------------------------------------
 
     def matched(self, arms: list[Arm], costs: Costs | None) -> list[Arm]:
-        """The arms with what `match` names as the baseline has it."""
+        """Adjusts the arms so that they equal the baseline in the quantity that `match` names. Raises ManifestError if
+        `match` needs a budget in tokens or steps and the budget is in seconds."""
         from ratrain.model.widen import widen
 
         base, study, match = arms[0], self.study, self.study.match
@@ -202,8 +203,7 @@ class ArmBuilder:
         return found
 
     def controlled(self, arms: list[Arm]) -> list[Arm]:
-        """The arms, and behind them baselines as wide as those that have more parameters or FLOPs: one for all arms
-        that come to the same width."""
+        """Appends a widened baseline for each arm with more parameters or FLOPs; arms of the same width share one."""
         if not self.study.controls:
             return arms
         from ratrain.model.widen import widen
@@ -226,7 +226,7 @@ class ArmBuilder:
         return found
 
     def ruler(self, base: Arm) -> list[Arm]:
-        """The baseline at other budgets."""
+        """Builds the baseline at the other budgets of the ruler."""
         factors = [factor for factor in self.study.ruler if factor != 1]
         return [
             self.vary(
@@ -240,7 +240,7 @@ class ArmBuilder:
         yield from points(changes(self.layer, "tune", "grid")) if self.study.tune else ()
 
     def tunings(self, arms: Sequence[Arm]) -> list[Arm]:
-        """The baseline and every arm at each point of the tuning grid."""
+        """Builds the baseline and every arm at each point of the tuning grid."""
         tune = self.study.tune
         if not tune:
             return []
@@ -271,7 +271,7 @@ def _ids_like(word: str, layer: Layer) -> list[str]:
 
 
 def _budget(arm: Arm, factor: float) -> dict[str, float]:
-    """The arm's budget times `factor`, in whole steps."""
+    """Returns the arm's budget times `factor`, in whole steps unless it is in seconds."""
     budget, steps = arm.manifest.train.budget, steps_total(arm.manifest)
     if steps is None:
         return {"seconds": factor * float(budget.seconds or 0)}
@@ -280,12 +280,13 @@ def _budget(arm: Arm, factor: float) -> dict[str, float]:
 
 
 def _graphs(manifest: Manifest) -> str:
-    """Digest of what decides which graphs are compiled."""
+    """Returns a digest of the settings that determine the compiled graphs."""
     said = plain(manifest)
     facts = [said["model"], said["patch"], said["compile"], [manifest.train.precision, manifest.train.micro_batch]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def resolved(source: Source, patches: Sequence[Path]) -> Manifest:
-    """With the kinds of `patches` folders, and of those beside the manifest's files."""
+    """Resolves a source with the patch kinds of the `patches` folders and of the folders beside the manifest's
+    files."""
     return resolve(source, patches=patch_kinds(patches, beside=source.files), optimizers=optim_kinds())

@@ -1,4 +1,4 @@
-"""What a person sees of a study while it runs: a live table on a terminal, a line per finished run anywhere else."""
+"""Progress display of a running study: a live table on a terminal, otherwise a line per finished run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ENDS = {Exit.DONE: "done", Exit.PREEMPTED: "stopped", Exit.DIVERGED: "diverged"
 
 
 class Standing:
-    """Where every run of the study is, from what the pool tells."""
+    """The progress of every run of the study, updated from the messages of the pool."""
 
     def __init__(self, name: str, base: str):
         self.name, self.base, self.stage = name, base, ""
@@ -32,7 +32,7 @@ class Standing:
         self.total, self.known, self.began = 0, 0.0, time.monotonic()
 
     def add(self, tasks: Sequence[Task], done: Mapping[str, float]) -> None:
-        """Runs that the study comes to as well, and the losses of those that are done, by folder."""
+        """Adds the runs of a stage, and the losses of its finished runs, by folder."""
         known = {(task.arm, task.folder) for of in self.arms.values() for task in of}
         for task in tasks:
             if (task.arm, task.folder) not in known:
@@ -55,25 +55,25 @@ class Standing:
 
     @property
     def share(self) -> float:
-        """Of the whole study's budget that is spent."""
+        """The spent fraction of the whole study's budget."""
         return sum(self.spent.values()) / max(1, self.total)
 
     @property
     def eta(self) -> float | None:
-        """Seconds to the end at the speed so far."""
+        """Estimated seconds to the end at the speed so far; None until 0.05 of a run is trained."""
         moved = sum(self.spent.values()) - self.known
         left = self.total - sum(self.spent.values())
         return left * (time.monotonic() - self.began) / moved if moved > 0.05 else None
 
     def difference(self, arm: str) -> str:
-        """Mean difference of validation losses to the baseline's, over the seeds where both are done."""
+        """Formats the mean difference of validation losses to the baseline's, over the seeds that both finished."""
         base = {(task.init, task.data): task.folder for task in self.arms.get(self.base, ())}
         pairs = [(task.folder, base.get((task.init, task.data), "")) for task in self.arms[arm]]
         both = [self.loss[a] - self.loss[b] for a, b in pairs if self.code.get(a) == self.code.get(b) == Exit.DONE]
         return f"{statistics.fmean(both):+.4f}" if both and arm != self.base else ""
 
     def marks(self, arm: str) -> str:
-        """A word per seed: a loss, how far it is, or how it ended."""
+        """Formats a word per seed: the loss of a finished run, the progress of a running one, or the kind of end."""
         return "  ".join(f"{self._mark(task):>6}" for task in self.arms[arm])
 
     def _mark(self, task: Task) -> str:
@@ -83,14 +83,14 @@ class Standing:
 
 
 def line_of(said: Ended, standing: Standing) -> str:
-    """How a run ended, in a line."""
+    """Formats the end of a run as a line."""
     task, loss = said.task, standing.loss.get(said.task.folder)
     seed = f"s{task.init}" if task.init == task.data else f"s{task.init}-{task.data}"
     done = sum(code == Exit.DONE for code in standing.code.values())
     if said.code == Exit.DONE:
         what = "done" if loss is None else f"validation loss {loss:.4f}"
     elif said.code == Exit.PREEMPTED and said.reason:
-        what = said.reason  # it says that the run was stopped
+        what = said.reason  # the reason already states that the run was stopped
     else:
         end = _ENDS.get(Exit(said.code), f"failed with exit code {said.code}")
         what = f"{end}, {said.reason}" if said.reason else end
@@ -99,7 +99,7 @@ def line_of(said: Ended, standing: Standing) -> str:
 
 
 class Board:
-    """The live table; runs that fail scroll above it."""
+    """The live table; lines of runs that did not finish scroll above it."""
 
     def __init__(self, standing: Standing):
         from rich.console import Console
@@ -125,7 +125,7 @@ class Board:
         room = max(4, self._console.height - 4)
         names = list(s.arms)
         busy = [name for name in names if any(task.folder not in s.code for task in s.arms[name])]
-        shown = names if len(names) <= room else busy[:room]  # what goes on, where not all fits
+        shown = names if len(names) <= room else busy[:room]  # only unfinished arms if the table is too high
         for name in shown:
             table.add_row(name, s.marks(name), s.difference(name))
         if len(shown) < len(names):
@@ -140,7 +140,7 @@ class Board:
 
 
 class LineBoard:
-    """A line for every run that ends."""
+    """Prints a line for every run that ends."""
 
     def __init__(self, standing: Standing, out: TextIO):
         self._standing, self._out = standing, out
@@ -158,6 +158,6 @@ class LineBoard:
 
 
 def board(standing: Standing) -> Board | LineBoard:
-    """A table where a person looks at a terminal, lines where the output goes elsewhere."""
+    """Returns a live table if stdout is a terminal, else a line board; TERM=dumb and CI=true also select lines."""
     plain = os.environ.get("TERM") == "dumb" or os.environ.get("CI") == "true"
     return Board(standing) if sys.stdout.isatty() and not plain else LineBoard(standing, sys.stdout)

@@ -1,4 +1,4 @@
-"""What a reader must know before believing a study: what was not as a fair comparison has it."""
+"""Caveats of a study: every deviation from a fair comparison, for the reader of its results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ratrain.events import NOT_CAUSAL
 
 
 def caveats(study: Study, rows: Sequence[Row], *, least: float, unit: str, tuned: Tuned | None) -> Iterator[str]:
-    """`least` is the smallest effect that the planned seeds find, `unit` what the evaluation is a sample of."""
+    """Yields the caveats; `least` is the smallest effect that the planned seeds find, `unit` the sampling unit of the
+    evaluation."""
     yield from _later(study)
     yield from _ends(rows)
     base, rule = rows[0], study.plan.verdict
@@ -56,7 +57,7 @@ def _ends(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _pruned(row: Row) -> Iterator[str]:
-    """Runs that did not come to the sparsity that was asked for, and those that lost a matrix whole."""
+    """Yields caveats on runs below their target sparsity, and on runs with a matrix pruned to zero."""
     ends = [run.log.pruning for run in row.runs if run.log and run.log.pruning]
     if missed := [end.sparsity for end in ends if not end.reached]:
         short = f"{len(missed)} of {len(ends)} runs, down to {min(missed):.2%}"
@@ -68,7 +69,8 @@ def _pruned(row: Row) -> Iterator[str]:
 
 
 def _unpaired(base: Row, row: Row) -> Iterator[str]:
-    """What the runs of one seed do not share; an A/A arm lacks what it is there to vary."""
+    """Yields the properties in which an arm's runs differ from the baseline's of the same seeds; the property that an
+    A/A arm varies is exempt."""
     of = {(run.init, run.data): run for run in base.runs}
     found: dict[str, int] = {}
     for run in row.runs:
@@ -93,13 +95,13 @@ def _unlike(a: Reached, b: Reached, twin: str) -> Iterator[str]:
 
 
 def unlike_weights(mine: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """Names of tensors of one shape that begin with other values."""
+    """Returns the names of tensors with equal shapes and different initial values."""
     shared = [name for name in mine if name in other and mine[name].split()[0] == other[name].split()[0]]
     return [name for name in shared if mine[name] != other[name]]
 
 
 def said(rows: Sequence[Row], words: str, name: str) -> Iterator[str]:
-    """Warnings of runs that hold `words`, each with the arms that it was given in."""
+    """Yields the warnings of runs that contain `words`, each with the arms that gave it."""
     said: dict[str, Any] = {}
     for row in rows:
         for run in row.runs:

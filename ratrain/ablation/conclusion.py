@@ -1,4 +1,4 @@
-"""What a study comes to: the verdict on every arm, what it is worth, and the noise that all of it stands on."""
+"""The conclusion of a study: the verdict on every arm, the worth of its effect in tokens and time, and the noise."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from ratrain.statistics.verdict import Judgement, Verdict, Word, judge
 
 @dataclass(frozen=True)
 class Worth:
-    """What an effect is worth, as a fraction of the baseline's budget: in tokens, and in time where a step's cost is
-    known; `word` is the verdict against time, at the level of the study's own."""
+    """The worth of an effect as a fraction of the baseline's budget: in tokens, and in time if the step cost is known.
+
+    `word` is the verdict against time, at the level of the study's own verdict.
+    """
 
     tokens: Reading
     seconds: Reading | None = None
@@ -33,7 +35,7 @@ class Worth:
 
 @dataclass(frozen=True)
 class Contrast:
-    """An arm's loss minus that of its control, with its interval, at a level that holds for all such comparisons."""
+    """An arm's loss minus its control's, with an interval that holds for all such comparisons together."""
 
     control: str
     effect: float
@@ -42,8 +44,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """`detectable` is the effect that the planned seeds find with power 0.8, by number of seeds in `more`; in nats,
-    as all losses. `later` judges everything, with what was added to the plan: it is exploratory."""
+    """The verdicts, worth, noise and warnings of a study; losses and effects are in nats.
+
+    `detectable` is the smallest effect that the planned seeds find with power 0.8; `more` holds it by number of seeds.
+    `later` judges the amended plan and is exploratory; None without amendments.
+    """
 
     judgement: Judgement
     later: Judgement | None
@@ -52,22 +57,22 @@ class Conclusion:
     controls: dict[str, Contrast]  # by arm
     noise: dict[str, Component]  # by kind of A/A arm
     pairing: Pairing | None
-    evaluation: dict[str, float]  # standard error for want of documents, by arm
+    evaluation: dict[str, float]  # standard error from the finite number of documents, by arm
     unit: str  # documents or passages
     detectable: float
     more: dict[int, float]
     warnings: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it: what is infinite or unknown is null."""
+        """The conclusion as strict JSON; infinite and unknown values become null."""
         return strict_json({**asdict(self), "more": {str(seeds): effect for seeds, effect in self.more.items()}})
 
 
 def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | None:
-    """From what the runs reached; None before two seeds of an arm and of the baseline are done."""
+    """Draws the conclusion from the rows; None until an arm and the baseline have two finished seeds in common."""
     rows = rows_of(study) if rows is None else rows
     if max((len(row.differences) for row in _judged(rows)), default=0) < 2:
-        return None  # nothing says how much one seed differs from another
+        return None  # the variance between seeds cannot be estimated
     unit, noise = evaluation_of(rows[0], _judged(rows))
     planned = [row for row in rows if not study.is_later(row.arm.name)]
     judgement = _judge(study.plan.seeds, planned, study, noise)
@@ -99,15 +104,17 @@ def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | No
 
 
 def _judged(rows: Sequence[Row], *, base: bool = False) -> list[Row]:
-    """The rows that get a verdict, with the baseline's or without."""
+    """Selects the rows that get a verdict (arms and controls), with `base` also the baseline's."""
     return [row for row in rows if row.arm.role in ("arm", "control") or (base and row.arm.role == "base")]
 
 
 def _judge(
     seeds: Sequence[tuple[int, int]], rows: Sequence[Row], study: Study, noise: dict[str, EvaluationNoise]
 ) -> Judgement:
-    """The verdicts on these rows after the leading seeds of which every run has ended. Arms of which none has begun
-    count in the family and hold up nobody."""
+    """Judges these rows after the leading seeds whose runs have all ended.
+
+    Arms without a begun run count in the family of comparisons and delay no verdict.
+    """
     chosen, rule = _judged(rows, base=True), study.plan.verdict
     runs = {row.arm.name: [run for run in row.runs if (run.init, run.data) in seeds] for row in chosen}
     begun = [of for of in runs.values() if any(run.status != "not begun" for run in of)]
@@ -121,7 +128,8 @@ def _judge(
 
 
 def _worth(study: Study, rows: Sequence[Row], judgement: Judgement) -> dict[str, Worth]:
-    """Every judged arm on the ruler, as far as the baseline's budget curve is there."""
+    """Reads every judged arm on the ruler; empty unless the baseline has two losses at each of three budgets, its own
+    included, and they fall with the budget."""
     base = study.now.base
     points = [row for row in rows if row.arm.role in ("base", "ruler") and row.arm.tokens]
     curve = {
@@ -151,7 +159,7 @@ def _worth_of(study: Study, arm: PlannedArm, verdict: Verdict, ruler: Ruler, *, 
     tokens, cost = ruler.tokens(verdict.effect, verdict.pointwise, **at), study.costs.get(arm.name)
     if cost is None:
         return Worth(tokens)
-    longer = (arm.tokens or 0) / (base.tokens or 1)  # other budgets take other times
+    longer = (arm.tokens or 0) / (base.tokens or 1)  # time is proportional to the token budget
     price = {"cost": cost.ratio * longer, "cost_interval": tuple(end * longer for end in cost.interval)}
     seconds = ruler.seconds(verdict.effect, verdict.pointwise, **price, **at)
     if not looked or not all(map(math.isfinite, verdict.interval)):
@@ -165,7 +173,8 @@ def _worth_of(study: Study, arm: PlannedArm, verdict: Verdict, ruler: Ruler, *, 
 
 
 def _against_time(reading: Reading, same: Sequence[float | None]) -> Word:
-    """By the reading's interval, `same` being the gains that delta comes to on both sides."""
+    """Returns the verdict by the reading's interval; `same` holds the gains at a loss difference of +delta and
+    -delta."""
     low, high = (math.nan if end is None else end for end in reading.interval)
     known = [gain for gain in same if gain is not None]
     if len(known) == 2 and known[0] < low and high < known[1]:
@@ -174,7 +183,7 @@ def _against_time(reading: Reading, same: Sequence[float | None]) -> Word:
 
 
 def _controls(rows: Sequence[Row], alpha: float) -> dict[str, Contrast]:
-    """Every costly arm against the baseline that is as wide, by the pooled model; a Bonferroni share of alpha each."""
+    """Compares every costly arm with its widened baseline by the pooled model, at a Bonferroni share of alpha each."""
     losses = {row.arm.name: [run.result for run in row.runs] for row in _judged(rows, base=True)}
     asked = [row.arm for row in _judged(rows) if row.arm.control in losses]
     found = {}
@@ -187,7 +196,7 @@ def _controls(rows: Sequence[Row], alpha: float) -> dict[str, Contrast]:
 
 
 def _noise(study: Study, rows: Sequence[Row]) -> dict[str, Component]:
-    """Of each kind of A/A arm in the study: it and the baseline, seed by seed, differ in that alone."""
+    """Estimates the variance of each kind of A/A arm, which differs from the baseline of its seed in that alone."""
     base, groups = rows[0], {}
     for row in _judged(rows):
         if row.arm.twin != "none" and row.arm.recipe == study.now.base.recipe:
@@ -199,7 +208,7 @@ def _noise(study: Study, rows: Sequence[Row]) -> dict[str, Component]:
 
 
 def strict_json(value: Any) -> Any:
-    """The value as strict JSON has it: lists for tuples, null for a float that is infinite or no number."""
+    """Converts a value to strict JSON: tuples to lists, infinite floats and NaN to null."""
     if isinstance(value, dict):
         return {key: strict_json(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

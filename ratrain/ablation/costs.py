@@ -1,7 +1,7 @@
-"""What a step of each arm costs, measured by itself: never by the clocks of runs that stood side by side.
+"""Measures the cost of a train step of each arm in isolation, never from the clocks of concurrent training runs.
 
-Each arm stands beside the baseline in one process with nothing else of the study running, steps interleaved A B B A;
-CPU time of one thread on a CPU, wall time with the device idle on a GPU.
+One process times each arm against the baseline, with steps interleaved A B B A and nothing else of the study running.
+The clock is CPU time of one thread on a CPU, and wall time with the device synchronized on a GPU.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ratrain.machine.compile import keep_compiled_code
 from ratrain.machine.device import environment, keep_freed_memory, pick_device, set_determinism, synchronize
 from ratrain.profile.paired_timing import Ratio, measure
 
-ROUNDS = 40  # of which half is enough for an interval of about a percent
-_WARM = 3  # steps before the first that counts
+ROUNDS = 40  # half of it is enough for an interval of about a percent
+_WARM = 3  # warm-up steps before the first timed one
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The cost of one arm beside the baseline."""
+    """The step cost of one arm relative to the baseline, and the machine of the measurement."""
 
     arm: str
     cost: Cost
@@ -39,7 +39,8 @@ class Measured:
 
 
 def step_costs(tasks: Sequence[Task], *, device: str, rounds: int = ROUNDS) -> Iterator[Measured]:
-    """Of the arms of these runs against the first one's, which comes first, against itself."""
+    """Yields the step cost of each task's arm against the first task's arm; the first result is that arm against
+    itself."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ratrain.ablation.worker"])
     ours, theirs = context.Pipe(duplex=False)
@@ -75,7 +76,7 @@ def _work(tasks: Sequence[Task], device: str, rounds: int, pipe: Connection) -> 
 
 
 def _step_of(task: Task, device: str) -> Callable[[], object]:
-    """A warmed-up train step of the run, every mechanism open; each call takes the next batch."""
+    """Builds a warmed-up train step of the run with every mechanism open; each call takes the next batch."""
     manifest, place = task.manifest(), pick_device(device)
     corpus = open_corpus(manifest.data, vocab_size=manifest.model.vocab_size, block_size=manifest.model.block_size)
     sampler = Sampler(corpus.train, seed=1, batch=manifest.train.batch, block_size=manifest.model.block_size)

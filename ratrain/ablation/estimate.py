@@ -1,4 +1,4 @@
-"""What a study will take, from a dozen steps of its baseline here and now."""
+"""Estimates the wall time and disk of a study from a dozen steps of its baseline on this machine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ratrain.run.launch import train
 from ratrain.run.start import Launch
 
 _STEPS = 12
-_WEIGHTS = 1 / 3  # of a checkpoint: the rest is two moments of each weight
+_WEIGHTS = 1 / 3  # share of a checkpoint; the rest is two moments per weight
 
 
 @dataclass(frozen=True)
 class Probe:
-    """How the baseline goes: seconds of an evaluation, and of all else that is not training (building, compiling,
-    saving, a sample); tokens/s of training; bytes of a checkpoint."""
+    """Measurements of the baseline: `start` seconds outside of training and evaluation (building, compiling, saving, a
+    sample), `evaluation` seconds of an evaluation, `rate` tokens/s of training, `checkpoint` bytes."""
 
     start: float
     evaluation: float
@@ -32,7 +32,7 @@ class Probe:
 
 
 def probe(plan: Plan, *, device: str) -> Probe:
-    """Trains the baseline for a few steps in a folder that is thrown away."""
+    """Trains the baseline for 12 steps in a temporary folder and returns the measurements."""
     seen: list[Event] = []
     manifest = _short(plan.base.manifest)
     began = time.monotonic()
@@ -59,7 +59,7 @@ def _short(manifest: Manifest) -> Manifest:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Wall time of the runs that are left, `lanes` at a time, and the disk that they fill."""
+    """Wall time of the remaining runs, `lanes` at a time, and the disk space that they need."""
 
     runs: int
     lanes: int
@@ -69,7 +69,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, left: Iterable[Task], found: Probe, *, lanes: int) -> Estimate:
-    """Arms that compute more per token than the baseline are taken to be slower by as much."""
+    """Estimates the remaining runs; the time per token of an arm scales with its training FLOPs per token."""
     arms = {arm.name: arm for arm in plan.arms}
     tasks, seconds, disk = list(left), 0.0, 0
     for task in tasks:
@@ -84,13 +84,13 @@ def estimate(plan: Plan, left: Iterable[Task], found: Probe, *, lanes: int) -> E
 
 
 def _evaluations(manifest: Manifest) -> int:
-    """How many there are in a run, the last one at its end."""
+    """The number of evaluations in a run, the last one at its end."""
     steps, every = steps_total(manifest), manifest.eval.every
     return 1 if steps is None or not every else max(1, -(-steps // every))
 
 
 def _train_seconds(manifest: Manifest, rate: float) -> float:
-    """By the budget: steps at `rate` tokens/s, or the seconds that it names."""
+    """Training seconds by the budget: its steps at `rate` tokens/s, or its own seconds."""
     steps = steps_total(manifest)
     if steps is None:
         return float(manifest.train.budget.seconds or 0.0)

@@ -1,4 +1,4 @@
-"""A study from its plan to its last run: tuning, then the arms with every seed, then arms as tuned, then costs."""
+"""Executes a study: tuning runs, every arm with every seed, arms at their tuned points, then step costs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ratrain.storage.code_digests import some
 from ratrain.storage.folder import RunFolder
 
 Heard = Began | Told | Ended
-_QUIET = (Exit.DONE, Exit.DIVERGED, Exit.PREEMPTED)  # a run that diverges is a result, and the table says so
+_QUIET = (Exit.DONE, Exit.DIVERGED, Exit.PREEMPTED)  # divergence is a result, and the table shows it
 
 
 def study_folder(plan: Plan, out: Path) -> Path:
@@ -43,7 +43,8 @@ def study_folder(plan: Plan, out: Path) -> Path:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """One process at a time works on a study. Raises CannotCreateError."""
+    """Holds the lock of a study's folder. Raises CannotCreateError if the folder cannot be created or another process
+    holds the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -59,7 +60,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def begin(plan: Plan, out: Path, *, amend: bool) -> Study:
-    """The study on record, after all that is looked for before any training. Raises ManifestError."""
+    """Returns the recorded study; a new or amended plan is recorded after preflight. Raises ManifestError."""
     folder, made = study_folder(plan, out), planned(plan)
     refuse_other(made, folder, amend=amend)
     if (folder / "events.jsonl").exists() and read_study(folder).now.hash == made.hash:
@@ -68,7 +69,8 @@ def begin(plan: Plan, out: Path, *, amend: bool) -> Study:
 
 
 def done_runs(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, float]:
-    """The final loss of the runs that are done, by folder. Raises ManifestError where other code trained one."""
+    """Returns the final loss of every finished run, by folder. Raises ManifestError if the code changed since a run was
+    trained, unless `launch` accepts the change."""
     manifests, done, changed = {arm.name: arm.manifest for arm in plan.arms}, {}, {}
     for task in tasks:
         folder = RunFolder(launch.out / task.folder)
@@ -86,8 +88,11 @@ def done_runs(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, fl
 
 @dataclass
 class Execution:
-    """Runs what is not done of a study. `tell` hears of every run, `announce` of a stage that begins: its name, its
-    runs, the losses of those that are done; `say` of what was measured."""
+    """Runs the unfinished part of a study.
+
+    `tell` receives every message of the pool. `announce` receives the name of a stage, its runs, and the losses of its
+    finished runs by folder. `say` receives a line per measured step cost.
+    """
 
     plan: Plan
     study: Study
@@ -98,10 +103,10 @@ class Execution:
     say: Callable[[str], None]
     failed: list[int] = field(default_factory=list)
     asked: bool = False
-    _ran: dict[str, float] = field(default_factory=dict)  # runs that were begun anew, by folder
+    _ran: dict[str, float] = field(default_factory=dict)  # under --fresh: losses of this execution's runs, by folder
 
     def run(self, *, costs: bool) -> int:
-        """Returns the exit code: of a stop, else of the first run that failed."""
+        """Runs all stages and returns the exit code: PREEMPTED after a stop, else that of the first failed run."""
         stages = (self._tune, self._test, self._test_tuned, *((self._measure,) if costs else ()))
         for stage in stages:
             stage()
@@ -113,7 +118,8 @@ class Execution:
         self._pool("tuning", self.plan.tasks(self._asked("tuning")))
 
     def _test(self) -> None:
-        """All runs at once; where arms stop at their verdict, seed by seed, those of arms that have none yet."""
+        """Runs all seeds in one pool. With `verdict.stop` it runs seed by seed, and only arms without a verdict, the
+        baseline and the ruler."""
         arms = self._asked("base", "arm", "control", "ruler")
         if not self.plan.study.verdict.stop:
             self._pool("", self.plan.tasks(arms))
@@ -138,7 +144,7 @@ class Execution:
         self._pool("tuned", self.plan.tasks(arms))
 
     def _measure(self) -> None:
-        """Costs of steps, once for each arm of which a run has ended."""
+        """Measures step costs, once for each arm with a finished run."""
         rows = [row for row in rows_of(self.study) if row.losses and row.arm.role in ("base", "arm", "control")]
         names = [row.arm.name for row in rows if row.arm.name not in self.study.costs]
         if not names or len(rows) < 2:
@@ -160,7 +166,7 @@ class Execution:
     def _pool(self, stage: str, tasks: Iterator[Task] | list[Task]) -> None:
         tasks = list(tasks)
         done = self._ran if self.launch.fresh else done_runs(self.plan, tasks, self.launch)
-        # arms that say they are the same share their runs
+        # arms that are declared the same share their runs
         left = list({task.folder: task for task in tasks if task.folder not in done}.values())
         self.announce(stage, tasks, {task.folder: done[task.folder] for task in tasks if task.folder in done})
         if not left:

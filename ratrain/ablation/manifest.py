@@ -1,4 +1,4 @@
-"""An ablation manifest: which arms are compared with which baseline, over which seeds."""
+"""The ablation manifest: the arms of a study, their baseline, and the seeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Key = tuple[str, ...]
 
 
 class Seeds(Section):
-    """Which seeds every arm is trained with: one run for each pair."""
+    """The seeds of every arm: one run for each pair of init and data."""
 
     init: tuple[NonNegativeInt, ...] = Field(min_length=1, description="seed.init of each run")
     data: tuple[NonNegativeInt, ...] = Field(default=(), description="seed.data of each run; empty: as init")
@@ -42,7 +42,7 @@ class Seeds(Section):
 
 
 class Metric(Section):
-    """What an arm is judged by: fixed before the first step."""
+    """The metric that arms are judged by, fixed before the first step."""
 
     last: PositiveInt = Field(default=1, description="mean validation loss of so many evaluations, the last ones")
     ema: float = Field(
@@ -51,14 +51,14 @@ class Metric(Section):
 
 
 class Tune(Section):
-    """The same grid for every arm, on seeds of its own; a second verdict is at each arm's own best point."""
+    """One tuning grid for every arm, on separate seeds; a second verdict compares arms at their own best points."""
 
     grid: Mapping[str, Any] = Field(description="keys as in a manifest, each with a list of values")
     seed: Seeds = Field(description="apart from those that verdicts rest on")
 
 
 class ArmSection(Section):
-    """A manifest with keys changed; `grid` has a list of values per key and makes an arm of every combination."""
+    """A manifest with keys changed; `grid` lists values per key, and every combination becomes an arm."""
 
     manifest: str = Field(description="path, file name or id")
     set: Mapping[str, Any] = Field(default={}, description="keys as in a manifest")
@@ -66,7 +66,7 @@ class ArmSection(Section):
 
 
 class Verdicts(Section):
-    """What may be claimed of an arm, and when."""
+    """The rules of verdicts: margin, error rate, its spending over looks, and early stopping."""
 
     delta: PositiveFloat | None = Field(
         default=None,
@@ -84,7 +84,7 @@ class Verdicts(Section):
 
 
 class AblationManifest(Section):
-    """A study: the arms, what they are compared with, and what holds for all of them."""
+    """A study: the arms, their baseline, and the settings of all arms."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     title: str = ""
@@ -133,7 +133,8 @@ class AblationManifest(Section):
 
 
 def find_ablation(name: str) -> Path:
-    """The ablation manifest called `name`: a path, or the name of a shipped one. Raises MissingError."""
+    """Finds the ablation manifest `name`: a path, or the name of a shipped one. Raises MissingError if there is
+    none."""
     if Path(name).is_file():
         return Path(name)
     files = ablations()
@@ -145,7 +146,7 @@ def find_ablation(name: str) -> Path:
 
 
 def read_ablation(path: Path) -> tuple[AblationManifest, Layer]:
-    """The study that the file describes, and the file as a layer. Raises ManifestError with every fault."""
+    """Reads the study of a file, and the file as a layer. Raises ManifestError with every fault."""
     layer = parse_file(path)
     merged = Merge()
     merged.add(Layer(layer.label, layer.tree, layer.path, layer.lines))
@@ -160,7 +161,7 @@ def read_ablation(path: Path) -> tuple[AblationManifest, Layer]:
 
 
 def changes(layer: Layer, *at: str) -> Layer:
-    """What the table `at` of the ablation manifest changes, as a layer over a manifest, located in its file."""
+    """Returns the table `at` of the ablation manifest as a layer over a manifest, with the line numbers of its file."""
     tree: Any = layer.tree
     for part in at:
         tree = tree.get(part, {})
@@ -169,7 +170,8 @@ def changes(layer: Layer, *at: str) -> Layer:
 
 
 def points(grid: Layer) -> Iterator[tuple[dict[str, Any], Layer]]:
-    """Every combination of the grid's values: by key, and as a layer over a manifest. Raises ManifestError."""
+    """Yields every combination of the grid's values, by key and as a layer over a manifest. Raises ManifestError if a
+    key has no list of values, or an empty one."""
     axes = dict(_axes(grid, grid.tree, ()))
     for values in itertools.product(*axes.values()):
         tree: dict[str, Any] = {}

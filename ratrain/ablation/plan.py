@@ -1,4 +1,4 @@
-"""From an ablation manifest to the runs it asks for, each resolved, and refused together where they would mislead."""
+"""Plans a study: resolves every run of an ablation manifest, and refuses arms whose comparison would mislead."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ratrain.config.resolve import steps_total
 from ratrain.config.schema import Manifest
 from ratrain.errors import Fault, ManifestError, MissingError, UsageError
 
-# what every arm of a study must share with the baseline, or their losses are of different things
+# keys that every arm must share with the baseline; otherwise their losses are not comparable
 _SHARED = ("model.block_size", "model.vocab_size", "data", "eval.windows", "eval.ema", "train.precision", "scale")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study: the baseline first among its arms. `asked` are the names that run now."""
+    """The plan of a study: `arms` begins with the baseline, `asked` holds the names of the arms to run now."""
 
     study: AblationManifest
     file: str
@@ -37,14 +37,15 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Of the study's folder."""
+        """The name of the study's folder."""
         return name_of(self.study, self.base)
 
     def of_role(self, *roles: Role) -> list[Arm]:
         return [arm for arm in self.arms if arm.role in roles]
 
     def tasks(self, arms: Sequence[Arm] | None = None) -> Iterator[Task]:
-        """Every run that is asked for, one seed after the other: a study that is stopped has whole blocks of arms."""
+        """Yields the runs of `arms` (default: the asked ones) seed by seed, so that a stopped study has complete
+        seeds."""
         chosen = [arm for arm in self.arms if arm.name in self.asked] if arms is None else arms
         for at in range(max((len(arm.seeds) for arm in chosen), default=0)):
             for arm in chosen:
@@ -52,7 +53,7 @@ class Plan:
                     yield arm.task(*arm.seeds[at], self.patches, thin=self.study.keep == "weights")
 
     def tuned(self, best: Mapping[str, Mapping[str, object]]) -> list[Arm]:
-        """The arms of `best`, each at the point of the tuning grid that was best for it."""
+        """Builds the arms of `best`, each at its own best point of the tuning grid."""
         found = []
         for arm in self.of_role("base", "arm"):
             if arm.name in best:
@@ -72,11 +73,14 @@ def make_plan(
     patches: Sequence[Path] = (),
     costs: Costs | None = None,
 ) -> Plan:
-    """The study of an ablation manifest; `scale`, `overrides` and `seeds` come from the command line and win; `only`
-    says which arms run now, by name. `costs` tells for `match = "seconds"` what a step of each arm takes, the
-    baseline's being 1.
+    """Plans the study of an ablation manifest.
 
-    Raises one ManifestError with the faults of every arm, UsageError for an arm that is not there.
+    `scale`, `overrides` and `seeds` come from the command line and win over the file. `only` selects the arms to run
+    now, by name or pattern. For `match = "seconds"`, `costs` returns the step time of each arm relative to the
+    baseline's.
+
+    Raises one ManifestError with the faults of every arm; UsageError if `only` names an unknown arm, or if `seeds`
+    contains a tuning seed.
     """
     study, layer = read_ablation(file)
     pairs = tuple(seeds or study.seed.pairs)
@@ -100,7 +104,7 @@ def make_plan(
 
 
 def _without_repeats(arms: Sequence[Arm]) -> list[Arm]:
-    """An arm that a pattern names again, the baseline above all, is one arm."""
+    """Drops repeats of an arm with the same name and recipe, such as the baseline matched again by a pattern."""
     seen: dict[tuple[str, str], Arm] = {}
     for arm in arms:
         seen.setdefault((arm.name, arm.recipe), arm)
@@ -118,19 +122,19 @@ def _twins(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:
 
 
 def told_twins(arm: Arm, other: Arm) -> bool:
-    """Whether the manifests say that they are the same: one of the other, or both of a third."""
+    """Whether the manifests declare the two arms the same through `same_as`, directly or through a third id."""
     one, two = arm.manifest, other.manifest
     return one.id != two.id and bool(_equals(one) & _equals(two))
 
 
 def _equals(manifest: Manifest) -> set[str]:
-    """The ids that the manifest says it equals, its own among them, and those that these say they equal."""
+    """Returns the manifest's own id and the chain of ids that `same_as` leads to."""
     found, name = {manifest.id}, manifest.same_as
     while name and name not in found:
         found.add(name)
         try:
             name = parse_file(find_manifest(name)).tree.get("same_as")
-        except (MissingError, ManifestError):  # an id that nothing here has
+        except (MissingError, ManifestError):  # no manifest here has this id
             break
     return found
 
@@ -146,7 +150,7 @@ def _unlike(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:
 
 
 def _too_few_evaluations(arms: Sequence[Arm], study: AblationManifest, layer: Layer) -> Iterator[Fault]:
-    """Where the metric is a mean of evaluations that a run does not make."""
+    """Yields a fault if the metric averages more evaluations than a run makes."""
     last = study.metric.last
     for arm in arms if last > 1 else ():
         steps, every = steps_total(arm.manifest), arm.manifest.eval.every
@@ -166,8 +170,8 @@ def _at(manifest: Manifest, key: str) -> object:
 
 
 def _asked(arms: Sequence[Arm], only: Sequence[str]) -> frozenset[str]:
-    """The baseline, and of the others those that `only` names by name or pattern, with what serves them; all where it
-    names none."""
+    """Returns the names of the arms to run: the baseline, the arms that `only` matches by name or pattern, their
+    controls and tuning arms. An empty `only` selects all. Raises UsageError for a word that matches no arm."""
     base, *others = arms
     for word in only:
         if not any(fnmatchcase(arm.name, word) for arm in arms):

@@ -1,4 +1,4 @@
-"""The runs of a study, so many at a time, each in a process of its own; what is finished is not run again."""
+"""A pool of processes that runs the tasks of a study: one process per run, a fixed number of runs at a time."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ratrain.errors import Exit
 from ratrain.events import Compiled, Event, Window
 from ratrain.run.start import Launch
 
-_TRIES = 3  # of a run that dies without a word; it goes on from what it had saved
+_TRIES = 3  # attempts at a run whose process dies without a result; each resumes from the last checkpoint
 
 
 @dataclass(frozen=True)
 class Began:
-    """A run got a process."""
+    """A process was started for a run."""
 
     task: Task
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a run says of itself."""
+    """An event that a run published."""
 
     task: Task
     event: Event
@@ -37,7 +37,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: an exit code, and what there is to say of it."""
+    """The end of a run: its exit code and the reason in words."""
 
     task: Task
     code: int
@@ -46,7 +46,7 @@ class Ended:
 
 @dataclass
 class _Slot:
-    """A device with a run on it."""
+    """A device and the run that occupies it."""
 
     device: str
     task: Task
@@ -58,21 +58,21 @@ class _Slot:
 
 @dataclass
 class Pool:
-    """Runs tasks on `devices`, one on each at a time; a device may stand there more than once.
+    """Runs tasks on `devices`, one at a time per entry; `devices` may list a device more than once.
 
-    Runs that compile the same graphs wait until the first of them has: the others find them in the cache. SIGINT or
-    SIGTERM once: every run saves and ends. SIGINT twice: all are killed at once.
+    If several runs compile the same graphs, one compiles first and the others wait, then take the code from the cache.
+    After the first SIGINT or SIGTERM every run saves and ends. A second SIGINT kills all runs at once.
     """
 
-    launch: Launch  # for all of them, but for the device
+    launch: Launch  # of every run; `device` is replaced per run
     devices: Sequence[str]
     tell: Callable[[Began | Told | Ended], None]
     asked: bool = False
     _busy: list[_Slot] = field(default_factory=list)
-    _warm: set[str] = field(default_factory=set)  # graphs that are in the cache
+    _warm: set[str] = field(default_factory=set)  # digests of graphs in the compile cache
 
     def run(self, tasks: Sequence[Task]) -> None:
-        """Runs each task to an end, or all of them to a stop that was asked for."""
+        """Runs every task to its end, or until a signal stops the pool."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["ratrain.ablation.worker"])
         todo, tries = list(tasks), dict.fromkeys((task.folder for task in tasks), 0)
@@ -92,7 +92,7 @@ class Pool:
                     self.tell(Ended(slot.task, *(slot.result or silent)))
 
     def _next(self, todo: Sequence[Task]) -> Task | None:
-        """The first run whose graphs no other is compiling just now."""
+        """Returns the first task whose graphs no running task is still compiling."""
         cold = {slot.task.graphs for slot in self._busy} - self._warm
         return next((task for task in todo if task.graphs not in cold), None)
 
@@ -111,7 +111,7 @@ class Pool:
         self.tell(Began(task))
 
     def _finished(self) -> Iterator[_Slot]:
-        """Hears what the runs say until one ends; yields those that have."""
+        """Waits up to 1 s for messages of the runs, forwards their events, and yields the slots of runs that ended."""
         pipes = {slot.pipe: slot for slot in self._busy}
         for pipe in wait(list(pipes), timeout=1.0):
             slot = pipes[pipe]  # type: ignore[index]
@@ -143,7 +143,8 @@ class Pool:
 
 
 def _has_compiled(event: Event) -> bool:
-    """Whether the code that the run needs is kept by now; one that compiles nothing says so in its first window."""
+    """Whether the event shows that the run's compiled code is cached: `Compiled` of "evaluate", or a window without
+    graphs of a run that compiles nothing."""
     if isinstance(event, Window):
         return not event.graphs
     return isinstance(event, Compiled) and event.what == "evaluate"

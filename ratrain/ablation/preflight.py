@@ -1,5 +1,9 @@
-"""Checks before a study trains anything: arms that see the future or other sequences, arms whose evaluation is not of
-the model that was trained, arms that are another in disguise, arms that do not begin as the baseline does."""
+"""Checks the arms of a study before training.
+
+The checks find arms that see the future or other sequences, arms whose evaluation computes another model than the
+trained one, arms that compute the same function as another arm, and arms whose shared weights begin with other values
+than the baseline's.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ CHECKS = (
 
 
 def preflight(plan: Plan) -> tuple[str, ...]:
-    """What was looked for and not found, in words. Raises ManifestError with every fault."""
+    """Runs the checks and returns their descriptions. Raises ManifestError with every fault."""
     arms = plan.of_role("base", "arm", "control")
     faults = [*_broken(plan, arms), *_disguised(plan, arms), *_unpaired(plan, arms)]
     if faults:
@@ -41,7 +45,7 @@ def preflight(plan: Plan) -> tuple[str, ...]:
 
 
 def _small(plan: Plan, arm: Arm) -> Manifest | None:
-    """The arm at the contracts' shapes, every mechanism open from the start; None where it does not take them."""
+    """Resolves the arm at the contracts' shapes, every mechanism open from the start; None if it rejects the shapes."""
     layers = [parse_override(key) for key in SMALL]
     try:
         return resolved(arm.source_of(*arm.seeds[0], *layers), plan.patches)
@@ -49,7 +53,7 @@ def _small(plan: Plan, arm: Arm) -> Manifest | None:
         return None
 
 
-# contracts that a loss rests on, and what an arm does that breaks one
+# contracts that the meaning of a loss depends on, and the fault of an arm that breaks one
 _LOOKED_AT = {
     "no position sees a later token": "sees the future",
     "no gradient comes from a later token": "learns from the future",
@@ -63,7 +67,7 @@ def _broken(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
     seen: dict[str, str | None] = {}
     for arm in arms:
         patches = arm.manifest.patch.values()
-        if not patches or any(patch.leaks for patch in patches):  # plain GPT-2; or one that tells every reader itself
+        if not patches or any(patch.leaks for patch in patches):  # plain GPT-2, or a patch that declares its leak
             continue
         manifest = _small(plan, arm) or arm.manifest
         model = repr((manifest.model, {name: _open(patch) for name, patch in manifest.patch.items()}))
@@ -74,12 +78,12 @@ def _broken(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
 
 
 def _open(patch: Patch) -> Patch:
-    """As the contracts see it, whatever its schedule."""
+    """Returns the patch without its activation schedule, as the contracts test it."""
     return patch.model_copy(update={"activation": None})
 
 
 def breaches(manifest: Manifest) -> Iterator[str]:
-    """What a small manifest's model does that makes its loss mean nothing."""
+    """Yields the broken contracts of a small manifest's model; each makes its loss meaningless."""
     for claim, fault in _LOOKED_AT.items():
         try:
             contracts()[claim](manifest)
@@ -89,15 +93,15 @@ def breaches(manifest: Manifest) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Traits:
-    """What a model computes when every weight is shaken alike: equal where two models are one function."""
+    """Loss and gradient sizes of a model with seeded random weights; equal for two models of the same function."""
 
     loss: float
-    gradients: tuple[tuple[str, float], ...]  # of the base's own parameters
-    own: tuple[tuple[float, float], ...]  # initial value and gradient of a patch's parameters that learn at all
+    gradients: tuple[tuple[str, float], ...]  # of the base's parameters, by name
+    own: tuple[tuple[float, float], ...]  # initial value and gradient of a patch's parameters with nonzero gradient
 
 
 def _disguised(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
-    """Arms that differ in what they say and in nothing that they do."""
+    """Yields a fault for each arm that computes and trains as an earlier arm does, in spite of another manifest."""
     seen: dict[tuple[str, _Traits], list[Arm]] = {}
     for arm in arms:
         manifest = _small(plan, arm)
@@ -118,7 +122,7 @@ def _recipe_beside_patches(manifest: Manifest) -> str:
 
 
 def _switched_alike(arm: Arm, other: Arm) -> bool:
-    """Whether their mechanisms are switched on together; without one there is nothing to be switched on."""
+    """Whether the mechanisms of the two arms have the same activation; true if either arm has no patch."""
     said = [[str(m.activation), *(str(p.activation) for p in m.patch.values())] for m in (arm.manifest, other.manifest)]
     return said[0] == said[1] or not (arm.manifest.patch and other.manifest.patch)
 
@@ -129,8 +133,9 @@ def _traits(manifest: Manifest) -> _Traits:
     before = {name: float(parameter.detach().abs().sum()) for name, parameter in named.items()}
     base = {name: f"{model.base_names.get(path, '')}.{leaf}" for name, path, leaf in map(_split, named)}
     with torch.no_grad():
-        for name, parameter in named.items():  # as they start, attention is uniform and gates are alike
-            # by place in the base; of a patch's own by shape and first value, since two arms may name them differently
+        for name, parameter in named.items():  # at the initial values attention is uniform and gates are equal
+            # seeded by the name in the base; a patch's own by shape and initial value, since arms may name them
+            # differently
             own = f"{tuple(parameter.shape)} {before[name]:.9g}"
             shared = base[name] if not base[name].startswith(".") else own
             generator = torch.Generator().manual_seed(seed_of("traits", shared))
@@ -155,7 +160,8 @@ def _size(parameter: nn.Parameter) -> float:
 
 
 def _unpaired(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
-    """Arms whose shared weights do not begin as the baseline's, at the first seeds."""
+    """Yields a fault for each arm whose shared weights differ from the baseline's at the start, with the first
+    seeds."""
     base = _beginning(arms[0].manifest)
     for arm in arms[1:]:
         if arm.manifest.seed.twin in ("init", "ulp") or arm.manifest.init != arms[0].manifest.init:

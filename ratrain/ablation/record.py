@@ -1,7 +1,7 @@
-"""What a study has on record: its plan, fixed before the first step; what was added later; costs of steps.
+"""The record of a study: its plan, fixed before the first step; later amendments; step costs; tuned arms.
 
-`events.jsonl` in the study's folder says it all, one JSON object a line, so that a report needs it and the runs'
-own `events.jsonl` and nothing else.
+`events.jsonl` in the study's folder holds the whole record, one JSON object a line. A report needs only this file and
+the `events.jsonl` of the runs.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from ratrain.atomic import write_file
 from ratrain.errors import DataError, Fault, ManifestError, MissingError
 
 _FILE = "events.jsonl"
-_RULES = ("base", "verdict", "metric", "match", "scale", "tune")  # cannot be amended: they say what a verdict means
+_RULES = ("base", "verdict", "metric", "match", "scale", "tune")  # never amended: they define a verdict
 
 
 @dataclass(frozen=True)
 class PlannedArm:
-    """One arm: what it builds, what it costs, where its runs are (below the folder of runs, one per pair of seeds)."""
+    """One arm: its recipe, size and cost, and the folders of its runs, one per pair of seeds, below the folder of
+    runs."""
 
     name: str
     role: Role
@@ -46,7 +47,8 @@ class PlannedArm:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan as it is recorded. `hash` is of what is trained, compared, and may be claimed."""
+    """A plan in its recorded form. `hash` digests the arms (name, role, recipe, seeds), verdict, metric, match and
+    tune."""
 
     id: str
     title: str
@@ -70,7 +72,8 @@ class Planned:
 
 @dataclass(frozen=True)
 class Cost:
-    """A step of an arm in isolation: seconds, and its ratio to the baseline's with the 95 % interval."""
+    """The cost of a train step of an arm in isolation: seconds, and its ratio to the baseline's with the 95 %
+    interval."""
 
     seconds: float
     ratio: float
@@ -80,14 +83,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Study:
-    """The record as it stands. `plan` is what was fixed first, `now` with what was added to it since."""
+    """The current record of a study. `plan` is the first plan on record, `now` the plan with all amendments."""
 
     folder: Path
     plan: Planned
     now: Planned
-    checked: tuple[str, ...] = ()  # what was looked for before any training, in words
+    checked: tuple[str, ...] = ()  # preflight checks that passed, in words
     costs: dict[str, Cost] = field(default_factory=dict)  # of a step, by arm
-    machine: str = ""  # where the costs were measured
+    machine: str = ""  # the machine of the cost measurements
     tuned: tuple[PlannedArm, ...] = ()
 
     @property
@@ -101,7 +104,7 @@ class Study:
 
 
 def planned(plan: Plan) -> Planned:
-    """The plan as it is recorded."""
+    """Converts a plan to its recorded form."""
     study = plan.study
     made = Planned(
         study.id, study.title, plan.file, plan.base.manifest.scale, study.match, study.metric.model_dump(),
@@ -123,8 +126,8 @@ def planned_arm(arm: Arm) -> PlannedArm:
 
 
 def refuse_other(plan: Planned, folder: Path, *, amend: bool) -> None:
-    """Raises ManifestError where another plan is on record in `folder`, and `amend` is not said or the new one is more
-    than an addition to it."""
+    """Raises ManifestError if `folder` records another plan, unless `amend` is set and the new plan only adds arms or
+    seeds."""
     if not (folder / _FILE).exists():
         return
     study = read_study(folder)
@@ -140,7 +143,7 @@ def refuse_other(plan: Planned, folder: Path, *, amend: bool) -> None:
 
 
 def settle(plan: Planned, folder: Path, *, checked: Sequence[str]) -> Study:
-    """Puts the plan on record, with what was looked for before; the first one is what verdicts rest on."""
+    """Records the plan together with the passed checks; verdicts rest on the first recorded plan."""
     _append(folder, "Amended" if (folder / _FILE).exists() else "Planned", {**asdict(plan), "checked": list(checked)})
     return read_study(folder)
 
@@ -174,7 +177,7 @@ def record_costs(study: Study, costs: dict[str, Cost], machine: str) -> Study:
 
 
 def record_tuned(study: Study, arms: Sequence[Arm]) -> Study:
-    """The arms at their own best points, unless they are on record."""
+    """Records the arms at their own best points, unless the record holds them already."""
     made = tuple(planned_arm(arm) for arm in arms)
     if made != study.tuned:
         _append(study.folder, "Tuned", {"arms": [asdict(arm) for arm in made]})
@@ -182,7 +185,7 @@ def record_tuned(study: Study, arms: Sequence[Arm]) -> Study:
 
 
 def _append(folder: Path, event: str, facts: dict[str, Any]) -> None:
-    """One more line, whole or not at all."""
+    """Appends one line to the record atomically: whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     line = {"schema": 1, "event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
     file = folder / _FILE
@@ -191,7 +194,8 @@ def _append(folder: Path, event: str, facts: dict[str, Any]) -> None:
 
 
 def read_study(folder: Path) -> Study:
-    """What `folder` has on record. Raises MissingError without a plan, DataError where it is none of ours."""
+    """Reads the record in `folder`. Raises MissingError if the file cannot be read, DataError if it holds no plan or
+    lines that ratrain did not write."""
     try:
         lines = (folder / _FILE).read_text().splitlines()
     except OSError as error:

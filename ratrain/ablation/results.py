@@ -1,4 +1,4 @@
-"""What the runs of a study reached, read from their events."""
+"""Results of the runs of a study, read from their events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ratrain.storage.run_log import RunLog, read_run
 
 @dataclass(frozen=True)
 class Reached:
-    """Where one run of an arm stands; `loss` is by the study's metric, None before there is one."""
+    """The status of one run of an arm; `loss` is the study's metric, None before the first evaluation."""
 
     init: int
     data: int
@@ -25,16 +25,16 @@ class Reached:
     status: str  # not begun, unfinished, preempted, failed, diverged, done
     loss: float | None
     log: RunLog | None
-    parts: tuple[float, ...] = ()  # of the loss, by document or passage; empty: not told
+    parts: tuple[float, ...] = ()  # the loss by document or passage; empty if the events lack it
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is to come of it."""
+        """Whether the run is over: done, diverged or failed."""
         return self.status in ("done", "diverged", "failed")
 
     @property
     def result(self) -> float | None:
-        """The loss; not a number where the run diverged, None where it is not done."""
+        """The loss of a finished run; NaN if the run diverged, None otherwise."""
         if self.status == "diverged":
             return math.nan
         return self.loss if self.status == "done" else None
@@ -42,11 +42,11 @@ class Reached:
 
 @dataclass(frozen=True)
 class Row:
-    """One arm: what its runs reached, and their differences to the baseline's run of the same seeds."""
+    """One arm: the results of its runs, and their differences to the baseline's runs of the same seeds."""
 
     arm: PlannedArm
     runs: tuple[Reached, ...]
-    differences: tuple[float, ...]  # nats per token; of seeds where both are done
+    differences: tuple[float, ...]  # nats per token; of the seeds that both finished
 
     @property
     def losses(self) -> list[float]:
@@ -62,20 +62,20 @@ class Row:
 
     @property
     def status(self) -> str:
-        """How many runs are done, and what became of those that are not."""
+        """The count of finished runs, and the counts of other statuses ("3/5, 1 diverged")."""
         others = Counter(run.status for run in self.runs if run.status not in ("done", "not begun"))
         return ", ".join([f"{len(self.losses)}/{len(self.runs)}", *(f"{n} {word}" for word, n in others.items())])
 
 
 def rows_of(study: Study) -> list[Row]:
-    """A row per arm of the plan as it stands, and per tuned one, the baseline's first."""
+    """Returns a row per arm of the current plan, the baseline's first, then a row per tuned arm."""
     arms = [*study.now.arms, *study.tuned]
     runs = {arm.name: tuple(_reached(study, arm)) for arm in arms}
     return [_row(arm, runs[_base_of(study, arm)], runs[arm.name]) for arm in arms]
 
 
 def _base_of(study: Study, arm: PlannedArm) -> str:
-    """What an arm is compared with, a tuned one with the baseline as it is tuned."""
+    """The name of an arm's reference: the baseline, or the tuned baseline for a tuned arm."""
     base = study.now.base.name
     tuned = [other.name for other in study.tuned if other.of == base]
     return tuned[0] if arm.role == "tuned" and tuned else base
@@ -96,7 +96,7 @@ def _reached(study: Study, arm: PlannedArm):
 
 
 def _status(log: RunLog) -> str:
-    """As the events tell; a run that failed without a word left its reason in state.json."""
+    """The status by the run's events; "failed" if the events end early and state.json records a failure."""
     if log.status != "unfinished":
         return log.status
     try:
@@ -114,8 +114,10 @@ def _row(arm: PlannedArm, base: tuple[Reached, ...], runs: tuple[Reached, ...]) 
 
 
 def evaluation_of(base: Row, rows: Sequence[Row]) -> tuple[str, dict[str, EvaluationNoise]]:
-    """What the evaluation is a sample of, and what that leaves open of each arm's difference to `base`, by arm; of
-    those whose runs tell."""
+    """Returns the sampling unit of the evaluation, and the evaluation noise of each arm's difference to `base`, by arm.
+
+    Arms whose runs lack losses by unit are left out; without any arm the unit is empty.
+    """
     of = {(run.init, run.data): run for run in base.runs if run.status == "done" and run.parts}
     stated = [run.log.fingerprints for run in of.values() if run.log and run.log.fingerprints]
     sizes = stated[0].sizes if stated else ()

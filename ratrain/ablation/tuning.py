@@ -1,4 +1,4 @@
-"""The same grid for every arm, on seeds apart: where each arm is at its best, and the verdicts there."""
+"""Tuning on one grid for every arm, with separate seeds: the best point of each arm, and the verdicts there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ratrain.statistics.verdict import Judgement, judge
 
 @dataclass(frozen=True)
 class Tuned:
-    """Every arm at its own best point of the grid: which that is, its mean loss there by point, and the verdicts."""
+    """The best grid point of every arm, the mean loss by point, and the verdicts at the best points."""
 
     best: dict[str, dict[str, Any]]  # by arm
     losses: dict[str, dict[str, float]]  # by arm and point, as text
@@ -24,7 +24,7 @@ class Tuned:
 
 
 def tuning(study: Study, rows: Sequence[Row]) -> Tuned | None:
-    """Each arm's best point, as far as its tuning runs have ended; a point with a diverged run is never best."""
+    """Finds the best point of each arm whose tuning runs have all ended; a point with a diverged run is never best."""
     points: dict[str, dict[str, tuple[dict[str, Any], float]]] = {}
     for row in rows:
         if row.arm.role == "tuning" and all(run.ended for run in row.runs):
@@ -43,7 +43,7 @@ def tuning(study: Study, rows: Sequence[Row]) -> Tuned | None:
 
 
 def _judge_tuned(study: Study, rows: Sequence[Row]) -> Judgement | None:
-    """A family of its own: arms and baseline, each at its own best point."""
+    """Judges arms and baseline at their own best points, as a separate family of comparisons."""
     tuned = {row.arm.of: row for row in rows if row.arm.role == "tuned"}
     base, rule = study.now.base.name, study.plan.verdict
     if base not in tuned or len(tuned) < 2 or not tuned[base].losses:
@@ -63,7 +63,7 @@ def _text(point: dict[str, Any]) -> str:
 
 
 def edges(study: Study, tuned: Tuned) -> Iterator[tuple[str, str, Any]]:
-    """(arm, key, value) of each best point at the end of its grid, where a better one may lie beyond."""
+    """Yields (arm, key, value) of each best value at an end of its numeric grid; a better one may lie beyond."""
     for arm, point in tuned.best.items():
         for key, value in point.items():
             axis = [a.point[key] for a in study.now.of_role("tuning") if a.of == arm]

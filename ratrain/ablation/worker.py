@@ -1,4 +1,4 @@
-"""One run of a study in a process of its own, forked from a server that has torch loaded already."""
+"""Executes one run of a study in its own process, forked from a server that has already imported torch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ratrain.run.start import AlreadyDone, Launch
 from ratrain.storage.checkpoint import thin
 from ratrain.storage.folder import RunFolder, listed
 
-_TOLD = (Compiled, Window, Evaluated, RunEnded)  # what the table of the study shows
+_TOLD = (Compiled, Window, Evaluated, RunEnded)  # events that the live table of the study shows
 
 
 def work(task: Task, launch: Launch, pipe: Connection, lifeline: Connection) -> None:
-    """Trains or goes on; sends events, then the exit code and what there is to say of it."""
+    """Trains or resumes the run; sends events through `pipe`, then the exit code and its reason."""
     threading.Thread(target=_leave_with, args=(lifeline,), daemon=True).start()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the run's own log.txt has it all
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # log.txt of the run holds the same output
     if launch.device == "cpu":
-        torch.set_num_threads(1)  # runs stand side by side, and the bits of a run depend on its threads
+        torch.set_num_threads(1)  # runs share the CPU, and the bits of a result depend on the thread count
 
     def tell(event: Event) -> None:
         if isinstance(event, _TOLD):
@@ -59,11 +59,11 @@ def _ran(task: Task, launch: Launch, tell: Emit) -> tuple[int, str]:
     return Exit.DONE, ""
 
 
-_MARK = "keep-weights"  # in the folder of a run that a study began: others keep what they have
+_MARK = "keep-weights"  # marker file in the folder of a run that a study began; only marked runs are thinned
 
 
 def _thin(folder: RunFolder) -> None:
-    """Of a finished run that a study began, only the last weights stay."""
+    """Reduces the checkpoints of a finished run to its last weights, if a study began the run."""
     if (folder.path / _MARK).exists():
         with folder.open():
             thin(folder.checkpoints)
@@ -71,7 +71,7 @@ def _thin(folder: RunFolder) -> None:
 
 
 def _leave_with(lifeline: Connection) -> None:
-    """Waits for the end of the process that asked for the run; then the run is to be saved, and to end."""
+    """Waits for the end of the parent process, then sends SIGTERM to this one, so that the run saves and ends."""
     try:
         lifeline.recv()
     except (EOFError, OSError):

@@ -1,1 +1,1 @@
-"""The contracts that any decoder should keep, on anybody's: build it, call it, look at every claim."""
+"""Audits any decoder: builds it, calls it, and checks the contracts that every decoder should keep."""

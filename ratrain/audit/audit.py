@@ -1,4 +1,4 @@
-"""`ratrain audit`: the contracts that any decoder should keep, on anybody's, as one page."""
+"""`ratrain audit`: checks the contracts of any decoder and reports them as one page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ORDER = ("BROKEN", "warning", "holds", "note", "unchecked")
 
 @dataclass(frozen=True)
 class Audit:
-    """What was built, how it was called, and what was found."""
+    """The built model, the form of its calls, and the findings."""
 
     built: str
     called: str
@@ -32,7 +32,7 @@ class Audit:
         return not any(finding.verdict == "BROKEN" for finding in self.findings)
 
     def page(self) -> str:
-        """All of it as text: what is broken first, what could not be checked last."""
+        """Formats the audit as text: broken claims first, unchecked claims last."""
         lines = [f"built      {self.built}", f"called     {self.called}", ""]
         for finding in sorted(self.findings, key=lambda f: _ORDER.index(f.verdict)):
             lines.append(f"{finding.verdict:9}  {finding.claim}" + (f": {finding.detail}" if finding.detail else ""))
@@ -49,7 +49,7 @@ def audit(
     vocab_size: int | None = None,
     length: int | None = None,
 ) -> Audit:
-    """Builds the target and looks at every claim. Raises RatrainError where there is no model to look at."""
+    """Builds the target and checks every claim. Raises RatrainError if the target gives no usable model."""
     torch.manual_seed(0)
     module, text = construct(target, arguments)
     if not isinstance(module, nn.Module):
@@ -57,7 +57,7 @@ def audit(
     make, place = (None, target.word) if optimizer is None else (optimizer.call, optimizer.word)
     with told(target.word, "looking at the parameters"):
         size = sum(p.numel() for p in module.parameters())
-        # before the model is widened: that would part parameters that share their memory
+        # before the conversion to float64, which would separate parameters that share memory
         first = [_one_memory(module), *audit_optimizer(module, make, place)]
     with told(target.word, "calling the model"):
         model = ForeignModel(module, vocab_size=vocab_size, length=length)
@@ -71,7 +71,7 @@ def audit(
 
 
 def _one_memory(module: nn.Module) -> Finding:
-    """Whether tied weights are one parameter, as optimizers need them to be."""
+    """Checks that tied weights are one parameter, as optimizers require."""
     claim, seen = "what shares memory is one parameter", {}
     for name, p in module.named_parameters():
         if p.device.type != "meta" and p.numel():

@@ -1,7 +1,7 @@
-"""The claims that an audit looks at by calling the model.
+"""The claims that an audit checks by calling the model.
 
-Most are looked at twice, with the weights as built and with all of them shaken: a path that a zero at the start keeps
-closed would hide whatever it leads to.
+Most are checked twice, with the weights as built and with all weights perturbed: a path closed by an initial zero would
+hide the computation behind it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ratrain.audit.source import Target, construct, described, told
 from ratrain.contracts.perturbation import batch_leak, differs, random_tokens, shake, suffix_leak, without_gradient
 from ratrain.errors import DataError
 
-_ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}  # of the largest logit: what a sum in another order may do
+_ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}  # of the largest logit: error of a sum in another order
 _CACHE = 1e-5  # of the largest logit: models keep parts of the softmax and of norms in fp32
 
 
 def look_at(model: ForeignModel, target: Target) -> Iterator[Finding]:
-    """A finding or more for every claim; the weights are put back after each."""
+    """Yields one finding or more for every claim; restores the weights after each."""
     if model.logits(random_tokens(model.vocab_size, 2, model.length)).isnan().any():
         yield Finding("BROKEN", "its logits are numbers", "they hold NaN as built; no other claim was looked at")
         return
@@ -47,7 +47,8 @@ def look_at(model: ForeignModel, target: Target) -> Iterator[Finding]:
 
 
 def restored(model: ForeignModel, target: Target, arguments: dict[str, Any]) -> Finding:
-    """Whether another model, loaded before its first call, computes the same; one that draws in forward does not."""
+    """Checks that another model, loaded before its first call, computes the same; a model that draws weights in its
+    first forward pass does not."""
     claim, tokens = "loading a checkpoint restores the outputs", random_tokens(model.vocab_size, 2, model.length)
     torch.manual_seed(1)
     other, _ = construct(target, arguments)
@@ -67,7 +68,8 @@ def restored(model: ForeignModel, target: Target, arguments: dict[str, Any]) -> 
 
 
 def _states(model: ForeignModel) -> Iterator[str]:
-    """The model as built and shaken, in training with its dropout and without, and evaluating; each by its name."""
+    """Puts the model into each state and yields its name: weights as built and perturbed, in training with and without
+    dropout, and evaluating."""
     for shaken in (False, True):
         if shaken:
             shake(model.module)
@@ -88,7 +90,7 @@ def _causal(model: ForeignModel) -> Iterator[Finding]:
                 yield Finding("BROKEN", _CLAIMS[_causal], f"{state}, {leak}")
                 return
     yield Finding("holds", _CLAIMS[_causal], f"training and evaluating, {', '.join(map(str, lengths))} tokens")
-    # and the last sees the first
+    # the last position must see the first
     shake(model.module)
     tokens = random_tokens(model.vocab_size, 1, model.length)
     edited = tokens.clone()
@@ -106,7 +108,7 @@ def _apart(model: ForeignModel) -> Iterator[Finding]:
                 yield Finding("BROKEN", _CLAIMS[_apart], what)
                 return
         if model.module.training or model.noisy(tokens):
-            continue  # noise falls otherwise on a batch of another shape
+            continue  # noise differs for a batch of another shape
         alone = model.logits(tokens[:1])[0]
         if differs(model.logits(tokens)[0], alone, _CACHE * float(alone.abs().max())).any():
             what = f"{state}: a sequence alone has another output than beside others"
@@ -116,7 +118,7 @@ def _apart(model: ForeignModel) -> Iterator[Finding]:
 
 
 def _gradients_apart(model: ForeignModel) -> Iterator[Finding]:
-    """Gradients of the outputs before a token, before and after an edit of the tokens from it on."""
+    """Compares the gradients of the outputs before a token, before and after an edit of the tokens from it on."""
     tokens, at = random_tokens(model.vocab_size, 2, model.length), model.length // 2
     edited = tokens.clone()
     edited[:, at:] = (edited[:, at:] + 1) % model.vocab_size
@@ -146,7 +148,7 @@ def _alive(model: ForeignModel) -> Iterator[Finding]:
     tokens = random_tokens(model.vocab_size, 2, model.length)
     at_first = _dead(model, tokens)
     infinite = [n for n, p in model.module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    for _ in range(2):  # what waits for another to leave zero has a gradient then
+    for _ in range(2):  # parameters behind an initial zero then get a gradient
         _descend(model.module)
         dead = _dead(model, tokens)
     frozen = [n for n, p in model.module.named_parameters() if not p.requires_grad]
@@ -164,14 +166,15 @@ def _alive(model: ForeignModel) -> Iterator[Finding]:
 
 @torch.no_grad()
 def _descend(module: nn.Module) -> None:
-    """One step down each finite gradient, of a length that moves every weight visibly."""
+    """Takes one step down each finite gradient, long enough to move every weight visibly."""
     for p in module.parameters():
         if p.grad is not None and p.grad.isfinite().all():
             p.sub_(0.02 * p.grad / p.grad.abs().max().clamp(min=1e-30))
 
 
 def _dead(model: ForeignModel, tokens: Tensor) -> list[str]:
-    """Parameters that neither training nor evaluating reaches with a gradient that is finite."""
+    """Returns the trained parameters whose gradient, summed over a training and an evaluating pass, is missing, zero or
+    not finite."""
     model.module.zero_grad(set_to_none=True)
     for training in (True, False):
         model.module.train(training)

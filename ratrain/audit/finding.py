@@ -1,4 +1,4 @@
-"""What an audit found out about one claim."""
+"""The result of an audit on one claim."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim that holds or is broken, a warning or a note about the model, or what could not be checked."""
+    """A claim that holds or is broken, a warning or a note about the model, or an unchecked claim."""
 
     verdict: Literal["holds", "BROKEN", "warning", "note", "unchecked"]
     claim: str
@@ -16,6 +16,6 @@ class Finding:
 
 
 def some(names: list[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
+    """Joins the first names, and adds the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""Claims about the loss: it is the cross-entropy of the logits, and it begins as an untrained model's does."""
+"""Claims about the loss: it is the cross-entropy of the logits, and it starts at the loss of an untrained model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ OWN = "its loss is the cross-entropy of its logits"
 BEGINNING = "it begins as an untrained model does"
 _CLOSE = 1e-4  # nats: some models form the loss in fp32
 _IGNORED = (-100, -1)  # torch's default and nanoGPT's
-_STEEP = 100.0  # a gradient norm that no initialisation of this kind has: it is of the order of 1
+_STEEP = 100.0  # gradient norm; that of a usual initialisation is of the order of 1
 
 
 def own_loss(model: ForeignModel) -> Iterator[Finding]:
-    """The loss that the model computes itself, against those that it could be mistaken for."""
+    """Compares the model's own loss with the cross-entropy of its logits and with common mistakes, also with ignored
+    targets."""
     tokens = random_tokens(model.vocab_size, 4, model.length)
     model.module.eval()
     logits, loss = model.with_loss(tokens, targets := model.targets_for(tokens))
@@ -46,7 +47,7 @@ def own_loss(model: ForeignModel) -> Iterator[Finding]:
 
 
 def _masked(targets: Tensor, ignored: int) -> Tensor:
-    """Without the ends of the rows, each of another length."""
+    """Sets the ends of the rows to `ignored`, each from another position on."""
     masked = targets.clone()
     for row in range(len(masked)):
         masked[row, masked.shape[1] // 2 + 3 * row :] = ignored
@@ -54,7 +55,8 @@ def _masked(targets: Tensor, ignored: int) -> Tensor:
 
 
 def _takes(model: ForeignModel, tokens: Tensor, targets: Tensor, ignored: int) -> bool:
-    """Whether targets of `ignored` are left out; others would be an index out of range, or counted as a token."""
+    """Whether the model accepts targets of `ignored` with a finite loss; other values are an index out of range, or
+    count as a token."""
     try:
         _, loss = model.with_loss(tokens, _masked(targets, ignored))
     except (IndexError, RuntimeError):
@@ -63,7 +65,8 @@ def _takes(model: ForeignModel, tokens: Tensor, targets: Tensor, ignored: int) -
 
 
 def _mistaken(loss: float, logits: Tensor, targets: Tensor, *, shifts: bool, ignored: int = -100) -> str:
-    """Empty where `loss` is the mean over the targets that count; else what it is, or by how much it is off."""
+    """Returns "" if `loss` is the mean over the counted targets; else the mistake that it matches, or the right
+    value."""
     logits = logits.double()
     right = _each(logits, targets, by=1 if shifts else 0, ignored=ignored)
     counted = right[right.isfinite()]
@@ -87,7 +90,7 @@ def _mistaken(loss: float, logits: Tensor, targets: Tensor, *, shifts: bool, ign
 
 
 def _each(logits: Tensor, targets: Tensor, *, by: int, ignored: int) -> Tensor:
-    """Nats of each target [B, T - by], of targets moved by `by` tokens; NaN where one does not count."""
+    """Returns the nats of each target [B, T - by], with targets shifted by `by` tokens; NaN for ignored targets."""
     length = targets.shape[1] - by
     seen, wanted = logits[:, :length], targets[:, by:]
     nats = F.cross_entropy(seen.transpose(1, 2), wanted.clamp(min=0), reduction="none")
@@ -95,7 +98,7 @@ def _each(logits: Tensor, targets: Tensor, *, by: int, ignored: int) -> Tensor:
 
 
 def beginning(model: ForeignModel) -> Iterator[Finding]:
-    """Its first loss against ln V, and its first gradient."""
+    """Compares the initial loss with ln V, and checks the norm of the first gradient."""
     tokens = random_tokens(model.vocab_size, 8, model.length)
     model.module.eval()
     loss = F.cross_entropy(model.logits(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())

@@ -1,4 +1,4 @@
-"""Anybody's decoder behind one face: logits for each position, a loss, and decoding with a cache where it has one."""
+"""One interface to any decoder: logits for each position, a loss, and cached decoding if it has a cache."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ratrain.audit.source import described
 from ratrain.contracts.perturbation import random_tokens
 from ratrain.errors import DataError, UsageError
 
-_LONGEST = 64  # tokens: contexts beyond this only take time
+_LONGEST = 64  # tokens: longer contexts only cost time
 _TARGETS = ("targets", "labels", "target", "y")
-_SHIFTED_INSIDE = ("labels",)  # transformers takes the tokens themselves and shifts them
+_SHIFTED_INSIDE = ("labels",)  # transformers takes the unshifted tokens and shifts them itself
 _CONFIGS = ("config", "cfg", "conf", "args", "hparams", "params")
 _LENGTHS = (
     *("block_size", "n_positions", "max_position_embeddings", "max_seq_len", "context_length", "n_ctx"),
@@ -27,10 +27,10 @@ _VOCABS = ("vocab_size", "n_vocab", "padded_vocab_size")
 
 
 class ForeignModel:
-    """A module that maps tokens [B, T] to logits [B, T, V], however it returns them.
+    """A module that maps tokens [B, T] to logits [B, T, V], in any form of return value.
 
-    Buffers are put back after every call, so that no call is seen by the next. Raises DataError where no logits for
-    each position can be had.
+    Buffers are restored after every call, so that no call affects the next. Raises DataError if the module returns no
+    logits for each position, UsageError if its vocabulary is unknown, or if there are fewer than 2 tokens or kinds.
     """
 
     def __init__(self, module: nn.Module, *, vocab_size: int | None = None, length: int | None = None, seed: int = 0):
@@ -56,14 +56,14 @@ class ForeignModel:
 
     @property
     def call(self) -> str:
-        """How it is called, in words."""
+        """The working forms of the call, as text."""
         ways = {False: "model(tokens)", True: f"model(tokens, {self.targets}=...)"}
         return " and ".join(ways[way] for way in self.ways)
 
     def logits(self, tokens: Tensor, *, seed: int = 0, call: Callable[..., Any] | None = None) -> Tensor:
-        """[B, T] -> [B, T, V] in the mode the module is in; training with targets where it takes them.
+        """Returns logits, [B, T] -> [B, T, V], in the module's current mode; in training with targets if it takes them.
 
-        `call` is what is called in place of the module.
+        `call` is called in place of the module.
         """
         way = self.ways[-1] if self.module.training else self.ways[0]
         with self.buffers_kept(), torch.no_grad():
@@ -72,7 +72,7 @@ class ForeignModel:
         return found
 
     def raw_logits(self, tokens: Tensor, *, training: bool) -> Tensor:
-        """As `logits` in one mode, with all that the call does to buffers."""
+        """Returns logits in the given mode and keeps the call's changes of buffers."""
         self.module.train(training)
         with torch.no_grad():
             found, _ = self._run(tokens, with_targets=self.ways[-1] if training else self.ways[0])
@@ -80,26 +80,26 @@ class ForeignModel:
         return found
 
     def noisy(self, tokens: Tensor) -> bool:
-        """Whether two calls in the mode it is in differ."""
+        """Whether two calls in the current mode, with different seeds, differ."""
         return not torch.equal(self.logits(tokens, seed=0), self.logits(tokens, seed=1))
 
     @property
     def moved(self) -> dict[str, str]:
-        """Plain numbers of modules that calls have changed since it was built: what they were, and are."""
+        """Plain numeric attributes of modules that calls have changed since the build: their old and new values."""
         now = _numbers(self.module)
         return {n: f"{v!r} is {now.get(n)!r}" for n, v in self._built.items() if now.get(n) != v}
 
     @property
     def shifts_inside(self) -> bool:
-        """Whether the model takes the tokens themselves for targets, and shifts them."""
+        """Whether the model takes the unshifted tokens as targets and shifts them itself."""
         return self.targets in _SHIFTED_INSIDE
 
     def targets_for(self, tokens: Tensor) -> Tensor:
-        """Targets [B, T] as the model takes them; where it does not shift them, the last predicts token 0."""
+        """Returns targets [B, T] as the model takes them; if it does not shift them, the last target is token 0."""
         return tokens.clone() if self.shifts_inside else torch.cat([tokens[:, 1:], tokens[:, :1] * 0], dim=1)
 
     def with_loss(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Logits [B, T, V] and the model's own loss; None for what it does not give."""
+        """Returns logits [B, T, V] and the model's own loss; None for either if the model does not return it."""
         if self.targets is None:
             return None, None
         with self.buffers_kept(), torch.no_grad():
@@ -107,7 +107,8 @@ class ForeignModel:
             return _read(self.module(tokens, **{self.targets: targets}), tokens)
 
     def gradients(self, tokens: Tensor, *, until: int) -> dict[str, Tensor]:
-        """Of a sum over the logits before token `until`, weighted by fixed noise, for each parameter it reaches."""
+        """Returns the gradients of a sum over the logits before token `until`, weighted by fixed noise, for each
+        parameter with one."""
         self.module.zero_grad(set_to_none=True)
         with self.buffers_kept():
             found, _ = self._run(tokens, with_targets=self.ways[0])
@@ -119,7 +120,8 @@ class ForeignModel:
 
     @contextlib.contextmanager
     def without_dropout(self) -> Iterator[None]:
-        """Dropout is 0 inside: that of torch's modules, and numbers that are called so."""
+        """Sets dropout to 0 in the block: of torch's dropout modules, and float attributes with "drop" in their
+        name."""
         changed: list[tuple[nn.Module, str, float]] = []
         for module in self.module.modules():
             names = ["p"] if isinstance(module, nn.modules.dropout._DropoutNd) else []
@@ -134,7 +136,7 @@ class ForeignModel:
                 setattr(module, name, value)
 
     def backward(self, tokens: Tensor) -> None:
-        """Adds the gradients of the loss of predicting each next token: the model's own loss, where it has one."""
+        """Adds the gradients of the next-token loss: the model's own loss, or the cross-entropy if it has none."""
         with self.buffers_kept():
             logits, loss = self._run(tokens, with_targets=self.targets is not None)
             if loss is None or not loss.requires_grad:
@@ -144,9 +146,9 @@ class ForeignModel:
             loss.backward()
 
     def decode(self, tokens: Tensor, sizes: list[int]) -> Tensor | None:
-        """Logits [B, T, V] of tokens given in pieces of these sizes, earlier ones known from the cache only.
+        """Returns logits [B, T, V] of tokens given in pieces of these sizes; earlier pieces are only in the cache.
 
-        None where no cache comes back, whatever the signature says.
+        None if the model returns no cache, in spite of its signature.
         """
         past, found = None, []
         with torch.no_grad():
@@ -162,7 +164,7 @@ class ForeignModel:
     def _run(
         self, tokens: Tensor, *, with_targets: bool, seed: int = 0, call: Callable[..., Any] | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        torch.manual_seed(self.seed + seed)  # dropout falls alike
+        torch.manual_seed(self.seed + seed)  # the same dropout masks
         call = self.module if call is None else call
         if not with_targets or self.targets is None:
             return _read(call(tokens), tokens)
@@ -170,7 +172,7 @@ class ForeignModel:
 
     @contextlib.contextmanager
     def buffers_kept(self) -> Iterator[None]:
-        """Buffers are put back after it."""
+        """Restores buffers after the block."""
         before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         yield
         with torch.no_grad():
@@ -179,7 +181,7 @@ class ForeignModel:
                     buffer.copy_(before[name])
 
     def _narrow_if_needed(self) -> str | None:
-        """Goes back to fp32 where float64 does not run; the reason, or None."""
+        """Falls back to fp32 if float64 does not run; returns the reason, or None."""
         tokens = torch.zeros(1, 2, dtype=torch.int64)
         try:
             self._try(tokens)
@@ -195,7 +197,8 @@ class ForeignModel:
             return self._run(tokens, with_targets=self.needs_targets)[0]
 
     def _vocabulary(self) -> int:
-        """By the width of the logits, or of the largest table where they cannot be read."""
+        """Returns the vocabulary size: the width of the logits, or else the size of the largest embedding table. Raises
+        UsageError without either."""
         found = self._try(torch.zeros(1, 2, dtype=torch.int64))
         tables = [m.num_embeddings for m in self.module.modules() if isinstance(m, nn.Embedding)]
         if found is not None:
@@ -205,7 +208,7 @@ class ForeignModel:
         return max(tables)
 
     def _longest(self) -> int:
-        """The block size, or as many tokens as it takes; not more than the audit needs."""
+        """Returns the block size, or without one the longest accepted input found by halving; at most 64 tokens."""
         length = min(self.block_size or _LONGEST, _LONGEST)
         while self.block_size is None and length > 2:
             try:
@@ -227,17 +230,18 @@ class ForeignModel:
 
 
 def _read(output: Any, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Logits [B, T, V] and a loss, each where the output holds one; logits of the last position alone are none."""
+    """Reads logits [B, T, V] and a loss from an output, None for a missing one; logits of the last position alone do
+    not count."""
     found = list(_tensors(output))
     logits = next((t for t in found if t.dim() == 3 and t.shape[:2] == tokens.shape), None)
-    if logits is None:  # some flatten them for the loss
+    if logits is None:  # some models flatten them for the loss
         flat = next((t for t in found if t.dim() == 2 and t.shape[0] == tokens.numel()), None)
         logits = None if flat is None else flat.view(*tokens.shape, -1)
     return logits, next((t for t in found if t.numel() == 1 and t.dim() < 2), None)
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors among which logits and loss may be, those called so first."""
+    """Yields the candidate tensors for logits and loss: the output itself, its items, or its `logits` and `loss`."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, (tuple, list)):
@@ -251,7 +255,8 @@ def _get(output: Any, name: str) -> Any:
 
 
 def _number(module: nn.Module, names: tuple[str, ...]) -> int | None:
-    """The first whole number that the module or its config has under one of these names."""
+    """Returns the first positive integer of the module's config or the module under one of these names; None without
+    one."""
     for holder in (*(getattr(module, name, None) for name in _CONFIGS), module):
         for name in names:
             value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
@@ -261,7 +266,7 @@ def _number(module: nn.Module, names: tuple[str, ...]) -> int | None:
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:
-    """Numbers and switches that are attributes of modules, by their place; not whether a module trains."""
+    """Returns the public numeric and boolean attributes of modules by their path, except `training`."""
     return {
         f"{path}.{name}".lstrip("."): value
         for path, part in module.named_modules()

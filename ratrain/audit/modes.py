@@ -1,4 +1,4 @@
-"""Claims about modes: training, evaluating and compiled code compute the same, and passes leave nothing behind."""
+"""Claims about modes: training, evaluating and compiled code compute the same, and passes have no side effects."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ratrain.contracts.perturbation import differs, random_tokens, shake
 ALIKE = "training and evaluating compute the same"
 NOTHING_LEFT = "a pass leaves nothing behind"
 COMPILED = "compiled it computes the same"
-_CLOSE = 1e-5  # of the largest logit: modes may take other ways to the same sums
+_CLOSE = 1e-5  # of the largest logit: modes may sum in different orders
 
 
 def alike(model: ForeignModel) -> Iterator[Finding]:
-    """Both modes on the same tokens, without dropout."""
+    """Compares both modes on the same tokens, without dropout."""
     tokens = random_tokens(model.vocab_size, 2, model.length)
     shake(model.module)
     with model.without_dropout():
@@ -35,7 +35,7 @@ def alike(model: ForeignModel) -> Iterator[Finding]:
 
 
 def nothing_left(model: ForeignModel) -> Iterator[Finding]:
-    """Outputs in both modes before and after passes in both, with the weights as they are."""
+    """Compares outputs in both modes before and after passes over other tokens in both, with unchanged weights."""
     tokens, others = (random_tokens(model.vocab_size, rows, model.length) for rows in (2, 3))
     for training in (True, False):
         with model.buffers_kept():
@@ -55,14 +55,14 @@ def nothing_left(model: ForeignModel) -> Iterator[Finding]:
 
 
 def compiled(model: ForeignModel) -> Iterator[Finding]:
-    """Under torch.compile, traced and not turned into code."""
+    """Compares the output with that of torch.compile with the eager backend, which traces without generating code."""
     tokens = random_tokens(model.vocab_size, 2, model.length)
     model.module.eval()
     torch._dynamo.reset()
     plain = model.logits(tokens)
     try:
         found = model.logits(tokens, call=torch.compile(model.module, backend="eager", dynamic=False))
-    except Exception as error:  # of Dynamo's many kinds: it is no fault of the model's that it is not compiled
+    except Exception as error:  # Dynamo raises many kinds; a failure to compile is no fault of the model
         yield Finding("unchecked", COMPILED, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
         return
     worst = float((found - plain).abs().max())

@@ -1,4 +1,4 @@
-"""What an optimizer would do to a model's parameters: each once, and each decayed by what its group says, once."""
+"""Claims about an optimizer: it holds each parameter once, and decays each once, by its group's weight decay."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class Group:
 
 
 def audit_optimizer(module: nn.Module, make: Callable[..., Any] | None, place: str) -> Iterator[Finding]:
-    """Findings about the optimizer that `make(module)` gives, or the module's own method where `make` is None.
+    """Checks the optimizer returned by `make(module)`, or by the module's own method if `make` is None.
 
-    Raises DataError where `make` fails; a method that fails over arguments that were guessed is left unchecked.
+    Raises DataError if `make` fails, UsageError if the result holds no parameter groups. If the method fails with the
+    guessed arguments, the claim is unchecked.
     """
     made = _made(module, make, place)
     if isinstance(made, Finding):
@@ -57,14 +58,14 @@ def audit_optimizer(module: nn.Module, make: Callable[..., Any] | None, place: s
 
 
 def _made(module: nn.Module, make: Callable[..., Any] | None, place: str) -> tuple[Any, str] | Finding:
-    """What makes the updates, and what was called for it; a finding where there is nothing to look at."""
+    """Returns the optimizer and the call that made it, as text; a finding if there is no optimizer."""
     name = next((n for n in _METHODS if callable(getattr(module, n, None))), None)
     if make is None and name is None:
         why = f"the model has no {_METHODS[0]}; --optimizer FILE.py:fn names a function of the model"
         return Finding("unchecked", _ONCE, why)
     said = f"{name}()" if make is None else f"{getattr(make, '__name__', 'the function')}(model)"
     with warnings.catch_warnings(), told(place, "making the optimizer"):
-        warnings.simplefilter("ignore")  # torch's, about duplicates: they are found below
+        warnings.simplefilter("ignore")  # torch warns of duplicates, which are found below
         try:
             if make is not None:
                 return make(module), said
@@ -72,7 +73,7 @@ def _made(module: nn.Module, make: Callable[..., Any] | None, place: str) -> tup
             return method(**_usual_arguments(method)), said
         except Exception as error:
             fails = f"{where(error, place)}: {described(error)}"
-            # torch refuses what is in two groups, and so do the assertions of minGPT's descendants
+            # torch refuses a parameter in two groups, and so do the assertions of minGPT's descendants
             if isinstance(error, AssertionError) or "more than one parameter group" in str(error):
                 return Finding("BROKEN", _ONCE, f"{said} refuses: {fails}")
             if make is not None:
@@ -83,7 +84,7 @@ def _made(module: nn.Module, make: Callable[..., Any] | None, place: str) -> tup
 def _usual_arguments(method: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(method).parameters.values()
     usual = {p.name: _USUAL[p.name] for p in parameters if p.name in _USUAL}
-    bag = SimpleNamespace(**_USUAL)  # minGPT hands over a config of training
+    bag = SimpleNamespace(**_USUAL)  # minGPT passes a training config
     return usual | {p.name: bag for p in parameters if p.default is p.empty and p.name.endswith("config")}
 
 
@@ -148,9 +149,9 @@ def _decayed_rightly(module: nn.Module, groups: list[Group]) -> Iterator[Finding
 
 @torch.no_grad()
 def _measured(module: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[Finding]:
-    """One step with gradients of zero, after which nothing but the decay has moved a weight."""
+    """Takes one step with zero gradients, so that only the decay moves a weight, and compares it with the groups."""
     if not optimizers:
-        return  # groups alone take no step
+        return  # parameter groups without an optimizer take no step
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     coupled = [o for o in optimizers if any(g.get("weight_decay") and not _decoupled(o, g) for g in o.param_groups)]
     if coupled:

@@ -1,4 +1,4 @@
-"""Other people's code: imported by file or module, called with small sizes, its failures told by file and line."""
+"""Imports foreign code by file or module, calls it with small sizes, and reports its failures by file and line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Any
 from ratrain.config.find import did_you_mean
 from ratrain.errors import DataError, MissingError, RatrainError, UnavailableError, UsageError
 
-# sizes in the spellings of nanoGPT, transformers, litgpt, torchtitan and their kin
+# sizes under the names used by nanoGPT, transformers, litgpt, torchtitan and related projects
 SMALL = {
     **dict.fromkeys(("n_layer", "n_layers", "num_layers", "num_hidden_layers", "depth"), 2),
     **dict.fromkeys(("n_head", "n_heads", "num_heads", "num_attention_heads"), 2),
@@ -36,7 +36,7 @@ _CONFIG_WORDS = ("config", "cfg", "conf", "args", "hparams", "params")
 
 @dataclass(frozen=True)
 class Target:
-    """What FILE.py:NAME or MODULE:NAME names."""
+    """The callable named by FILE.py:NAME or MODULE:NAME, and its module."""
 
     word: str
     name: str
@@ -45,7 +45,7 @@ class Target:
 
 
 def find_target(word: str) -> Target:
-    """Imports what `word` names. Raises UsageError, MissingError, DataError or UnavailableError."""
+    """Imports the target named by `word`. Raises UsageError, MissingError, DataError or UnavailableError."""
     place, colon, name = word.rpartition(":")
     if not (colon and place and name):
         raise UsageError(f"{word!r}: expected FILE.py:NAME or MODULE:NAME, such as model.py:GPT")
@@ -64,9 +64,10 @@ def find_target(word: str) -> Target:
 
 
 def construct(target: Target, given: Mapping[str, Any]) -> tuple[Any, str]:
-    """What calling the target gives, and the call as text.
+    """Calls the target; returns the result and the call as text.
 
-    Sizes that it or its config class takes are made SMALL; `given` comes before that.
+    Sizes that the target or its config class takes are those of SMALL, unless `given` sets them. Raises UsageError for
+    an unknown name in `given`, a missing argument, or an unknown config class.
     """
     config = _config_class(target)
     arguments = _arguments(config or target.call, given, target)
@@ -78,7 +79,10 @@ def construct(target: Target, given: Mapping[str, Any]) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def told(place: str, doing: str) -> Iterator[None]:
-    """Other people's code runs inside: what it prints goes to stderr, what it raises becomes one located message."""
+    """Runs foreign code in the block: its stdout goes to stderr, and its errors become one located message.
+
+    Raises UnavailableError for a missing module, DataError for any other error but a RatrainError.
+    """
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -91,12 +95,13 @@ def told(place: str, doing: str) -> Iterator[None]:
 
 
 def described(error: BaseException) -> str:
-    """The kind of an error and the first line that it says."""
+    """Returns the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
 
 
 def where(error: BaseException, place: str) -> str:
-    """`file:line` of the innermost line of `place` that an error comes from, else of any other file; else `place`."""
+    """Returns `file:line` of an error: of its innermost frame in `place`, else in any other foreign file; else
+    `place`."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     file = Path(place if Path(place).is_file() else place.rpartition(":")[0]).resolve()
@@ -113,7 +118,7 @@ def _is_library(filename: str) -> bool:
 
 
 def _import_file(file: Path) -> ModuleType:
-    """The module of a file, as a part of its package where it is in one, so that its own imports work."""
+    """Imports a file, as a part of its package if it is in one, so that its own imports work."""
     file = file.resolve()
     root, names = file.parent, [file.stem]
     while (root / "__init__.py").exists():
@@ -122,12 +127,12 @@ def _import_file(file: Path) -> ModuleType:
         sys.path.insert(0, str(root))
     if len(names) > 1:
         return importlib.import_module(".".join(names))
-    name = f"audited_{file.stem}"  # under its own name it might be taken for another module
+    name = f"audited_{file.stem}"  # its own name could collide with another module
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise DataError(f"{file}: is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 
@@ -139,7 +144,8 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _config_class(target: Target) -> type | None:
-    """The class of the config that a target wants as its only required argument; None where it wants none."""
+    """Returns the config class of a target whose first required argument is a config; None if the target takes none.
+    Raises UsageError if the class is unknown."""
     required = [p for p in _parameters(target.call) if p.default is p.empty]
     if not required or (required[0].name not in _CONFIG_WORDS and not _is_config(_hint(target.call, required[0].name))):
         return None
@@ -161,12 +167,12 @@ def _is_config(value: Any) -> bool:
 
 
 def _hint(call: Callable[..., Any], name: str) -> Any:
-    # of a class also those of its bases: a subclass that only hands a config on need not say what it is
+    # for a class also the bases, since a subclass that only passes a config on may lack the annotation
     functions = [base.__init__ for base in call.__mro__] if isinstance(call, type) else [call]
     for function in functions:
         try:
             found = typing.get_type_hints(function).get(name)
-        except Exception:  # annotations may name what only a type checker imports
+        except Exception:  # annotations may use names that only a type checker imports
             continue
         if found is not None:
             return found
@@ -174,7 +180,7 @@ def _hint(call: Callable[..., Any], name: str) -> Any:
 
 
 def _parameters(call: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters that can be given by name."""
+    """Returns the parameters that accept a keyword."""
     try:
         found = inspect.signature(call).parameters.values()
     except (TypeError, ValueError):

@@ -1,1 +1,1 @@
-"""Manifest files become one frozen `Manifest`. Nothing here imports torch."""
+"""Reads manifest files into one frozen `Manifest`, without importing torch."""

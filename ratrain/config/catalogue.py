@@ -1,4 +1,4 @@
-"""What `ratrain list` shows: every shipped variant, read without pydantic, broken ones with their fault."""
+"""The catalogue of `ratrain list`: every shipped variant, read without pydantic, broken ones with their fault."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ratrain.errors import ManifestError, RatrainError
 
 @dataclass(frozen=True)
 class Entry:
-    """One shipped variant; `patches` holds (name, kind), what it extends included."""
+    """One shipped variant; `patches` holds (name, kind) pairs, inherited ones included."""
 
     id: str
     title: str
     file: str
     patches: tuple[tuple[str, str], ...] = ()
     same_as: str | None = None
-    prune: str | None = None  # what prunes its weights
+    prune: str | None = None  # kind of weight pruning
     fault: str | None = None
 
     def has(self, word: str) -> bool:
-        """Whether the word is in what the entry is called, where it is, or what it has; case does not matter."""
+        """Whether the id, title, file, kind of pruning or a patch contains the word, ignoring case."""
         known = (self.id, self.title, self.file, self.prune or "", *(part for patch in self.patches for part in patch))
         return any(word.lower() in text.lower() for text in known)
 
 
 def catalogue() -> list[Entry]:
-    """Every shipped manifest that is a variant, v2 before v10; a file that reads but gives no id is none."""
+    """Returns every shipped variant, v2 before v10; a readable file without an id is not a variant."""
     return [entry for file in shipped() if (entry := _entry(file))]
 
 

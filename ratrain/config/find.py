@@ -1,4 +1,4 @@
-"""Where manifests are: by path, by name in the shipped folder, by id."""
+"""Finds manifests by path, by name in the shipped folder, or by id."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ SCALES = SHIPPED / "scale"
 
 
 def shipped() -> tuple[Path, ...]:
-    """Every shipped manifest of a variant, in the order people count: v2 before v10, the top folder first."""
+    """Returns every shipped manifest of a variant in natural order: v2 before v10, the top folder first."""
     return _variants(SHIPPED)
 
 
-@cache  # the order costs more than the files do, and every name that a manifest extends is looked up there
+@cache  # sorting costs more than listing the files, and every `extends` looks its names up here
 def _variants(folder: Path) -> tuple[Path, ...]:
     apart = {*SCALES.glob("*.toml"), *ablations()}
     return tuple(sorted((file for file in folder.rglob("*.toml") if file not in apart), key=_reading_order))
 
 
 def ablations() -> list[Path]:
-    """Every shipped ablation manifest: those that `--ablate` takes."""
+    """Returns every shipped ablation manifest, for `--ablate`."""
     return sorted(SHIPPED.glob("ablation*.toml"))
 
 
 def scales() -> list[str]:
-    """The names that `--scale` takes."""
+    """Returns the shipped names for `--scale`."""
     return sorted(file.stem for file in SCALES.glob("*.toml"))
 
 
 def extendable() -> list[Path]:
-    """Every shipped file that `extends` can name."""
+    """Returns every shipped file that `extends` can name."""
     return [*shipped(), *sorted(SCALES.glob("*.toml"))]
 
 
 def find_manifest(name: str) -> Path:
-    """The manifest called `name`: a path, a file name or stem in the shipped folder, or an id. Raises MissingError."""
+    """Finds the manifest `name`: a path, a file name or stem in the shipped folder, or an id. Raises MissingError."""
     if os.path.isfile(name):
         return Path(name)
     if file := find_in_package(name):
@@ -60,7 +60,7 @@ def find_manifest(name: str) -> Path:
 
 
 def find_scale(name: str) -> Path:
-    """The overlay called `name`: a shipped scale, or a path. Raises UsageError, which lists the scales."""
+    """Finds the overlay `name`: a shipped scale, or a path. Raises UsageError with the list of scales."""
     file = SCALES / f"{name}.toml"
     if name in scales():
         return file
@@ -72,14 +72,15 @@ def find_scale(name: str) -> Path:
 
 
 def find_in_package(name: str) -> Path | None:
-    """The shipped file of a path such as `legacy/defconfigs/x`; for trees without the links at the top of a clone."""
+    """Finds the shipped file of a path such as `legacy/defconfigs/x`, if the links at the top of a clone are absent;
+    None without one."""
     file = SHIPPED.parent / name
     known = Path(name).parts[:1] in (("manifests",), ("legacy",)) and ".." not in Path(name).parts
     return file if known and os.path.isfile(file) else None
 
 
 def find_extended(name: str, file: Path) -> Path | None:
-    """What `extends = name` means in `file`: a path from its folder, else a shipped manifest, else nothing."""
+    """Finds the file of `extends = name` in `file`: a path from its folder, else a shipped manifest, else None."""
     near = file.parent / name
     if os.path.isfile(near):
         return near
@@ -90,7 +91,7 @@ def find_extended(name: str, file: Path) -> Path | None:
 
 
 def own_id(file: Path) -> str | None:
-    """The id that `file` itself gives, if it can be read and gives one."""
+    """Returns the id in `file` itself; None if it has none or cannot be read."""
     try:
         found = parse_file(file).tree.get("id")
     except RatrainError:
@@ -99,8 +100,8 @@ def own_id(file: Path) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of `known`, or nothing."""
-    import difflib  # costs start-up time, and most commands need no guess
+    """Returns `; did you mean 'x'?` for the nearest of `known`, or an empty string."""
+    import difflib  # imported here, since it costs start-up time and few commands need it
 
     near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""What a run is: hashes of what is trained, and the folder named by them."""
+"""The identity of a run: hashes of its recipe and seeds, and the name of its folder."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 from ratrain.config.schema import Manifest, Span
 
-# names, seeds, and what watches a run without changing it
+# names, seeds, and sections that observe a run without changing it
 _NOT_TRAINED = ("id", "title", "scale", "same_as", "origin", "seed", "log", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The run that another begins with, and at which step."""
+    """The run and the step that a branch begins from."""
 
     run_hash: str
     step: int
 
 
 def plain(manifest: Manifest) -> dict[str, Any]:
-    """All that the manifest holds as TOML's plain values, in canonical order, kinds said and unset keys left out."""
+    """Returns the manifest as plain TOML values in canonical order, with explicit kinds and without unset keys."""
     sections = manifest.model_dump(mode="json", exclude_none=True, exclude={"optim", "patch"})
     sections["optim"] = _with_kind(manifest.optim)
     sections["patch"] = {name: _with_kind(patch) for name, patch in sorted(manifest.patch.items())}
@@ -31,20 +31,20 @@ def plain(manifest: Manifest) -> dict[str, Any]:
 
 
 def recipe_hash(manifest: Manifest) -> str:
-    """SHA-256 of what is trained: equal for the seeds of an arm, and however the manifest spells it."""
+    """Returns the SHA-256 of the recipe: equal for all seeds of an arm, and for all spellings of the manifest."""
     return _sha256(_recipe(manifest))
 
 
 def run_hash(manifest: Manifest, parent: Parent | None = None) -> str:
-    """SHA-256 of what is trained, from which seeds and, of a branch, from which step of which run; names one run."""
+    """Returns the SHA-256 of the recipe, the seeds and, for a branch, the parent run and step; identifies one run."""
     identity = {**_recipe(manifest), "seed": plain(manifest)["seed"]}
     return _sha256(identity if parent is None else {**identity, "parent": asdict(parent)})
 
 
 def run_folder(manifest: Manifest, parent: Parent | None = None) -> str:
-    """`<id>-<scale>-<recipe8>/s<seed>`, or `s<init>-<data>` where the two seeds differ; no time, no absolute path.
+    """Returns the folder `<id>-<scale>-<recipe8>/s<seed>`, with `s<init>-<data>` if the two seeds differ.
 
-    An A/A arm adds `-<twin>`, a branch `-from-<run8>-<step>`.
+    An A/A arm adds `-<twin>`, a branch `-from-<run8>-<step>`. The name holds no time and no absolute path.
     """
     seed = manifest.seed
     seeds = f"s{seed.init}" if seed.init == seed.data else f"s{seed.init}-{seed.data}"
@@ -59,23 +59,23 @@ def _with_kind(options: Any) -> dict[str, Any]:
 
 def _recipe(manifest: Manifest) -> dict[str, Any]:
     recipe = {name: value for name, value in plain(manifest).items() if name not in _NOT_TRAINED}
-    # weights count by what they hold, not by where they lie
+    # weights count by their content, not by their path
     init = {name: value for name, value in recipe.pop("init").items() if name != "weights"}
     if manifest.init.weights is not None:
         assert "sha256" in init, "resolve() looks it up"
         recipe["init"] = init
     recipe["eval"] = {name: value for name, value in recipe["eval"].items() if name != "every"}
-    # strict only says whether a run is refused: one that is not has the same bits; autotune came later than the hash
+    # strict only decides whether a run is refused and changes no bits; autotune was added after the hash was fixed
     idle = {"strict"} if manifest.compile.autotune else {"strict", "autotune"}
     recipe["compile"] = {name: value for name, value in recipe["compile"].items() if name not in idle}
     if manifest.schedule.kind == "constant" and all(span.unit == "steps" for span in _spans(manifest)):
-        # no step depends on how many there are: a longer budget is the same run, longer
+        # no step depends on the number of steps: a longer budget continues the same run
         recipe["train"] = {name: value for name, value in recipe["train"].items() if name != "budget"}
     return recipe
 
 
 def _spans(manifest: Manifest) -> Iterator[Span]:
-    """The stretches of the run that decide a step."""
+    """Yields the spans of the run that affect a step."""
     yield manifest.schedule.warmup
     if manifest.prune:
         yield from (manifest.prune.start, manifest.prune.end)
@@ -90,7 +90,7 @@ def _sha256(value: Any) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """3.0 as 3, so that a number hashes alike whichever way its field or the file spells it."""
+    """Converts 3.0 to 3, so that a number's hash does not depend on its spelling or the type of its field."""
     if isinstance(value, dict):
         return {name: _canonical(child) for name, child in value.items()}
     if isinstance(value, list):

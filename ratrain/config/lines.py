@@ -1,4 +1,4 @@
-"""On which line a TOML text writes each key: `tomli` tells where a fault of syntax is, but not where a value is."""
+"""Finds the line of each key in a TOML text: `tomli` gives the position of a syntax error, but not of a value."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def quoted(text: str) -> str:
-    """`text` as a basic string of TOML, which escapes what JSON does and DEL."""
+    """Quotes `text` as a basic string of TOML, with the escapes of JSON and one for DEL."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def dotted(parts: tuple[str, ...]) -> str:
-    """The key as a manifest writes it: bare parts as they are, any other part in quotes."""
+    """Joins a key as a manifest writes it: bare parts unquoted, any other part in quotes."""
     return ".".join(part if _BARE.fullmatch(part) else quoted(part) for part in parts)
 
 
 def key_lines(text: str) -> dict[tuple[str, ...], int]:
-    """The first line that writes each key and each table of `text`, which must be valid TOML."""
+    """Returns the first line of each key and each table in `text`, which must be valid TOML."""
     lines: dict[tuple[str, ...], int] = {}
     scan = _Scan(lines)
     for line, kind, token in _tokens(text):

@@ -1,4 +1,4 @@
-"""How layers become one tree: what replaces, what merges, and who said what remains."""
+"""Merges layers into one tree: the rules of replacing and merging, and the origin of each remaining key."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ratrain.config.find import did_you_mean
 from ratrain.config.lines import dotted
 from ratrain.config.parse import Layer
 
-# tables in which exactly one key is set, as patterns: a later layer replaces them whole
+# patterns of tables in which exactly one key is set: a later layer replaces the whole table
 ONE_OF = (
     *("train.budget", "schedule.warmup", "patch.*.refit", "prune.start", "prune.end"),
     *(f"{at}activation.{span}" for at in ("", "patch.*.") for span in ("after", "over", "deadline")),
 )
 ANY_OPTIMIZER = ("weight_decay", "clip")  # keys that every kind of optimizer has
-ONE_PRUNING = ("score",)  # keys that a single kind of pruning has
+ONE_PRUNING = ("score",)  # keys of only one kind of pruning
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value was written: a file and its line, or `--set`."""
+    """The origin of a value: a file and its line, or `--set`."""
 
     file: str
     line: int | None = None
@@ -32,7 +32,7 @@ class Origin:
 
 
 class Merge:
-    """Layers merged so far, with the origin of each key."""
+    """The layers merged so far, with the origin of each key."""
 
     def __init__(self) -> None:
         self.tree: dict[str, Any] = {}
@@ -57,12 +57,12 @@ class Merge:
             self.origins[dotted(key)] = Origin(layer.label, layer.lines.get(key))
 
     def _drop_other_kind(self, below: dict[str, Any], said: Mapping[str, Any], key: tuple[str, ...]) -> None:
-        """A new kind of optimizer, pruning, patch, activation has keys of its own: those of the old kind go."""
+        """Drops the keys of the old kind if a layer sets another kind of optimizer, pruning, patch or activation."""
         has_kinds = key in (("optim",), ("prune",)) or key[:-1] == ("patch",) or _is_activation(key)
         if not below or "kind" not in said or not has_kinds:
             return
         default = "adamw" if key == ("optim",) else "at_once" if _is_activation(key) else key[-1]
-        default = said["kind"] if key == ("prune",) else default  # without a kind none has been chosen
+        default = said["kind"] if key == ("prune",) else default  # without a kind, no pruning has been chosen yet
         if below.get("kind", default) != said["kind"]:
             kept = ANY_OPTIMIZER if key == ("optim",) else {*below} - {*ONE_PRUNING} if key == ("prune",) else ()
             for name in [name for name in below if name not in kept]:
@@ -74,7 +74,8 @@ class Merge:
                 self.origins.pop(dotted(gone), None)
 
     def _check_patches(self, said: Any, layer: Layer) -> None:
-        """Refuses what would be lost in silence: options of a dropped patch, dropping what is not there."""
+        """Refuses changes without effect: options of a dropped patch, and dropping a patch that is not inherited.
+        Raises ManifestError."""
         known = self.tree.get("patch", {})
         for name, options in said.items() if isinstance(said, dict) and isinstance(known, dict) else ():
             if not isinstance(options, dict):
@@ -89,7 +90,7 @@ class Merge:
                 raise layer.fault(f"{where} drops this patch; say enabled = true to have it back", *key)
 
     def drop_disabled(self) -> None:
-        """Takes out the patches that say `enabled = false`, and the key `enabled` from those that say true."""
+        """Removes the patches with `enabled = false`, and the key `enabled` from the patches with true."""
         patches = self.tree.get("patch")
         if not isinstance(patches, dict):
             return

@@ -1,4 +1,4 @@
-"""Names that other trainers use, and what they are called here."""
+"""Key names of other trainers, and the keys of ratrain that correspond to them."""
 
 from __future__ import annotations
 

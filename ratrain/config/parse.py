@@ -1,4 +1,4 @@
-"""One TOML file, or one `--set`, as a layer: its tree, the line of each key, and a label for messages."""
+"""Parses one TOML file, or one `--set`, as a layer: its tree, the line of each key, and a label for messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tomli
 from ratrain.config.lines import MAX_DEPTH, dotted, key_lines
 from ratrain.errors import Fault, ManifestError, MissingError
 
-MAX_BYTES = 32_000  # the longest manifest is a tenth of this; a larger file would take long only to be refused
+MAX_BYTES = 32_000  # the longest manifest is a tenth of this; parsing a larger file would only delay its refusal
 MAX_KEYS = 1000  # an ablation of forty arms has 630
 SHIPPED = Path(__file__).parent.parent / "manifests"
 _DEFCONFIGS = SHIPPED.parent / "legacy" / "defconfigs"
@@ -21,7 +21,7 @@ _DEFCONFIGS = SHIPPED.parent / "legacy" / "defconfigs"
 
 @dataclass(frozen=True)
 class Layer:
-    """What one file or one `--set` says."""
+    """The keys and values of one file or one `--set`."""
 
     label: str
     tree: dict[str, Any]
@@ -36,8 +36,8 @@ class Layer:
 
 
 def label_of(path: Path) -> str:
-    """How messages name `path`: `manifests/x.toml` or `legacy/defconfigs/x` if shipped, else relative to the current
-    folder if below it."""
+    """Returns the name of `path` in messages: `manifests/x.toml` or `legacy/defconfigs/x` if shipped, else relative to
+    the current folder if below it, else as given."""
     try:
         full = path.resolve()
         label = str(path)
@@ -50,7 +50,8 @@ def label_of(path: Path) -> str:
 
 
 def parse_file(path: Path) -> Layer:
-    """The layer of a manifest file. Raises MissingError if it cannot be read, ManifestError if it is not TOML."""
+    """Parses a manifest file. Raises MissingError if it cannot be read, ManifestError if it is too large, not TOML, or
+    holds unfit values."""
     label = label_of(path)
     text = _text(path, label)
     layer = Layer(label, _tree(text, label), path, key_lines(text))
@@ -59,7 +60,7 @@ def parse_file(path: Path) -> Layer:
 
 
 def parse_override(override: str) -> Layer:
-    """The layer of one `--set KEY=VALUE`; a value that is not TOML is a bare string. Raises ManifestError."""
+    """Parses one `--set KEY=VALUE`; a value that is not TOML is a bare string. Raises ManifestError."""
     key, equals, value = override.partition("=")
     layer = Layer("--set", {})
     if not equals or not key.strip() or not override.isprintable():
@@ -94,7 +95,7 @@ def _value(text: str, label: str) -> Any:
 
 
 def _text(path: Path, label: str) -> str:
-    if not os.path.isfile(path):  # unlike Path.is_file it never raises, whatever the name holds
+    if not os.path.isfile(path):  # unlike Path.is_file, it never raises for odd names
         raise MissingError(f"{label}: {'a folder' if os.path.isdir(path) else 'no such file'}; expected a manifest")
     try:
         with path.open("rb") as file:
@@ -138,7 +139,7 @@ def _check(layer: Layer) -> None:
 
 
 def _walk(tree: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value of the tree that is no table, those in lists under the key of the list."""
+    """Yields every value of the tree that is no table or list; items of a list have the key of the list."""
     todo: list[tuple[tuple[str, ...], int, Any]] = [((), 0, tree)]
     while todo:
         key, depth, value = todo.pop()

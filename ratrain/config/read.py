@@ -1,4 +1,4 @@
-"""A manifest file and all that it builds on, merged: what was said last, and who said it."""
+"""Reads a manifest file and merges it with all files that it extends; records the origin of each key."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ratrain.errors import Fault, ManifestError, MissingError
 __all__ = ["OWN", "Origin", "Source", "find_manifest", "located", "read_source"]
 
 MAX_CHAIN = 16  # files that extend one another
-OWN = ("id", "title", "same_as", "origin")  # what a file says of itself; a file that extends it inherits none of these
+OWN = ("id", "title", "same_as", "origin")  # keys about the file itself; a file that extends it inherits none of them
 
 
 @dataclass(frozen=True)
 class Source:
-    """A merged manifest: `origins` by dotted key, for values and tables; `files` end with the one asked for."""
+    """A merged manifest: `origins` by dotted key, for values and tables; `files` ends with the requested one."""
 
     tree: dict[str, Any]
     origins: dict[str, Origin]
@@ -29,7 +29,7 @@ class Source:
 
     @property
     def manifest(self) -> str:
-        """The label of the file that was asked for."""
+        """The label of the requested file."""
         return self.labels[-1]
 
 
@@ -41,15 +41,16 @@ def read_source(
     scale: str | None = None,
     overrides: Sequence[str | Layer] = (),
 ) -> Source:
-    """The manifest at `path` over what it extends, then `changes` (of another file), then `scale`, then `overrides`
-    (KEY=VALUE, or what another file changes); each layer wins over those before.
+    """Reads the manifest at `path` and merges its layers; each layer wins over the previous ones.
 
-    `base` is a manifest laid beneath, as if `path` extended it first: what it changes of the files that both extend
-    stays changed. The variant's id then ends with the base's.
+    The order is: the files that `path` extends, `path` itself, `changes` (layers of another file), `scale`, and
+    `overrides` (KEY=VALUE, or layers of another file). `base` is a manifest below these, as if `path` extended it
+    first: its changes to files that both extend persist. The variant's id then ends with the base's.
 
-    Tables merge key by key and any other value replaces, but a table of ONE_OF is replaced whole, a new `kind` of
-    optimizer or patch drops the inherited options of the old one, and OWN keys are not inherited. A file that
-    is reached twice counts once, where it is met first. Raises ManifestError, MissingError or UsageError.
+    Tables merge key by key, and any other value replaces. Three exceptions: a table of ONE_OF is replaced whole; a new
+    `kind` of optimizer, pruning, patch or activation drops the inherited options of the old one; OWN keys are not
+    inherited. A file that is reached twice counts once, at its first position. Raises ManifestError, MissingError or
+    UsageError.
     """
     chain = _chain(Path(path), *([] if base is None else [base]))
     overlay = _overlay(scale) if scale is not None else []
@@ -65,7 +66,7 @@ def read_source(
     if base is not None and chain[-1].path.resolve() != base.resolve() and isinstance(merged.tree.get("id"), str):
         merged.tree["id"] += f"-{own_id(base) or base.stem}"  # two variants of a study never share an id
     merged.drop_disabled()
-    files = [*overlay, *chain]  # the manifest itself is last, whatever was laid over it
+    files = [*overlay, *chain]  # the manifest itself is last, even below an overlay
     paths, labels = zip(*((layer.path, layer.label) for layer in files), strict=True)
     return Source(merged.tree, merged.origins, paths, labels)
 
@@ -77,7 +78,7 @@ def _overlay(scale: str) -> list[Layer]:
 
 
 def _chain(path: Path, *beneath: Path) -> list[Layer]:
-    """The layers of `path`, lowest first, over those of the files `beneath`."""
+    """Collects the layers of `path`, lowest first, over those of the files `beneath`."""
     done: dict[Path, Layer] = {}
     for file in beneath:
         _visit(parse_file(file), done, ())
@@ -115,7 +116,7 @@ def _extended(layer: Layer) -> list[str]:
 
 
 def located(error: ManifestError, source: Source) -> ManifestError:
-    """Faults found while building name a key only: this adds the file and line that wrote it."""
+    """Adds the file and line of the key to faults without a location, such as those found while building."""
 
     def where(fault: Fault) -> Fault:
         origin = source.origins.get(fault.key) or source.origins.get(fault.key.rpartition(".")[0])

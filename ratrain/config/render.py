@@ -1,4 +1,4 @@
-"""A resolved manifest as TOML with the origin of every key; the difference of two; the JSON schema for editors."""
+"""Renders a resolved manifest as TOML with the origin of every key, the difference of two, and the JSON schema."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Key = tuple[str, ...]
 
 
 def render(manifest: Manifest, source: Source) -> str:
-    """A manifest file that resolves to `manifest`: every key, in canonical order, with where it came from."""
+    """Renders a manifest file that resolves to `manifest`: every key in canonical order, with its origin."""
     tree = plain(manifest)
     lines = [_line((name,), value, source) for name, value in tree.items() if not isinstance(value, dict)]
     for name, value in tree.items():
@@ -26,14 +26,15 @@ def render(manifest: Manifest, source: Source) -> str:
 
 
 def diff(a: Manifest, b: Manifest) -> list[tuple[str, Any, Any]]:
-    """The keys whose values differ, each with both values; None where a manifest has no such key."""
+    """Returns the keys with different values, each with both values; None if a manifest lacks the key."""
     left, right = dict(_leaves(plain(a), ())), dict(_leaves(plain(b), ()))
     keys = dict.fromkeys([*left, *right])
     return [(dotted(key), left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
 
 
 def json_schema(patches: Mapping[str, type], optimizers: Mapping[str, type]) -> dict[str, Any]:
-    """One JSON schema of manifest files: no key is required, since a file may inherit any of them."""
+    """Builds one JSON schema of manifest files for editors: no key is required, since a file may inherit any of
+    them."""
     models = [Manifest, *(patches[kind] for kind in patches), *(optimizers[kind] for kind in optimizers)]
     refs, shared = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
     defs = _without_required(shared["$defs"])
@@ -101,7 +102,7 @@ def _with(schema: Mapping[str, Any], *, kind: str, enabled: bool = False) -> dic
 
 
 def _without_required(value: Any) -> Any:
-    """Drops the lists called `required`: a file may inherit what it does not say."""
+    """Drops the lists named `required`, since a file may inherit missing keys."""
     if isinstance(value, list):
         return [_without_required(child) for child in value]
     if not isinstance(value, dict):

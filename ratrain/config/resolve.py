@@ -1,4 +1,4 @@
-"""A merged manifest file becomes a `Manifest`, or all that is wrong with it at once."""
+"""Resolves a merged manifest file to a `Manifest`, or raises all of its faults at once."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _FOLDERS = {
 
 
 def resolve(source: Source, *, patches: Mapping[str, type], optimizers: Mapping[str, type]) -> Manifest:
-    """The manifest that `source` describes. Raises one ManifestError with every fault, the asked-for file's first;
-    MissingError or DataError where the weights that it begins with cannot be read.
+    """Resolves `source` to a manifest.
 
-    `patches` and `optimizers` map a kind to the class of its options; a class is looked up only if it is named.
+    `patches` and `optimizers` map a kind to the class of its options; a class is looked up only if it is named. Raises
+    one ManifestError with every fault, those of the requested file first; MissingError or DataError if the initial
+    weights cannot be read.
     """
     if {"arm", "arms"} & {*source.tree}:
         message = "this is an ablation manifest; run ratrain --ablate with it"
@@ -49,7 +50,7 @@ def resolve(source: Source, *, patches: Mapping[str, type], optimizers: Mapping[
 def with_kinds(
     manifest: Manifest, source: Source, *, patches: Mapping[str, type], optimizers: Mapping[str, type]
 ) -> Manifest:
-    """A manifest that `source` was resolved to, its options now of other classes of the same kinds."""
+    """Returns a resolved manifest of `source` with options of other classes of the same kinds. Raises ManifestError."""
     faults: list[Fault] = []
     optim, built = _optim(source, optimizers, faults), _patches(source, patches, faults)
     if faults:
@@ -58,12 +59,12 @@ def with_kinds(
 
 
 def tokens_per_step(manifest: Manifest) -> int:
-    """Tokens that one optimizer step trains on."""
+    """Returns the tokens of one optimizer step."""
     return manifest.train.batch * manifest.model.block_size
 
 
 def steps_total(manifest: Manifest) -> int | None:
-    """Steps of the whole run, a token budget rounded up to whole steps; None if the budget is time."""
+    """Returns the steps of the whole run, a token budget rounded up to whole steps; None if the budget is time."""
     budget = manifest.train.budget
     if budget.tokens is not None:
         return -(-budget.tokens // tokens_per_step(manifest))
@@ -71,7 +72,7 @@ def steps_total(manifest: Manifest) -> int | None:
 
 
 def _with_digest(manifest: Manifest) -> Manifest:
-    """The manifest with the SHA-256 of the weights that it begins with, if it names any."""
+    """Adds the SHA-256 of the initial weights, if the manifest names weights without one."""
     init = manifest.init
     if init.weights is None or init.sha256 is not None:
         return manifest
@@ -80,7 +81,7 @@ def _with_digest(manifest: Manifest) -> Manifest:
 
 
 def _sections(source: Source, faults: list[Fault]) -> Manifest | None:
-    """All but the sections that have kinds, which stay empty."""
+    """Validates all sections except optim and patch, which have kinds and stay empty."""
     return _validated(Manifest, {**source.tree, "optim": {}, "patch": {}}, (), source, faults)
 
 
@@ -120,7 +121,7 @@ def _of_kind(
 
 def _validated(model: type, tree: Mapping[str, Any], at: Key, source: Source, faults: list[Fault]) -> Any:
     try:
-        # as JSON, so that a list may stand for a tuple though all else is strict
+        # validated as JSON: strict mode then accepts a list for a tuple
         return model.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         faults += faults_of(error, source, model, at=at, homes=_homes())
@@ -135,7 +136,7 @@ def _homes() -> dict[str, list[str]]:
 
 
 def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
-    """Faults of keys that are each fine but do not go together."""
+    """Returns the faults of keys that are valid alone but not together."""
     found = [
         *_init_faults(manifest),
         *_schedule_faults(manifest),
@@ -154,13 +155,13 @@ def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
 
 
 def _init_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
-    """A twin by other initial weights, where all of them are given."""
+    """Yields a fault for a twin by other initial weights if init.weights gives all weights."""
     if manifest.init.weights is not None and manifest.seed.twin == "init" and not manifest.patch:
         yield ("seed", "twin"), "'init' draws other initial weights, but init.weights gives all of them"
 
 
 def _schedule_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
-    """What of the schedule does not fit into the budget."""
+    """Yields faults of a schedule that does not fit into the budget."""
     warmup, total, decay = manifest.schedule.warmup, steps_total(manifest), manifest.schedule.decay
     if warmup.steps is not None and total is None:
         message = "the budget is in seconds, so nobody knows how many steps it has; expected { fraction = ... }"
@@ -174,7 +175,7 @@ def _schedule_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
 
 
 def _prune_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
-    """Pruning that does not fit into the budget, or that the optimizer has no moments for."""
+    """Yields faults of pruning that does not fit into the budget or to the optimizer."""
     prune, optim, total = manifest.prune, manifest.optim, steps_total(manifest)
     if optim is not None and type(optim).kind == "adamwprune" and (prune is None or prune.kind != "state"):
         message = f"'adamwprune' prunes: expected [prune] kind = 'state', or optim.kind = {optim.base!r}"
@@ -198,7 +199,7 @@ def _prune_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
 
 
 def _activation_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
-    """What of an activation would come after the end of the budget, and one that switches nothing."""
+    """Yields faults of activations that end after the budget, and of an activation without a patch to switch on."""
     total = steps_total(manifest)
     own = {name: patch.activation for name, patch in manifest.patch.items() if patch.activation is not None}
     if manifest.activation.kind != "at_once" and len(own) == len(manifest.patch):
@@ -211,7 +212,7 @@ def _activation_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
 
 
 def _ends(section: ActivationSection, total: int | None) -> Iterator[tuple[str, str, float]]:
-    """(key, what happens, step) of what an activation does last."""
+    """Yields (key, event, step) of the last events of an activation."""
     after, over, deadline = (
         span.steps if span.steps is not None else (span.fraction or 0.0) * (total or 0)
         for span in (section.after, section.over, section.deadline)

@@ -1,4 +1,4 @@
-"""Every key a manifest may hold, with its type, its bounds and its default."""
+"""The schema of a manifest: every key with its type, bounds and default."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pydantic import (
     model_validator,
 )
 
-VOCAB_MULTIPLE = 128  # rows of the token table: matrix tiles on every device divide it
+VOCAB_MULTIPLE = 128  # rows of the token table are padded to this; matrix tiles on every device divide it
 
 
 class Section(BaseModel):
-    """A table of a manifest: frozen, unknown keys refused, an int may stand for a float, nothing else converts."""
+    """A table of a manifest: frozen, without unknown keys and without conversions except from int to float."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -46,7 +46,7 @@ class OneOf(Section):
 
 
 class Budget(OneOf):
-    """How much is trained; schedules run on the fraction of it that is spent."""
+    """The training budget; schedules run on its spent fraction."""
 
     tokens: PositiveInt | None = None
     steps: PositiveInt | None = None
@@ -54,14 +54,14 @@ class Budget(OneOf):
 
 
 class Span(OneOf):
-    """A stretch of a run: a fraction of the budget, or a number of steps."""
+    """A span of a run: a fraction of the budget, or a number of steps."""
 
     fraction: float | None = Field(default=None, ge=0, lt=1)
     steps: NonNegativeInt | None = None
 
 
 class ModelSpec(Section):
-    """Shapes of the base model; patches read it, they never change it."""
+    """Shapes of the base model; patches read them and never change them."""
 
     n_layer: PositiveInt
     n_head: PositiveInt
@@ -107,11 +107,11 @@ class DataSection(Section):
 
 
 class OptimSection(Section):
-    """What every optimizer takes; each kind adds its own keys in `recipe/optim/<kind>.py`."""
+    """The keys of every optimizer; each kind adds its own keys in `recipe/optim/<kind>.py`."""
 
     kind: ClassVar[str]
-    moments: ClassVar[bool] = False  # whether every matrix has Adam's two
-    held: ClassVar[int] = 2  # numbers that are kept of a weight, at most
+    moments: ClassVar[bool] = False  # whether every matrix has Adam's two moments
+    held: ClassVar[int] = 2  # most state values kept per weight
 
     weight_decay: float = Field(default=0.1, ge=0, description="on the matrices of the blocks only")
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 never clips")
@@ -125,7 +125,7 @@ class ScheduleSection(Section):
     decay: float = Field(default=0.2, gt=0, le=1, description="wsd: fraction of the budget that decays")
 
 
-_READS = {  # what each kind of activation reads
+_READS = {  # keys that each kind of activation reads
     "at_once": (),
     "after": ("after",),
     "ramp": ("after", "over"),
@@ -134,7 +134,7 @@ _READS = {  # what each kind of activation reads
 
 
 class ActivationSection(Section):
-    """When a mechanism is switched on: its s goes from 0, the base model, to 1."""
+    """The schedule that switches a mechanism on: its s goes from 0, the base model, to 1."""
 
     kind: Literal["at_once", "after", "ramp", "variance"] = "at_once"
     after: Span = Field(default=Span(steps=0), description="when it opens; variance: not before")
@@ -185,11 +185,11 @@ class TrainSection(Section):
         return self
 
 
-_OTHER = 1 << 62  # tells a twin's seed from any that people choose
+_OTHER = 1 << 62  # bit that makes a twin's seed differ from any seed in a manifest
 
 
 class SeedSection(Section):
-    """What is drawn at random. `twin` makes an A/A arm: the same variant and seeds, but for one thing."""
+    """The random seeds. `twin` makes an A/A arm: the same variant and seeds, with one difference."""
 
     init: NonNegativeInt = 1
     data: NonNegativeInt = 1
@@ -200,17 +200,17 @@ class SeedSection(Section):
 
     @property
     def weights(self) -> int:
-        """Decides the initial weights."""
+        """The seed of the initial weights."""
         return self.init ^ _OTHER if self.twin == "init" else self.init
 
     @property
     def order(self) -> int:
-        """Decides the batches, and where dropout falls."""
+        """The seed of the batches and the dropout masks."""
         return self.data ^ _OTHER if self.twin == "order" else self.data
 
 
 class InitSection(Section):
-    """What the weights are before the first step; empty: drawn by seed.init."""
+    """The initial weights; empty: drawn by seed.init."""
 
     weights: str | None = Field(
         default=None, min_length=1, description="a GPT-2 in Hugging Face's layout: its folder, or a .safetensors file"
@@ -282,7 +282,7 @@ class LogSection(Section):
 
 
 class PruneSection(Section):
-    """Which weights are set to zero for good, how many of them, and when. No section: none."""
+    """Weight pruning: the score of a weight, the target sparsity, and the schedule. Without the section: none."""
 
     kind: Literal["magnitude", "movement", "state"] = Field(
         description="what says how much a weight matters: its size; -w x gradient, summed over the steps; or, with the "
@@ -330,14 +330,14 @@ class PruneSection(Section):
 
     @property
     def shares(self) -> str:
-        """`layers`, settled."""
+        """The effective `layers`, with "auto" resolved."""
         if self.layers != "auto":
             return self.layers
         return "depth" if self.score == "bitter4" else "global"
 
 
 class Manifest(Section):
-    """One variant and how it is trained, fully resolved."""
+    """One variant and its training, fully resolved."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     title: str = ""

@@ -1,4 +1,4 @@
-"""Pydantic's findings as faults in plain words, each at the file and line that wrote the key."""
+"""Converts pydantic's errors to faults in plain words, each with the file and line of its key."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _BOUNDS = {
 }  # fmt: skip
 
 
-_HINTED = 50  # unknown keys that are looked up among the spellings: a file with more is no manifest
+_HINTED = 50  # unknown keys that get a spelling hint: a file with more is no manifest
 
 
 def fault_at(source: Source, key: Key, message: str) -> Fault:
-    """A fault of `key`, located where it, or else the innermost table around it, was written."""
+    """Builds a fault of `key` at the origin of the key, else of the innermost table around it, else at the file."""
     for end in range(len(key), 0, -1):
         if origin := source.origins.get(dotted(key[:end])):
             return Fault(str(origin), dotted(key), message)
@@ -42,7 +42,7 @@ def fault_at(source: Source, key: Key, message: str) -> Fault:
 def faults_of(
     error: ValidationError, source: Source, model: type[BaseModel], *, at: Key = (), homes: Mapping[str, Sequence[str]]
 ) -> list[Fault]:
-    """What pydantic found wrong with the table `at`; a union's findings, one for each member, become one fault."""
+    """Converts pydantic's errors on the table `at` to faults; the errors of a union's members become one fault."""
     found: dict[Key, list[Mapping[str, Any]]] = {}
     for detail in error.errors(include_url=False):
         found.setdefault((*at, *_written(detail, source, at)), []).append(detail)
@@ -61,7 +61,7 @@ def faults_of(
 
 
 def unknown_key(key: Key, siblings: Iterable[str], homes: Mapping[str, Sequence[str]]) -> str:
-    """What to say of a key that is not there: its name here, its right section, or the nearest spelling."""
+    """Returns the message for an unknown key: its name in ratrain, its right section, or the nearest spelling."""
     *section, name = key
     in_patch = key[0] == "patch"
     near = did_you_mean(name, siblings)
@@ -78,7 +78,7 @@ def unknown_key(key: Key, siblings: Iterable[str], homes: Mapping[str, Sequence[
 
 
 def key_homes(model: type[BaseModel], at: str = "") -> dict[str, list[str]]:
-    """The sections that know each key: `lr` -> `["schedule"]`."""
+    """Returns the sections that have each key: `lr` -> `["schedule"]`."""
     homes: dict[str, list[str]] = {}
     for name, info in model.model_fields.items():
         homes.setdefault(name, []).append(at)
@@ -89,7 +89,7 @@ def key_homes(model: type[BaseModel], at: str = "") -> dict[str, list[str]]:
 
 
 def shown(value: Any) -> str:
-    """`value` as a fault shows it: what it is, where that is not plain, and no more than a line of it."""
+    """Formats `value` for a fault, in at most one line; strings, tables and lists are named by their type."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (dict, list)):
@@ -103,7 +103,8 @@ def _short(text: str) -> str:
 
 
 def _written(detail: Mapping[str, Any], source: Source, at: Key) -> Key:
-    """The part of pydantic's location that the manifest wrote: it also names union members and list positions."""
+    """Returns the part of pydantic's location that is a key of the manifest, without union members and list
+    positions."""
     node: Any = source.tree
     for part in at:
         node = node[part]

@@ -1,4 +1,4 @@
-"""Files of pretrained weights: which they are, and the SHA-256 that stands for what they hold."""
+"""Files of pretrained weights: finding them, and the SHA-256 of their content on record in earlier runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def weights_path(said: str) -> Path:
-    """Where `init.weights` points to. Raises MissingError for the home of nobody."""
+    """Returns the path of `init.weights`, with ~ expanded. Raises MissingError for the home of an unknown user."""
     try:
         return Path(said).expanduser()
     except RuntimeError as error:
@@ -23,9 +23,10 @@ def weights_path(said: str) -> Path:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files at `path`: a folder in Hugging Face's layout, sharded or not, or one file.
+    """Finds the safetensors files at `path`: a folder in Hugging Face's layout, sharded or not, or one file.
 
-    Raises MissingError, and DataError for what is there but pickled, since reading it could run anything.
+    Raises MissingError for absent files, and DataError for a broken index and for pickled weights, since unpickling can
+    run any code.
     """
     if path.is_file():
         _refuse_pickle(path)
@@ -43,7 +44,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def remembered_sha256(weights: str, runs: Path) -> list[str]:
-    """What the file at `weights` held by the account of the runs below `runs`, each once."""
+    """Returns the distinct SHA-256 values that the runs below `runs` have on record for `weights`."""
     return list(dict.fromkeys(_accounts(weights, runs)))
 
 
@@ -54,13 +55,13 @@ def _accounts(weights: str, runs: Path) -> Iterator[str]:
             if init["weights"] == weights:
                 yield init["sha256"]
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # no account of any weights
+            continue  # no record of initial weights
 
 
 def _refuse_pickle(file: Path) -> None:
     with file.open("rb") as opened:
         start = opened.read(2)
-    # a zip archive or a pickle; safetensors begin with the length of their header, which is none of these
+    # a zip archive or a pickle; a safetensors file begins with the length of its header, which matches neither
     if file.suffix in _PICKLES or start == b"PK" or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04")):
         raise DataError(
             f"{file}: holds pickled weights, which can run any code when they are read, and is not opened; "

@@ -1,1 +1,1 @@
-"""Where the time and the bytes of a train step go, against the roofline of this machine."""
+"""Profiles the time and the bytes of a train step, against the roofline of this machine."""

@@ -1,9 +1,9 @@
-"""What an operation computes and moves, from what it was given.
+"""FLOPs and bytes of an operation, from its arguments.
 
-FLOPs are those of matrix products, exact, by torch's own formulas; causal attention counts as if nothing were masked,
-and everything elementwise counts as nothing. Bytes are what must be read and written at least, every array once. They
-are exact for products, in-place operations and whatever keeps the memory it allocates; an operation that reads part of
-an array, or goes over one twice, is counted as if it read all of it once.
+FLOPs are those of matrix products, exact, by torch's own formulas. Causal attention counts as if nothing were masked,
+and elementwise operations count as zero. Bytes are the least number to read and write, every array once. They are exact
+for products, in-place operations and operations that keep the memory they allocate. An operation that reads part of an
+array, or an array twice, is counted as if it read all of it once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch.utils.flop_counter import flop_registry
 from ratrain.profile.trace import Array, Op
 
 _ATTENTION = "_scaled_dot_product_"
-# products by the name without its namespace: the formula of torch's to use, and how many arrays it takes
+# products by their name without namespace: the name of torch's formula, and its number of arrays
 _FORMULAS = {"mm": ("mm", 2), "bmm": ("bmm", 2), "addmm": ("addmm", 3), "baddbmm": ("baddbmm", 3)}
-_LINEAR = "mkldnn::_linear_pointwise"  # oneDNN's, x [.., K] and weight [N, K]
+_LINEAR = "mkldnn::_linear_pointwise"  # of oneDNN: x [.., K] and weight [N, K]
 _GATHERS = ("embedding", "index_select", "gather", "index")  # read as much of the first array as they write
-_OVERWRITES = ("fill_", "zero_", "copy_", "normal_", "uniform_")  # do not read what they write to
+_OVERWRITES = ("fill_", "zero_", "copy_", "normal_", "uniform_")  # do not read their output
 
 
 def name_of(op: Op) -> str:
-    """Without the namespace of torch's own operations."""
+    """Returns the operation's name without the namespaces aten and mkldnn."""
     return op.name.removeprefix("aten::").removeprefix("mkldnn::")
 
 
@@ -35,7 +35,7 @@ def is_attention(op: Op) -> bool:
 
 
 def flops(op: Op) -> int | None:
-    """Of a matrix product, or an attention call; None of anything else."""
+    """Returns the FLOPs of a matrix product or an attention call; None for anything else."""
     arrays = [value for value in op.inputs if isinstance(value, Array)]
     try:
         if op.name == _LINEAR:
@@ -43,7 +43,7 @@ def flops(op: Op) -> int | None:
             return 2 * math.prod(x.shape) * weight.shape[0]
         formula, count = _formula(op)
         return formula(*(array.shape for array in arrays[:count])) if formula else None
-    except (ValueError, TypeError, IndexError, AssertionError):  # a variant whose arguments stand otherwise
+    except (ValueError, TypeError, IndexError, AssertionError):  # a variant with another order of arguments
         return None
 
 
@@ -53,7 +53,7 @@ def _formula(op: Op) -> tuple[Any, int]:
     name = op.name.removeprefix("aten::")
     if is_attention(op):
         backward = name.endswith("_backward")
-        # torch has none for the one on CPUs, which is called as the one on GPUs is
+        # torch has no formula for the CPU variant, whose arguments are those of the GPU variant
         packet = getattr(torch.ops.aten, name.replace("_for_cpu", ""), None)
         return flop_registry.get(packet), 4 if backward else 3
     known, count = _FORMULAS.get(name.removesuffix("_"), (None, 0))
@@ -61,7 +61,7 @@ def _formula(op: Op) -> tuple[Any, int]:
 
 
 def nbytes(op: Op) -> int | None:
-    """Read and written; None where torch has no schema for the call."""
+    """Returns the bytes read and written; None if torch has no schema for the call."""
     written = _written(op.name, tuple(_kind(value) for value in op.inputs))
     if written is None:
         return None
@@ -83,7 +83,7 @@ def nbytes(op: Op) -> int | None:
 
 
 def kept(op: Op) -> int:
-    """Bytes that were allocated in it and not given back in it: its results."""
+    """Returns the bytes that the operation allocated and did not free: its results."""
     live: dict[int, int] = {}
     for alloc in sorted(alloc for part in op.walk() for alloc in part.allocs):
         if alloc.size > 0:
@@ -94,7 +94,7 @@ def kept(op: Op) -> int:
 
 
 def is_registered(name: str) -> bool:
-    """Whether it is an operation of torch's, or of a library's, and no marker or wrapper."""
+    """Whether the name is that of an operation of torch or a library, not of a marker or wrapper."""
     return "::" in name and " " not in name and bool(_schemas(name))
 
 
@@ -105,7 +105,7 @@ def _schemas(name: str) -> list[Any]:
 
 @lru_cache(maxsize=4096)
 def _written(name: str, kinds: tuple[str, ...]) -> dict[int, str] | None:
-    """By its index, how each argument that a call changes is written: "out" (only) or "in" (read before)."""
+    """Returns, by index, the mode of each argument that a call writes: "out" (only written) or "in" (read before)."""
     for schema in _schemas(name):
         arguments = schema.arguments
         if len(arguments) == len(kinds) and all(map(_fits, arguments, kinds)):

@@ -1,4 +1,4 @@
-"""The folder of a profile: what may be overwritten, and what is written."""
+"""The folder of a profile: its files, and the check that it may be overwritten."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from ratrain.atomic import ASIDE, write_file
 from ratrain.config.schema import Manifest
 from ratrain.errors import CannotCreateError, UsageError
 
-KIND = "ratrain profile"  # stands in profile.json: a folder with it may be overwritten
+KIND = "ratrain profile"  # marks profile.json; a folder with it may be overwritten
 TRACE, RECORD, TABLE = "trace.json.gz", "profile.json", "profile.txt"
 MEMORY, SNAPSHOT = "memory.json", "memory.pickle"
 _FILES = {TRACE, RECORD, TABLE, MEMORY, SNAPSHOT}
 
 
 def default_folder(manifest: Manifest) -> Path:
-    """In the current directory, named as the variant's runs are, but for the recipe."""
+    """Returns the default folder in the current directory, named by the variant's id and scale."""
     return Path(f"profile-{manifest.id}-{manifest.scale}")
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
-    """The folder, made, and known to take files; where nothing comes of it, a new one is gone again.
+    """Creates the folder and checks that it is writable; without a finished profile, the empty folder is removed.
 
-    Raises CannotCreateError where it cannot be, or holds something else, UsageError where it lies among runs.
+    Raises CannotCreateError if the folder cannot be created or holds other files, UsageError if it is inside runs/.
     """
     _refuse(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECORD).touch()  # now, not after a minute of compiling
+        (folder / RECORD).touch()  # fails now rather than after a minute of compiling
     except OSError as error:
         raise CannotCreateError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from error
     (folder / SNAPSHOT).unlink(missing_ok=True)
@@ -47,7 +47,7 @@ def claimed(folder: Path) -> Iterator[Path]:
 
 
 def write(folder: Path, record: Mapping[str, Any], *, table: str, memory: Mapping[str, Any], trace: Any) -> None:
-    """Puts everything into a claimed folder. `trace` is the finished profiler. Raises DiskError."""
+    """Writes all files into a claimed folder. `trace` is the finished profiler. Raises DiskError."""
     for name in _FILES - {SNAPSHOT, RECORD}:
         (folder / name).unlink(missing_ok=True)
     write_file(folder / RECORD, [json.dumps(record, indent=1).encode()])
@@ -77,7 +77,7 @@ def _refuse(folder: Path) -> None:
 def _is_profile(folder: Path) -> bool:
     try:
         text = (folder / RECORD).read_bytes()
-        record = json.loads(text or f'{{"kind": "{KIND}"}}')  # empty: one that was killed on the way
+        record = json.loads(text or f'{{"kind": "{KIND}"}}')  # empty: a profile that was killed before it was written
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and record.get("kind") == KIND

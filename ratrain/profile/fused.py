@@ -1,8 +1,9 @@
-"""What Inductor knows of the kernels that it makes: the arrays each one reads and writes.
+"""Bytes that Inductor's fused kernels read and write, taken from its scheduler.
 
-A fused kernel comes to the profiler without shapes, and on a CPU only when Inductor is told to announce each. What it
-moves is asked of Inductor's scheduler while the code is made: the arrays from outside the kernel, read once each, and
-those that outlive it, written once. An estimate from below: a kernel that goes over an array twice may fetch it twice.
+A fused kernel appears in a profile without shapes, and on a CPU only with Inductor's `enable_kernel_profile`. Its
+bytes come from Inductor's scheduler during code generation: the arrays from outside the kernel, read once each, and the
+arrays that outlive it, written once. This is a lower bound: a kernel that passes over an array twice may fetch it
+twice.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch._inductor.config
 
 
 class Figures:
-    """Bytes that each fused kernel moves, by its name in a trace; a GPU's forward and backward graphs share names."""
+    """Bytes moved by each fused kernel, by its name in a trace and by pass: on a GPU, forward and backward graphs share
+    names."""
 
     def __init__(self):
         self._bytes: dict[tuple[str, bool], int | None] = {}
@@ -27,19 +29,19 @@ class Figures:
 
     def add(self, name: str, *, backward: bool, nbytes: int | None) -> None:
         known = self._bytes.get((name, backward), nbytes)
-        self._bytes[name, backward] = nbytes if known == nbytes else None  # two graphs use the name: neither is meant
+        self._bytes[name, backward] = nbytes if known == nbytes else None  # two graphs share the name: ambiguous
 
     def nbytes(self, name: str, *, backward: bool) -> int | None:
-        """None where Inductor has told nothing, or told two things."""
+        """Returns the bytes of a kernel; None if they are unknown or ambiguous."""
         return self._bytes.get((name, backward))
 
 
 @contextmanager
 def announced() -> Iterator[Figures]:
-    """In it graphs are compiled whose kernels show in a trace one by one, and told of in what it yields.
+    """Makes the kernels of graphs compiled in the block visible in a trace, and yields the Figures of their bytes.
 
-    A graph that is found in the cache runs no scheduler: none is taken from there. Compiled kernels still are, so that
-    the second time costs seconds. What a version of torch does not offer leaves kernels untold.
+    A graph from the cache runs no scheduler, so the graph caches are off. Compiled kernels still come from their cache,
+    so that the second time costs seconds. If this version of torch lacks the hooks, the bytes stay unknown.
     """
     figures = Figures()
     with ExitStack() as stack:
@@ -51,7 +53,7 @@ def announced() -> Iterator[Figures]:
 
 
 def _schedulings() -> Iterator[Any]:
-    """What makes kernels for CPUs and for GPUs, where this torch has it."""
+    """Yields Inductor's scheduling classes for CPUs and GPUs that exist in this torch and have the hook."""
     for module, name in (("cpp", "CppScheduling"), ("triton", "TritonScheduling")):
         with suppress(ImportError):
             owner = getattr(importlib.import_module(f"torch._inductor.codegen.{module}"), name, None)
@@ -82,17 +84,17 @@ def _tell(figures: Figures, kernel: str, nodes: Iterable[Any]) -> None:
         graph = V.graph
         name = kernel if graph.graph_id is None or not kernel.startswith("cpp") else f"graph_{graph.graph_id}_{kernel}"
         figures.add(name, backward=bool(graph.is_backward), nbytes=_moved(nodes, graph.removed_buffers))
-    except Exception:  # Inductor's inside, which changes from version to version: the step is profiled without
+    except Exception:  # Inductor internals change between versions; the step is profiled without these bytes
         return
 
 
 def _moved(nodes: Iterable[Any], removed: Iterable[str]) -> int:
-    """Bytes of the arrays that come from outside these nodes, and of those that they leave behind."""
+    """Returns the bytes of the arrays that these nodes read from outside, and of the arrays that outlive them."""
     reads: dict[str, int] = {}
     writes: dict[str, int] = {}
     for node in nodes:
         if not hasattr(node, "get_read_write_buffer_accesses"):
-            continue  # a marker of a loop's begin or end in a GPU kernel's schedule
+            continue  # a loop begin or end marker in a GPU kernel's schedule
         for into, read in ((reads, True), (writes, False)):
             for name, size in node.get_read_write_buffer_accesses(include_reads=read, include_writes=not read).items():
                 into[name] = max(size, into.get(name, 0))

@@ -1,4 +1,4 @@
-"""A profile of a manifest's step, as one record that a table is printed from."""
+"""Profiles a manifest's step and builds the record that the table is printed from."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from ratrain.run.launch import machine_told
 def profile_step(
     manifest: Manifest, device: torch.device, *, steps: int, folder: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Profiles `steps` steps and writes all that came of it into `folder`; returns what profile.json holds.
+    """Profiles `steps` steps and writes the results into `folder`; returns the content of profile.json.
 
-    Raises RatrainError where the folder cannot be written, or the machine lacks what the step needs.
+    Raises RatrainError if the folder cannot be written, or the machine lacks a resource that the step needs.
     """
     with files.claimed(folder), machine_told(manifest):
         say("measuring the roofline")
@@ -51,7 +51,7 @@ def _told(
 ) -> dict[str, Any]:
     on_gpu, marks, around = device.type == "cuda", marked(root), window(root)
     total = (around.stop - around.start) / seen.steps  # ns
-    # on a GPU the backward pass has a thread of its own, and times are those of the device
+    # on a GPU the backward pass runs in a separate thread, and times are those of the device
     everything = works(root, marks) if on_gpu else split(around, marks)
     found = [work for work in everything if around.start <= work.op.start < around.stop]
     made = rows(found, steps=seen.steps, figures=seen.figures, total=round(total), on_gpu=on_gpu)
@@ -98,14 +98,14 @@ def _entry(priced: Priced) -> dict[str, Any]:
 
 
 def _gpu(found: Sequence[Work], made: Sequence[Row], seen: Recording, total: float) -> dict[str, Any]:
-    """The share of a step that the GPU idles, how often the CPU waits for it, and kernels begun a step."""
+    """Returns the idle share of the GPU in a step, and the waits of the CPU for it and the started kernels per step."""
     idle = sum(row.seconds for row in made if row.phase == GAPS)
     kernels = sum(1 for work in found for part in work.op.walk() for _ in part.spans)
     return {"idle_share": idle / total, "kernels": kernels / seen.steps, "syncs": syncs(seen)}
 
 
 def _memory(seen: Recording, root: Op) -> dict[str, Any]:
-    """Of the last step, from its batch on."""
+    """Returns the memory at the peak of the last step, from its batch on."""
     marks = marked(root)
     around = window(root)
     clip = max((span for span in marks.spans if span.name == CLIP), key=lambda span: span.start)

@@ -1,4 +1,4 @@
-"""Live bytes over a step, and what is alive at the peak, from the allocations that the profiler saw."""
+"""Live bytes over a step, and the memory alive at the peak, from the recorded allocations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ratrain.profile.trace import Alloc, Op
 
 @dataclass(frozen=True)
 class Life:
-    """Memory from when it was taken until it was given back (or for ever), ns."""
+    """An allocation from `start` to its release at `stop` (infinite without one), ns."""
 
     place: int
     size: int
@@ -27,7 +27,7 @@ class Life:
 
 
 def lives(allocs: Iterable[Alloc]) -> list[Life]:
-    """Pairs what was taken with where it was given back; what was taken before the recording is not among them."""
+    """Pairs allocations with their releases; memory allocated before the recording is not included."""
     open_: dict[int, Alloc] = {}
     found: list[Life] = []
     for alloc in sorted(allocs, key=lambda alloc: alloc.at):
@@ -41,7 +41,7 @@ def lives(allocs: Iterable[Alloc]) -> list[Life]:
 
 
 def timeline(found: Sequence[Life], start: int, stop: int) -> list[tuple[int, int]]:
-    """(ns, live bytes of the recorded) at `start` and after each change before `stop`."""
+    """Returns (ns, live bytes of recorded allocations) at `start` and after each change before `stop`."""
     edges: defaultdict[int, int] = defaultdict(int)
     for life in found:
         edges[max(start, life.start)] += life.size if life.stop > start else 0
@@ -58,10 +58,10 @@ def at_peak(
     found: Sequence[Life], start: int, stop: int, *, held: Mapping[str, int], gradients: set[int], clipped: int,
     owners: Owners,
 ) -> dict[str, Any]:  # fmt: skip
-    """The peak between `start` and `stop`, bytes: in all, by kind, and by what allocated it.
+    """Returns the peak between `start` and `stop` in bytes: the total, by kind, and by allocating operation.
 
-    `held` is what lives throughout and was there before the recording. `gradients` are the places of the gradients at
-    the time `clipped`: what is alive at the peak and still there then is one.
+    `held` is memory that lives throughout and was allocated before the recording. `gradients` are the addresses of the
+    gradients at the time `clipped`: an allocation alive at the peak, at such an address and still alive then, is one.
     """
     line = timeline(found, start, stop)
     at, live = max(line, key=lambda point: point[1])
@@ -82,9 +82,10 @@ def at_peak(
 
 
 class Owners:
-    """Which operation memory was allocated for.
+    """Attributes allocations to operations.
 
-    The one that was running; between two of them, as Inductor's code allocates, the next to run: an estimate.
+    The owner is the running operation. Between two operations, as for allocations in Inductor's code, it is the next
+    one: an estimate.
     """
 
     def __init__(self, works: Iterable[Work], marks: Marked):
@@ -93,11 +94,11 @@ class Owners:
         self.marks = marks
 
     def of(self, at: int) -> tuple[str, str]:
-        """Phase and name."""
+        """Returns the phase and the name of the operation that owns an allocation at a time."""
         index = bisect.bisect_left(self._stops, at)
         return self.marks.phase(at), self._works[index].name if index < len(self._works) else "-"
 
 
 def all_allocs(root: Op) -> list[Alloc]:
-    """Of a whole tree."""
+    """Returns the allocations of a whole tree."""
     return [alloc for op in root.walk() for alloc in op.allocs]

@@ -1,4 +1,4 @@
-"""Costs of steps against each other on a machine that drifts: rounds that take them all, ratios within a round."""
+"""Paired timing of steps on a machine with drifting speed: every round runs all steps, and ratios are within rounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import partial
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median of paired ratios, with the interval that holds it with 95 % probability (binomial order statistics)."""
+    """The median of paired ratios with its 95 % interval (binomial order statistics)."""
 
     median: float
     low: float
@@ -37,7 +37,7 @@ class Ratio:
 def measure(
     steps: Mapping[str, Callable[[], object]], *, rounds: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
-    """Seconds of each step by `clock`, by name and round: the mean of the two times it is taken per round."""
+    """Times each step by `clock`; returns seconds by name and round, the mean of two executions per round."""
 
     def timed(step: Callable[[], object]) -> float:
         start = clock()
@@ -50,10 +50,10 @@ def measure(
 def interleave(
     arms: Mapping[str, Callable[[], float]], rounds: int, on_round: Callable[[int], object] | None = None
 ) -> dict[str, list[float]]:
-    """What each arm returns, its seconds, by name and round: taken in one order, then in the other, and averaged.
+    """Runs all arms in one order, then in reverse, and averages the seconds that each returns, by name and round.
 
-    Every round begins with another arm: the last of an order is taken twice running, and finds its data in the cache.
-    `on_round` is told how many rounds are done.
+    Every round begins with another arm, since the last arm of an order runs twice in a row and finds its data in the
+    cache. `on_round` receives the number of finished rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     order = list(arms)
@@ -70,7 +70,7 @@ def interleave(
 
 
 def rows_of(seconds: dict[str, list[float]], *, base: str) -> dict[str, dict[str, float]]:
-    """What is kept of a measurement, by name: milliseconds, ratio to `base` with its interval, rounds."""
+    """Summarizes a measurement by name: median milliseconds, ratio to `base` with its interval, rounds."""
     return {
         name: {
             "ms": round(1e3 * statistics.median(costs), 3),

@@ -1,4 +1,4 @@
-"""Trains some steps of a manifest under torch's profiler, marked by phase."""
+"""Trains some steps of a manifest under torch's profiler, with a marker around each phase."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchroniz
 
 @dataclass
 class Recording:
-    """Steps as they were trained."""
+    """The recorded steps: the profile, the times without it, and the memory of long-lived tensors."""
 
     model: GPT2
     figures: Figures
     compiled: bool
     steps: int
     unprofiled: list[float]  # seconds a step, without the profiler
-    others: float  # CPUs that other work of this machine kept busy meanwhile
+    others: float  # number of CPUs that other processes kept busy during the recording
     profiler: Any
-    held: dict[str, int]  # bytes of what lives through a step
-    gradients: set[int]  # the places of those that the last step clipped
+    held: dict[str, int]  # bytes of tensors that live through a step
+    gradients: set[int]  # addresses of the gradients that the last step clipped
 
     @property
     def results(self) -> Any:
@@ -52,7 +52,7 @@ class Recording:
 
 
 class Stepper:
-    """The manifest's own step with its batches; marks the phases where asked to."""
+    """The manifest's own train step with its batches; `mark` adds markers around its phases."""
 
     def __init__(self, manifest: Manifest, device: torch.device):
         self.manifest, self.device = manifest, device
@@ -70,15 +70,16 @@ class Stepper:
         self._taken = 0
 
     def __call__(self) -> None:
-        """One step on the next batch."""
+        """Takes one step on the next batch."""
         with record_function(MARK + DATA):
             batch = self._batch()
-        with record_function(MARK + OPTIMIZER):  # what no inner marker takes
+        with record_function(MARK + OPTIMIZER):  # the part of the step outside inner markers
             self.step(*batch)
         self._taken += 1
 
     def timed(self, count: int) -> list[float]:
-        """Seconds a step; a GPU is asked after every fifth only, since asking makes it wait."""
+        """Returns `count` times in seconds a step; on a GPU each is the mean of five steps, since synchronizing makes
+        the GPU wait."""
         each, seconds = 1 if self.device.type == "cpu" else 5, []
         for _ in range(count):
             synchronize(self.device)
@@ -90,14 +91,14 @@ class Stepper:
         return seconds
 
     def mark(self) -> None:
-        """From now on the parts of a step stand between markers of their own."""
+        """Wraps the forward pass, the backward pass and clipping of later steps in markers."""
         step: Any = self.step
         step.model = _Marked(step.model, FORWARD)
         step.backward = _marking(step.backward, BACKWARD)
         step._clip = self._noting(_marking(step._clip, CLIP))
 
     def held(self) -> dict[str, int]:
-        """Bytes of the weights (and copies, and buffers), and of the optimizer's state."""
+        """Returns the bytes of the weights (with copies and buffers), and of the optimizer's state."""
         step: TrainStep = self.step
         weights = [*self.model.parameters(), *self.model.buffers(), *step.parameters]
         state = [value for entry in step.optimizer.state.values() for value in entry.values()]
@@ -122,7 +123,7 @@ class Stepper:
 
 
 class _Marked(nn.Module):
-    """A model whose passes stand between markers."""
+    """A model with a marker around each forward pass."""
 
     def __init__(self, inner: nn.Module, phase: str):
         super().__init__()
@@ -149,10 +150,10 @@ def _stored(values: list[Any]) -> int:
 def record(
     manifest: Manifest, device: torch.device, *, steps: int, say: Callable[[str], None], snapshot: Path
 ) -> Recording:
-    """Compiles, warms up, times `steps` steps without the profiler and then with it.
+    """Compiles, warms up, times `steps` steps without the profiler and then records `steps` steps with it.
 
-    Every mechanism of the variant is switched on, whatever its schedule says. What a GPU's allocator does in one more
-    step is written to `snapshot`.
+    Every mechanism of the variant is switched on, regardless of its schedule. On a GPU, the allocator's history of one
+    more step is written to `snapshot`.
     """
     keep_compiled_code()
     keep_freed_memory()
@@ -182,14 +183,17 @@ def record(
 
 
 def _make_room(device: torch.device) -> None:
-    """Has the heap grow now by what a profile will ask for: the events that are noted come between the arrays of a
-    step, which would else take fresh pages from the system each time, and be charged for it."""
+    """Grows the heap in advance by 256 MiB for the events of a profile, on a CPU.
+
+    Recorded events are allocated between the arrays of a step. Without room, those arrays would take fresh pages from
+    the system each time, and the step would be charged for it.
+    """
     if device.type == "cpu":
         torch.empty(_ROOM // 4).fill_(0.0)
 
 
 def _profiled(stepper: Stepper, profiler: profile, steps: int) -> None:
-    """`steps` steps under the profiler, within a marker, after one that sets it up."""
+    """Runs `steps` steps under the profiler within a marker, after one step that sets the profiler up."""
     with _quiet():
         profiler.start()
         stepper()
@@ -203,13 +207,13 @@ def _profiled(stepper: Stepper, profiler: profile, steps: int) -> None:
 
 
 def syncs(recording: Recording) -> dict[str, float]:
-    """Waits for the GPU, and single numbers read from it, a step."""
+    """Counts the waits for the GPU and the scalar reads from it, per step."""
     seen = [event.name() for event in recording.results.events()]
     return {name: seen.count(name) / (recording.steps + 1) for name in _SYNCS if name in seen}
 
 
 def _snapshot(stepper: Stepper, file: Path) -> None:
-    """Writes what a GPU's allocator does in a step, for pytorch.org/memory_viz."""
+    """Writes the history of a GPU's allocator over one step, for pytorch.org/memory_viz."""
     torch.cuda.memory._record_memory_history(max_entries=1_000_000)
     try:
         stepper()
@@ -221,11 +225,11 @@ def _snapshot(stepper: Stepper, file: Path) -> None:
 
 @contextmanager
 def _others() -> Iterator[list[float]]:
-    """How many CPUs the work of others kept busy in the block, filled in at its end."""
+    """Yields a list that receives, at the end of the block, the number of CPUs kept busy by other processes."""
 
     def clocks() -> tuple[float, float, float]:
         times = psutil.cpu_times()._asdict()
-        # time of guests is in that of users already
+        # user time already includes guest time
         busy = sum(seconds for kind, seconds in times.items() if kind not in ("idle", "iowait", "guest", "guest_nice"))
         return busy, time.process_time(), time.perf_counter()
 
@@ -238,7 +242,7 @@ def _others() -> Iterator[list[float]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The profiler's library says on stderr, past Python, that it starts, stops, and meets memory taken before."""
+    """Redirects file descriptor 2 to /dev/null: the profiler's library prints notices to stderr outside of Python."""
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:

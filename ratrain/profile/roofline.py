@@ -1,4 +1,4 @@
-"""The roof: the least time that arithmetic and memory allow a row, and which of the two it is."""
+"""The roofline: the least time that arithmetic and memory allow a row, and the binding one of the two."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ COMPUTE, MEMORY, CACHE, MASKED = "compute", "memory", "cache", "masked"
 
 @dataclass(frozen=True)
 class Roof:
-    """FLOP/s of matrix products and bytes/s of memory, read and written; `product`: the row that showed the former."""
+    """FLOP/s of matrix products and bytes/s of memory, read and written; `product` is the row that set the FLOP/s."""
 
     flops: float
     bandwidth: float
     product: str | None = None
 
     def lifted(self, rows: Sequence[Row]) -> Roof:
-        """As high as the fastest product of the step itself, where another library or shape beats what was measured."""
+        """Raises the roof to the fastest product of the step, if another library or shape beats the measured FLOP/s."""
         known = [row for row in rows if row.flops and row.seconds > 0 and not row.is_attention]
         best = max(known, key=lambda row: (row.flops or 0) / row.seconds, default=None)
         if best is None or not best.flops or best.flops / best.seconds <= self.flops:
@@ -29,10 +29,10 @@ class Roof:
 
 @dataclass(frozen=True)
 class Priced:
-    """A row, the seconds that the roof allows it (None: not known), and what bounds it there ("": not known).
+    """A row, its least seconds under the roof (None: unknown), and its bound ("": unknown).
 
-    Where a row beats the roof, `bound` says why: "cache", its arrays did not come from memory; "masked", causal
-    attention left out what is counted. It then has no distance to the roof.
+    If a row beats the roof, `bound` is the reason: "cache", its arrays did not come from memory; "masked", causal
+    attention skipped counted FLOPs. Its distance to the roof is then 0.
     """
 
     row: Row
@@ -41,24 +41,24 @@ class Priced:
 
     @property
     def percent(self) -> float | None:
-        """Of the roof."""
+        """The row's speed in percent of the roof; None if the roof is unknown."""
         return None if self.allowed is None or self.row.seconds <= 0 else 100 * self.allowed / self.row.seconds
 
     @property
     def gain(self) -> float:
-        """Seconds above what the roof allows; a gap need not be at all."""
+        """Seconds above the roof's limit; for a gap all of its seconds."""
         if self.row.phase == GAPS:
             return max(0.0, self.row.seconds)
         return 0.0 if self.allowed is None else max(0.0, self.row.seconds - self.allowed)
 
     @property
     def best(self) -> float:
-        """Seconds at the roof; as measured where that is not known."""
+        """Seconds at the roof; the measured seconds if the roof is unknown."""
         return self.row.seconds - self.gain
 
 
 def price(row: Row, roof: Roof) -> Priced:
-    """A row under the roof."""
+    """Computes the limit and the bound of a row under the roof."""
     if not row.flops and not row.bytes:
         return Priced(row, None, "")
     arithmetic, memory = (row.flops or 0) / roof.flops, (row.bytes or 0) / roof.bandwidth
@@ -69,5 +69,5 @@ def price(row: Row, roof: Roof) -> Priced:
 
 
 def furthest(priced: Sequence[Priced]) -> list[Priced]:
-    """The rows by what could be gained, the largest first."""
+    """Returns the rows with a gain, the largest gain first."""
     return sorted((it for it in priced if it.gain > 0), key=lambda it: it.gain, reverse=True)

@@ -1,4 +1,4 @@
-"""The rows of the table: what a step consists of, by phase and operation, adding up to the time of the step."""
+"""The rows of the table: the parts of a step by phase and operation, adding up to the time of the step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ratrain.profile.trace import Array, Op, Span
 DATA, FORWARD, BACKWARD, CLIP, OPTIMIZER = "data", "forward", "backward", "clip", "optimizer"
 GAPS = "Python and gaps"
 PHASES = (DATA, FORWARD, BACKWARD, CLIP, OPTIMIZER, GAPS)
-MARK = "ratrain.profile: "  # begins the name of every marker
+MARK = "ratrain.profile: "  # prefix of every marker's name
 WINDOW = "steps"  # the marker around all steps
 
 _FUSED = re.compile(r"(?:graph_(\d+)_)?(cpp|triton)_(?:(?:poi|per|red|for|tem|fused)_)*(.*?)_?(\d+)?$")
@@ -24,9 +24,9 @@ _FUSED = re.compile(r"(?:graph_(\d+)_)?(cpp|triton)_(?:(?:poi|per|red|for|tem|fu
 
 @dataclass(frozen=True)
 class Row:
-    """What one kind of operation comes to in a mean step. `bytes` None: not known; `flops` None: not known, no product.
+    """The totals of one kind of operation in a mean step. `bytes` None: unknown; `flops` None: unknown, or no product.
 
-    `name` is what a reader is told, `trace_name` what the trace calls it.
+    `name` is the name in the table, `trace_name` the name in the trace.
     """
 
     phase: str
@@ -41,11 +41,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Work:
-    """An operation that the table counts as a whole, with all below it; or, a wrapper, without what is below."""
+    """An operation that the table counts as a whole with its descendants, or a wrapper, counted without its
+    children."""
 
     op: Op
     phase: str
-    inside: str = ""  # the custom operation that it is part of
+    inside: str = ""  # the custom operation around it
     is_wrapper: bool = False
 
     @property
@@ -55,7 +56,7 @@ class Work:
         return label(self.op) + (f" ({self.inside})" if self.inside else "")
 
     def nanoseconds(self, *, on_gpu: bool) -> int:
-        """On the CPU, or of everything that it started on a GPU."""
+        """Returns the time on the CPU, or with `on_gpu` the time of all GPU spans that it started."""
         if on_gpu:
             return 0 if self.is_wrapper else sum(span.stop - span.start for op in self.op.walk() for span in op.spans)
         below = sum(child.stop - child.start for child in self.op.children) if self.is_wrapper else 0
@@ -64,18 +65,18 @@ class Work:
 
 @dataclass(frozen=True)
 class Marked:
-    """When which phase was on: markers, one inside the other or side by side."""
+    """The phases over time, from markers that are nested or side by side."""
 
     spans: tuple[Span, ...]
 
     def phase(self, at: int) -> str:
-        """That of the innermost marker; GAPS outside of all."""
+        """Returns the phase of the innermost marker at a time; GAPS outside of all markers."""
         edges, phases = self._segments
         return phases[bisect.bisect_right(edges, at)]
 
     @cached_property
     def _segments(self) -> tuple[list[int], list[str]]:
-        """All times at which a marker begins or ends, and the phases before, between and after them."""
+        """All begins and ends of markers, and the phases before, between and after them."""
         edges = sorted({edge for span in self.spans for edge in span[1:]})
         phases = [GAPS]
         for at in edges:
@@ -85,28 +86,29 @@ class Marked:
 
 
 def _marker(name: str) -> str:
-    """The phase that a marker stands for."""
+    """Returns the phase of a marker; GAPS for the marker around all steps."""
     return GAPS if name == WINDOW else name
 
 
 def marked(root: Op) -> Marked:
-    """The markers in a tree."""
+    """Collects the markers of a tree."""
     marks = [op for op in root.walk() if op.name.startswith(MARK)]
     return Marked(tuple(Span(op.name.removeprefix(MARK), op.start, op.stop) for op in marks))
 
 
 def window(root: Op) -> Op:
-    """The marker around all steps."""
+    """Finds the marker around all steps."""
     return next(op for op in root.walk() if op.name == MARK + WINDOW)
 
 
 def works(root: Op, marks: Marked) -> Iterator[Work]:
-    """What is counted as a whole, in the order of time: calls without a product below them, products, fused kernels."""
+    """Yields the operations counted as a whole, in the order of time: calls without a product below them, products,
+    fused kernels."""
     return (work for work in _split(root, marks, "") if not work.is_wrapper)
 
 
 def split(root: Op, marks: Marked) -> list[Work]:
-    """All of the root's time: what is counted as a whole, and the own time of everything around that."""
+    """Splits all of the root's time into operations counted as a whole and the own time of the wrappers around them."""
     return list(_split(root, marks, ""))
 
 
@@ -118,7 +120,7 @@ def _split(op: Op, marks: Marked, inside: str) -> Iterator[Work]:
     yield Work(op, phase, inside, is_wrapper=True)
     is_custom = cost.is_registered(op.name) and not op.name.startswith("aten::")
     within = op.name.partition("::")[2] if is_custom else inside
-    for span in op.spans:  # kernels of a custom operation's own, beside its products; or of nothing that is known
+    for span in op.spans:  # a custom operation's own kernels beside its products, or kernels without a known owner
         at = op.start if op.name else span.start
         yield Work(Op(span.name, at, at, spans=[span]), marks.phase(at), within)
     for child in op.children:
@@ -135,12 +137,12 @@ def _is_whole(op: Op) -> bool:
 
 
 def is_fused(name: str) -> bool:
-    """Whether a kernel that Inductor made is called that."""
+    """Whether the name is that of a kernel generated by Inductor."""
     return bool(re.match(r"(graph_\d+_)?(cpp|triton)_", name))
 
 
 def label(op: Op) -> str:
-    """What a reader is told: a product with its shapes, a fused kernel by what was fused."""
+    """Returns the name for the table: a product with its shapes, a fused kernel with its fused operations."""
     shapes = ["x".join(map(str, value.shape)) for value in op.inputs if isinstance(value, Array)]
     name = cost.name_of(op)
     if is_fused(op.name) and (found := _FUSED.match(op.name)):
@@ -159,10 +161,10 @@ def label(op: Op) -> str:
 
 
 def rows(found: Sequence[Work], *, steps: int, figures: Figures, total: int, on_gpu: bool) -> list[Row]:
-    """Rows that add up to `total` ns a step: those of the work, then what no work accounts for.
+    """Builds rows that add up to `total` ns a step: the rows of the work, and the time outside of it.
 
-    On a CPU that is the own time of what is around the work, and `found` is the split of all steps. On a GPU work takes
-    as long as what it started there, and the rest is the GPU's idle time; it is negative where streams overlap.
+    On a CPU, `found` is the split of all steps, and the time outside of work is the own time of wrappers. On a GPU, the
+    time of work is that of its GPU spans. The rest is the GPU's idle time, negative if streams overlap.
     """
     groups: defaultdict[tuple[str, str], list[Work]] = defaultdict(list)
     for work in found:
@@ -175,7 +177,7 @@ def rows(found: Sequence[Work], *, steps: int, figures: Figures, total: int, on_
 
 
 def _phase(work: Work) -> str:
-    """Where the table has it: what is around the work under gaps, but for the sampler, which is numpy alone."""
+    """Returns the phase of work in the table: GAPS for wrappers, except for the sampler, which is numpy alone."""
     return GAPS if work.is_wrapper and work.phase != DATA else work.phase
 
 
@@ -206,7 +208,7 @@ def _moved(work: Work, figures: Figures) -> int | None:
 
 
 def _wrapper(name: str) -> str:
-    """What a reader is told of what stands around operations."""
+    """Returns the name of a wrapper for the table."""
     known = (
         (MARK, "Python outside of operations"),
         ("## Call CompiledFxGraph", "Python of compiled graphs, allocation"),

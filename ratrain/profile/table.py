@@ -1,4 +1,4 @@
-"""A profile as text for a terminal of 120 columns."""
+"""Formats a profile as text for a terminal of 120 columns."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from ratrain.profile.roofline import CACHE, MASKED, Priced
 from ratrain.profile.rows import GAPS, PHASES
 
-_SHOWN, _GAPS = 20, 5  # rows of operations, of gaps; what is left of a phase becomes one
-_SPARE = 0.2  # CPUs that the rest of a machine at rest takes
+_SHOWN, _GAPS = 20, 5  # rows of operations, of gaps; the rest of a phase becomes one row
+_SPARE = 0.2  # CPUs that an idle machine uses
 _NAME = 51
 _HEAD = ("calls", "ms", "share", "GFLOP", "MB", "GFLOP/s", "GB/s", "roof", "bound")
 _WIDTHS = (6, 8, 6, 7, 7, 7, 6, 6, 7)
 
 
 def sentence(far: Sequence[Priced], total: float) -> str:
-    """Where the largest distance to the roof is, and the next one."""
+    """Names the rows with the largest and the second largest distance to the roof."""
     if not far:
         return "nothing to gain: every row whose roof is known stands at it"
     parts = []
@@ -29,7 +29,7 @@ def sentence(far: Sequence[Priced], total: float) -> str:
 
 
 def table(told: Mapping[str, Any]) -> str:
-    """Everything of a profile's record that a person reads."""
+    """Formats a profile's record: title, table and notes."""
     total = told["step"]["seconds"]
     lines = [_title(told), "", f"{'':{_NAME}} " + _cells(_HEAD)]
     kept = sorted((row for row in told["rows"] if row["phase"] != GAPS), key=lambda row: -row["seconds"])
@@ -63,7 +63,7 @@ def _title(told: Mapping[str, Any]) -> str:
 
 
 def _other(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Small rows as one. Its roof is that of those whose own is known, if these take most of the time."""
+    """Sums small rows into one. Its roof is that of the rows with a known roof, if they take most of the time."""
     seconds = sum(row["seconds"] for row in rows)
     known = [row for row in rows if row["percent"] is not None]
     allowed, took = (
@@ -113,7 +113,7 @@ def _cells(cells: Sequence[str]) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """The middle left out: the end of a kernel's name is its number."""
+    """Shortens a name in the middle, since the end of a kernel's name is its number."""
     return text if len(text) <= width else f"{text[: width - 13]}…{text[-12:]}"
 
 

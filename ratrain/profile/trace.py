@@ -1,4 +1,4 @@
-"""What torch's profiler saw of some steps, as plain records: operations in a tree, allocations, spans on a GPU."""
+"""Plain records of a torch profile: a tree of operations, their allocations, their spans on a GPU."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.autograd import DeviceType
 
 
 class Array(NamedTuple):
-    """A tensor that an operation was given. `nbytes` is what it can read of it: expanded dimensions count once."""
+    """A tensor argument of an operation. `nbytes` is its readable size: expanded dimensions count once."""
 
     shape: tuple[int, ...]
     itemsize: int
     nbytes: int
-    key: int = 0  # one tensor given twice has one key
+    key: int = 0  # equal for two uses of one tensor
 
 
 class Alloc(NamedTuple):
-    """Memory taken (size > 0) or given back at time `at`, ns."""
+    """Memory allocated (size > 0) or freed at time `at`, ns."""
 
     at: int
     place: int
@@ -27,7 +27,7 @@ class Alloc(NamedTuple):
 
 
 class Span(NamedTuple):
-    """What a GPU did from `start` to `stop`, ns."""
+    """GPU activity from `start` to `stop`, ns."""
 
     name: str
     start: int
@@ -36,9 +36,9 @@ class Span(NamedTuple):
 
 @dataclass
 class Op:
-    """An operation, a graph's kernel or a marker on the CPU, from `start` to `stop`, ns, with all that happened in it.
+    """An operation, a graph's kernel or a marker on the CPU, from `start` to `stop`, ns, with all that it contains.
 
-    `inputs` are in the order of its schema: an Array, a list of them, a plain value, or None for whatever else.
+    `inputs` are in the order of its schema: an Array, a list of them, a plain value, or None for anything else.
     """
 
     name: str
@@ -46,21 +46,21 @@ class Op:
     stop: int
     inputs: tuple[Any, ...] = ()
     children: list[Op] = field(default_factory=list)
-    allocs: list[Alloc] = field(default_factory=list)  # not those of its children
-    spans: list[Span] = field(default_factory=list)  # what it, but no child, started on a GPU
+    allocs: list[Alloc] = field(default_factory=list)  # without those of its children
+    spans: list[Span] = field(default_factory=list)  # GPU spans started by this operation itself, not by a child
     id: int = 0
 
     def walk(self) -> Iterator[Op]:
-        """It and all below, parents first."""
+        """Yields the operation and all its descendants, parents first."""
         yield self
         for child in self.children:
             yield from child.walk()
 
 
 def read(results: Any, device: str = "cpu") -> Op:
-    """The tree of a finished profile (`torch.profiler.profile().profiler.kineto_results`) under a nameless root.
+    """Reads the tree of a finished profile (`torch.profiler.profile().profiler.kineto_results`) under a nameless root.
 
-    Allocations are those on `device`.
+    Only allocations on `device` are included.
     """
     root = Op("", 0, 0)
     for event in results.experimental_event_tree():
@@ -87,7 +87,7 @@ def _add(event: Any, parent: Op, device: str) -> None:
         op = Op(event.name, event.start_time_ns, event.end_time_ns, inputs, id=event.correlation_id)
         parent.children.append(op)
         parent = op
-    for child in event.children:  # calls into the driver and the like are no operations, but may hold some
+    for child in event.children:  # driver calls and the like are no operations, but may contain some
         _add(child, parent, device)
 
 

@@ -1,1 +1,1 @@
-"""What a run did, from its events alone: tables for a terminal, figures, one HTML page."""
+"""Reports of runs and studies from events alone: tables for a terminal, figures, one HTML page."""

@@ -1,4 +1,4 @@
-"""Several runs side by side: what they reached, how they went there, and in what they were set up differently."""
+"""Comparison of several runs: results, loss curves, and differences of configuration and environment."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ratrain.report.study.figures import curves_figure
 from ratrain.storage.run_log import RunLog
 
 NONE = "-"
-_NAMES = ("id", "title", "same_as", "origin", "seed")  # keys that say which run it is, not what it does
+_NAMES = ("id", "title", "same_as", "origin", "seed")  # keys that identify a run and do not change its computation
 
 
 def compare_rows(logs: Sequence[RunLog]) -> list[tuple[str, ...]]:
-    """A head line and a line per run: what it is, where it stands, what it reached and what it costs."""
+    """Returns a head line and a line per run: name, status, progress, losses and costs."""
     head = ("run", "scale", "status", "step", "tokens", "val loss", "vs first", "train loss", "parameters")
     rows: list[tuple[str, ...]] = [(*head, "FLOPs/token", "KV bytes/token", "peak MiB")]
     first = _last(logs[0]) if logs else None
@@ -35,7 +35,7 @@ def compare_rows(logs: Sequence[RunLog]) -> list[tuple[str, ...]]:
 
 
 def compare_page(logs: Sequence[RunLog]) -> str:
-    """The runs on one self-contained page. Nothing is judged: that takes a study, with seeds and a plan."""
+    """Builds one self-contained page of the runs, without verdicts: these need a study with seeds and a plan."""
     names = named(logs)
     head, *rows = compare_rows(logs)
     curves = _curves(names)
@@ -53,16 +53,16 @@ def compare_page(logs: Sequence[RunLog]) -> str:
 
 
 def named(logs: Sequence[RunLog]) -> dict[str, RunLog]:
-    """The runs by the shortest names that tell them apart: the ends of their paths."""
+    """Names each run by the shortest unambiguous end of its path, two parts or more."""
     for parts in range(2, max((len(log.path.parts) for log in logs), default=0) + 1):
         names = ["/".join(log.path.parts[-parts:]) for log in logs]
         if len(set(names)) == len(names):
             return dict(zip(names, logs, strict=True))
-    return {f"{log.path} ({at})": log for at, log in enumerate(logs, start=1)}  # a run that is named twice
+    return {f"{log.path} ({at})": log for at, log in enumerate(logs, start=1)}  # a run was given twice
 
 
 def peak_memory(log: RunLog) -> int:
-    """Bytes: device memory on a GPU, the resident set on a CPU."""
+    """Returns the peak memory in bytes: device memory on a GPU, the resident set on a CPU."""
     return max((window.peak_memory for window in log.windows), default=0)
 
 
@@ -76,7 +76,7 @@ def _about(names: Mapping[str, RunLog]) -> str:
 
 
 def _curves(names: Mapping[str, RunLog]) -> str | None:
-    """Both losses over steps; None where they cannot be drawn."""
+    """Draws both losses over steps; None without matplotlib."""
     found = ""
     captions: dict[Kind, str] = {
         "validation": "Validation loss at each evaluation, nats per token.",
@@ -85,7 +85,7 @@ def _curves(names: Mapping[str, RunLog]) -> str | None:
     for kind, caption in captions.items():
         curves = {name: curve for name, log in names.items() if (curve := curve_of([log], kind)) is not None}
         if kind == "validation" and max((len(curve.steps) for curve in curves.values()), default=0) < 2:
-            continue  # a point each, and the table has them
+            continue  # one point per run; the table holds it
         try:
             found += figure(_overlaid(kind, curves), caption)
         except UnavailableError:
@@ -98,11 +98,12 @@ def _overlaid(kind: str, curves: Mapping[str, Curve]) -> str:
     return curves_figure(kind, words, curves, base=next(iter(curves), ""), label=f"{kind} loss")
 
 
-# -- what runs were set up with -----------------------------------------------------------------------------------
+# -- setup of runs ------------------------------------------------------------------------------------------------
 
 
 def settings(log: RunLog) -> dict[str, str]:
-    """Every key of the run's manifest by its dotted name, as JSON spells values; empty where it is not on record."""
+    """Returns every key of the run's manifest by its dotted name, with its value as JSON; empty if no manifest is on
+    record. Keys that only identify the run are left out."""
     manifest = {key: value for key, value in log.started.manifest.items() if key not in _NAMES}
     return {key: json.dumps(value) for key, value in _flat(manifest, "")}
 
@@ -114,7 +115,7 @@ def _flat(tree: Any, name: str) -> list[tuple[str, Any]]:
 
 
 def configuration_table(names: Mapping[str, RunLog]) -> str:
-    """A row per key that is not the same in all, a column per run; the first comes first."""
+    """Builds a table of the keys that differ between runs, with a column per run in the given order."""
     told = {name: settings(log) for name, log in names.items()}
     silent = [name for name, of in told.items() if not of]
     keys = dict.fromkeys(key for of in told.values() for key in of)
@@ -126,12 +127,12 @@ def configuration_table(names: Mapping[str, RunLog]) -> str:
 
 
 def environment_table(names: Mapping[str, RunLog]) -> str:
-    """What the runs ran on: what they share, and in what they differ."""
+    """Builds tables of the environment: the facts common to all runs, and the differing ones."""
     told = {name: dict(_flat(log.started.environment, "")) for name, log in names.items()}
     for name, log in names.items():
         told[name] |= {"on": log.started.device, "precision": log.started.precision, "attention": log.attention}
         known = {key: str(value) for key, value in told[name].items() if key and value not in ("", None, {})}
-        # where a cache lies decides nothing, and is nobody's business in a page that is passed on
+        # cache folders do not affect results, and a shared page must not reveal local paths
         told[name] = {key: value for key, value in known.items() if not key.endswith("_DIR")}
     keys = dict.fromkeys(key for of in told.values() for key in of)
     shared, apart = [], []

@@ -1,4 +1,4 @@
-"""Losses over steps: of one run or of the seeds of an arm, and of an arm against the baseline."""
+"""Loss curves over steps: of one run, of the seeds of an arm, and of an arm minus the baseline."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ratrain.storage.run_log import RunLog
 Kind = Literal["validation", "training"]
 Run = tuple[int, int]  # seeds
 
-_POINTS = 150  # of a curve, more than which nobody sees
-_SMOOTH = 40  # a training loss is averaged over this part of the run, and over no fewer steps than the next
-_LEAST = 8
+_POINTS = 150  # most points of a curve; more would not be visible
+_SMOOTH = 40  # a training loss is averaged over 1/_SMOOTH of the run
+_LEAST = 8  # least steps of that average; at most a quarter of the run
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss over steps: the mean of the runs, the least and the greatest of them."""
+    """A loss over steps: mean, minimum and maximum over the runs."""
 
     steps: np.ndarray
     mean: np.ndarray
@@ -32,18 +32,18 @@ class Curve:
 
 
 def kind_of(logs: Sequence[RunLog]) -> Kind:
-    """Which loss tells of the way: the evaluations, or the training losses where there are hardly any."""
+    """Selects the loss to plot: validation if at least half of the runs have three evaluations, else training."""
     many = sum(len(log.evaluated) >= 3 for log in logs)
     return "validation" if logs and 2 * many >= len(logs) else "training"
 
 
 def curve_of(logs: Sequence[RunLog], kind: Kind) -> Curve | None:
-    """Over the steps that most of the runs reached."""
+    """Averages the runs over the steps that the most runs reached; None without any."""
     return _over([_told(log, kind) for log in logs], smooth=kind == "training")
 
 
 def difference_of(base: Mapping[Run, RunLog], arm: Mapping[Run, RunLog], kind: Kind) -> Curve | None:
-    """The arm's loss minus the baseline's, step by step, of runs with the same seeds."""
+    """Averages the arm's loss minus the baseline's, step by step, over runs with the same seeds; None without any."""
     both = [(_told(base[seeds], kind), _told(log, kind)) for seeds, log in arm.items() if seeds in base]
     return _over([{step: b[step] - a[step] for step in b if step in a} for a, b in both], smooth=kind == "training")
 

@@ -1,4 +1,4 @@
-"""A figure as SVG that takes its colours and its font from the page; the same figure gives the same bytes."""
+"""Draws figures as SVG with the colours and the font of the page; the same figure gives the same bytes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ if TYPE_CHECKING:
 
 _WORDS = ("better", "worse", "equivalent", "inconclusive")
 SERIES = tuple(f"s{number}" for number in range(1, 9))
-# what matplotlib draws with, and what the page paints instead: colours that nothing else has
+# placeholder colours, used for nothing else: matplotlib draws with them, and the SVG gets CSS variables instead
 PAINT = {
     name: f"#0101{at:02x}"
     for at, name in enumerate(("ink", "quiet", "line", "band", "base", *_WORDS, *SERIES), start=1)
 }
-_WIDTH = 4.6  # inches: at this width the letters can be read on a phone
+_WIDTH = 4.6  # inches: text is readable on a phone at this width
 
 
 def drawn(
     name: str, words: str, height: float, draw: Callable[[Axes], None], *, width: float = _WIDTH, size: float = 9.5
 ) -> str:
-    """The SVG of what `draw` does; `words` say what is to be seen, `name` sets its ids apart from other figures'."""
+    """Returns the SVG of a figure drawn by `draw`.
+
+    `words` is the description for screen readers; `name` makes the ids differ from other figures'. Raises
+    UnavailableError without matplotlib.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -39,7 +43,7 @@ def drawn(
     }  # fmt: skip
     out = io.StringIO()
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the page's font has what matplotlib's lacks
+        warnings.filterwarnings("ignore", message="Glyph")  # the page's font has glyphs that matplotlib's lacks
         drawing = Figure(figsize=(width, height), layout="constrained")
         axes = drawing.subplots()
         _plain(axes)
@@ -59,7 +63,7 @@ def _plain(axes: Axes) -> None:
 
 
 def _inline(svg: str, words: str) -> str:
-    """As part of a page: its colours, its font, no size of its own, no ids but those that it refers to."""
+    """Rewrites an SVG as part of a page: the page's colours and font, no fixed size, only ids that it refers to."""
     box = re.search(r'viewBox="([^"]+)"', svg)
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.S)
     body = body[body.index(">") + 1 :]

@@ -1,4 +1,4 @@
-"""Figures of a run as PNG; drawn for light and dark pages alike."""
+"""Figures of a run as PNG, in colours for light and dark pages."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK = "#808080"  # readable on white and on black
-_WIDTH = 8.0  # inches, as all that follow
-_LEFT, _RIGHT = 0.65, 0.85  # of a heat map: the names of layers, the colour bar
-_ABOVE, _BELOW = 0.26, 0.3  # of it: its name, the steps
+_WIDTH = 8.0  # inches, as the margins below
+_LEFT, _RIGHT = 0.65, 0.85  # margins of a heat map: for the names of layers, for the colour bar
+_ABOVE, _BELOW = 0.26, 0.3  # margins of a heat map: for its title, for the steps
 
 
 def loss_figure(log: RunLog) -> bytes:
-    """Training loss of every step, validation losses, what simple models reach, where mechanisms were switched on."""
+    """Draws training and validation losses, the losses of simple baselines, the steps at which mechanisms were
+    switched on, and the sparsity."""
     figure, axes = _figure(height=4.0)
     steps, losses = log.losses()
     axes.plot(steps, losses, color="#7aa6c2", linewidth=0.8, label="training")
@@ -43,7 +44,7 @@ def loss_figure(log: RunLog) -> bytes:
 
 
 def _add_sparsity(axes: Axes, log: RunLog) -> None:
-    """How much is pruned, on an axis of its own to the right."""
+    """Adds the pruned share of the weights, on a separate axis to the right."""
     told = [(window.step, 100 * window.sparsity) for window in log.windows]
     if any(share for _, share in told):
         beside = axes.twinx()
@@ -57,12 +58,12 @@ def _add_sparsity(axes: Axes, log: RunLog) -> None:
 
 
 def gate_figures(log: RunLog) -> dict[str, bytes]:
-    """Of each patch a heat map per probe: a row per layer and head, steps from left to right."""
+    """Draws a figure per patch with a heat map per probe: a row per layer and head, steps from left to right."""
     return {patch: _png(_heat_maps(probes)) for patch, probes in shown(log).items()}
 
 
 def prune_figure(rows: list[dict[str, Any]]) -> bytes:
-    """Loss over the bytes of cache that are left, a line per rule; dense attention is the level line."""
+    """Draws the loss over the remaining bytes of KV cache, a line per rule; dense attention is the level line."""
     figure, axes = _figure(height=4.0)
     for rule in dict.fromkeys(row["rule"] for row in rows if row["rule"] != "dense"):
         points = sorted((row["key_bytes"] + row["value_bytes"], row["loss"]) for row in rows if row["rule"] == rule)
@@ -76,10 +77,11 @@ def prune_figure(rows: list[dict[str, Any]]) -> bytes:
 
 
 def sweep_figure(points: Sequence[tuple[str, dict[str, Any], Sequence[float]]], *, base: str) -> bytes:
-    """Loss over the number that a grid varies most, a line per other value of it with the range of the seeds.
+    """Draws the loss over the numeric grid key with the most values, a line per combination of the other keys, with the
+    range of the seeds.
 
-    `points` holds (arm, the keys of its grid and their values here, the loss of each seed); arms without a grid, the
-    `base` among them, are level lines.
+    `points` holds (arm, its grid keys and values, the loss of each seed). Arms without a grid, among them the `base`,
+    are level lines.
     """
     figure, axes = _figure(height=4.5)
     key = _swept(points)
@@ -101,7 +103,7 @@ def sweep_figure(points: Sequence[tuple[str, dict[str, Any], Sequence[float]]], 
 
 
 def _swept(points: Sequence[tuple[str, dict[str, Any], Sequence[float]]]) -> str | None:
-    """The key of a grid that takes the most numbers."""
+    """Returns the grid key with the most numeric values; None without one."""
     numbers: dict[str, set[float]] = {}
     for _, point, _ in points:
         for key, value in point.items():
@@ -111,7 +113,7 @@ def _swept(points: Sequence[tuple[str, dict[str, Any], Sequence[float]]]) -> str
 
 
 def _heat_maps(probes: dict[str, Series]) -> Figure:
-    """One above the other over the same steps; placed by hand, as a constrained layout takes longer than all else."""
+    """Draws heat maps stacked over the same steps; placed by hand, since a constrained layout is too slow."""
     tall = [0.44 + 0.11 * series.values[0].size for series in probes.values()]  # inches
     height = sum(tall) + len(tall) * _ABOVE + _BELOW
     figure, top = _empty(height), height
@@ -147,7 +149,7 @@ def _heat_map(axes: Axes, bar: Axes, probe: str, series: Series, edges: np.ndarr
 
 
 def _edges(steps: np.ndarray) -> np.ndarray:
-    """Where the cells of these steps begin and end: a reading stands for the steps since the one before."""
+    """Returns the cell edges for these steps: a reading covers the steps since the previous one."""
     first = 2 * steps[0] - steps[1] if len(steps) > 1 else min(0, steps[0] - 1)
     return np.concatenate([[first], steps])
 

@@ -1,4 +1,4 @@
-"""Gate analysis: what the patches' probes say at the end of a run, and how they came there."""
+"""Gate analysis: values of the patches' probes at the start and at the end of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ratrain.storage.run_log import RunLog, Series
 
 
 def shown(log: RunLog) -> dict[str, dict[str, Series]]:
-    """The probes worth a line: an effective gate that never differs from the raw one says nothing of its own."""
+    """Selects the probes to show, by patch; leaves out an effective gate that always equals its raw gate."""
     return {
         patch: {
             probe: series
@@ -24,12 +24,15 @@ def shown(log: RunLog) -> dict[str, dict[str, Series]]:
 def _same(series: Series, raw: Series | None) -> bool:
     return raw is not None and np.allclose(
         series.values, raw.values, rtol=1e-4, atol=1e-6, equal_nan=True
-    )  # but for rounding
+    )  # except for rounding
 
 
 def gate_rows(log: RunLog) -> list[tuple[str, ...]]:
-    """A head line, then a line per probe: mean over layers and heads at the first and the last reading, then of the
-    last one its spread (population standard deviation), least, greatest, and the mean of each layer."""
+    """Returns a head line, then a line per probe.
+
+    A line holds the mean over layers and heads at the first and the last reading, then spread (population standard
+    deviation), minimum, maximum and the mean of each layer at the last reading.
+    """
     rows = [("patch", "probe", "first", "last", "spread", "min", "max", "by layer")]
     for patch, probes in shown(log).items():
         for probe, series in probes.items():
@@ -40,6 +43,6 @@ def gate_rows(log: RunLog) -> list[tuple[str, ...]]:
 
 
 def _of(values: np.ndarray, summary: Callable[[np.ndarray], float] = np.mean) -> str:
-    """The summary of those of `values` that are there, - where none is."""
+    """Formats the summary of the non-NaN `values`; "-" if all are NaN."""
     there = values[~np.isnan(values)]
     return f"{summary(there):.3g}" if len(there) else "-"

@@ -1,4 +1,4 @@
-"""Parts that pages are made of: one self-contained file, no script, no network."""
+"""Parts of HTML pages: each page is one self-contained file without script and network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pre { overflow-x: auto; padding: .8rem; background: #8881; border-radius: 4px; }
 .quiet { color: #808080; }
 """
 
-# of pages that set several runs side by side; figures take these colours
+# style of pages that compare several runs; figures use these colours
 WIDE_STYLE = """
 :root { color-scheme: light dark;
   --page: #fbfaf8; --card: #fff; --ink: #1c1d1f; --quiet: #62666c; --line: #dedcd6; --band: #8a8f981f;
@@ -101,16 +101,16 @@ dl.reasons dt { font-weight: 600; margin-top: .5rem; } dl.reasons dd { margin: 0
 
 
 class Markup(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
 
 def text(cell: str) -> str:
-    """The cell as HTML."""
+    """Returns the cell as HTML; escapes it unless it is Markup."""
     return cell if isinstance(cell, Markup) else escape(cell)
 
 
 def document(title: str, body: str, style: str = STYLE) -> str:
-    """A whole page."""
+    """Builds a whole page."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -119,19 +119,19 @@ def document(title: str, body: str, style: str = STYLE) -> str:
 
 
 def table(rows: Sequence[tuple[str, ...]], head: tuple[str, ...] = ()) -> str:
-    """A table under `head`, or of facts: name and text."""
+    """Builds a table under `head`; without one, a table of facts (name and text)."""
     cells = ["".join(f"<th>{escape(cell)}</th>" for cell in head)] if head else []
     cells += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     return f"<table{'' if head else ' class=facts'}>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def image(png: bytes, words: str) -> str:
-    """A picture as a paragraph; `words` say what is to be seen."""
+    """Wraps a picture in a paragraph; `words` is its alternative text."""
     return f"<p>{picture(png, words)}</p>"
 
 
 def wide(png: bytes, words: str) -> str:
-    """A picture that keeps its size on a phone, and scrolls."""
+    """Wraps a picture so that it keeps its size on a phone and scrolls."""
     return f'<div class="wide" tabindex="0">{picture(png, words)}</div>'
 
 
@@ -140,8 +140,11 @@ def picture(png: bytes, words: str) -> str:
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]], *, first: str = "", spare: Sequence[str] = ()) -> str:
-    """A table that scrolls within its box. The first cell of a row names it; columns of numbers are set as such, long
-    text wraps. `first` is the class of the first row; `spare` columns are left out where they tell nothing."""
+    """Builds a table that scrolls within its box.
+
+    The first cell of a row is its header. Columns of numbers are right-aligned, and long text wraps. `first` is the
+    class of the first row. `spare` columns are left out if all their cells are empty or "-".
+    """
     if not rows:
         return ""
     columns = [
@@ -170,7 +173,7 @@ def _class(numeric: bool, cell: str) -> str:
 
 
 def figure(drawing: str, caption: str = "", *, beside: bool = False) -> str:
-    """A drawing and, below or beside it, what is to be read from it; nothing of no drawing."""
+    """Wraps a drawing with its caption below or beside it; empty without a drawing."""
     if not drawing:
         return ""
     words = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
@@ -178,7 +181,7 @@ def figure(drawing: str, caption: str = "", *, beside: bool = False) -> str:
 
 
 def sections(parts: Sequence[tuple[str, str, str]]) -> str:
-    """(id, heading, content) of each, behind a table of contents."""
+    """Builds sections from (id, heading, content) after a table of contents; leaves out sections without content."""
     shown = [part for part in parts if part[2]]
     links = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title, _ in shown)
     body = "".join(
@@ -189,5 +192,5 @@ def sections(parts: Sequence[tuple[str, str, str]]) -> str:
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that shows when it is asked for."""
+    """Wraps content in a collapsed block; empty without content."""
     return f"<details><summary>{text(summary)}</summary>{content}</details>" if content else ""

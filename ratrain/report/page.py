@@ -16,7 +16,7 @@ from ratrain.storage.run_log import RunLog
 
 
 def facts(log: RunLog) -> list[tuple[str, str]]:
-    """What the run was and what it reached, as name and text."""
+    """Returns the setup and the results of the run, as name and text."""
     start, windows = log.started, log.windows
     rows = [
         ("run", str(log.path)),
@@ -45,7 +45,7 @@ def facts(log: RunLog) -> list[tuple[str, str]]:
 
 
 def _origin(log: RunLog) -> list[tuple[str, str]]:
-    """What the manifest says that the reference ran in its place."""
+    """Returns the manifest's `origin` section, the counterpart of the run in the reference, as name and text."""
     try:
         manifest = tomli.loads((log.path / "resolved.toml").read_text())
     except (OSError, ValueError):
@@ -55,7 +55,7 @@ def _origin(log: RunLog) -> list[tuple[str, str]]:
 
 
 def page(log: RunLog, figures: dict[str, bytes]) -> str:
-    """The report as HTML, with the `figures` of figures_of."""
+    """Builds the report as HTML; `figures` are those of figures_of."""
     title = f"{log.started.id} {log.path.name}"
     parts = [f"<h1>{escape(title)}</h1>", table(facts(log))]
     if "loss" in figures:
@@ -79,6 +79,6 @@ def page(log: RunLog, figures: dict[str, bytes]) -> str:
 
 
 def figures_of(log: RunLog) -> dict[str, bytes]:
-    """Every figure of the page as PNG, by name. Raises UnavailableError without matplotlib."""
+    """Draws every figure of the page as PNG, by name. Raises UnavailableError without matplotlib."""
     losses = {"loss": loss_figure(log)} if log.windows else {}
     return losses | {f"gates-{patch}": image for patch, image in gate_figures(log).items()}

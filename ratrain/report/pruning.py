@@ -1,4 +1,4 @@
-"""What a run's page says of the weights that it pruned."""
+"""The section of a run's page on its pruned weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAD = ("matrix", "weights", "zero", "fraction")
 
 
 def pruning_facts(log: RunLog) -> list[tuple[str, str]]:
-    """As name and text; none where nothing was examined."""
+    """Returns the facts on pruning as name and text; empty if the run has no pruning evaluation."""
     end = log.pruning
     if not end:
         return []
@@ -46,13 +46,13 @@ def pruning_facts(log: RunLog) -> list[tuple[str, str]]:
 
 
 def pruned_in_short(end: PruningEvaluated) -> str:
-    """In one line: the fraction that is zero, and in how many matrices."""
+    """Formats the zero fraction and the number of pruned matrices in one line."""
     pruned = {name: pair for name, pair in end.zeros.items() if name in end.pruned}
     return f"{_share(pruned)} in {len(pruned)} matrices"
 
 
 def pruning_rows(log: RunLog) -> list[tuple[str, ...]]:
-    """Each matrix: how many weights it has, and how many of them are zero."""
+    """Returns a row per matrix: its name, its weights, its zero weights and their fraction."""
     zeros = log.pruning.zeros if log.pruning else {}
     return [(name, f"{n:,}", f"{z:,}", f"{z / n:.2%}") for name, (z, n) in zeros.items()]
 

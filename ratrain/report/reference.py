@@ -1,4 +1,4 @@
-"""Runs of the reference, as their metrics files tell them: a table, what is wrong with the numbers, and the losses."""
+"""Report of reference runs from their metrics files: a table, the caveats on the numbers, and loss curves."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HEAD = ("run", "iterations", "val loss", "perplexity", "best", "at", "sparsity", "ms", "hours")
-_CURVES = len(SERIES)  # lines that can be told apart
+_CURVES = len(SERIES)  # number of distinguishable lines per figure
 
 
 def rows(runs: Sequence[OldRun]) -> list[tuple[str, ...]]:
-    """A row of HEAD per run."""
+    """Returns a row under HEAD per run."""
     return [_row(run) for run in runs]
 
 
@@ -41,7 +41,7 @@ def _row(run: OldRun) -> tuple[str, ...]:
 
 
 def page(runs: Sequence[OldRun], caveats: Sequence[str], title: str) -> str:
-    """All of it as one HTML page. Raises UnavailableError without matplotlib."""
+    """Builds the whole report as one HTML page. Raises UnavailableError without matplotlib."""
     lead = "<p class=lead>Numbers as the reference wrote them; none was measured here.</p>"
     items = "".join(f"<li>{escape(line)}</li>" for line in caveats)
     worth = f'<aside class="warnings" role="note"><h2>What they are worth</h2><ul>{items}</ul></aside>'

@@ -1,9 +1,9 @@
-"""The arm + seed model of a study: what every arm does to the loss of the baseline, and how sure that is.
+"""The arm + seed model of a study: the effect of every arm on the baseline's loss, with its standard error.
 
-loss = arm + seed + residual, by least squares over the cells that are there, with one residual variance for all arms:
-three seeds of twenty arms leave 38 degrees of freedom, where an arm's own three losses leave 2. For an arm and a
-baseline that ran the same seeds the effect is the mean of their paired differences, whatever the other arms lack.
-Nothing is resampled: a bootstrap of fewer than eight seeds draws from too few values to have tails.
+The model is loss = arm + seed + residual. It is fitted by least squares over the present cells, with one residual
+variance for all arms: three seeds of twenty arms leave 38 degrees of freedom, an arm's own three losses only 2. If an
+arm and the baseline ran the same seeds, the effect is the mean of their paired differences, whichever cells other arms
+lack. There is no resampling: a bootstrap of fewer than eight seeds draws from too few values to have tails.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from functools import lru_cache
 
 import numpy as np
 
-Losses = Mapping[str, Sequence[float | None]]  # by arm, one per seed: None where there is none, not finite: diverged
-SCREEN = 0.05  # chance that a study of equally variable arms takes any of them for more variable, or any for less
-LEAST = 10  # degrees of freedom that a pool keeps when an arm leaves it; fewer were chosen for being small
+Losses = Mapping[str, Sequence[float | None]]  # by arm, one per seed; None: no loss; not finite: diverged
+SCREEN = 0.05  # chance of taking any of equally variable arms for more variable, and of taking any for less variable
+LEAST = 10  # least degrees of freedom of a pool after an arm leaves it; a smaller pool would be biased by selection
 
 
 @dataclass(frozen=True)
 class Table:
-    """The losses of a study, the baseline's in row 0; NaN where a run has none or diverged."""
+    """The losses of a study, the baseline's in row 0; NaN for a run without a loss and for a diverged run."""
 
     names: tuple[str, ...]
     losses: np.ndarray  # [A, S]
@@ -41,13 +41,13 @@ class Table:
 
     @property
     def pairs(self) -> np.ndarray:  # [A]
-        """How many seeds every arm shares with the baseline."""
+        """The number of seeds that each arm shares with the baseline."""
         return (np.isfinite(self.losses) & np.isfinite(self.losses[0])).sum(1)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """An arm's loss minus the baseline's; `own` says why its error is not the pooled one, and is empty where it is."""
+    """An arm's loss minus the baseline's; `own` is the reason for an error of its own, empty for the pooled error."""
 
     arm: str
     value: float
@@ -55,7 +55,7 @@ class Effect:
     df: float
     pairs: int  # seeds shared with the baseline
     own: str = ""
-    steady: tuple[float, float] | None = None  # se and df of its own differences, where they vary significantly less
+    steady: tuple[float, float] | None = None  # se and df of its own differences, if they vary significantly less
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,21 @@ class Effects:
     arms: tuple[Effect, ...]
     correlation: np.ndarray  # [k, k], of the effects' estimates
     sd: float
-    df: float  # infinite where no arm is judged by the pool
+    df: float  # infinite if no arm is judged by the pool
 
 
 def effects(losses: Losses | Table, baseline: str = "") -> Effects:
-    """The effect of every arm but the baseline, in the order of `losses`.
+    """Estimates the effect of every arm but the baseline, in the order of `losses`.
 
-    An arm is judged by its own differences, whose mean over their standard error is Student's t whatever the other
-    arms do, where an F test finds its residuals more variable than those of the others (the sum of squares that goes
-    when the arm is left out, against what remains; the most variable arm first). Such an arm leaves the pool, where
-    that keeps `LEAST` degrees of freedom. Where it is the baseline, every arm is judged by its own differences: half
-    of `SCREEN` is spent on it, since it enters every comparison, the other half is divided among the arms.
+    An F test compares the residuals of each arm with those of the others: the sum of squares that the arm adds against
+    the rest, the most variable arm first. A significantly more variable arm is judged by its own differences; their
+    mean over their standard error is Student's t whatever the other arms do. Such arms leave the pool if the pool keeps
+    `LEAST` degrees of freedom. If the baseline is such an arm, every arm is judged by its own differences. Half of
+    `SCREEN` is spent on the baseline, since it enters every comparison; the other half is divided among the arms.
     """
     table = losses if isinstance(losses, Table) else Table.of(losses, baseline)
     y, pairs = table.losses, table.pairs
-    linked = np.where(pairs[:, None] > 0, y, np.nan)  # an arm that shares no seed with the baseline says nothing
+    linked = np.where(pairs[:, None] > 0, y, np.nan)  # an arm without a seed in common with the baseline is no evidence
     noisy = _more_variable(linked)
     pooled = _Fit(linked)
     if noisy and 0 not in noisy:
@@ -100,7 +100,7 @@ def effects(losses: Losses | Table, baseline: str = "") -> Effects:
 
 
 def _own(differences: np.ndarray) -> tuple[float, float, float]:
-    """Mean of paired differences, its standard error, degrees of freedom."""
+    """Returns the mean of paired differences, its standard error and degrees of freedom."""
     known = differences[np.isfinite(differences)]
     if len(known) < 2:
         return float(known.mean()) if len(known) else math.nan, math.nan, 0.0
@@ -108,13 +108,14 @@ def _own(differences: np.ndarray) -> tuple[float, float, float]:
 
 
 def _more_variable(y: np.ndarray) -> list[int]:
-    """Rows whose residuals vary significantly more than the others', the worst first; ends where the baseline is."""
+    """Returns the rows whose residuals vary significantly more than the others', the worst first; stops after the
+    baseline."""
     from scipy.special import fdtrc
 
     found: list[int] = []
     while True:
         fit = _Fit(_blank(y, found))
-        tests: dict[int, float] = {}  # p times what it is to be divided by, so that all compare with SCREEN
+        tests: dict[int, float] = {}  # p times its Bonferroni factor, so that all compare with SCREEN
         for a in range(len(y)):
             extra, extra_df, rest, rest_df = fit.without(a)
             if extra_df > 0 and rest_df > 0 and extra > 0:
@@ -133,7 +134,8 @@ def _blank(y: np.ndarray, rows: Sequence[int]) -> np.ndarray:
 
 
 def _steadier(pooled: _Fit, differences: np.ndarray, arm: int) -> bool:
-    """Whether an arm follows the baseline more closely than the residuals of all others let expect; F test."""
+    """Whether an arm's differences to the baseline vary significantly less than the residuals of all other arms (F
+    test)."""
     from scipy.special import fdtr
 
     _, se, df = _own(differences)
@@ -145,14 +147,14 @@ def _steadier(pooled: _Fit, differences: np.ndarray, arm: int) -> bool:
 
 
 class _Fit:
-    """Least squares of arm + seed over the finite cells of y."""
+    """Fits arm + seed by least squares over the finite cells of y."""
 
     def __init__(self, y: np.ndarray):
         present = np.isfinite(y)
         self.y, self._design = y, _design(present.tobytes(), *y.shape)
         cells = y[present] - (y[present].mean() if present.any() else 0.0)
         self._cells, residuals = cells, cells - self._design.hat @ cells
-        self._least = 1e-12 * np.abs(cells).max(initial=0.0)  # below it is rounding, and none of it a difference
+        self._least = 1e-12 * np.abs(cells).max(initial=0.0)  # smaller values are rounding errors, not differences
         self._residuals = np.where(np.abs(residuals) > self._least, residuals, 0.0)
         self.rss, self.df = float(self._residuals @ self._residuals), float(self._design.df)
 
@@ -161,7 +163,7 @@ class _Fit:
         return self.rss / self.df if self.df else math.nan
 
     def effect(self, arm: int) -> tuple[float, float]:
-        """Of row `arm` against row 0: the estimate and its variance; NaN where they share nothing."""
+        """Returns the estimate of row `arm` minus row 0 and its variance; NaN if either row has no cells."""
         row = self._design.contrasts[arm - 1]
         known = np.isfinite(self.y[[0, arm]]).any(1).all()
         if not known:
@@ -170,7 +172,7 @@ class _Fit:
         return value if abs(value) > self._least else 0.0, float(row @ row) * self.variance
 
     def correlation(self) -> np.ndarray:  # [A - 1, A - 1]
-        """Of the effects' estimates; 1/2, as in a full table, for a row that has no cells here."""
+        """Returns the correlations of the effects' estimates; 1/2, as in a full table, for a row without cells."""
         c = self._design.contrasts @ self._design.contrasts.T
         known = np.isfinite(self.y[1:]).any(1) & np.isfinite(self.y[0]).any()
         scale = np.sqrt(np.where(known, np.diag(c), 1.0))
@@ -179,14 +181,14 @@ class _Fit:
         return correlation
 
     def without(self, *arms: int) -> tuple[float, int, float, int]:
-        """Sum of squares and degrees of freedom that go with these rows, and those that remain."""
+        """Returns the sum of squares and degrees of freedom that these rows add, then the remaining ones."""
         at, inverse, df = self._design.left_out(arms)
         extra = float(self._residuals[at] @ inverse @ self._residuals[at])
         return extra, df, max(0.0, self.rss - extra), self._design.df - df
 
 
 class _Design:
-    """What a fit needs that depends on which cells there are, and not on their values."""
+    """The part of a fit that depends on the pattern of present cells, and not on their values."""
 
     def __init__(self, present: np.ndarray):
         self._arm, seed = np.nonzero(present)
@@ -199,7 +201,8 @@ class _Design:
         self._left_out: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray, int]] = {}
 
     def left_out(self, arms: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, int]:
-        """Cells of these rows, and the quadratic form of their residuals that is what they add, with its rank."""
+        """Returns a mask of the cells of these rows, the quadratic form of their residuals that gives the sum of
+        squares they add, and its rank."""
         if arms not in self._left_out:
             at = np.isin(self._arm, arms)
             block = np.eye(at.sum()) - self.hat[np.ix_(at, at)]

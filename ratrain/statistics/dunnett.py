@@ -1,9 +1,9 @@
-"""Many arms against one baseline: Dunnett's family of comparisons, for designs that lack cells too.
+"""Dunnett's family of comparisons of many arms with one baseline, also for tables with missing cells.
 
 The estimates of k effects share the baseline, so they are correlated, and they share one estimate of the variance.
-Their correlation is taken as a product of two loadings, which it is in every table without gaps and nearly is in the
-others; then the distribution of the largest |t| is a double integral, done by the trapezoid rule (which is spectrally
-accurate here): no sampling, no tables.
+Their correlations are modelled as products of two loadings. The model is exact for a table without gaps, and nearly
+exact otherwise. The distribution of the largest |t| is then a double integral. The trapezoid rule, spectrally accurate
+here, evaluates it without sampling and without tables.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from functools import lru_cache
 import numpy as np
 
 HALF = math.sqrt(0.5)  # the loading of every arm in a table without gaps: correlation 1/2
-_RESOLVED = 1e-8  # levels below are beyond the integral, and Bonferroni's bound is as good there
+_RESOLVED = 1e-8  # the integral does not resolve lower levels; Bonferroni's bound is as good there
 
 
 @dataclass(frozen=True)
 class Family:
-    """k comparisons with one baseline, and the degrees of freedom of the variance that they share."""
+    """k comparisons with one baseline, and the degrees of freedom of their shared variance."""
 
     loadings: tuple[float, ...]
     df: float
 
     @classmethod
     def full(cls, arms: int, df: float) -> Family:
-        """Of a table without gaps."""
+        """Builds the family of a table without gaps."""
         return cls((HALF,) * arms, df)
 
     @classmethod
     def of(cls, correlation: np.ndarray, df: float) -> Family:
-        """With loadings whose products are the correlations, by least squares off the diagonal."""
+        """Fits loadings whose products approximate the correlations, by least squares off the diagonal."""
         r = correlation - np.diag(np.diag(correlation))
         loadings = np.full(len(r), HALF)
         for _ in range(100 if len(r) > 1 else 0):
@@ -44,21 +44,22 @@ class Family:
         return cls(tuple(np.round(loadings, 6).tolist()), df)
 
     def p(self, t: np.ndarray) -> np.ndarray:
-        """Adjusted two-sided p-values: the chance of a largest |t| beyond each of these, were all effects zero."""
+        """Returns adjusted two-sided p-values: the chance that the largest |t| exceeds each |t| if all effects are
+        zero."""
         return _tail(self, np.abs(np.atleast_1d(t)))
 
     def critical(self, level: float) -> float:
-        """What the largest |t| exceeds with probability `level`, were all effects zero."""
+        """Returns the bound that the largest |t| exceeds with probability `level` if all effects are zero."""
         return _critical(self, level)
 
     def one_sided(self, level: float) -> float:
-        """What an equivalence test's t must exceed on both sides for all false claims together to stay at `level`.
+        """Returns the critical t of an equivalence test on both sides, for a total false claim rate of `level`.
 
-        A claim is false of an arm in one of three ways that exclude each other: the effect is zero and it is called
-        better or worse, or it is at least delta, or at most -delta, and it is called equivalent. So each of the three
-        is tested at the full level without a share for the others (the partitioning principle; Goeman, Solari &
-        Stijnen, Statistics in Medicine 29, 2010), and per arm an equivalence test is one-sided. Over arms the worst
-        mixture of the three decides, found among all of them; with gaps, at the arms' mean loading.
+        A claim on an arm can be false in three exclusive ways: the effect is zero and the arm is called better or
+        worse; or the effect is at least delta, or at most -delta, and the arm is called equivalent. Each way is
+        therefore tested at the full level (the partitioning principle; Goeman, Solari & Stijnen, Statistics in Medicine
+        29, 2010), and the equivalence test of an arm is one-sided. Over arms the worst mixture of the three decides,
+        found by enumeration; for a table with gaps, at the arms' mean loading.
         """
         return _one_sided(len(self.loadings), float(np.mean(self.loadings)), self.df, level)
 
@@ -76,7 +77,7 @@ def t_quantile(p: float, df: float) -> float:
 
 
 def carried(t: float, df: float, to: float) -> float:
-    """The t of `to` degrees of freedom that is as improbable as `t` is with `df`: one marginal level for all arms."""
+    """Converts `t` with `df` degrees of freedom to the t of equal tail probability with `to` degrees of freedom."""
     if df == to:
         return t
     return math.copysign(t_quantile(t_cdf(-abs(t), df), to), t)
@@ -84,7 +85,8 @@ def carried(t: float, df: float, to: float) -> float:
 
 @lru_cache(maxsize=64)
 def _nodes(df: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Values and weights of the shared estimate of the standard deviation (in true ones), and of the baseline."""
+    """Returns quadrature nodes and weights of the shared standard deviation estimate (relative to the true one), then
+    of the baseline."""
     from scipy.special import chdtri
 
     z = np.linspace(-8.0, 8.0, 49)
@@ -99,7 +101,8 @@ def _nodes(df: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _sides(c: np.ndarray, loading: float, df: float) -> tuple[np.ndarray, np.ndarray]:
-    """Chance that one arm's t is below c and below -c, given the shared deviation and baseline: [..., S, Z] each."""
+    """Returns the chances that one arm's t is below c and below -c, given the shared deviation and baseline: [..., S,
+    Z] each."""
     from scipy.special import ndtr
 
     s, _, z, _ = _nodes(df)
@@ -109,7 +112,7 @@ def _sides(c: np.ndarray, loading: float, df: float) -> tuple[np.ndarray, np.nda
 
 
 def _mean(values: np.ndarray, df: float) -> np.ndarray:
-    """Over the shared deviation and baseline, the last two axes."""
+    """Averages over the shared deviation and baseline, the last two axes."""
     _, w, _, v = _nodes(df)
     return values @ v @ w
 
@@ -143,7 +146,7 @@ def _one_sided(arms: int, loading: float, df: float, level: float) -> float:
     if level < _RESOLVED:
         return bonferroni
     two_sided = _critical(Family((loading,) * arms, df), level)
-    # arms of effect zero, of delta, of -delta
+    # counts of arms with effect zero, delta, -delta
     mixtures = np.array([(zero, up, arms - zero - up) for zero in range(arms) for up in range(arms - zero + 1)])
     below, far = _sides(np.array(two_sided), loading, df)
     none = np.log(np.maximum(below - far, 1e-300))
@@ -154,12 +157,12 @@ def _one_sided(arms: int, loading: float, df: float, level: float) -> float:
         errors = _mean(-np.expm1(np.tensordot(mixtures, logs, 1)), df)
         return float(errors.max()) - level
 
-    # at the two-sided value every mixture is within the two-sided family
+    # at the two-sided critical value the level of every mixture is bounded by that of the two-sided family
     return root(excess, single - 1e-6, two_sided) if excess(two_sided) < 0 else two_sided
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function that changes its sign between `low` and `high` is zero."""
+    """Finds the zero of a function that changes its sign between `low` and `high`."""
     from scipy.optimize import root_scalar
 
     return float(root_scalar(function, bracket=(low, high), xtol=1e-6).root)

@@ -1,11 +1,11 @@
-"""Looking at a study after every block of seeds: how much of the error rate each look may use.
+"""Group-sequential looks at a study after every block of seeds: the share of the error rate that each look may use.
 
-A spending function (Lan & DeMets 1983) says how much is used up by when. What a look adds is turned into the level at
-which Dunnett's family is tested there by simulating studies without effects, so that what an earlier look has
-already found is not paid for twice. Studentised effects do not depend on scale, arms or seeds, so this holds with few
-degrees of freedom as it does with many; the marginal distribution at a look is the exact integral, only the overlap
-between looks is simulated, which leaves about 0.001 of error in a level of 0.04. Approximate too: gaps in the table,
-and that the same levels serve the equivalence tests.
+A spending function (Lan & DeMets 1983) fixes the error rate spent up to each look. The increment at a look becomes a
+level for Dunnett's family there. Simulated studies without effects supply the overlap with earlier looks, so that a
+study already rejected spends nothing again. Studentised effects do not depend on scale, arms or seeds, so the levels
+hold for few degrees of freedom as well as for many. The marginal distribution at a look is the exact integral. Only the
+overlap between looks is simulated, which leaves an error of about 0.001 in a level of 0.04. Two more approximations:
+gaps in the table are ignored, and the equivalence tests use the same levels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from ratrain.statistics.dunnett import Family
 
-FIRST = 3  # seeds before the first look: two show no spread worth the name
+FIRST = 3  # seeds before the first look: two are too few to estimate a spread
 
 
 def _obrien_fleming(fraction: float, alpha: float) -> float:
@@ -36,15 +36,18 @@ SPENDING: Mapping[str, Callable[[float, float], float]] = {"obrien_fleming": _ob
 
 
 def look_times(planned: int) -> tuple[int, ...]:
-    """After every seed from the third to the last one planned; none where fewer than three are."""
+    """Returns the looks, one after every seed from the third to the last planned one; none if fewer than three are
+    planned."""
     return tuple(range(FIRST, planned + 1))
 
 
 @lru_cache(maxsize=256)
 def levels(arms: int, looks: tuple[int, ...], alpha: float, spending: str = "obrien_fleming") -> tuple[float, ...]:
-    """The level of the family of `arms` comparisons at each look, a number of seeds each; the last one is the plan's.
+    """Returns the level of the family of `arms` comparisons at each look.
 
-    With these, the chance that a study without effects claims one at any look is `alpha`.
+    `looks` are numbers of seeds, the last one the planned number. With these levels a study without effects claims an
+    effect at any look with probability `alpha`. Raises ValueError for an unknown `spending`, and for looks that are
+    empty, do not increase, or begin below two seeds.
     """
     if spending not in SPENDING:
         raise ValueError(f"spending is one of {', '.join(SPENDING)}, got {spending!r}")
@@ -64,7 +67,8 @@ def levels(arms: int, looks: tuple[int, ...], alpha: float, spending: str = "obr
 
 
 def _with_overlap(new: float, earlier: np.ndarray, studies: int) -> float:
-    """The level that finds `new` of all studies beyond those that were found before, whose p-values are `earlier`."""
+    """Returns the level that newly rejects the fraction `new` of all studies; `earlier` are the p-values of studies
+    rejected before."""
     level, last = new, -1.0
     while level > last:
         last, level = level, new + float(np.searchsorted(earlier, level, side="right")) / studies
@@ -72,10 +76,10 @@ def _with_overlap(new: float, earlier: np.ndarray, studies: int) -> float:
 
 
 def _null_p(arms: int, looks: tuple[int, ...]) -> np.ndarray:  # [L, M]
-    """The smallest adjusted p-value at each look of simulated studies without effects."""
+    """Returns the smallest adjusted p-value at each look of M simulated studies without effects."""
     seeds, rng = looks[-1], np.random.default_rng(0)
     studies = int(np.clip(4e6 / ((arms + 1) * seeds), 10_000, 100_000))
-    # the residuals of an arm + seed model do not depend on arms and seeds: noise is all that a study needs
+    # residuals of the arm + seed model do not depend on the arm and seed effects, so pure noise is simulated
     y = rng.standard_normal((seeds, arms + 1, studies), dtype=np.float32)
     total, squares, rows = np.zeros((arms + 1, studies)), np.zeros(studies), np.zeros(studies)
     found = []
@@ -94,6 +98,6 @@ def _null_p(arms: int, looks: tuple[int, ...]) -> np.ndarray:  # [L, M]
 
 
 def _p_of(largest: np.ndarray, family: Family) -> np.ndarray:
-    """Adjusted p-values of many t, interpolated between those of 200."""
+    """Interpolates the adjusted p-values of many t from those of 200 grid points."""
     grid = np.geomspace(0.3, 40.0, 200)
     return np.exp(np.interp(np.log(largest), np.log(grid), np.log(np.maximum(family.p(grid), 1e-14))))

@@ -1,4 +1,4 @@
-"""Where the noise of a study comes from: A/A twins, seeds, the documents that it is evaluated on."""
+"""Components of the noise of a study: A/A twins, pairing by seed, and the documents of the evaluation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from ratrain.statistics.arm_seed_model import Losses, Table
 
 COVERAGE = 0.95
-COVERAGE_LOST = 1 - COVERAGE  # chance that a study takes any of like arms for unlike
+COVERAGE_LOST = 1 - COVERAGE  # chance that a study takes any of equal arms for unequal
 
 
 @dataclass(frozen=True)
 class Component:
-    """Variance among runs that differ in one kind of noise alone; `added` is what it has beyond that of `ulp`."""
+    """The variance among runs that differ in one kind of noise alone; `added` is its excess over that of `ulp`."""
 
     variance: float
     interval: tuple[float, float]
@@ -25,10 +25,12 @@ class Component:
 
 
 def components(twins: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Component]:
-    """By kind of A/A twin (`ulp`, `init`, `order`): the pooled variance within groups of runs that differ in it alone.
+    """Estimates, by kind of A/A twin (`ulp`, `init`, `order`), the pooled variance within groups of runs that differ
+    in it alone.
 
-    A group is one run and its twins, the baseline's of one seed say. A smallest disturbance grows in any run, so the
-    variance of `init` and `order` holds that of `ulp`; what each adds is the rest, and not less than zero.
+    A group is one run and its twins, for example the baseline's run of one seed. The smallest disturbance grows in any
+    run, so the variance of `init` and `order` includes that of `ulp`; `added` is the rest, at least zero. Raises
+    ValueError for a kind without a group of two finite losses.
     """
     from scipy.special import chdtri
 
@@ -50,15 +52,16 @@ def components(twins: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Comp
 
 @dataclass(frozen=True)
 class Pairing:
-    """Variance of a difference within seeds over that between runs of unlike seeds: 1 buys nothing, 0.25 is as good
-    as four times the seeds."""
+    """The variance of a difference within seeds over that between runs of different seeds: 1 is no gain, 0.25 is worth
+    four times the seeds."""
 
     ratio: float
     interval: tuple[float, float]
 
 
 def pairing(losses: Losses, baseline: str) -> Pairing:
-    """Measured on the seeds that all arms finished; a ratio of mean squares, so the interval is exact (F)."""
+    """Measures the gain of pairing on the seeds that all arms finished; a ratio of mean squares, so the interval is
+    exact (F). Raises ValueError for fewer than two such seeds."""
     from scipy.special import fdtri
 
     y = Table.of(losses, baseline).losses
@@ -79,8 +82,8 @@ def pairing(losses: Losses, baseline: str) -> Pairing:
 
 @dataclass(frozen=True)
 class EvaluationNoise:
-    """Standard error of a difference of losses for want of documents: another validation set of this size would move
-    it by so much, beyond what seeds show already."""
+    """The standard error of a loss difference from the finite number of documents: its change with another validation
+    set of this size, beyond the noise of seeds."""
 
     se: float
     documents: int
@@ -90,19 +93,19 @@ Parts = Sequence[Sequence[float]]  # [S, K], the mean loss of every document in 
 
 
 def evaluation_noise(pairs: Mapping[str, tuple[Parts, Parts]], tokens: Sequence[int]) -> dict[str, EvaluationNoise]:
-    """By arm, from what the baseline and the arm lose of every document in runs of the same seeds, and the documents'
-    tokens [K].
+    """Estimates the evaluation noise by arm, from the losses per document of the baseline and the arm in runs of the
+    same seeds, and the documents' tokens [K].
 
-    Tokens of a document are not independent, documents are: the difference is a ratio of sums over documents, its
-    error that of the ratio estimator. Every run is evaluated on the same documents, so seeds do not average it away.
-    What differs from seed to seed within a document is in the noise of seeds; it is taken out here (the interaction
-    of a two-way layout of random effects), so that nothing is counted twice. Of one seed it cannot be told apart.
-    What remains is estimated poorly from few documents, and no variance is below zero: arms share one estimate, unless
-    an F test finds that one differs more, or less, from document to document than the others do.
+    Tokens of a document are not independent, but documents are. The difference is therefore a ratio of sums over
+    documents, and its error that of the ratio estimator. Every run is evaluated on the same documents, so more seeds do
+    not reduce it. Variation from seed to seed within a document belongs to the noise of seeds; it is subtracted here
+    (the interaction of a two-way layout of random effects), so that nothing is counted twice. With one seed it cannot
+    be separated. The rest is estimated poorly from few documents, and is at least zero. Arms therefore share one
+    estimate, unless an F test finds that an arm varies more, or less, from document to document than the others.
     """
     found = {arm: _layout(*pair, tokens) for arm, pair in pairs.items()}
     shared, k = dict(found), len(tokens)
-    while True:  # the most variable arm first, as with the noise of seeds
+    while True:  # the most variable arm first, as for the noise of seeds
         pooled = max(0.0, float(np.mean([spread - within for spread, within in shared.values()])))
         tails = {arm: _tails(*part, pooled, k, len(found)) for arm, part in found.items()}
         worst = min(shared, key=lambda arm: tails[arm][1])
@@ -117,7 +120,8 @@ def evaluation_noise(pairs: Mapping[str, tuple[Parts, Parts]], tokens: Sequence[
 
 
 def _tails(spread: float, within: float, pooled: float, documents: int, arms: int) -> tuple[float, float]:
-    """How improbable so little, and so much, is of an arm that differs from document to document as the others do."""
+    """Returns the probabilities of a spread this small and this large, if the arm varies from document to document as
+    the others do."""
     from scipy.special import fdtr, fdtrc
 
     df, expected = (documents - 1.0, (documents - 1.0) * arms), pooled + within
@@ -126,7 +130,7 @@ def _tails(spread: float, within: float, pooled: float, documents: int, arms: in
 
 
 def _layout(baseline: Parts, arm: Parts, tokens: Sequence[int]) -> tuple[float, float]:
-    """Variance of the mean difference as documents show it, and the part of it that is of seeds within documents."""
+    """Returns the variance of the mean difference over documents, and the part of it due to seeds within documents."""
     a, b, n = (np.asarray(values, dtype=float) for values in (baseline, arm, tokens))
     if a.ndim != 2 or a.shape != b.shape or a.shape[1:] != n.shape or len(n) < 2:
         raise ValueError(

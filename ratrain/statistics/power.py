@@ -1,4 +1,4 @@
-"""What a study can find: the effect that it claims with a given power, and what more seeds would buy."""
+"""Power of a study: the smallest effect that it detects with a given power, by number of seeds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ def power(
     effect: float, sd: float, *, arms: int, seeds: int, alpha: float = 0.05, spending: str = "obrien_fleming",
     looks: Sequence[int] | None = None, evaluation: float = 0.0,
 ) -> float:  # fmt: skip
-    """The chance that an arm with this effect is called better or worse at one of the looks; `sd` is the pooled one,
-    `evaluation` the standard error for want of documents, which no seed averages away."""
+    """Returns the chance that an arm with this effect is called better or worse at one of the looks.
+
+    `sd` is the pooled standard deviation. `evaluation` is the standard error from the finite number of documents, which
+    more seeds do not reduce.
+    """
     times = look_times(seeds) if looks is None else tuple(looks)
     return _power(effect / sd, arms, times, alpha, spending, evaluation / sd) if times else 0.0
 
@@ -28,12 +31,12 @@ def detectable(
     sd: float, *, arms: int, seeds: int, alpha: float = 0.05, power: float = POWER, spending: str = "obrien_fleming",
     looks: Sequence[int] | None = None, evaluation: float = 0.0,
 ) -> float:  # fmt: skip
-    """The smallest effect, in the unit of `sd`, that a study of so many seeds finds with this power; infinite where
-    no verdict is possible."""
+    """Returns the smallest effect, in the unit of `sd`, that a study with `seeds` seeds finds with this power; infinite
+    if no look is possible."""
     times = look_times(seeds) if looks is None else tuple(looks)
     if not times:
         return math.inf
-    documents = math.ceil(20 * evaluation / sd) / 20  # coarse, so that studies share what is simulated
+    documents = math.ceil(20 * evaluation / sd) / 20  # rounded up to 0.05, so that studies share cached simulations
     return sd * _in_deviations(arms, times, alpha, power, spending, documents)
 
 
@@ -41,7 +44,7 @@ def more_seeds(
     sd: float, *, arms: int, counts: Sequence[int] = range(3, 11), alpha: float = 0.05, power: float = POWER,
     spending: str = "obrien_fleming", evaluation: float = 0.0,
 ) -> dict[int, float]:  # fmt: skip
-    """The smallest detectable effect by the number of seeds planned."""
+    """Returns the smallest detectable effect by the number of planned seeds."""
     options = {"alpha": alpha, "power": power, "spending": spending, "evaluation": evaluation}
     return {seeds: detectable(sd, arms=arms, seeds=seeds, **options) for seeds in counts}
 
@@ -54,7 +57,7 @@ def _in_deviations(
 
 
 def _power(effect: float, arms: int, times: tuple[int, ...], alpha: float, spending: str, evaluation: float) -> float:
-    """Effect and the evaluation's standard error in standard deviations of a run."""
+    """Returns the power; `effect` and `evaluation` are in standard deviations of a run."""
     found = False
     for seeds, level, noise, sd in zip(times, levels(arms, times, alpha, spending), *_paths(arms, times), strict=True):
         critical = Family.full(arms, arms * (seeds - 1)).critical(level)
@@ -65,10 +68,10 @@ def _power(effect: float, arms: int, times: tuple[int, ...], alpha: float, spend
 
 @lru_cache(maxsize=32)
 def _paths(arms: int, times: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:  # [L, M] each
-    """One arm's z and the pooled estimate of the standard deviation over the looks, in simulated studies.
+    """Simulates one arm's z and the pooled standard deviation estimate over L looks in M studies.
 
-    The estimate's growth is taken as independent of the arm's own path, which costs nothing that shows with two arms
-    or more.
+    The growth of the estimate is taken as independent of the arm's own path; with two arms or more the error is
+    invisible.
     """
     rng, studies = np.random.default_rng(1), 40_000
     steps = np.diff(times, prepend=0)[:, None]

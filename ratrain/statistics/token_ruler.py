@@ -1,10 +1,10 @@
-"""The ruler of a study: effects read as tokens, through the baseline's own losses at several budgets.
+"""The ruler of a study converts effects to tokens, through the baseline's own losses at several budgets.
 
-An arm that reaches at budget B what the baseline reaches at 1.04 B is worth +4 % tokens. Between budgets the curve is
-a monotone cubic (PCHIP) of loss over log tokens; beyond them it says nothing. Errors are approximate: the curve's are
-linearised, and combined with the effect's as limits (MOVER; Zou & Donner 2008). The baseline's runs at B are in both:
-their error cancels where the arm's loss is what is read. The interpolation's own error is not in them: budgets a factor
-of two apart, with B among them, keep it small.
+An arm is worth +4 % tokens if its loss at budget B equals the baseline's loss at 1.04 B. Between budgets the curve is a
+monotone cubic (PCHIP) of loss over log tokens; it is undefined beyond them. Errors are approximate: the curve's errors
+are linearised, and combined with the effect's errors as limits (MOVER; Zou & Donner 2008). The baseline's runs at B
+enter both the effect and the curve, so their error cancels when an arm's loss is read. The interpolation error is not
+included: budgets a factor of two apart, with B among them, keep it small.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ALIKE = 0.6  # correlation of the errors of neighbouring budgets, as measured o
 
 @dataclass(frozen=True)
 class Reading:
-    """A gain as a fraction, 0.04 for +4 %; None where the curve does not reach, and then `note` says so."""
+    """A gain as a fraction, 0.04 for +4 %; None beyond the curve, and then `note` gives the reason."""
 
     gain: float | None
     interval: tuple[float | None, float | None]
@@ -36,7 +36,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class Ruler:
-    """The baseline's budget curve, from the smallest budget to the largest; `covariance` is of the losses' errors."""
+    """The baseline's budget curve from the smallest budget to the largest, with the covariance of the losses'
+    errors."""
 
     log_tokens: np.ndarray  # [K]
     losses: np.ndarray  # [K], strictly falling
@@ -46,8 +47,12 @@ class Ruler:
 
     @classmethod
     def of(cls, curve: Mapping[int, Mapping[int, float]]) -> Ruler:
-        """From the baseline's losses by budget and seed. Where every budget has the same seeds, what a seed does to
-        all of its losses is taken out of the errors: a reading compares points of one curve."""
+        """Fits the ruler to the baseline's losses by budget and seed.
+
+        If every budget has the same seeds, the seed's common effect on all of its losses is removed from the errors,
+        since a reading compares points of one curve. Raises ValueError for fewer than two budgets, for a budget with
+        fewer than two losses or a loss that is not finite, and if the loss does not fall with the budget.
+        """
         budgets = sorted(curve)
         values = [np.array([curve[budget][seed] for seed in sorted(curve[budget])]) for budget in budgets]
         if len(budgets) < 2 or not all(len(v) >= 2 and np.isfinite(v).all() for v in values):
@@ -67,27 +72,31 @@ class Ruler:
         return cls(merge @ np.log(budgets), merge @ means, covariance, df, note)
 
     def tokens(self, effect: float, interval: Limits, *, budget: int, alpha: float = 0.05) -> Reading:
-        """What an effect on the loss at `budget` tokens is worth in tokens; less loss is more tokens. `interval` is the
-        effect's at level `alpha`; the curve's own error is added to it."""
+        """Converts an effect on the loss at `budget` tokens to tokens; less loss is more tokens.
+
+        `interval` is the effect's at level `alpha`; the curve's own error is added to it. Raises ValueError if
+        `interval` does not contain the effect, or if `budget` is not on the curve.
+        """
         return self.seconds(effect, interval, budget=budget, cost=1.0, cost_interval=(1.0, 1.0), alpha=alpha)
 
     def seconds(
         self, effect: float, interval: Limits, *, budget: int, cost: float, cost_interval: Limits, alpha: float = 0.05
     ) -> Reading:
-        """The same against time: `cost` is that of the arm's step over the baseline's, measured by the bench."""
+        """Converts an effect to a gain in time; `cost` is the measured ratio of the arm's step time to the
+        baseline's. Raises ValueError as `tokens` does."""
         if not interval[0] <= effect <= interval[1]:
             raise ValueError(f"the effect {effect} is not within its interval {interval}")
         at, critical = self._place(budget), -t_quantile(alpha / 2, self.df)
         value = self._log_gain(effect, at)
 
         def limit(end: float, cost_end: float, side: int) -> float | None:
-            """As far from the reading as effect, curve and cost could move it together."""
+            """Returns the limit on one side, with the combined errors of effect, curve and cost."""
             reach = self._log_gain(end, at)
             if not math.isfinite(reach):
                 return None
             centre, moved = (value, reach - value) if math.isfinite(value) else (reach, 0.0)
-            # the baseline's runs are in the effect and on the curve: its error goes, that of where the reading is comes
-            read = max(moved**2 + critical**2 * self._traded(reach, at), moved**2 / 2)  # the arm's own error stays
+            # the baseline's runs enter both effect and curve: their error cancels, the curve's at the reading is added
+            read = max(moved**2 + critical**2 * self._traded(reach, at), moved**2 / 2)  # at least the arm's own error
             half = math.hypot(math.sqrt(read), math.log(cost_end / cost))
             return math.expm1(centre - math.log(cost) + side * half)
 
@@ -104,7 +113,7 @@ class Ruler:
         return min(max(math.log(budget), first), last)
 
     def _beyond(self, effect: float, interval: Limits, at: float) -> str:
-        """What the curve does not reach, in words; empty where it reaches all."""
+        """Describes the part of effect and interval beyond the curve; empty if the curve covers both."""
         reach = [self._log_gain(end, at) for end in (effect, *interval)]
         if all(map(math.isfinite, reach)):
             return ""
@@ -116,7 +125,8 @@ class Ruler:
         return f"{what} goes beyond the curve, {' and '.join(ways[x] for x in reach[1:] if x in ways)} tokens"
 
     def _log_gain(self, effect: float, at: float) -> float:
-        """log(T / budget), T being where the curve is `effect` away from its loss at the budget; infinite beyond it."""
+        """Returns log(T / budget); at T tokens the curve's loss differs by `effect` from its loss at the budget.
+        Infinite beyond the curve."""
         from scipy.interpolate import PchipInterpolator
 
         curve = PchipInterpolator(self.log_tokens, self.losses)
@@ -126,7 +136,7 @@ class Ruler:
         return float(curve.solve(wanted, extrapolate=False)[0]) - at
 
     def _traded(self, reach: float, at: float) -> float:
-        """Variance of the curve where the reading is, less that at the budget, as of a log gain."""
+        """Returns the variance of the curve at the reading minus that at the budget, in units of squared log gain."""
         from scipy.interpolate import PchipInterpolator
 
         step = 1e-4 * float(-np.diff(self.losses).max())
@@ -139,7 +149,7 @@ class Ruler:
 
 
 def _falling(means: np.ndarray, counts: np.ndarray) -> np.ndarray:  # [K', K]
-    """Weights that merge neighbours until every mean is below the one before (pool adjacent violators)."""
+    """Returns weights that merge neighbours until every mean is below the previous one (pool adjacent violators)."""
     groups: list[list[int]] = []
     for at in range(len(means)):
         groups.append([at])

@@ -1,16 +1,18 @@
 """Verdicts on the arms of a study: better, worse, equivalent or inconclusive, at one error rate for all of them.
 
 The rate `alpha` bounds the chance of any false claim of any kind, about any arm, at any look. Three rules divide it:
-- over arms: Dunnett's family (`dunnett.Family`), every planned arm counted whether it still runs or not;
-- over kinds of claim: nothing, since they are false of an arm under conditions that exclude each other
+- over arms: Dunnett's family (`dunnett.Family`) counts every planned arm, whether it still runs or not;
+- over kinds of claim: no division, since the claims on an arm are false under exclusive conditions
   (`Family.one_sided`); the equivalence test is thus two one-sided tests, the interval of a difference is two-sided;
-- over looks: a spending function (`looks.levels`). A verdict once given stays, and its arm may stop: what it runs later
-  is not read, but for a divergence, which withdraws what it bars. Arms without a verdict run to the planned end, the
-baseline as long as any of them. An arm shown to be within delta is called equivalent even where its sign is sure: delta
-is what the study said does not matter.
+- over looks: a spending function (`interim_looks.levels`).
 
-What is claimed holds for other seeds and, where the noise of the evaluation is given, for other documents too: its
-variance is added to that of the seeds.
+A verdict once given stays, and its arm may stop. Later losses of the arm are not read, except for a divergence, which
+withdraws a verdict that it bars. Arms without a verdict run to the planned end, the baseline as long as any of them. An
+arm shown to be within delta is called equivalent even if the sign of its effect is certain: the study declared
+differences below delta irrelevant.
+
+Claims hold for other seeds. If the noise of the evaluation is given, its variance is added to that of the seeds, and
+claims hold for other documents too.
 """
 
 from __future__ import annotations
@@ -32,20 +34,20 @@ Word = Literal["better", "worse", "equivalent", "inconclusive"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one arm; the effect is its loss minus the baseline's, in nats."""
+    """The verdict on one arm; the effect is its loss minus the baseline's, in nats."""
 
     arm: str
     word: Word
     effect: float
     interval: tuple[float, float]  # holds for all arms and looks together
-    pointwise: tuple[float, float]  # at level alpha, of this arm and look alone
-    equivalence: tuple[float, float]  # an arm is equivalent where this lies within delta
+    pointwise: tuple[float, float]  # at level alpha, for this arm and look alone
+    equivalence: tuple[float, float]  # the arm is equivalent if this lies within delta
     p: float  # adjusted for all arms; to be compared with `level`
     level: float  # of this look's family
     seed_se: float
-    evaluation_se: float  # 0 where it is not known
+    evaluation_se: float  # 0 if unknown
     df: float
-    seeds: int  # blocks that were read
+    seeds: int  # number of blocks read
     diverged: int
     why: str
 
@@ -57,10 +59,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The study after its last look: verdicts in the order of the arms, and the arms that are to run on."""
+    """The study after its last look: verdicts in the order of the arms, and the arms that must continue (`open`)."""
 
     verdicts: tuple[Verdict, ...]
-    looks: tuple[int, ...]  # numbers of seeds that were looked at
+    looks: tuple[int, ...]  # numbers of seeds at the looks so far
     sd: float  # pooled, of residuals
     df: float
     open: tuple[str, ...]
@@ -81,12 +83,15 @@ def judge(
     noise: Mapping[str, EvaluationNoise] | None = None,
     blocks: int | None = None,
 ) -> Judgement:
-    """Looks at a study as it is after its completed blocks of seeds, by replaying every look from the first.
+    """Judges a study after its completed blocks of seeds, by replaying every look from the first.
 
     `looks` are numbers of seeds, the last one `planned`; by default every one from the third on. Two seeds or fewer
-    give no verdict. A block is complete when no arm that still runs lacks a loss in it (None); `blocks` says otherwise
-    where some never will. A loss that is not finite is a diverged run: it bars 'better' and 'equivalent' for its arm,
-    'worse' and 'equivalent' against its baseline, and does so after a verdict too.
+    give no verdict. A block is complete when every arm that still runs has a loss in it (not None); `blocks` overrides
+    the count if some losses never come. A loss that is not finite is a diverged run. It bars 'better' and 'equivalent'
+    for its arm, and 'worse' and 'equivalent' if it is the baseline's; divergences after a verdict count too.
+
+    Raises ValueError for an alpha outside (0, 0.5), a delta of 0 or less, more seeds than planned, or looks that do not
+    end at `planned`.
     """
     table = Table.of(losses, baseline)
     times = look_times(planned) if looks is None else tuple(looks)
@@ -105,7 +110,7 @@ def judge(
         pool = effects(_until(table, seeds, given))
         last, looked = rule.verdicts(pool, seeds, level), seeds
         given |= {verdict.arm: verdict for verdict in last if verdict.stops and verdict.arm not in given}
-    if not looked:  # numbers, but no verdict
+    if not looked:  # before the first look: effects without verdicts
         seeds, pool = _complete(table, given) if blocks is None else blocks, effects(table)
         why = _too_early(seeds, times)
         last = [replace(v, word="inconclusive", why=why) for v in rule.verdicts(pool, seeds, alpha)]
@@ -115,14 +120,14 @@ def judge(
 
 
 def _complete(table: Table, given: Mapping[str, Verdict]) -> int:
-    """Leading blocks in which no arm that still runs lacks a loss."""
+    """Counts the leading blocks in which every arm that still runs has a loss or diverged."""
     running = [name not in given for name in table.names]
     whole = (np.isfinite(table.losses) | table.diverged)[running].all(0)
     return int(np.cumprod(whole).sum())
 
 
 def _until(table: Table, seeds: int, given: Mapping[str, Verdict]) -> Table:
-    """The first blocks, without what arms ran after their verdict: it must not matter whether they did."""
+    """Returns the first `seeds` blocks without the runs of arms after their verdict, which must not matter."""
     y, diverged = table.losses[:, :seeds].copy(), table.diverged[:, :seeds].copy()
     for row, name in enumerate(table.names):
         if name in given:
@@ -138,16 +143,16 @@ def _too_early(seeds: int, times: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What turns effects into verdicts at one look."""
+    """Converts effects to verdicts at one look."""
 
     alpha: float
     delta: float | None
     planned: int
     noise: Mapping[str, EvaluationNoise]
-    lost: np.ndarray  # [A], how many seeds diverged; the baseline's first
+    lost: np.ndarray  # [A], number of diverged seeds; the baseline's first
 
     def verdicts(self, found: Effects, seeds: int, level: float) -> list[Verdict]:
-        """Of every arm, at this level, without regard to earlier looks."""
+        """Returns the verdict on every arm at this level, without regard to earlier looks."""
         family = Family.of(found.correlation, found.df)
         errors = [_combined(arm.se, arm.df, self.noise.get(arm.arm)) for arm in found.arms]
         t = [_t(arm.value, se, df, family.df) for arm, (se, df) in zip(found.arms, errors, strict=True)]
@@ -202,7 +207,7 @@ def _lost(diverged: int) -> str:
 
 
 def _combined(se: float, df: float, noise: EvaluationNoise | None) -> tuple[float, float]:
-    """Standard error and degrees of freedom (Satterthwaite) of seeds and documents together."""
+    """Returns the standard error and degrees of freedom (Satterthwaite) of seeds and documents combined."""
     if noise is None or not noise.se or not df:
         return se, df
     seed, documents = se**2, noise.se**2
@@ -210,13 +215,14 @@ def _combined(se: float, df: float, noise: EvaluationNoise | None) -> tuple[floa
 
 
 def _t(value: float, se: float, df: float, to: float) -> float:
-    """Student's t, carried to other degrees of freedom."""
+    """Returns Student's t, converted to `to` degrees of freedom."""
     if not df or not value:
         return 0.0
     return carried(value / se if se else math.copysign(math.inf, value), df, to)
 
 
 def _around(value: float, se: float, df: float, *, carry: float, df_of: float) -> tuple[float, float]:
-    """The interval whose half-width is `carry` standard errors where the degrees of freedom are `df_of`."""
+    """Returns the interval around `value`; its half-width is `carry` standard errors at `df_of` degrees of freedom,
+    converted to `df`."""
     half = carried(carry, df_of, df) * se if df else math.inf
     return value - half, value + half

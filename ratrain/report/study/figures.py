@@ -1,4 +1,4 @@
-"""Figures of a study and of runs side by side; the same events give the same bytes."""
+"""Figures of a study and of compared runs; the same events give the same bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MARKERS = {"better": "v", "worse": "^", "equivalent": "D", "inconclusive": "o"}
 
 @dataclass(frozen=True)
 class Mark:
-    """A number with two intervals, the outer one at the level that counts."""
+    """A number with two intervals; the outer one is at the level of the verdict."""
 
     label: str
     value: float
@@ -36,8 +36,10 @@ def intervals_figure(
     name: str, words: str, marks: Sequence[Mark], *, label: str, band: float | None = None, zero: float = 0.0,
     percent: bool = False,
 ) -> str:  # fmt: skip
-    """A row per mark: a dot, the inner interval thick, the outer one thin. `zero` is the baseline's line, `band` what
-    lies within counts as the same."""
+    """Draws a row per mark: a dot, the inner interval thick, the outer one thin.
+
+    `zero` is the baseline's line. `band` is the half-width of the shaded equivalence region around it.
+    """
     if not marks:
         return ""
     lines = sum(max(1, len(_wrapped(mark.label).splitlines())) for mark in marks)
@@ -77,7 +79,7 @@ def _intervals(
 
 
 def _limits(marks: Sequence[Mark], band: float, zero: float) -> tuple[float, float]:
-    """What holds nearly all; one arm that is far off must not make points of the others."""
+    """Returns axis limits for nearly all marks; an outlier must not shrink the other intervals to points."""
     ends = [[x for x in (mark.value, *mark.inner, *mark.outer) if math.isfinite(x)] for mark in marks]
     reach = sorted(max(abs(x - zero) for x in of) for of in ends if of)
     most = min(reach[-1], 5 * reach[len(reach) // 2]) if reach else 1.0
@@ -88,7 +90,7 @@ def _limits(marks: Sequence[Mark], band: float, zero: float) -> tuple[float, flo
 
 
 def curves_figure(name: str, words: str, curves: Mapping[str, Curve], *, base: str, label: str) -> str:
-    """A line per curve with the range of its seeds; the `base` above all others."""
+    """Draws a line per curve with the range of its seeds, the `base` on top."""
     draw = partial(_curves, curves=curves, base=base, label=label)
     return drawn(name, words, 2.9 + 0.17 * math.ceil(len(curves) / 2), draw) if curves else ""
 
@@ -104,7 +106,7 @@ def _curves(axes: Axes, *, curves: Mapping[str, Curve], base: str, label: str) -
     last = max(curve.steps[-1] for curve in curves.values())
     late = [(c.low[c.steps >= 0.08 * last], c.high[c.steps >= 0.08 * last]) for c in curves.values()]
     known = np.concatenate([np.concatenate(pair) for pair in late])
-    if known.size and (span := float(np.ptp(known))) > 0:  # the fall from chance would flatten all the rest
+    if known.size and (span := float(np.ptp(known))) > 0:  # the initial fall from chance would flatten the rest
         axes.set_ylim(known.min() - 0.05 * span, known.max() + 0.05 * span)
     axes.set(xlabel="step", ylabel=label)
     axes.figure.legend(loc="outside lower left", ncols=2 if len(others) else 1, frameon=False,
@@ -112,7 +114,7 @@ def _curves(axes: Axes, *, curves: Mapping[str, Curve], base: str, label: str) -
 
 
 def difference_figure(name: str, words: str, curve: Curve, *, word: str, reach: float, last: float) -> str:
-    """A small picture of one arm against the baseline, all of them between -reach and reach, up to the step `last`."""
+    """Draws a small figure of one arm minus the baseline, with y from -reach to reach and x up to the step `last`."""
     draw = partial(_difference, curve=curve, word=word, reach=reach, last=last)
     return drawn(name, words, 1.25, draw, width=1.85, size=7.5)
 
@@ -131,7 +133,8 @@ def ruler_figure(
     name: str, words: str, *, curve: tuple[np.ndarray, np.ndarray], points: Sequence[tuple[float, float]],
     arms: Sequence[tuple[str, float, float, str]],
 ) -> str:  # fmt: skip
-    """The baseline's losses `points` by tokens, the `curve` through them, and (name, tokens, loss, verdict) of arms."""
+    """Draws the baseline's losses `points` over tokens, the `curve` through them, and `arms` as (name, tokens, loss,
+    verdict)."""
     return drawn(name, words, 3.1, partial(_ruler, curve=curve, points=points, arms=arms))
 
 
@@ -144,7 +147,7 @@ def _ruler(
     span, taken = float(np.ptp([loss for _, loss in points])), math.inf
     for at, (name, tokens, loss, word) in enumerate(sorted(arms, key=lambda arm: -arm[2])):
         axes.plot([tokens], [loss], marker=_MARKERS[word], color=PAINT[word], markersize=6.5, linestyle="none")
-        if len(arms) <= 8 and taken - loss > 0.06 * span:  # a name over another says neither
+        if len(arms) <= 8 and taken - loss > 0.06 * span:  # overlapping names would be unreadable
             offset, side = (7, "left") if at % 2 else (-7, "right")
             axes.annotate(_wrapped(name), (tokens, loss), (offset, 0), textcoords="offset points", ha=side, va="center",
                           color=PAINT[word], fontsize=8)  # fmt: skip
@@ -157,7 +160,7 @@ def _ruler(
 
 
 def _short(number: float) -> str:
-    """A count in three digits or fewer: 64 k, 1.5 M."""
+    """Formats a count in at most three digits: 64 k, 1.5 M."""
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -165,7 +168,7 @@ def _short(number: float) -> str:
 
 
 def detectable_figure(name: str, words: str, more: Mapping[int, float], *, seeds: int, delta: float | None) -> str:
-    """The smallest effect that is found by the number of seeds."""
+    """Draws the smallest detectable effect over the number of seeds."""
     return drawn(name, words, 2.4, partial(_detectable, more=more, seeds=seeds, delta=delta)) if more else ""
 
 
@@ -183,7 +186,7 @@ def _detectable(axes: Axes, *, more: Mapping[int, float], seeds: int, delta: flo
 
 
 def kept_figures(name: str, log: RunLog) -> list[str]:
-    """Of every probe that says what part is kept: its mean over layers and heads, and how far these are apart."""
+    """Draws each probe named "kept...", a kept share: its mean over layers and heads with the range over them."""
     found = []
     for patch, probes in log.probes.items():
         for probe, series in probes.items():

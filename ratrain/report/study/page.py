@@ -1,4 +1,4 @@
-"""The page of a study: its verdicts, what they stand on, and how to come to them again."""
+"""The page of a study: its verdicts, their evidence, and the commands to reproduce them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _KINDS = {
 
 
 def study_page(study: Study, rows: Sequence[Row], found: Conclusion | None) -> tuple[str, bytes]:
-    """The page as HTML, and the figure of the study's grids as PNG, empty where it has none."""
+    """Builds the page as HTML, and the figure of the study's grids as PNG, empty if the study has no grid."""
     shown = _ordered(study, rows, found)
     missing, drawn, sweep = "", {}, b""
     try:
@@ -61,8 +61,8 @@ def study_page(study: Study, rows: Sequence[Row], found: Conclusion | None) -> t
 
 
 def _ordered(study: Study, rows: Sequence[Row], found: Conclusion | None) -> list[Row]:
-    """The rows that are compared and begun: the baseline, the arms from the best on, then what is there to check the
-    others: baselines that cost more, and the baseline against itself."""
+    """Returns the compared rows with a begun run: the baseline, the arms by effect from the best on, then the controls
+    and A/A arms."""
 
     def place(row: Row) -> tuple[bool, bool, float]:
         verdict, serves = verdict_of(row, found), row.arm.role == "control" or row.arm.twin != "none"

@@ -1,4 +1,4 @@
-"""Which figures the page of a study has, and from what they are drawn."""
+"""Assembles the figures of a study's page from its rows and conclusion."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from ratrain.statistics.token_ruler import Ruler
 from ratrain.storage.run_log import RunLog
 
 _NOTHING = (math.nan, math.nan)
-_FEW = 6  # lines that one figure holds
+_FEW = 6  # most arms in one figure beside the baseline
 
 
 def plots(
     study: Study, rows: Sequence[Row], shown: Sequence[Row], found: Conclusion | None
 ) -> tuple[dict[str, str], bytes]:
-    """What sections have in figures, by their ids, and the figure of the study's grids as PNG, empty where it has none.
+    """Draws the figures of each section, by its id, and the figure of the study's grids as PNG, empty if it has none.
     Raises UnavailableError without matplotlib."""
     sweep = _sweep(rows)
     drawn = {
@@ -115,13 +115,13 @@ def _curves(shown: Sequence[Row], found: Conclusion | None) -> str:
 
 
 def _runs(row: Row) -> dict[Run, RunLog]:
-    """The logs that curves are drawn from: of runs that are done; of all where none is."""
+    """Returns the logs for curves: those of the finished runs, or of all runs if none is finished."""
     done = {(run.init, run.data): run.log for run in row.runs if run.log and run.status == "done"}
     return done or {(run.init, run.data): run.log for run in row.runs if run.log}
 
 
 def _differences(rows: Sequence[Row], found: Conclusion | None, curves: Sequence[Curve | None]) -> str:
-    """A small figure per arm, all with the same axes."""
+    """Draws a small figure per arm, all with the same axes."""
     known = [curve for curve in curves if curve]
     if not known:
         return ""
@@ -170,7 +170,7 @@ def _ruler(study: Study, rows: Sequence[Row], shown: Sequence[Row], found: Concl
 
 
 def _through(ruler: Ruler) -> Any:
-    """The curve of the ruler: loss by the logarithm of tokens."""
+    """Interpolates the curve of the ruler: loss over the logarithm of tokens."""
     from scipy.interpolate import PchipInterpolator
 
     return PchipInterpolator(ruler.log_tokens, ruler.losses)
@@ -221,7 +221,7 @@ def _cost_figure(study: Study, shown: Sequence[Row]) -> str:
 
 
 def _gates(shown: Sequence[Row]) -> str:
-    """Of the first run of every arm that has probes, folded: they are large, and asked for one at a time."""
+    """Draws the probes of the first run of every arm with probes, collapsed since the figures are large."""
     text = ""
     for row in shown:
         log, name = first_log(row), row.arm.name
@@ -236,7 +236,7 @@ def _gates(shown: Sequence[Row]) -> str:
 
 
 def _lighter(png: bytes) -> bytes:
-    """The picture in 128 colours, which a heat map does not outgrow: a quarter of its size."""
+    """Reduces a heat map to 128 colours, without visible loss: a quarter of its size."""
     from PIL import Image  # matplotlib needs it too
 
     out = io.BytesIO()

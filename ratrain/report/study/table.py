@@ -1,5 +1,5 @@
-"""The table of a study for terminals, and what all that is told of a study shares: the verdict on an arm, numbers as
-text, cells of the page's tables."""
+"""The table of a study for terminals, and helpers of all its reports: the verdict on an arm, numbers as text, table
+cells."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ SIGNS = {"better": "▼", "worse": "▲", "equivalent": "≈", "inconclusive": "
 
 
 def cells(rows: Sequence[Row], found: Conclusion | None) -> list[tuple[str, ...]]:
-    """The table under HEAD, of all but tuning runs: means over the seeds that are done, the effect beside its interval,
-    which holds for all arms together, and the paired difference of each seed."""
+    """Returns the table under HEAD for all rows except tuning arms.
+
+    A row holds the mean over the finished seeds, the effect with its interval, which holds for all arms together, and
+    the paired difference of each seed.
+    """
     table, bases = [], {row.arm.name for row in rows if row.arm.role == "base"}
     for row in rows:
         if row.arm.role == "tuning":
@@ -46,7 +49,8 @@ def cells(rows: Sequence[Row], found: Conclusion | None) -> list[tuple[str, ...]
 
 
 def verdict_of(row: Row, found: Conclusion | None) -> Verdict | None:
-    """On the arm as it was planned; where it was added later, or is at its own best point, of those like it."""
+    """Returns the verdict on a row's arm: of the first plan, of the amended plan for an added arm, of the tuned family
+    for a tuned arm; None without one."""
     if found is None:
         return None
     if row.arm.role == "tuned":
@@ -55,17 +59,17 @@ def verdict_of(row: Row, found: Conclusion | None) -> Verdict | None:
 
 
 def verdict_on(judgement: Judgement | None, arm: str) -> Verdict | None:
-    """The one on this arm, None where there is none."""
+    """Returns the judgement's verdict on an arm; None without one."""
     return next((v for v in judgement.verdicts if v.arm == arm), None) if judgement else None
 
 
 def first_log(row: Row) -> RunLog:
-    """Of the first run that has begun, in a row that has."""
+    """Returns the log of the first begun run of a row that has one."""
     return next(run.log for run in row.runs if run.log)
 
 
 def plan_facts(study: Study) -> Iterator[tuple[str, str]]:
-    """What was planned, as name and text."""
+    """Yields the facts of the plan, as name and text."""
     now, rule, metric = study.now, study.plan.verdict, study.now.metric
     seeds = ", ".join(str(a) if a == b else f"{a}/{b}" for a, b in now.seeds)
     yield "plan", f"{len(now.of_role(*COMPARED))} arms x {len(now.seeds)} seeds ({seeds}), baseline {now.base.name}"
@@ -84,37 +88,37 @@ def plan_facts(study: Study) -> Iterator[tuple[str, str]]:
 
 
 def loss_text(row: Row) -> str:
-    """The mean over the seeds that are done."""
+    """Formats the mean loss over the finished seeds; "-" without one."""
     return NONE if row.mean is None else f"{row.mean:.4f}"
 
 
 def span(ends: tuple[float, float], form: str = "[{:+.4f}, {:+.4f}]") -> str:
-    """The interval in this form, - where an end is not known."""
+    """Formats an interval; "-" if an end is not finite."""
     return form.format(*ends) if all(map(math.isfinite, ends)) else NONE
 
 
 def ratio(value: float, of: float) -> str:
-    """In three decimals, 1 where it is exact, - to nothing."""
+    """Formats a ratio in three decimals, as "1" if the values are equal, as "-" if the denominator is 0."""
     return NONE if not of else "1" if value == of else f"{value / of:.3f}"
 
 
 def chip(word: str) -> Markup:
-    """A verdict as a word with a sign and a colour, any of which is enough; of none yet, that."""
+    """Formats a verdict with a sign, a word and a colour, each sufficient alone; "none yet" for an empty word."""
     if not word:
         return Markup("<span class=none>none yet</span>")
     return Markup(f'<span class="chip {word}"><span aria-hidden="true">{SIGNS[word]}</span> {word}</span>')
 
 
 def two_lines(first: str, second: str) -> str:
-    """A cell of two lines."""
+    """Builds a cell of two lines, or of one if `second` is empty."""
     return Markup(f"{escape(first)}<small>{unbroken(second)}</small>") if second else first
 
 
 def unbroken(words: str) -> str:
-    """As HTML, with intervals that are not broken."""
+    """Escapes text as HTML, with no line breaks inside intervals."""
     return re.sub(r"\[[^\]]*\]", lambda found: f'<span class="whole">{found[0]}</span>', escape(words))
 
 
 def headed(name: str, words: str) -> Markup:
-    """The summary of what is folded: of which arm, and what."""
+    """Builds the summary line of a collapsed block: the arm's name in bold, then its contents."""
     return Markup(f"<b>{escape(name)}</b> <span class=quiet>{escape(words)}</span>")

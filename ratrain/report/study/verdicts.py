@@ -1,4 +1,4 @@
-"""The verdicts of a study on its page: those of the plan, at each arm's own best setting, with what was added later."""
+"""The verdicts of a study on its page: those of the plan, those at tuned points, and those of the amended plan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ratrain.statistics.verdict import Verdict
 
 
 def verdicts(study: Study, rows: Sequence[Row], shown: Sequence[Row], found: Conclusion | None) -> str:
-    """The count of each verdict, a table of the rows that are shown, and why each arm has its own."""
+    """Builds the count of each verdict, a table of the shown rows, and the reason for each verdict."""
     head = ("arm", "verdict", "val loss", "effect", "worth in tokens", "against time", "against its control")
     body = [_verdict_row(study, row, found) for row in shown]
     judged = [v for row in shown if row.arm.role != "base" and (v := verdict_of(row, found))]
@@ -95,7 +95,7 @@ def _against_control(contrast: Contrast | None) -> str:
 
 
 def _ratios(study: Study, arm: PlannedArm) -> Iterator[str]:
-    """Of parameters, FLOPs, KV cache and a step's time to the baseline's."""
+    """Yields the ratios to the baseline of parameters, training FLOPs, KV cache and step time."""
     for name in ("parameters", "train_flops_per_token", "kv_bytes_per_token"):
         yield ratio(getattr(arm, name), getattr(study.now.base, name))
     cost = study.costs.get(arm.name)
@@ -103,7 +103,7 @@ def _ratios(study: Study, arm: PlannedArm) -> Iterator[str]:
 
 
 def tuned_verdicts(rows: Sequence[Row], found: Conclusion | None) -> str:
-    """Of every arm at its best point of the tuning grid; nothing of a study without one."""
+    """Builds the verdicts on every arm at its best point of the tuning grid; empty without tuning results."""
     if not found or not found.tuned:
         return ""
     body, tuned = [], {row.arm.of: row for row in rows if row.arm.role == "tuned"}
@@ -123,7 +123,7 @@ def tuned_verdicts(rows: Sequence[Row], found: Conclusion | None) -> str:
 
 
 def _judged(verdict: Verdict | None) -> tuple[str, str]:
-    """Effect with its interval, and the reason."""
+    """Returns the effect with its interval, and the reason of the verdict."""
     if verdict is None:
         return NONE, ""
     known = math.isfinite(verdict.effect)
@@ -139,7 +139,7 @@ def _point(point: dict[str, Any]) -> str:
 
 
 def later_verdicts(found: Conclusion | None) -> str:
-    """Of all that is there now; nothing where the plan was not added to."""
+    """Builds the exploratory verdicts of the amended plan; empty if the plan was not amended."""
     if not found or not found.later:
         return ""
     known = [v for v in found.later.verdicts if math.isfinite(v.effect)]

@@ -1,4 +1,4 @@
-"""The report of a study, from events alone: a page to look at, and the same numbers for spreadsheets and programs."""
+"""Writes the report of a study from events alone: an HTML page, and the same numbers as JSON, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from ratrain.report.study.table import HEAD, cells, plan_facts
 
 
 def write_study_report(study: Study, rows: Sequence[Row], found: Conclusion | None) -> Path:
-    """The page, `report.html` in the study's folder; beside it results.json, .csv and .md, the figure of its grids,
-    and links to its runs. `rows` are rows_of(study), `found` what they come to."""
+    """Writes `report.html` to the study's folder and returns its path.
+
+    Beside it are results.json, .csv and .md, the figure of the study's grids, and links to its runs. `rows` are
+    rows_of(study), `found` is the conclusion from them.
+    """
     folder = study.folder
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     for row in rows:
