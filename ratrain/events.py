@@ -282,7 +282,7 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class RunEnded(Event):
-    status: str  # done, preempted, diverged, failed
+    status: str  # done, preempted, diverged
     step: int
     loss: float | None
     seconds: dict[str, float] = field(default_factory=dict)  # by phase

@@ -16,13 +16,14 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ratrain.ablation.conclusion import Conclusion, conclude
 from ratrain.ablation.record import Planned, PlannedArm, Study
 from ratrain.ablation.results import Reached, Row
+from ratrain.events import Fingerprints
 from ratrain.storage.run_log import RunLog
 
 POOL = Path(__file__).parent / "trained.npz"
@@ -153,8 +154,8 @@ def _arm(name: str, role: Any, *, of: str = "", point: dict | None = None, token
 
 def _row(arm: PlannedArm, runs: np.ndarray) -> Row:
     sizes = (32,) * runs.shape[1]  # a passage is a context of the tiny scale
-    stated = {"data": "", "order": "", "windows": "", "weights": {}, "unit": "passage", "sizes": sizes}
-    log = RunLog(Path(), {}, fingerprints=stated)
+    stated = Fingerprints(data="", order="", windows="", weights={}, unit="passage", sizes=sizes)
+    log = RunLog(Path(), cast("Any", None), fingerprints=stated)  # a study reads nothing of how a run started
     reached = tuple(
         Reached(seed, seed, "", "done", float(run.mean()), log, tuple(run.tolist())) for seed, run in enumerate(runs)
     )

@@ -14,6 +14,7 @@ from ratrain.ablation.plan import make_plan
 from ratrain.ablation.record import Cost, Study, planned
 from ratrain.ablation.results import Reached, Row
 from ratrain.ablation.tuning import edges, tuning
+from ratrain.events import Fingerprints, PruningEvaluated
 from ratrain.storage.run_log import RunLog
 
 TEXT = 'id = "x"\nscale = "tiny"\narms = ["v1", "v9", "aa_ulp", "aa_init"]\nverdict.delta = 0.01\nseed.init = {seeds}\n'
@@ -210,15 +211,9 @@ def test_an_arm_whose_tuning_is_not_done_has_no_best_point(studied):
 
 def test_runs_that_do_not_share_what_they_should_are_told(studied):
     def log(weights="16x4 aa", order="x", attention="flash"):
-        stated = {
-            "data": "d",
-            "order": order,
-            "windows": "w",
-            "weights": {"wte.weight": weights},
-            "unit": "",
-            "sizes": (),
-        }
-        return RunLog(Path(), {}, fingerprints=stated, attention=attention)
+        weights = {"wte.weight": weights}
+        stated = Fingerprints(data="d", order=order, windows="w", weights=weights, unit="", sizes=())
+        return RunLog(Path(), None, fingerprints=stated, attention=attention)
 
     study, rows = studied({name: of[:3] for name, of in KNOWN.items()}, 3)
     logs = {"v1": log("16x4 bb"), "v9": log(order="y", attention="math")}
@@ -242,8 +237,10 @@ def test_a_study_that_cannot_find_what_it_asks_for_says_so(concluded):
 def test_pruned_arms_that_are_not_as_sparse_as_asked_or_lost_a_matrix_are_told(studied):
     def log(reached, a):
         zeros = {"a.weight": (a, 9), "wte.weight": (0, 9)}
-        said = {"reached": reached, "sparsity": a / 9, "pruned": ["a.weight"], "zeros": zeros}
-        return RunLog(Path(), {}, fingerprints={}, pruning=said)
+        loss = dict.fromkeys(("loss_dense_best", "loss_target_best", "loss", "loss_reloaded"), 4.0)
+        size = dict.fromkeys(("not_zero", "peak_memory", "bytes_dense", "bytes_packed"), 0)
+        said = {"step": 9, "target": 0.5, "reached": reached, "sparsity": a / 9, "pruned": ["a.weight"]}
+        return RunLog(Path(), None, pruning=PruningEvaluated(**said, zeros=zeros, step_seconds={}, **loss, **size))
 
     study, rows = studied({name: of[:3] for name, of in KNOWN.items()}, 3)
     ends = {"v1": [log(False, 3), log(True, 6), log(False, 4)], "v9": [log(True, 9), log(True, 8), log(True, 9)]}
