@@ -64,7 +64,9 @@ def empty_folder(tmp_path, monkeypatch):
         (["profile", "v9", "--set", "schedule.lr=-1"], Exit.BAD_MANIFEST),
         (["widen", "v9", "--set", "schedule.lr=-1"], Exit.BAD_MANIFEST),
         (["--ablate", "ablation", "--set", "schedule.lr=-1"], Exit.BAD_MANIFEST),
+        (["verify", "v9", "--set", "schedule.lr=-1"], Exit.BAD_MANIFEST),
         (["v99"], Exit.MISSING),
+        (["verify", "v99"], Exit.MISSING),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

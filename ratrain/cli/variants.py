@@ -207,6 +207,8 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _verify(args: argparse.Namespace) -> int:
     """Run every contract on one manifest, made small: causality, checkpoints, gradients, graphs, decoding, ..."""
+    args.scale = None
+    name = read_manifest(args.manifest, args)[0].id  # a refusal comes before torch is imported
     from ratrain.api import verify
 
     broken = 0
@@ -216,7 +218,6 @@ def _verify(args: argparse.Namespace) -> int:
         if verdict.fault is not None:
             broken += 1
             print("\n".join(f"        {line}" for line in verdict.fault.splitlines()))
-    name = resolve_manifest(args.manifest, argparse.Namespace(**{**vars(args), "scale": None}))[0].id
     print(f"{name}: " + (f"{broken} contracts are broken" if broken else "every contract holds"))
     return Exit.BAD_MANIFEST if broken else Exit.DONE
 
