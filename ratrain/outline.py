@@ -8,6 +8,7 @@ then imports the whole file. So an outline is either exact or unavailable. It is
 from __future__ import annotations
 
 import ast
+import importlib
 import operator
 import sys
 from collections.abc import Iterator
@@ -167,6 +168,14 @@ def _import(statement: ast.Import | ast.ImportFrom, module: ModuleType) -> None:
     names = [alias.asname or alias.name for alias in statement.names]
     if "*" in names:
         raise WholeFileNeededError
+    if source == "ratrain":  # the front door: its classes of options are light, its functions and models are not
+        light = vars(importlib.import_module("ratrain.registry"))
+        for name, alias in zip(names, statement.names, strict=True):
+            if alias.name in _LIGHT_PARTS:
+                _execute(ast.ImportFrom("ratrain", [alias], 0), module)
+            else:
+                vars(module)[name] = light.get(alias.name, _Absent())
+        return
     _bind(source, names, statement, module)
     if source.startswith(_FAMILIES):
         there = vars(outline_package(source))

@@ -78,3 +78,17 @@ def test_faults_are_raised_with_their_place_and_exit_code():
     assert caught.value.exit == Exit.BAD_MANIFEST
     with pytest.raises(MissingError):
         ratrain.load("no such variant")
+
+
+def test_a_plug_in_that_takes_its_classes_from_here_is_shown_without_torch(tmp_path):
+    (tmp_path / "patches").mkdir()
+    (tmp_path / "patches" / "mine.py").write_text(
+        "import torch\nfrom ratrain import Mechanism, Patch, register\n\n\n@register('mine')\nclass Mine(Patch):\n"
+        "    target: str = 'blocks.*.attn.blend'\n    rank: int = 4\n\n    def build(self, old, spec):\n"
+        "        return Mechanism()\n"
+    )
+    (tmp_path / "mine.toml").write_text('id = "mine"\nextends = "gpt2.toml"\n[patch.mine]\nrank = 8\n')
+    code = "import sys; from ratrain.cli import main; main(['show', 'mine.toml']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert "rank = 8" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
