@@ -1,4 +1,4 @@
-"""What the kernels are checked and timed on, and the processes that compile them."""
+"""Inputs on which the kernels are checked and timed, and the processes that compile them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and at which size everything is measured: GPT-2 124M's attention, its loss, and decoding at length."""
+    """Device and sizes of all measurements: GPT-2 124M's attention, its loss, and decoding with a long context."""
 
     device: str = "cuda"
     batch: int = 16
@@ -64,7 +64,7 @@ def learned_plan_of(q: Tensor, block: int) -> dict[str, Any]:
 
 
 def cache_of(setting: Setting, shape: Sequence[int], *, keep: float, both: bool, dtype: torch.dtype) -> dict[str, Any]:
-    """What `decode_kept` takes: one query a head, and `keep` of the context; of its values alone unless `both`."""
+    """Arguments of `decode_kept`: one query per head, and `keep` of the context; of its values only unless `both`."""
     batch, n_head, context, head_dim = shape
     generator = torch.Generator(setting.device).manual_seed(0)
 
@@ -91,7 +91,7 @@ def head_of(setting: Setting, rows: int, channels: int, n_class: int, dtype: tor
 
 
 def spread(work: Callable[[Any], Any], tasks: Sequence[Any], setting: Setting) -> Iterator[Any]:
-    """work(task) for each, over the machine's cores; one after the other in a rehearsal."""
+    """Yields work(task) for each task, over the machine's cores; one after the other in a rehearsal."""
     if setting.device == "cpu":
         yield from map(work, tasks)
         return

@@ -1,4 +1,4 @@
-"""Steps of other trainers on our batches, each made in a process of its own; see bench_peers.py and worker.py.
+"""Steps of other trainers on ratrain's batches, each made in its own process; see bench_peers.py and worker.py.
 
 All train the same GPT-2 from equal weights on equal batches. To make it one training, all predict the rows that pad the
 vocabulary, as nanoGPT does, and weight decay is 0: nanoGPT also decays the embeddings, ours only the matrices of the
@@ -89,7 +89,7 @@ def batches_of(manifest: Manifest, device: str) -> list[tuple[Tensor, Tensor]]:
 
 
 def on_batches(manifest: Manifest, step: Step, device: str) -> Callable[[], Tensor]:
-    """The step on one batch after the other, read beforehand."""
+    """Returns the step on successive batches, read beforehand."""
     supply = itertools.cycle(batches_of(manifest, device))
     return lambda: step(*next(supply))
 
@@ -126,7 +126,7 @@ def their_step(manifest: Manifest, code: ModuleType, device: str, *, compiled: b
 
 
 def load_code(checkout: Path) -> ModuleType:
-    """The checkout's model.py. Raises ArmError where it has none that is like nanoGPT's."""
+    """Loads the checkout's model.py. Raises ArmError if it is missing or not like nanoGPT's."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec and spec.loader
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # compiled code looks it up

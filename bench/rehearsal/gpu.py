@@ -1,4 +1,4 @@
-"""Has torch, Dynamo, Inductor and Triton believe that there is a GPU. For a process of its own: nothing is undone."""
+"""Simulates a GPU for torch, Dynamo, Inductor and Triton. Needs its own process: nothing is undone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-# what is compiled for fake tensors is of no use to a later process, nor the other way round
+# code compiled for fake tensors is useless to other processes, and the reverse
 os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0", TORCHINDUCTOR_COMPILE_THREADS="1")
-# nor is what fakes measure
+# the same holds for measurements on fakes
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ratrain-rehearsal-")
 
 from rehearsal import guard
@@ -94,8 +94,8 @@ class Device:
 def install(card: Card, *, launched: Launch, synced: Callable[[], None]) -> FakeTensorMode:
     """Makes `card` the GPU of this process, and returns the mode in which its tensors are made.
 
-    launched(kernel, arguments, options) is called in place of each Triton kernel, and synced() where the host would
-    wait for a number of the device's.
+    launched(kernel, arguments, options) is called in place of each Triton kernel, and synced() each time the host would
+    wait for a number from the device.
     """
     _guard.install()
     _torch(card)
@@ -204,7 +204,7 @@ def _triton(card: Card, launched: Launch) -> None:
 
     jit: Any = triton.runtime.jit.JITFunction
     jit.run = run
-    for function in vars(probes).values():  # what it has found before there was a GPU
+    for function in vars(probes).values():  # results cached before the GPU was installed
         if hasattr(function, "cache_clear"):
             function.cache_clear()
 
@@ -241,7 +241,7 @@ def _inductor(launched: Launch) -> None:
 
 
 def _numbers(x: FakeTensor) -> np.ndarray:
-    """In place of FakeTensor.numpy: what lies on the CPU may be read at any time."""
+    """Replaces FakeTensor.numpy: returns zeros for a CPU tensor. Raises TypeError for another device."""
     if x.device.type != "cpu":
         raise TypeError(f"can't convert {x.device} device type tensor to numpy")
     return np.zeros(tuple(x.shape), dtype=str(x.dtype).removeprefix("torch."))
