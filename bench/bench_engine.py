@@ -44,7 +44,7 @@ def engine(setting: Setting, tmp_path_factory):
         engine = Engine(manifest, checkpoints=folder, device=setting.place, emit=emit)
         for sink in (Jsonl(folder / "events.jsonl"), Lines(log, stamped=True), Monitor(emit)):
             emit.add(sink)
-        engine.progress.total_steps = 1 << 40  # as many windows as are asked for
+        engine.progress.total_steps = 1 << 40  # no limit on the number of windows
         engine._choose_attention()
         engine._compile()
         yield engine

@@ -2,8 +2,8 @@
 
     pytest bench/bench_optim.py --benchmark-only
 
-At the `study` scale, or that of --scale. "masked" is a step that keeps half of the weights at zero, "look" one after
-which masks are made anew besides. A run looks every 50 steps, so that pruning costs it masked + (look - masked) / 50:
+At the `study` scale, or that of --scale. "masked" is a step that keeps half of the weights at zero, "look" one that
+also recomputes the masks. A run recomputes every 50 steps, so that pruning costs masked + (look - masked) / 50:
 the last row.
 """
 

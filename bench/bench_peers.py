@@ -36,7 +36,11 @@ PEERS = {"nanoGPT, eager": False, "nanoGPT, compiled": True} if NANOGPT else {}
 GPT2_VOCABULARY = ("data.tokenizer=gpt2", "model.vocab_size=50257")
 SHAPES = {"study": (), "study with GPT-2's vocabulary": GPT2_VOCABULARY}
 SETS = {"study": 3}  # of processes: one of nanoGPT's is up to a tenth faster than another, for as long as it lives
-BOUNDS = {"study": 1.15, "study with GPT-2's vocabulary": 1.30, "gpt2_124m": 1.2}  # of ours, for nanoGPT either way
+BOUNDS = {
+    "study": 1.15,
+    "study with GPT-2's vocabulary": 1.30,
+    "gpt2_124m": 1.2,
+}  # over ratrain's step, for nanoGPT eager and compiled
 
 
 def hold_together(arguments: dict[str, Any]) -> None:
@@ -80,7 +84,7 @@ def _measure(shape: str, setting: Setting) -> Measured:
 
 
 def _by_pairs(arms: Arms, shape: str, setting: Setting) -> Measured:
-    """Measures each other arm against ours, one pair after the other."""
+    """Measures each other arm against ratrain's, one pair after the other."""
     others = [name for name in arms if name != OURS]
     pairs = {name: _seconds({OURS: arms[OURS], name: arms[name]}, shape, setting, 1 / len(others)) for name in others}
     seconds = {OURS: pairs[TWIN][OURS]} | {name: found[name] for name, found in pairs.items()}

@@ -42,7 +42,7 @@ NAMES = [
     for entry in catalogue()  # weight pruning is V0 under an optimizer: bench_optim; old studies are not tuned
     if entry.same_as is None and entry.id != "gpt2" and not {"prune", "legacy"} & {*Path(entry.file).parts}
 ]
-_TOGETHER = 5  # variants that a GPU holds beside the two V0
+_TOGETHER = 5  # variants in a GPU's memory besides the two V0
 
 Step = Callable[[], object]
 

@@ -47,7 +47,7 @@ _WAITS = (
     "aten::_unique2",
     "cudaStreamSynchronize",
 )
-_NOT_OPS = ("autograd::", "torch::")  # the engine's own records, beside the operations that it runs
+_NOT_OPS = ("autograd::", "torch::")  # the autograd engine's own records, besides the operations that it runs
 
 
 def count(step: Step, device: str = "cpu") -> dict[str, int]:

@@ -2,7 +2,7 @@
 
     python3 bench/gpu_check.py [--part kernels|steps] [--out DIR] [--write-tuned]
 
-Kernels: each op in fp32, fp16 and bf16 against float64; tile sizes raced; times beside torch's own attention and loss.
+Kernels: each op in fp32, fp16 and bf16 against float64; tile sizes raced; times against torch's own attention and loss.
 Steps: every variant at GPT-2 124M, T 1024, bf16, in rounds with V0. Each figure is a line of <out>/<gpu>.jsonl as soon
 as it is known; at the end a Markdown table is written beside it. Exits with 1 if a result is wrong, with 69 without a
 GPU.

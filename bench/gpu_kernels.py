@@ -86,7 +86,7 @@ def full(small: bool) -> Iterator[Row]:
 
 
 def kernels(small: bool) -> Iterator[Row]:
-    """Attention's backends and our kernels, as CUDA graphs."""
+    """Attention's backends and ratrain's kernels, as CUDA graphs."""
     setting = _setting(small)
     peak = gpu_timed.Peaks(8e14, 3e12) if small else gpu_timed.peaks(setting)
     yield from gpu_timed.time_group(gpu_timed.attention, setting, peak)

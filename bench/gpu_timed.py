@@ -1,4 +1,4 @@
-"""The kernels timed beside torch's own attention and loss, and raced over tile sizes."""
+"""Times the kernels against torch's own attention and loss, and races them over tile sizes."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def steps(batch: int, small: bool) -> Iterator[Row]:
 
 
 def whole(small: bool) -> Iterator[Row]:
-    """V0 with one graph for the model beside a graph for a block."""
+    """V0 with one graph for the model against one graph per block."""
     makers: dict[str, Callable[[], Arm]] = {
         BASE: lambda: _ours((), 32, small),
         "unified_ra_v0 as one graph": lambda: _ours(("compile.scope=model",), 32, small),
@@ -60,7 +60,7 @@ def whole(small: bool) -> Iterator[Row]:
 
 
 def autotune(small: bool) -> Iterator[Row]:
-    """V0 with tiles of its products chosen by timing beside torch's own choice; compiling them takes minutes."""
+    """V0 with tiles of its products chosen by timing, against torch's own choice; compiling them takes minutes."""
     makers: dict[str, Callable[[], Arm]] = {
         BASE: lambda: _ours((), 32, small),
         "unified_ra_v0 autotuned": lambda: _ours(("compile.autotune=true",), 32, small),

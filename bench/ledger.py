@@ -26,7 +26,7 @@ class Ledger:
 
     @property
     def late(self) -> bool:
-        """Whether nothing new should begin."""
+        """Whether the time limit has passed, so that no new part may begin."""
         return self.seconds > self.until
 
     def tell(self, part: str, **row: Any) -> None:

@@ -10,7 +10,7 @@ from worker import ratrain_step
 def pruned_step(
     manifest: str, scale: str | None = None, overrides: Sequence[str] = (), device: str = "cpu", looks: bool = False
 ) -> Callable[[], object]:
-    """A step with half of the weights pruned; `looks`: masks are recomputed after each step."""
+    """Returns a step with half of the weights pruned; `looks`: masks are recomputed after each step."""
     step = ratrain_step(manifest, scale, overrides, device)
     pruner = step.step.hooks[0]
     pruner.expect(0.5)

@@ -102,7 +102,7 @@ class Arm:
         self._ask({"do": "instructions", "n": n})
 
     def close(self) -> None:
-        """Ends the worker, by force after `_PATIENCE` seconds. Does nothing the second time."""
+        """Ends the worker, by force after `_PATIENCE` seconds, or 0.1 s if not ready. Does nothing the second time."""
         assert self._process.stdin and self._process.stdout
         with contextlib.suppress(OSError):
             self._process.stdin.close()

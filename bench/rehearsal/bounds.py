@@ -35,7 +35,7 @@ def exceeded(step: Rehearsed, known: dict[str, Any]) -> list[str]:
 
 
 def write(steps: Iterable[Rehearsed]) -> None:
-    """Records the steps; other cases stay as they are."""
+    """Records the steps; other cases are unchanged."""
     fresh = {str(step.case): {"launches": step.launches, "bytes": step.bytes} for step in steps}
     cases = dict(sorted({**read(), **fresh}.items()))
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(bound)}" for name, bound in cases.items())

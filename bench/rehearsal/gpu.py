@@ -17,7 +17,7 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ratrain-rehearsal-")
 from rehearsal import guard
 from rehearsal.card import Card
 
-_guard = guard.load()  # before torch asks for its hooks
+_guard = guard.load()  # before torch loads its hooks
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -30,7 +30,7 @@ torch.inference_mode = lambda mode=True: torch.set_grad_enabled(not mode) if mod
 SOURCES: dict[str, str] = {}  # of each kernel that Inductor wrote, by name
 Launch = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 _Generator = torch.Generator
-_kept: list[object] = []  # torch.library takes its registrations back when these go
+_kept: list[object] = []  # torch.library undoes its registrations when these are freed
 
 
 class Stream:
@@ -71,7 +71,7 @@ class Event:
 
 
 class Generator:
-    """torch.Generator of the GPU: seeded, it is None, torch's own, which fake random numbers do not ask for either."""
+    """torch.Generator of the GPU: `manual_seed` returns None, torch's default generator; fakes draw no numbers."""
 
     def __new__(cls, device="cpu"):
         return super().__new__(cls) if torch.device(device).type == "cuda" else _Generator(device)
@@ -108,7 +108,7 @@ def install(card: Card, *, launched: Launch, synced: Callable[[], None]) -> Fake
         synced()
         return 1.0 if x.dtype.is_floating_point else 1
 
-    def counts(mode, function, x, *args):  # as many as its numbers say; they say nothing
+    def counts(mode, function, x, *args):  # the length depends on values, which fakes lack: 8 in place of it
         with mode:
             return torch.empty(8, dtype=torch.float64 if args else torch.int64, device=x.device)
 

@@ -27,9 +27,9 @@ _FREE = re.compile(
     r"view|as_strided|permute|aten\.t\.|transpose|detach|slice|select|split|unbind|expand|alias|empty|unsqueeze|reshape|"
     r"lift_fresh|squeeze|unfold|is_same_size|set_|sym_|device|profiler|_local_scalar"
 )
-_UPDATED = {"linear_cross_entropy _rows_kernel": (0,)}  # arguments of our kernels that are read and written
+_UPDATED = {"linear_cross_entropy _rows_kernel": (0,)}  # arguments of ratrain's kernels that are read and written
 _PRUNED = 0.55  # of a causal product: the share that remains if 0.382 of the keys are kept before each block of 128
-# causal products of our attention kernels, one way and tied
+# causal products of ratrain's attention kernels, one way and tied
 _PRODUCTS = {
     "ra_attention _forward_kernel": (2, 3),
     "ra_attention _keys_kernel": (3, 4),
@@ -126,7 +126,7 @@ def listen(recorder: Recorder, mode: FakeTensorMode) -> None:
         if function.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
             function.name(), "CompositeImplicitAutograd"
         ):
-            with self:  # below autograd, as in an operation of ours, it comes undecomposed
+            with self:  # below autograd, as inside an operation of ratrain, it arrives undecomposed
                 return function.decompose(*args, **(kwargs or {}))
         inside = True
         try:
@@ -155,7 +155,7 @@ def _table(self, recorder: Recorder, key: Any, moved: list[adamw.Moved], block: 
 
 
 def _flops(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> int:
-    """Of an attention kernel of ours: causal products of q [B, H, T, D], which comes first, with T keys."""
+    """FLOPs of an attention kernel of ratrain: causal products of q [B, H, T, D], its first argument, with T keys."""
     if (products := _PRODUCTS.get(name)) is None:
         return 0
     batch, n_head, n_token, head_dim = arguments[0].shape
@@ -167,9 +167,7 @@ def _note(recorder: Recorder, function: Any, args: Any, kwargs: Any, out: Any) -
     if _FREE.search(name):
         return
     flops = flop_registry.get(function.overloadpacket)
-    if (
-        "dtype" in function._overloadname
-    ):  # torch's formulas do not know the dtype that a product names after its factors
+    if "dtype" in function._overloadname:  # torch's formulas do not take the dtype argument of a product
         cost = flops(*_tensors(args), out_val=out) if flops else 0
     else:
         cost = flops(*args, **kwargs, out_val=out) if flops else 0

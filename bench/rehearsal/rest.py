@@ -100,7 +100,7 @@ def _measured(case: attention.Case) -> dict[str, float]:
 
 
 def _two_ranks(rehearsal: Rehearsal) -> None:
-    """The first of two ranks takes a step: it asks for one sum over both, and the host waits for nothing.
+    """Takes two steps on the first of two ranks: the second must run one all-reduce, without a wait of the host.
 
     In bf16 alone: the reducer of torch's DDP, which averages the gradients of other precisions, reads them from C++.
     """
@@ -123,7 +123,7 @@ def _two_ranks(rehearsal: Rehearsal) -> None:
 
 
 def _run(rehearsal: Rehearsal, name: str, steps: int) -> None:
-    """Trains, evaluates and saves, is stopped, and goes on from its checkpoint to its sample."""
+    """Trains, evaluates, saves and stops a run, then resumes it from its checkpoint up to its sample."""
     cadence = (f"{key}={max(1, steps // 2)}" for key in ("eval.every", "checkpoint.every", "log.every"))
     keys = ("compile.scope=off", f"train.budget.steps={steps}", *cadence)
     case = Case(name, scale="tiny", batch=4, keys=keys)

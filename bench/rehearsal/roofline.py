@@ -62,7 +62,7 @@ def _part(one: Work) -> str:
 
 def _seconds(one: Work, card: Card, products: float) -> float:
     memory = one.bytes / card.bandwidth
-    if one.kind == TRITON:  # ours; some move memory alone
+    if one.kind == TRITON:  # ratrain's; some have no FLOPs
         return max(memory, one.flops / card.kernels) + (SELECTION * one.count if "_select_kernel" in one.name else 0.0)
     if "attention" in one.name:  # FLOPs count the whole square, of which a causal kernel computes half
         return max(memory, one.flops / 2 / card.attention["backward" in one.name])

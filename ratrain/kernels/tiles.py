@@ -26,10 +26,10 @@ def entries_of(x, at, inside, MASKED: tl.constexpr = True):
 
 @triton.jit
 def product(a, b, acc=None):
-    """a [M, K] times b [K, N], plus acc, in fp32; of fp32 exact, as 16-bit numbers are by themselves."""
+    """a [M, K] times b [K, N], plus acc, in fp32; fp32 inputs in IEEE precision, not TF32."""
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
 def strides(*tensors: Tensor) -> tuple[int, ...]:
-    """Of batch, head and token; channels must lie side by side."""
+    """Returns the strides of batch, head and token; channels must be contiguous."""
     return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])

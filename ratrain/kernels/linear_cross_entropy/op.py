@@ -139,7 +139,7 @@ def _by_kernel(
                 torch.mm(logits, w, out=d_x[part])
             else:
                 d_x[part] = logits @ w
-            # of a single chunk the sum is the product's own, and needs no fp32 array beside it
+            # for a single chunk the product is the sum, and needs no separate fp32 array
             sums = weight.dtype if len(x) <= step else torch.float32
             d_weight = _sum_product(d_weight, logits.T, rows, sums)
     assert d_weight is not None
@@ -171,7 +171,7 @@ def _rows(x: Tensor, weight: Tensor) -> int:
 def _softmax(rows: Tensor, w: Tensor, index: Tensor, n_class: int, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of rows [n, C]: logsumexp and the logit at `index`, [n, 1] each, and the probabilities, in `out` [n, V].
 
-    Each pass over [n, V] shows in the time of a step: this makes two, beside the product and a softmax in place.
+    Each pass over [n, V] adds to the time of a step: here two, besides the product and an in-place softmax.
     """
     if by_onednn(rows, w):
         logits = out = product(rows, w.T)

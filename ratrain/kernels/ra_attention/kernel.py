@@ -79,7 +79,7 @@ def _forward_kernel(
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """out, plain [B, T, H, D]: y and, if it is blended, o; lse [B, H, T]."""
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest walks first
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest loops first
     bh = tl.program_id(1).to(tl.int64)
     b, h = bh // n_head, bh % n_head
     q, k, v = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h
