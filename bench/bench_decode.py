@@ -1,7 +1,7 @@
-"""What a token costs when text is drawn one at a time, batch 1: V0 against the variants that keep something else.
+"""Cost per token of sampling with batch 1: V0 against the variants that keep a different cache.
 
-With a cache, and V0 without one, which runs the whole context for each token. Per round each draws a context's length
-of tokens, greedily, untrained; the bytes are those of its fullest cache.
+With a cache, and V0 without one, which runs the whole context for each token. Per round each arm generates a context
+length of tokens, greedily, untrained; the bytes are those of its fullest cache.
 
     pytest bench/bench_decode.py --benchmark-only --scale gpt2_124m
 """
@@ -22,7 +22,7 @@ from ratrain.model.generate import DecodingStats, generate
 from ratrain.model.gpt2 import GPT2
 
 BASE, TWIN, WHOLE = "unified_ra_v0", "unified_ra_v0 again", "unified_ra_v0 without a cache"
-_LONGEST = 256  # tokens that are drawn at most
+_LONGEST = 256  # most tokens generated
 _WHOLE_EVERY = 16  # without a cache every so many lengths of the context are computed: all would take half the time
 
 
@@ -39,7 +39,7 @@ NAMES = [name for name in _kinds() if name != BASE]
 
 
 def drawing(name: str, setting: Setting) -> tuple[Callable[[], object], DecodingStats, GPT2]:
-    """What draws a context's length of tokens, and what it notes."""
+    """Returns a callable that generates a context length of tokens, its statistics, and the model."""
     manifest = setting.manifest(name)
     model = build(manifest, device=setting.place).eval()
     count, stats = min(_LONGEST, manifest.model.block_size) - 1, DecodingStats()
@@ -54,7 +54,7 @@ def drawing(name: str, setting: Setting) -> tuple[Callable[[], object], Decoding
 
 @torch.inference_mode()
 def _whole(model: GPT2, length: int) -> None:
-    """The tokens that a cache saves to compute again, for one in `_WHOLE_EVERY` lengths of the context."""
+    """Recomputes the whole context, which a cache avoids, for one in `_WHOLE_EVERY` lengths."""
     tokens = torch.zeros(1, length, dtype=torch.int64, device=model.wte.weight.device)
     for seen in range(1, length + 1, _WHOLE_EVERY):
         model.logits(tokens[:, :seen])[0, -1].float().cpu()

@@ -1,10 +1,10 @@
-"""What the engine takes beside the train step: its windows, its checkpoints, its data, and the wait for a first step.
+"""Overhead of the engine over the train step: its windows, its checkpoints, its data, and the time to a first step.
 
     pytest bench/bench_engine.py --benchmark-only --cold v0,v19
 
 Windows of the engine with the sinks of a run, and the same steps bare, twice, of the same compiled model; V9 at the
-default scale. A checkpoint and a batch are held against the steps that they come with. A first step is waited for, by
-the clock from the start of the command, with compiled code and headers in their place and with nothing kept.
+default scale. A checkpoint and a batch are compared with the steps they accompany. The time to a first step is wall
+time from the start of the command, once with compiled code and headers cached and once with empty caches.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WINDOW = 10  # log.every of the default scale
 
 @pytest.fixture(scope="module")
 def engine(setting: Setting, tmp_path_factory):
-    """Compiled, with the sinks of a run."""
+    """An engine, compiled, with the sinks of a run."""
     folder, every = tmp_path_factory.mktemp("run"), f"log.every={WINDOW}"
     manifest = setting.manifest("v9", "eval.every=0", "checkpoint.every=0", every)
     emit = Fanout()
@@ -44,7 +44,7 @@ def engine(setting: Setting, tmp_path_factory):
         engine = Engine(manifest, checkpoints=folder, device=setting.place, emit=emit)
         for sink in (Jsonl(folder / "events.jsonl"), Lines(log, stamped=True), Monitor(emit)):
             emit.add(sink)
-        engine.progress.total_steps = 1 << 40  # as many windows as are asked for
+        engine.progress.total_steps = 1 << 40  # no limit on the number of windows
         engine._choose_attention()
         engine._compile()
         yield engine
@@ -71,7 +71,7 @@ def bench_window(benchmark, windows, name):
 
 
 def bench_checkpoint(benchmark, setting, engine, windows):
-    """A checkpoint, by the clock since it waits for the disk, against the steps up to it at the scale's interval."""
+    """A checkpoint, in wall time because it waits for the disk, against the steps of one checkpoint interval."""
     every = setting.manifest("v9").checkpoint.every or 500
     costs = []
     for _ in range(5):
@@ -89,7 +89,7 @@ def bench_batch(benchmark, setting, engine, windows):
 
 
 def _tell_part(benchmark, name: str, costs: list[float], *, steps: int, step: float, bound: float) -> None:
-    """A row for what comes once in so many steps of `step` seconds."""
+    """Adds a row for a part that occurs once per `steps` steps of `step` seconds."""
     middle = sorted(costs)[len(costs) // 2]
     share = middle / (steps * step)
     REPLAY.load(costs)

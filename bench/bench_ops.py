@@ -1,7 +1,7 @@
-"""What our operations cost beside those they stand for, forward and backward: attention and the loss, and decoding.
+"""Cost of ratrain's operations over the ones they replace, forward and backward: attention, the loss, and decoding.
 
-On a GPU at GPT-2 124M's shapes in bf16, by its kernels; on a CPU, where the operations run as they are defined, at
-those of the default scale. All in rounds; FLOP/s are of the products that the result cannot do without.
+On a GPU at GPT-2 124M's shapes in bf16, with the kernels; on a CPU with the definitions, at the shapes of the default
+scale. All in rounds; FLOP/s count only the products that the result requires.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ON_CPU = gpu_inputs.Setting(
     "cpu", batch=8, n_head=6, n_token=128, head_dim=32, block=16, n_class=2048, channels=192, decode_batch=8,
     decode_context=1024, dtype=torch.float32,
 )  # fmt: skip
-BASE = {  # what the others of a group are compared with: the first so called that can serve
+BASE = {  # the baseline of a group: the first member with this prefix that runs here
     "attention, forward": "sdpa forward",
     "attention, forward and backward": "sdpa forward + backward",
     "loss": "loss unfused",
@@ -42,7 +42,7 @@ def _sizes(device: str) -> gpu_inputs.Setting:
 
 @pytest.fixture(scope="module")
 def measured(setting: Setting):
-    """By group of operations, once it is asked for."""
+    """Measures a group of operations on first use."""
     return functools.cache(lambda group: _measure(group, setting))
 
 

@@ -1,9 +1,9 @@
-"""What a step costs under each optimizer, and under pruning of weights, against AdamW; each in a process of its own.
+"""Cost of a step with each optimizer, and with pruning of weights, over AdamW's; each in its own process.
 
     pytest bench/bench_optim.py --benchmark-only
 
-At the `study` scale, or that of --scale. "masked" is a step that keeps half of the weights at zero, "look" one after
-which masks are made anew besides. A run looks every 50 steps, so that pruning costs it masked + (look - masked) / 50:
+At the `study` scale, or that of --scale. "masked" is a step that keeps half of the weights at zero, "look" one that
+also recomputes the masks. A run recomputes every 50 steps, so that pruning costs masked + (look - masked) / 50:
 the last row.
 """
 
@@ -48,7 +48,7 @@ def measured(setting: Setting) -> Measured:
             )
             for name, (make, own) in {BASE: plain[BASE], TWIN: plain[BASE], **plain, **pruned}.items()
         }
-        for arm in arms.values():  # side by side: the first of those that begin one by one stays 1 to 2 % slower
+        for arm in arms.values():  # in parallel: started one by one, the first stays 1 to 2 % slower
             arm.ready()
         steps = {name: partial(arm.step, 1) for name, arm in arms.items()}
         rounds = setting.rounds_within(steps, share=0.25)

@@ -1,14 +1,14 @@
-"""What a step of nanoGPT costs against ours: the same GPT-2, each in a process of its own, in rounds.
+"""Cost of a step of nanoGPT over ratrain's: the same GPT-2, each in its own process, in rounds.
 
     NANOGPT=/path/to/nanoGPT pytest bench/bench_peers.py --benchmark-only
 
-Without NANOGPT, which names a checkout, only our own arms are measured. Per round every process takes one step, in one
-order and then in the other; on a CPU, CPU time of the process, one thread, on batches read beforehand. A second of ours
-runs along: the half-width of its interval is what the machine cannot resolve, and a claim holds when the lower end of
-nanoGPT's interval, eager and compiled, is above the bound less that. Before, losses of all are held together. At the
-`study` shape it is done with several sets of processes, and "by set" tells the ratio of each. On a GPU only two
-processes live at a time, ours and one other: five would share its memory.
-Shapes: the `study` scale with its own vocabulary and with GPT-2's, or that of --scale; what is common is in peers.py.
+Without NANOGPT, which names a checkout, only ratrain's arms are measured. Per round every process takes one step, in
+order and in reverse order; on a CPU, CPU time of the process, one thread, on batches read beforehand. A second arm of
+ratrain runs as a twin: the half-width of its interval is the resolution of the machine, and a claim holds when the
+lower end of nanoGPT's interval, eager and compiled, is at least the bound less that. Before, the losses of all are
+compared. At the `study` shape several sets of processes are measured, and "by set" has the ratio of each. On a GPU only
+two processes live at a time, ratrain's and one other: five would share its memory.
+Shapes: the `study` scale with its own vocabulary and with GPT-2's, or that of --scale; common settings: peers.py.
 """
 
 from __future__ import annotations
@@ -36,11 +36,15 @@ PEERS = {"nanoGPT, eager": False, "nanoGPT, compiled": True} if NANOGPT else {}
 GPT2_VOCABULARY = ("data.tokenizer=gpt2", "model.vocab_size=50257")
 SHAPES = {"study": (), "study with GPT-2's vocabulary": GPT2_VOCABULARY}
 SETS = {"study": 3}  # of processes: one of nanoGPT's is up to a tenth faster than another, for as long as it lives
-BOUNDS = {"study": 1.15, "study with GPT-2's vocabulary": 1.30, "gpt2_124m": 1.2}  # of ours, for nanoGPT either way
+BOUNDS = {
+    "study": 1.15,
+    "study with GPT-2's vocabulary": 1.30,
+    "gpt2_124m": 1.2,
+}  # over ratrain's step, for nanoGPT eager and compiled
 
 
 def hold_together(arguments: dict[str, Any]) -> None:
-    """The same loss from the start, and still the same after updates."""
+    """Checks that the losses are equal at the start and after updates."""
     manifest = peers.manifest_of(arguments["scale"], arguments["overrides"])
     device, code = arguments["device"], peers.load_code(Path(NANOGPT).expanduser())
     steps = peers.our_step(manifest, device, compiled=False), peers.their_step(manifest, code, device, compiled=False)
@@ -53,7 +57,7 @@ def hold_together(arguments: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def measured(setting: Setting):
-    """By shape, once it is asked for; a step of every arm in its turn."""
+    """Measures a shape on first use, the arms in turns."""
     return functools.cache(lambda shape: _measure(shape, setting))
 
 
@@ -80,7 +84,7 @@ def _measure(shape: str, setting: Setting) -> Measured:
 
 
 def _by_pairs(arms: Arms, shape: str, setting: Setting) -> Measured:
-    """Each other arm beside ours, one after the other."""
+    """Measures each other arm against ratrain's, one pair after the other."""
     others = [name for name in arms if name != OURS]
     pairs = {name: _seconds({OURS: arms[OURS], name: arms[name]}, shape, setting, 1 / len(others)) for name in others}
     seconds = {OURS: pairs[TWIN][OURS]} | {name: found[name] for name, found in pairs.items()}
@@ -89,13 +93,13 @@ def _by_pairs(arms: Arms, shape: str, setting: Setting) -> Measured:
 
 
 def _seconds(arms: Arms, shape: str, setting: Setting, share: float) -> dict[str, list[float]]:
-    """Seconds by arm and round, each arm in a process of its own; `share` of the time that there is."""
+    """Returns seconds by arm and round, each arm in its own process, within `share` of the available time."""
     with ExitStack() as stack:
         started = {
             name: stack.enter_context(Arm.start(make=make, arguments=arguments, label=name, wait=False))
             for name, (make, arguments) in arms.items()
         }
-        for arm in started.values():  # side by side: the first of those that begin one by one stays 1 to 2 % slower
+        for arm in started.values():  # in parallel: started one by one, the first stays 1 to 2 % slower
             arm.ready()
         steps = {name: partial(arm.step, 1) for name, arm in started.items()}
         rounds = setting.rounds_within(steps, share=0.3 * share)

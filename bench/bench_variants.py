@@ -1,8 +1,8 @@
-"""What a train step of each variant costs against V0, in rounds so that drift hits all of them alike.
+"""Cost of a train step of each variant over V0's, in rounds so that drift hits all of them alike.
 
-Per round every variant takes one step, in one order and then in the other; on a CPU, CPU time of this process, one
-thread. A second V0 runs along: the half-width of its interval is what the machine cannot resolve, and a bound holds
-when the upper end of a variant's interval is within the bound plus that.
+Per round every variant takes one step, in order and in reverse order; on a CPU, CPU time of this process, one thread. A
+second V0 runs as a twin: the half-width of its interval is the resolution of the machine. A bound holds when the upper
+end of a variant's interval is at most the bound plus that half-width.
 
     pytest bench/bench_variants.py --benchmark-only -k "v1 or v9" --rounds 60
 """
@@ -29,20 +29,20 @@ from ratrain.machine.device import peak_flops
 from ratrain.model.count import count
 
 BOUND = 1.02  # of V0, for variants that only gate scores
-WIDER = {  # for those that compute more; None where the cost is part of what is asked
+WIDER = {  # for variants that compute more; None if the cost is part of the study
     **dict.fromkeys((f"unified_ra_v{n}" for n in (3, 4, 5, 6, 11, 13)), 1.05),
     **dict.fromkeys(("tied_ra", "tied_ra_low_rank"), 1.15),
-    **dict.fromkeys((*(f"unified_ra_v{n}" for n in (14, 15, 17, 18, 19)), "c1", "c2", "c3"), 1.6),  # those that prune
+    **dict.fromkeys((*(f"unified_ra_v{n}" for n in (14, 15, 17, 18, 19)), "c1", "c2", "c3"), 1.6),  # pruning variants
     **dict.fromkeys(("unified_ra_v10", "output_gate", "double_attention", "modern"), None),
     **{Path(entry.file).stem: None for entry in catalogue() if "ideas" in Path(entry.file).parts},
 }
 BASE, TWIN = "unified_ra_v0", "unified_ra_v0 again"
 NAMES = [
     Path(entry.file).stem
-    for entry in catalogue()  # what prunes weights is V0 under an optimizer: bench_optim; old studies are not tuned
+    for entry in catalogue()  # weight pruning is V0 under an optimizer: bench_optim; old studies are not tuned
     if entry.same_as is None and entry.id != "gpt2" and not {"prune", "legacy"} & {*Path(entry.file).parts}
 ]
-_TOGETHER = 5  # variants that a GPU holds beside the two V0
+_TOGETHER = 5  # variants in a GPU's memory besides the two V0
 
 Step = Callable[[], object]
 
@@ -62,7 +62,7 @@ class Variant:
         self.flops = self.tokens * count(model).train_flops_per_token
 
     def looked_at(self) -> dict[str, Any]:
-        """What can be told of it alone, without what other variants have compiled."""
+        """Measures the variant alone, without the compiled code of other variants."""
         torch._dynamo.reset()
         found = compiled.first_steps(self.name, self.manifest, self.device, self.step)
         return {"peak MiB": counters.count(self.step, self.device)["peak_bytes"] >> 20, **found}
@@ -73,14 +73,14 @@ class Variant:
 
 
 def groups(asked: list[str], setting: Setting) -> Iterator[list[str]]:
-    """All at once where memory allows, so that each is compared with the same V0 in the same rounds."""
+    """Splits the variants into groups measured together: all on a CPU, `_TOGETHER` on a GPU, for its memory."""
     size = len(asked) if setting.place.type == "cpu" else _TOGETHER
     yield from (asked[at : at + size] for at in range(0, len(asked), size or 1))
 
 
 @pytest.fixture(scope="module")
 def measured(request, setting) -> dict[str, Measured]:
-    """Of the variants that were asked for, by -k for instance; by name."""
+    """Measures the selected variants (by -k for instance); by name."""
     asked = {item.callspec.params["name"] for item in request.session.items if item.module is request.module} - {TWIN}
     peak = peak_flops(setting.place, setting.manifest(BASE).train.precision)["measured"]
     found: dict[str, Measured] = {}

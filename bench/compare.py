@@ -1,6 +1,6 @@
-"""Is the working tree slower than a commit, and does a step of it do more? Both side by side, interleaved, in one go.
+"""Compares the working tree with a commit: time of a step and its exact counters, both interleaved in one session.
 
-Exits with 1 where an exact counter got worse; a slower step is told and no more, 2 says that nothing was measured.
+Exits with 1 if an exact counter got worse; a slower step is only reported. Exits with 2 if nothing was measured.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Trees:
-    """The two that are compared, and what to call them."""
+    """The two compared trees and their names."""
 
     old: Path
     new: Path
     commit: str  # of the old one
-    now: str  # the new one's, with -dirty where it is edited
+    now: str  # of the new one, with -dirty if it is edited
 
     def of(self, side: str) -> Path:
         return self.new if side == NEW else self.old
@@ -42,7 +42,7 @@ class Trees:
 
 @contextlib.contextmanager
 def exported(ref: str, root: Path) -> Iterator[Trees]:
-    """The working tree at `root` as it is, and `ref` in a folder that is removed afterwards. Raises ArmError."""
+    """Yields the working tree at `root`, and `ref` exported to a folder that is removed afterwards. Raises ArmError."""
     if not (root / "ratrain").is_dir():
         raise ArmError(f"{root} has no package ratrain")
     commit = _git(root, "rev-parse", "--verify", "--quiet", "--short", f"{ref}^{{commit}}", missing=ref)
@@ -68,7 +68,7 @@ def _git(root: Path, *words: str, missing: str = "") -> str:
 
 @dataclass
 class Compared:
-    """A variant in both trees. `verdict` is None where time was not asked for."""
+    """A variant in both trees. `verdict` is None if time was not measured."""
 
     variant: str
     old: dict[str, int]
@@ -78,7 +78,7 @@ class Compared:
     seconds: dict[str, list[float]] = field(default_factory=dict)  # of steps, by side
 
     def changed(self) -> dict[str, tuple[int, int]]:
-        """Counters that both have and that differ: (old, new)."""
+        """Counters present in both trees with different values: (old, new)."""
         both = [name for name in (*COUNTERS, INSTRUCTIONS) if name in self.old and name in self.new]
         return {name: (self.old[name], self.new[name]) for name in both if self.old[name] != self.new[name]}
 
@@ -90,7 +90,7 @@ class Compared:
         return [name for name in grown if name not in (*allowed, *self.unsure)]
 
     def row(self) -> dict[str, Any]:
-        """As it is kept."""
+        """The row kept in the history."""
         told: dict[str, Any] = {"then": self.old, "now": self.new}
         if self.verdict is None:
             return told
@@ -101,7 +101,7 @@ class Compared:
 
 
 def compare(variant: str, trees: Trees, asked: argparse.Namespace) -> Compared:
-    """Raises ArmError."""
+    """Measures a variant in both trees. Raises ArmError."""
     arguments = {"manifest": variant, "scale": asked.scale, "overrides": asked.set, "device": asked.device}
     labels = {side: f"{variant} of {trees.now if side == NEW else trees.commit}" for side in (OLD, TWIN, NEW)}
     seconds: dict[str, list[float]] = {OLD: [], TWIN: [], NEW: []}
@@ -133,7 +133,7 @@ def compare(variant: str, trees: Trees, asked: argparse.Namespace) -> Compared:
     old, new = counted[OLD], counted[NEW]
     for side, of in ((OLD, old), (NEW, new)):
         _say(f"{labels[side]}: instructions")
-        # of a tiny step, uncompiled: most of them are what surrounds the arithmetic
+        # of a tiny step, uncompiled: most of its instructions are overhead around the arithmetic
         tiny = {"manifest": variant, "scale": "tiny", "overrides": ["compile.scope=off"]}
         n = instructions(tiny, trees.of(side), slow=asked.instructions, label=labels[side])
         of.update({INSTRUCTIONS: n} if n is not None else {})
@@ -143,7 +143,7 @@ def compare(variant: str, trees: Trees, asked: argparse.Namespace) -> Compared:
 
 
 def told(row: Compared, allowed: Sequence[str]) -> Iterator[str]:
-    """What is printed of a variant."""
+    """Yields the printed lines of a variant."""
     if found := row.verdict:
         then, now = (1e3 * statistics.median(row.seconds[side]) for side in (OLD, NEW))
         ratio = f"{found.ratio:.3f} [{found.low:.3f}, {found.high:.3f}]"
@@ -172,7 +172,7 @@ def _say(line: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: worker and folder go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: removes workers and folder
     asked = _parser().parse_args(argv)
     try:
         with exported(asked.ref, root) as trees:

@@ -1,4 +1,4 @@
-"""How long a variant took to compile, cold and warm: the one is seen once per machine, and kept for the other."""
+"""Compile time of a variant, cold and warm: a cold time is measured once per machine, and kept beside the warm one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ratrain.machine.compile import GraphCounter
 
 
 def first_steps(name: str, manifest: Manifest, device: str, step: Callable[[], object]) -> dict[str, Any]:
-    """Takes the first three steps of what is not compiled yet: the graphs, those after the first step, and the seconds
-    to the end of that one, `cold s` and `warm s`, as they were last seen on this machine."""
+    """Takes the first three steps of an uncompiled step. Returns the graphs, the recompiles after the first step, and
+    the seconds of the first step, `cold s` and `warm s`, each from its latest measurement on this machine."""
     graphs, began = GraphCounter(), time.perf_counter()
     step()
     seconds = round(time.perf_counter() - began, 1)

@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def setting(request: pytest.FixtureRequest) -> Setting:
-    """Where and at which size everything is measured; the process is made ready for it."""
+    """Device and sizes of all measurements; prepares the process for them."""
     asked: Any = request.config.getoption
     made = Setting(
         scale=asked("--scale"),

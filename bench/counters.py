@@ -1,4 +1,4 @@
-"""What a train step does in exact numbers, the same in every run of the same code: what a gate can rest on.
+"""Exact counters of a train step, equal in every run of the same code, so that a gate can use them.
 
 `count` and `under_callgrind` run in a worker; `instructions` starts one under perf, else under valgrind's callgrind.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 from worker import Arm, ArmError, Step
 
-COUNTERS = {  # what each says, of one step where nothing else is said
+COUNTERS = {  # meaning of each, per step unless noted
     "graphs": "graphs that were compiled, with the warm-up",
     "graph_breaks": "breaks in them",
     "recompiles": "graphs compiled after the warm-up",
@@ -37,7 +37,7 @@ COUNTERS = {  # what each says, of one step where nothing else is said
 }
 GATED = ("graphs", "graph_breaks", "recompiles", "syncs", "allocated_bytes", "peak_bytes", "state_bytes")
 INSTRUCTIONS = "instructions"
-# callgrind, 25 million of them: the same to the last from run to run; 0.06 % apart where the tree lies at another path
+# callgrind, 25 million of them: exactly equal from run to run; 0.06 % apart if the tree has another path
 TOLERANCE = 1.002
 
 _WAITS = (
@@ -47,11 +47,11 @@ _WAITS = (
     "aten::_unique2",
     "cudaStreamSynchronize",
 )
-_NOT_OPS = ("autograd::", "torch::")  # the engine's own records, beside the operations that it runs
+_NOT_OPS = ("autograd::", "torch::")  # the autograd engine's own records, besides the operations that it runs
 
 
 def count(step: Step, device: str = "cpu") -> dict[str, int]:
-    """COUNTERS of a warmed-up step, but those that it does not tell."""
+    """Returns the COUNTERS of a warmed-up step; state_bytes only if the step has it."""
     from torch._dynamo.utils import counters
     from torch._inductor import metrics
 
@@ -85,10 +85,10 @@ class _Seen:
 
 
 def _dispatched(step: Step) -> _Seen:
-    """What torch's profiler notes of a step: operations by name, and the memory that was asked for on the CPU."""
+    """Runs torch's profiler over a step: operations by name, and memory allocated on the CPU."""
     from torch.profiler import ProfilerActivity, profile
 
-    for _ in range(2):  # a first profile finds memory that it did not see coming
+    for _ in range(2):  # a first profile contains memory allocated before it
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
             step()
     events: list[Any] = list(profiler.profiler.kineto_results.events())  # pyright: ignore[reportOptionalMemberAccess]
@@ -134,7 +134,7 @@ def _python_calls(step: Step) -> int:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """No cyclic garbage collection, which comes when it comes."""
+    """Disables cyclic garbage collection, whose timing is irregular."""
     gc.collect()
     gc.disable()
     try:
@@ -147,7 +147,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def under_callgrind(step: Step, n: int) -> None:
-    """n steps that callgrind counts, of a process that runs under it and has counted nothing before."""
+    """Takes n steps counted by callgrind, in a process that runs under it and has counted nothing before."""
     import torch
 
     with _no_collection():
@@ -158,9 +158,9 @@ def under_callgrind(step: Step, n: int) -> None:
 
 
 def instructions(arguments: Mapping[str, Any], source: Path | None, *, slow: bool, label: str = "") -> int | None:
-    """Instructions of a step in user space, by the processor's own counter; else, where `slow`, by callgrind, which
-    takes minutes; None where neither can. Raises ArmError."""
-    # a hash seed of its own in every process would give sets and dicts another order
+    """Counts the instructions of a step in user space, by the processor's own counter; else, if `slow`, by callgrind,
+    which takes minutes; None if neither is available. Raises ArmError."""
+    # a random hash seed per process would change the order of sets and dicts
     given: dict[str, Any] = {
         "arguments": arguments, "source": source, "label": label, "environment": {"PYTHONHASHSEED": "0"},
     }  # fmt: skip
@@ -196,7 +196,7 @@ def _by_perf(arm: Arm, n: int) -> int:
             raise ArmError(f"{arm.label}: perf counted no instructions of process {arm.pid}")
         return found
 
-    return (counted(2 * n) - counted(n)) // n  # what a request costs is in both
+    return (counted(2 * n) - counted(n)) // n  # the cost of a request is in both
 
 
 def _read_perf(told: str) -> int | None:

@@ -1,8 +1,9 @@
-"""Fetches what a bare GPU machine lacks into .gpu/site: five pure or prebuilt packages for Python 3.12 on Linux.
+"""Fetches the packages missing on a bare GPU machine into .gpu/site: six pure or prebuilt ones, for Python on Linux.
 
     python3 bench/gpu_carry.py [--python 3.12]
 
-The versions are those of constraints.txt. The folder is what has to travel with the checkout; git ignores it.
+The versions are those of constraints.txt. Python is 3.12 by default. Copy the folder along with the checkout; git
+ignores it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Are the kernels right on this GPU, and how fast? Then whole train steps. Meant to take under eight minutes.
+"""Checks and times the kernels on this GPU, then whole train steps. Meant to take under eight minutes.
 
     python3 bench/gpu_check.py [--part kernels|steps] [--out DIR] [--write-tuned]
 
-Kernels: each op in fp32, fp16 and bf16 against float64; tile sizes raced; times beside torch's own attention and loss.
+Kernels: each op in fp32, fp16 and bf16 against float64; tile sizes raced; times against torch's own attention and loss.
 Steps: every variant at GPT-2 124M, T 1024, bf16, in rounds with V0. Each figure is a line of <out>/<gpu>.jsonl as soon
-as it is known; at the end there is a Markdown table beside it. Exits with 1 where a result is wrong, with 69 where
-there is no GPU.
+as it is known; at the end a Markdown table is written beside it. Exits with 1 if a result is wrong, with 69 without a
+GPU.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _kernels(args: argparse.Namespace, ledger: Ledger) -> None:
 
 
 def _keep_tiles(races: Rows, out: Path) -> None:
-    """The winners become this architecture's tiles; a copy goes where the results go."""
+    """Writes the fastest tiles as this architecture's, with a copy in the folder of results."""
     from ratrain.kernels.tuning import TUNED, architecture, tuned, write_tuned
 
     table = tuned(architecture())

@@ -1,12 +1,12 @@
-"""The first minutes on a GPU: is everything right there, how fast is it, and what should be looked at next?
+"""The first minutes on a GPU: checks correctness, measures speed, and collects data for the next optimisations.
 
     python3 bench/gpu_first.py --call 1 [--out DIR] [--until S]      then the same with --call 2
 
 Two calls of at most 420 s and 300 s; the second finds the code that the first compiled, in .gpu/cache. Each figure is a
-line of <out>/first.jsonl as soon as it is known, and a part that fails or is late costs only itself. Needs python3,
-torch, triton, numpy and tiktoken; what a bare machine lacks besides comes from .gpu/site, which bench/gpu_carry.py
-fills. NANOGPT names a folder with nanoGPT's model.py, for V0 beside it. `--rehearse` goes through it all on a CPU, at
-tiny sizes. Exits with 1 where a result is wrong or missing, with 69 where there is no GPU.
+line of <out>/first.jsonl as soon as it is known, and a part that fails or is late affects no other. Needs python3,
+torch, triton, numpy and tiktoken; further packages missing on a bare machine come from .gpu/site, which
+bench/gpu_carry.py fills. NANOGPT names a folder with nanoGPT's model.py, to compare with V0. `--rehearse` runs every
+part on a CPU, at tiny sizes. Exits with 1 if a result is wrong or missing, with 69 without a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 SITE, CACHE = HERE.parent / ".gpu" / "site", HERE.parent / ".gpu" / "cache"
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-sys.path.append(str(SITE))  # the last: what is installed wins
+sys.path.append(str(SITE))  # last: installed packages take precedence
 for name, folder in {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
@@ -101,7 +101,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _parts(args: argparse.Namespace) -> dict[str, Callable[[], Rows]]:
-    """Every part by name; its imports are its own, so that one that is missing costs the part alone."""
+    """Returns every part by name."""
     import gpu_kernels
     import gpu_training
 

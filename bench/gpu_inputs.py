@@ -1,4 +1,4 @@
-"""What the kernels are checked and timed on, and the processes that compile them."""
+"""Inputs on which the kernels are checked and timed, and the processes that compile them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and at which size everything is measured: GPT-2 124M's attention, its loss, and decoding at length."""
+    """Device and sizes of all measurements: GPT-2 124M's attention, its loss, and decoding with a long context."""
 
     device: str = "cuda"
     batch: int = 16
@@ -36,7 +36,7 @@ class Setting:
         return self.batch, self.n_head, self.n_token, self.head_dim
 
     def packed(self, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> list[Tensor]:
-        """q, k, v [B, H, T, D] wanting gradients, as views of one projection; drawn, since zeros run faster."""
+        """Returns q, k, v [B, H, T, D] that require gradients, as views of one random projection: zeros run faster."""
         batch, n_head, n_token, head_dim = shape or self.shape
         generator = torch.Generator(self.device).manual_seed(0)
         qkv = torch.randn(batch, n_token, 3, n_head, head_dim, generator=generator, device=self.device)
@@ -56,7 +56,7 @@ def plan_of(n_token: int, block: int) -> dict[str, Any]:
 
 
 def learned_plan_of(q: Tensor, block: int) -> dict[str, Any]:
-    """`plan_of` for q [B, H, T, D], with counts [H, R - 1] that want a gradient, around the same mean."""
+    """Returns `plan_of` for q [B, H, T, D], with counts [H, R - 1] that require gradients, around the same mean."""
     n_head, n_token = q.shape[1:3]
     ends = block * torch.arange(1, -(-n_token // block), device=q.device, dtype=torch.float32)
     share = torch.linspace(0.2, 0.56, n_head, device=q.device)[:, None]
@@ -64,7 +64,7 @@ def learned_plan_of(q: Tensor, block: int) -> dict[str, Any]:
 
 
 def cache_of(setting: Setting, shape: Sequence[int], *, keep: float, both: bool, dtype: torch.dtype) -> dict[str, Any]:
-    """What `decode_kept` takes: one query a head, and `keep` of the context; of its values alone unless `both`."""
+    """Arguments of `decode_kept`: one query per head, and `keep` of the context; of its values only unless `both`."""
     batch, n_head, context, head_dim = shape
     generator = torch.Generator(setting.device).manual_seed(0)
 
@@ -82,7 +82,7 @@ def cache_of(setting: Setting, shape: Sequence[int], *, keep: float, both: bool,
 
 
 def head_of(setting: Setting, rows: int, channels: int, n_class: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """x [rows, C] and weight [V, C] wanting gradients, targets [rows]."""
+    """Returns x [rows, C] and weight [V, C] that require gradients, and targets [rows]."""
     generator = torch.Generator(setting.device).manual_seed(0)
     x = torch.randn(rows, channels, generator=generator, device=setting.device).to(dtype)
     weight = (0.3 * torch.randn(n_class, channels, generator=generator, device=setting.device)).to(dtype)
@@ -91,7 +91,7 @@ def head_of(setting: Setting, rows: int, channels: int, n_class: int, dtype: tor
 
 
 def spread(work: Callable[[Any], Any], tasks: Sequence[Any], setting: Setting) -> Iterator[Any]:
-    """work(task) for each, over the machine's cores; one after the other in a rehearsal."""
+    """Yields work(task) for each task, over the machine's cores; one after the other in a rehearsal."""
     if setting.device == "cpu":
         yield from map(work, tasks)
         return

@@ -1,4 +1,4 @@
-"""What the first minutes on a GPU ask of its kernels: are they right, and how fast beside torch's own?"""
+"""Kernel parts of the first minutes on a GPU: correctness, and speed compared with torch's own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _setting(small: bool) -> Setting:
 
 
 def environment() -> Iterator[Row]:
-    """Versions, the card and its clocks, and what is not installed."""
+    """Versions, the card and its clocks, and the missing packages."""
     fields = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
@@ -48,13 +48,13 @@ def _version(name: str) -> str:
 
 
 def peaks(small: bool) -> Iterator[Row]:
-    """What one large product and one large copy reach."""
+    """Measured speed of one large product and one large copy."""
     peak = gpu_timed.peaks(_setting(small))
     yield {"tflops": round(peak.flops / 1e12, 1), "GB_per_s": round(peak.bytes / 1e9)}
 
 
 def products(small: bool) -> Iterator[Row]:
-    """Every product of a step of V0 by itself, as the model has it and with heads of 128 channels alike."""
+    """Every product of a step of V0 by itself; the shapes are the same with heads of 128 channels."""
     setting = _setting(small)
     rows, channels = setting.batch * setting.n_token, setting.channels
     shapes = {"qkv": 3 * channels, "proj": channels, "up": 4 * channels, "logits": setting.n_class}
@@ -72,12 +72,12 @@ def checks(small: bool) -> Iterator[Row]:
     setting = _setting(small)
     work = [(one, setting) for one in gpu_right.all_checks(setting)]
     if small and os.environ.get("TRITON_INTERPRET") != "1":
-        work = work[:4]  # the definitions against themselves, where there is no kernel
+        work = work[:4]  # without kernels, the definitions against themselves
     yield from gpu_inputs.spread(gpu_right.check, work, setting)
 
 
 def full(small: bool) -> Iterator[Row]:
-    """Every operation at the shapes of GPT-2 124M, in the dtype that trains."""
+    """Every operation at the shapes of GPT-2 124M, in the training dtype."""
     setting = _setting(small)
     for one in gpu_right.full_checks(setting):
         yield gpu_right.check((one, setting))
@@ -86,7 +86,7 @@ def full(small: bool) -> Iterator[Row]:
 
 
 def kernels(small: bool) -> Iterator[Row]:
-    """Attention's backends and our kernels, as CUDA graphs."""
+    """Attention's backends and ratrain's kernels, as CUDA graphs."""
     setting = _setting(small)
     peak = gpu_timed.Peaks(8e14, 3e12) if small else gpu_timed.peaks(setting)
     yield from gpu_timed.time_group(gpu_timed.attention, setting, peak)

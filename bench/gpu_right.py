@@ -1,4 +1,4 @@
-"""Every op where it runs, in three precisions, against its float64 definition. Needs python3, torch and triton only."""
+"""Checks every op on its device, in three precisions, against its float64 definition. Needs only torch and triton."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ratrain.kernels.linear_cross_entropy import op as loss_op
 from ratrain.kernels.ra_attention import op as ra_op
 from ratrain.kernels.ra_attention import reference as ra_reference
 
-# largest |found - exact| / |exact|: what rounding of inputs and probabilities leaves, some times over
+# largest |found - exact| / |exact|: a few times the error from rounding of inputs and probabilities
 BOUND = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
@@ -64,7 +64,7 @@ def all_checks(setting: Setting) -> list[Check]:
 
 
 def check(task: tuple[Check, Setting]) -> dict[str, Any]:
-    """The largest relative error of a check, twice on equal inputs: a kernel that races tells on itself."""
+    """Returns the largest relative error of a check, run twice on equal inputs to expose a data race."""
     one, setting = task
     row = {"check": one.name, "dtype": str(one.dtype).removeprefix("torch."), "bound": BOUND[one.dtype]}
     try:
@@ -78,7 +78,7 @@ def check(task: tuple[Check, Setting]) -> dict[str, Any]:
 
 
 def _error(found: Tensor, exact: Tensor) -> float:
-    """inf where anything is not a number."""
+    """Relative error in the norm; inf if any value is NaN."""
     error = (found.double() - exact).norm() / exact.norm().clamp(min=1e-30)
     return float("inf") if error.isnan() else error.item()
 
@@ -227,7 +227,7 @@ def _adamw(setting: Setting, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tenso
 
 
 def full_checks(setting: Setting) -> list[Check]:
-    """Every op at the shapes of GPT-2 124M, in the dtype that trains; part of the batch against float64."""
+    """Every op at the shapes of GPT-2 124M, in the training dtype; part of the batch against float64."""
     checks = [
         Check(f"ra_attention{' tied' if tied else ''}", setting.dtype, partial(_full_ra, tied=tied))
         for tied in (False, True)
@@ -242,7 +242,7 @@ def full_checks(setting: Setting) -> list[Check]:
 
 
 def _last(*tensors: Tensor) -> list[Tensor]:
-    """The last sequence of a batch, where an offset of a pointer would be wrong first, in float64."""
+    """Returns the last sequence of a batch in float64: a wrong pointer offset shows there first."""
     return [x[-1:].detach().double() for x in tensors]
 
 

@@ -25,7 +25,7 @@ from ratrain.profile.paired_timing import Ratio
 from ratrain.registry import optim_kinds, patch_kinds
 
 BASE = "unified_ra_v0"
-# of V0's step: what the design asks for on an H200
+# over V0's step: the design's targets on an H200
 TARGET = {"unified_ra_v1": 1.01, "tied_ra": 1.08, "unified_ra_v19": 1.10}
 NAMES = [
     Path(entry.file).stem
@@ -37,7 +37,7 @@ NAMES = [
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is common to all: `keys` are laid over each manifest."""
+    """Settings common to all variants: `keys` override each manifest."""
 
     device: str
     scale: str
@@ -53,16 +53,16 @@ REHEARSAL = Recipe("cpu", "tiny", ("compile.scope=off",), 2)
 
 @dataclass
 class Stepping:
-    """A variant that is ready to step; each call takes other tokens."""
+    """A variant ready to step; each call takes other tokens."""
 
     step: Callable[[], object]
     tokens: int  # per step
     flops: int  # of training, per token
-    memory: int  # bytes at the most, while it took its first steps
+    memory: int  # peak bytes during its first steps
 
 
 def stepping(name: str, recipe: Recipe) -> Stepping:
-    """The manifest's train step, compiled and warm. Data are drawn: what a token costs does not depend on it."""
+    """Returns the manifest's train step, compiled and warm. Tokens are random: the cost does not depend on them."""
     device = torch.device(recipe.device)
     source = read_source(find_manifest(name), scale=recipe.scale, overrides=recipe.keys)
     manifest = resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
@@ -85,7 +85,7 @@ def stepping(name: str, recipe: Recipe) -> Stepping:
 
 
 def warm(task: tuple[str, Recipe]) -> tuple[str, str]:
-    """Compiles a variant for all processes that come; tells what went wrong."""
+    """Compiles a variant into the cache of later processes; returns its name and the error, if any."""
     name, recipe = task
     keep_compiled_code()
     try:
@@ -96,10 +96,10 @@ def warm(task: tuple[str, Recipe]) -> tuple[str, str]:
 
 
 def time_steps(names: list[str], recipe: Recipe, *, deadline: float) -> Iterator[dict[str, Any]]:
-    """A row a variant: milliseconds, ratio to V0 in the same rounds, tokens/s, MFU, memory.
+    """Yields a row per variant: milliseconds, ratio to V0 in the same rounds, tokens/s, MFU, memory.
 
-    V0 and one other at a time are in memory. What fails, or cannot be compiled by `deadline` (time.monotonic), is left
-    out, and said so.
+    V0 and one other at a time are in memory. A variant that fails, or is not compiled by `deadline` (time.monotonic),
+    is not timed; its row has the reason.
     """
     keep_compiled_code()
     compiled = dict(_warmed([BASE, *(name for name in names if name != BASE)], recipe, deadline))
@@ -152,7 +152,7 @@ def _warmed(names: list[str], recipe: Recipe, deadline: float) -> Iterator[tuple
 
 
 def _rounds(steps: dict[str, Callable[[], object]], recipe: Recipe) -> dict[str, list[float]]:
-    """Milliseconds of each, by round: the mean of the two times it is taken, in one order and in the other."""
+    """Returns the milliseconds of each step, by round: the mean of its two runs, in order and in reverse order."""
     ms: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(recipe.rounds):
         once = dict.fromkeys(steps, 0.0)

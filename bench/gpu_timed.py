@@ -1,4 +1,4 @@
-"""The kernels timed beside torch's own attention and loss, and raced over tile sizes."""
+"""Times the kernels against torch's own attention and loss, and races them over tile sizes."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ BACKENDS = {
 }
 
 
-_HEAD_START = 5_000_000  # cycles that a GPU sleeps, about 3 ms, while a call is put in its queue
-_CACHE = 256 << 20  # bytes that are written between calls: no input is left in the second-level cache
+_HEAD_START = 5_000_000  # cycles that a GPU sleeps, about 3 ms, while a call is queued
+_CACHE = 256 << 20  # bytes written between calls: no input is left in the L2 cache
 
 
 def milliseconds(run: Callable[[], object], setting: Setting) -> float:
-    """Median time of a call; on a GPU by its own clock, with a second-level cache that holds something else.
+    """Returns the median time of a call; on a GPU by CUDA events, with other data in the L2 cache.
 
-    The GPU sleeps while the call is queued: what Python takes to ask for a kernel, 0.3 to 0.5 ms for an operation of
-    ours, would be measured in its place.
+    The GPU sleeps while the call is queued: else the launch overhead of Python, 0.3 to 0.5 ms for one of these
+    operations, would be measured instead.
     """
     run()
     if setting.device == "cpu":
@@ -59,12 +59,12 @@ def milliseconds(run: Callable[[], object], setting: Setting) -> float:
 
 
 def replayed(run: Callable[[], object], setting: Setting) -> Callable[[], object]:
-    """The call as a CUDA graph, which no Python delays; as it is on a CPU, or where it cannot be captured."""
+    """Captures the call as a CUDA graph, which has no Python overhead; returns `run` on a CPU or if capture fails."""
     if setting.device == "cpu":
         return run
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):  # compiled and allocated before it is captured
+    with torch.cuda.stream(aside):  # compiles and allocates before the capture
         for _ in range(3):
             run()
     torch.cuda.current_stream().wait_stream(aside)
@@ -79,14 +79,14 @@ def replayed(run: Callable[[], object], setting: Setting) -> Callable[[], object
 
 
 def both_ways(run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[], object]:
-    """The call and its gradients for `inputs`."""
+    """Returns a callable that runs the call and its gradients for `inputs`."""
     grad = torch.randn_like(run())
     return lambda: torch.autograd.grad(run(), inputs, grad)
 
 
 @dataclass
 class Peaks:
-    """What the machine reaches here and now: FLOP/s of a large product, bytes/s of a large copy."""
+    """Measured peaks of this machine: FLOP/s of a large product, bytes/s of a large copy."""
 
     flops: float
     bytes: float
@@ -104,25 +104,25 @@ def peaks(setting: Setting) -> Peaks:
 
 @dataclass(frozen=True)
 class Timed:
-    """One thing that is timed: FLOPs and bytes that it cannot do without; `beside` names what it is compared with."""
+    """A timed call, with its least FLOPs and bytes; `beside` is the name prefix of the calls it is compared with."""
 
     name: str
     run: Callable[[], object]
     flops: float = 0.0
     bytes: float = 0.0
     beside: str = ""
-    target: float | None = None  # of the ratio of times to that
+    target: float | None = None  # of the ratio of times to the fastest of these
     fields: dict[str, Any] = field(default_factory=dict)
 
 
 def time_all(setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
-    """A row for each kernel and for what it competes with."""
+    """Yields a row for each kernel and for each competitor."""
     for group in (attention, loss, decoding):
         yield from time_group(group, setting, peak)
 
 
 def time_group(group: Callable[[Setting], Iterator[Timed]], setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
-    """A row for each member of a group, all on the same inputs."""
+    """Yields a row for each member of a group, all on the same inputs."""
     ms: dict[str, float] = {}
     for one in group(setting):
         row: dict[str, Any] = {"kernel": one.name, **one.fields}
@@ -186,7 +186,7 @@ def attention(setting: Setting) -> Iterator[Timed]:
 
 
 def _lazily(run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[], object]:
-    """`both_ways`, made at the first call: a backend that cannot serve is to fail where it is timed."""
+    """Returns `both_ways`, made at the first call, so that an unsupported backend fails while it is timed."""
     made: list[Callable[[], object]] = []
 
     def call() -> object:
@@ -213,7 +213,7 @@ def loss(setting: Setting) -> Iterator[Timed]:
 
 
 def _memory(call: Callable[[], object], setting: Setting) -> int | None:
-    """MiB beyond what stood before the call, at the most."""
+    """Returns the peak memory of the call in MiB above the memory allocated before it; None on a CPU."""
     if setting.device == "cpu":
         call()
         return None
@@ -246,7 +246,7 @@ Key = tuple[str, str, str]
 
 
 def raced(setting: Setting) -> dict[Key, Callable[[Setting], Callable[[], object]]]:
-    """The tiles that are raced, at the measured head dimension, each with what its kernel is timed in."""
+    """The raced tiles, at the measured head dimension, each with the call in which its kernel is timed."""
     size = size_of(setting.head_dim, setting.dtype)
     calls: dict[Key, Callable[[Setting], Callable[[], object]]] = {}
     for phase in ("forward", "keys", "tokens"):
@@ -296,7 +296,7 @@ def _decode_call(setting: Setting) -> Callable[[], object]:
 
 
 def prepare(task: tuple[Key, Tile, Setting]) -> str:
-    """Compiles a kernel with a tile, here and for all processes; tells why it is out of the race, if it is."""
+    """Compiles a kernel with a tile, into the cache shared by all processes; returns its fault, or "" if none."""
     key, tile, setting = task
     if setting.device != "cpu":
         from ratrain.kernels.ahead import TARGETS, all_cases, compile_one
@@ -314,7 +314,7 @@ def prepare(task: tuple[Key, Tile, Setting]) -> str:
 
 
 def race(setting: Setting, *, lanes: int) -> Iterator[dict[str, Any]]:
-    """For each kernel the fastest of its tile and its `lanes` nearest: a row a kernel, with all that ran."""
+    """Races each kernel's tile against its `lanes` nearest: yields a row per kernel, with the fastest tile."""
     calls = raced(setting)
     field_of = {key: [config(*key), *itertools.islice(neighbours(config(*key)), lanes)] for key in calls}
     tasks = [(key, tile, setting) for key, tiles in field_of.items() for tile in tiles]

@@ -1,4 +1,4 @@
-"""What the first minutes on a GPU ask of training: steps of V0 and its rivals in turns, and runs that must learn."""
+"""Training parts of the first minutes on a GPU: steps of V0 and its rivals in turns, and runs that must learn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ROUNDS = 6
 
 @dataclass
 class Arm:
-    """A step that is ready, its tokens, its FLOPs per token (None: not known) and the loss of its first call."""
+    """A ready step, its tokens, its FLOPs per token (None: not known) and the loss of its first call."""
 
     step: Callable[[], object]
     tokens: int
@@ -51,7 +51,7 @@ def steps(batch: int, small: bool) -> Iterator[Row]:
 
 
 def whole(small: bool) -> Iterator[Row]:
-    """V0 with one graph for the model beside a graph for a block."""
+    """V0 with one graph for the model against one graph per block."""
     makers: dict[str, Callable[[], Arm]] = {
         BASE: lambda: _ours((), 32, small),
         "unified_ra_v0 as one graph": lambda: _ours(("compile.scope=model",), 32, small),
@@ -60,7 +60,7 @@ def whole(small: bool) -> Iterator[Row]:
 
 
 def autotune(small: bool) -> Iterator[Row]:
-    """V0 with tiles of its products chosen by timing beside torch's own choice; compiling them takes minutes."""
+    """V0 with tiles of its products chosen by timing, against torch's own choice; compiling them takes minutes."""
     makers: dict[str, Callable[[], Arm]] = {
         BASE: lambda: _ours((), 32, small),
         "unified_ra_v0 autotuned": lambda: _ours(("compile.autotune=true",), 32, small),
@@ -106,7 +106,7 @@ def _in_turns(makers: dict[str, Callable[[], Arm]], batch: int, small: bool) -> 
 
 
 def _seconds(step: Callable[[], object], small: bool) -> float:
-    """Of a step, from three on an idle device."""
+    """Returns the seconds of a step, from three on an idle device."""
     if not small:
         torch.cuda.synchronize()
     begin = time.perf_counter()
@@ -210,7 +210,7 @@ def train(small: bool) -> Iterator[Row]:
 
 
 def pairs(small: bool) -> Iterator[Row]:
-    """Final losses of v0, v1 and aa_ulp over paired seeds, and r: how much of a seed's luck the arms share."""
+    """Final losses of v0, v1 and aa_ulp over paired seeds, and r, the correlation of the arms over seeds."""
     arms, seeds = ("v0", "v1", "aa_ulp"), (1, 2, 3)
     device, losses = "cpu" if small else "cuda", {arm: [] for arm in arms}
     keys = ("train.budget.steps=10",) if small else ("train.budget.steps=250", "train.precision=bf16")
@@ -232,7 +232,7 @@ def _manifest(name: str, scale: str, keys: tuple[str, ...]) -> Manifest:
 
 
 def _run(manifest: Manifest, device: str, seen: Callable[[Window], None]) -> float:
-    """The validation loss at the end of a run, which leaves nothing on disk."""
+    """Returns the validation loss at the end of a run, which leaves no files."""
 
     def emit(event: Event) -> None:
         if isinstance(event, Window):

@@ -1,4 +1,4 @@
-"""Results that are kept: a line of bench/history/<machine>.jsonl for each suite that ran with RECORD=1."""
+"""Kept results: a line of bench/history/<machine>.jsonl for each suite that ran with RECORD=1."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _FOLDER = Path(__file__).parent / "history"
 
 
 def record(suite: str, rows: dict[str, Any], *, against: str = "") -> None:
-    """Appends what `suite` measured, with where and on what; does nothing unless RECORD is set.
+    """Appends the results of `suite`, with date, commit, machine and torch; does nothing unless RECORD is set.
 
-    `against` is the commit whose cost is 1, where that is not an arm among the rows.
+    `against` is the commit whose cost is 1, if that is not an arm among the rows.
     """
     if not os.environ.get("RECORD"):
         return
@@ -39,12 +39,12 @@ def record(suite: str, rows: dict[str, Any], *, against: str = "") -> None:
 
 
 def file_name() -> str:
-    """Of what this machine measures, without an ending."""
+    """Returns the file name of this machine's results, without an ending."""
     return re.sub(r"[^a-z0-9]+", "-", machine().lower()).strip("-")
 
 
 def machine() -> str:
-    """The GPU, else the CPU with its number of cores."""
+    """Returns the name of the GPU, else of the CPU with its number of cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -53,7 +53,7 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """With -dirty where anything is edited but what measuring writes itself."""
+    """Returns the commit, with -dirty if tracked files are edited, other than the results that benches write."""
     edited = _git("status", "--porcelain", "--untracked-files=no", ":/", ":!/bench/history", ":!/docs/performance")
     return _git("describe", "--always") + ("-dirty" if edited else "")
 

@@ -1,4 +1,4 @@
-"""Figures that survive what comes after them: each is a line on disk as soon as it is known."""
+"""Figures that survive later failures: each is written to disk as soon as it is known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Ledger:
-    """A file of JSON lines, each with the part it belongs to and the seconds since the ledger was opened."""
+    """A file of JSON lines, each with its part and the seconds since the ledger was opened."""
 
     def __init__(self, file: Path, *, until: float = float("inf")):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -21,12 +21,12 @@ class Ledger:
 
     @property
     def seconds(self) -> float:
-        """Since it was opened."""
+        """Seconds since the ledger was opened."""
         return time.monotonic() - self._began
 
     @property
     def late(self) -> bool:
-        """Whether nothing new should begin."""
+        """Whether the time limit has passed, so that no new part may begin."""
         return self.seconds > self.until
 
     def tell(self, part: str, **row: Any) -> None:
@@ -41,11 +41,11 @@ class Ledger:
               flush=True)  # fmt: skip
 
     def keep(self, part: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Tells each row as it comes. What ends the part early, an error or the time, is a row as well."""
+        """Writes each row as it comes. An error or the time limit that ends the part early is a row as well."""
         try:
             for row in self._in_time(rows):
                 self.tell(part, **row)
-        except Exception as error:  # of any kind: other parts have figures to give
+        except Exception as error:  # of any kind: other parts still run
             traceback.print_exc(limit=-4)
             self.tell(part, why=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}")
         return self.rows.get(part, [])
@@ -61,7 +61,7 @@ class Ledger:
                 return
 
     def run(self, parts: dict[str, Callable[[], Iterable[dict[str, Any]]]], expected: dict[str, float]) -> None:
-        """Each part in turn, with the seconds that it took beside those that were expected."""
+        """Runs each part in turn, and records the seconds taken and the seconds expected."""
         for part, rows in parts.items():
             begin = self.seconds
             try:
@@ -73,12 +73,12 @@ class Ledger:
 
 
 def short(value: object) -> str:
-    """As a table has it."""
+    """Formats a value for a table."""
     return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1e-2 else str(value)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """In Markdown, a column a field."""
+    """Formats rows as a Markdown table, one column per field."""
     heads = list(dict.fromkeys(name for row in rows for name in row))
     lines = [heads, ["---"] * len(heads), *([short(row.get(name, "")) for name in heads] for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,4 +1,4 @@
-"""Worker side of bench_optim: a step after which it is looked at who stays, and one with masks alone."""
+"""Worker side of bench_optim: a step that recomputes the pruning masks, and one that only applies them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worker import ratrain_step
 def pruned_step(
     manifest: str, scale: str | None = None, overrides: Sequence[str] = (), device: str = "cpu", looks: bool = False
 ) -> Callable[[], object]:
-    """A step with half of the weights pruned; `looks`: masks are made anew after each."""
+    """Returns a step with half of the weights pruned; `looks`: masks are recomputed after each step."""
     step = ratrain_step(manifest, scale, overrides, device)
     pruner = step.step.hooks[0]
     pruner.expect(0.5)

@@ -1,4 +1,4 @@
-"""The history of the benches as a page: what every suite measured, commit by commit, on each kind of machine."""
+"""The history of the benches as a page: the results of every suite, commit by commit, on each kind of machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CALLED = {
     "compare": "A step, over the same variant's at another commit",
 }
 _FLAT = 0.02  # from 1: shaded
-_SMALL = {"width": 2.4, "size": 8.5}  # of figures that stand side by side, which are shown at their own size
+_SMALL = {"width": 2.4, "size": 8.5}  # of figures placed side by side, which are shown at their own size
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Measured:
 
 
 def read(folder: Path) -> list[Measured]:
-    """Every line of every machine, in the order they were written. Raises ValueError, with file and line."""
+    """Reads every line of every machine, in the order written. Raises ValueError, with file and line."""
     found = []
     for file in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(file.read_text().splitlines(), start=1):
@@ -69,7 +69,7 @@ def read(folder: Path) -> list[Measured]:
 
 
 def page(measured: Sequence[Measured]) -> str:
-    """The page as HTML. Raises UnavailableError without matplotlib."""
+    """Returns the page as HTML. Raises UnavailableError without matplotlib."""
     groups: dict[tuple[str, str], list[Measured]] = defaultdict(list)
     for one in measured:
         groups[one.suite, one.machine].append(one)
@@ -104,7 +104,7 @@ def _lead(measured: Sequence[Measured]) -> Iterator[str]:
 
 
 def _suite(name: str, lines: Sequence[Measured]) -> str:
-    """A small figure per arm, all with one axis, and a table that has every number."""
+    """A small figure per arm, all with one axis, and a table of every number."""
     arms = list(dict.fromkeys(arm for line in lines for arm in line.rows))
     shown = {arm: [line for line in lines if "median" in line.rows.get(arm, {})] for arm in arms}
     told = {arm: of for arm, of in shown.items() if any(line.rows[arm]["median"] != 1 for line in of)}

@@ -1,7 +1,7 @@
-"""Steps of other trainers on our batches, each made in a process of its own; see bench_peers.py and worker.py.
+"""Steps of other trainers on ratrain's batches, each made in its own process; see bench_peers.py and worker.py.
 
 All train the same GPT-2 from equal weights on equal batches. To make it one training, all predict the rows that pad the
-vocabulary, as nanoGPT does, and weight decay is 0: nanoGPT also decays the embeddings, ours only the matrices of the
+vocabulary, as nanoGPT does, and weight decay is 0: nanoGPT also decays embeddings, ratrain only the matrices of the
 blocks. A peer runs as its own trainer runs it: nanoGPT without deterministic algorithms, AdamW fused on a GPU only.
 """
 
@@ -35,7 +35,7 @@ from ratrain.registry import optim_kinds, patch_kinds
 LR = 1e-3
 BATCHES = 16
 
-# parts of a parameter's name, ours and nanoGPT's
+# parts of a parameter's name, ratrain's and nanoGPT's
 _THEIRS = {
     "wte": "transformer.wte",
     "pos": "transformer.wpe",
@@ -53,7 +53,7 @@ Step = Callable[[Tensor, Tensor], Tensor]  # tokens and targets [B, T] -> loss, 
 
 
 def ours(*, scale: str | None, overrides: Sequence[str], device: str, compiled: bool = True) -> Callable[[], Tensor]:
-    """Our step as the engine takes it."""
+    """Returns ratrain's step as the engine takes it."""
     keep_compiled_code()
     keep_freed_memory()
     manifest = manifest_of(scale, overrides)
@@ -64,7 +64,7 @@ def ours(*, scale: str | None, overrides: Sequence[str], device: str, compiled: 
 def nanogpt(
     *, checkout: str, scale: str | None, overrides: Sequence[str], device: str, compiled: bool
 ) -> Callable[[], Tensor]:
-    """nanoGPT's step as its train.py takes it, with the model.py of the checkout."""
+    """Returns nanoGPT's step as its train.py takes it, with the model.py of the checkout."""
     manifest = manifest_of(scale, overrides)
     step = their_step(manifest, load_code(Path(checkout)), device, compiled=compiled)
     return on_batches(manifest, step, device)
@@ -76,7 +76,7 @@ def manifest_of(scale: str | None, overrides: Sequence[str]) -> Manifest:
 
 
 def _padded(manifest: Manifest) -> Manifest:
-    """Predicts the rows that pad the vocabulary as well."""
+    """Returns the manifest with the rows that pad the vocabulary predicted as well."""
     spec = manifest.model
     return manifest.model_copy(update={"model": spec.model_copy(update={"vocab_size": spec.padded_vocab})})
 
@@ -89,7 +89,7 @@ def batches_of(manifest: Manifest, device: str) -> list[tuple[Tensor, Tensor]]:
 
 
 def on_batches(manifest: Manifest, step: Step, device: str) -> Callable[[], Tensor]:
-    """The step on one batch after the other, read beforehand."""
+    """Returns the step on successive batches, read beforehand."""
     supply = itertools.cycle(batches_of(manifest, device))
     return lambda: step(*next(supply))
 
@@ -126,7 +126,7 @@ def their_step(manifest: Manifest, code: ModuleType, device: str, *, compiled: b
 
 
 def load_code(checkout: Path) -> ModuleType:
-    """The checkout's model.py. Raises ArmError where it has none that is like nanoGPT's."""
+    """Loads the checkout's model.py. Raises ArmError if it is missing or not like nanoGPT's."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec and spec.loader
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # compiled code looks it up
@@ -140,7 +140,7 @@ def load_code(checkout: Path) -> ModuleType:
 
 
 def _copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
-    """Ours to theirs, which must have the same parameters."""
+    """Copies ratrain's weights to nanoGPT's model, which must have the same parameters."""
     named = {".".join(_THEIRS.get(part, part) for part in name.split(".")): p for name, p in ours.named_parameters()}
     targets = dict(theirs.named_parameters())
     assert named.keys() == targets.keys()

@@ -1,13 +1,12 @@
-"""What would a step do on a GPU? Compiles the train step of variants for a card that is not there, and counts.
+"""Rehearses a step for a GPU: compiles the train step of variants for an absent card, and counts its work.
 
     python bench/rehearse.py [VARIANT ...] [--scope block,model] [--precision bf16,amp_bf16] [--attention cudnn,ours]
                              [--batch N] [--kernels] [--json] [--record]
 
-Of each case: graph breaks, recompiles, waits of the host for the device, operations whose fakes promise another tensor
-than they give (none may occur); launches and bytes of a step, held against bench/rehearsal/bounds.json; and the time
-that a roofline model gives it on an H100 and an H200. No number is computed and no kernel runs: half a minute for the
-first variant, a few seconds for each other. Exits with 1 where something occurs that may not, with 69 where there is no
-C++ compiler.
+Of each case: graph breaks, recompiles, waits of the host for the device, operations whose fakes differ from the tensors
+they return (all faults); launches and bytes of a step, compared with bench/rehearsal/bounds.json; and the time of a
+roofline model on an H100 and an H200. No number is computed and no kernel runs: half a minute for the first variant, a
+few seconds for each other. Exits with 1 on a fault, with 69 without a C++ compiler.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for case in cases:
         try:
             step = rehearsal.step(case)
-        except Exception as error:  # of any kind: the next case is none the worse for it
+        except Exception as error:  # of any kind: the next case is not affected
             failed += 1
             _say({"case": str(case), "faults": [f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"]}, args)
             continue
@@ -63,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
         failed += bool(row["faults"])
         _say(row, args)
         if args.record:
-            bounds.write([step])  # at once: what is stopped later keeps its figures
+            bounds.write([step])  # at once: an interrupted session keeps its figures
     print(f"{len(cases)} cases, {failed} with faults, {time.monotonic() - began:.0f} s", file=sys.stderr)
     return 1 if failed else 0
 
@@ -112,7 +111,7 @@ def _variants() -> list[str]:
 
 
 def _modelled(step: Any, card: Any, micro_batches: int) -> dict[str, float]:
-    """Milliseconds by part and in all, and tokens/s."""
+    """Returns milliseconds by part and in total, and tokens/s."""
     from rehearsal.roofline import TUNED, model
 
     plain = model(step.work, step.tokens, card, micro_batches=micro_batches)
@@ -157,4 +156,4 @@ def _lines(row: dict[str, Any], kernels: bool) -> Iterator[str]:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    os._exit(code)  # torch crashes where it frees the last fakes of a device that is not there
+    os._exit(code)  # torch crashes when it frees the last fakes of an absent device

@@ -1,8 +1,8 @@
-"""How often compare.py's verdict is wrong: real steps of real processes, in which one arm truly burns 5 % more.
+"""Measures the error rate of compare.py's verdict: real steps of real processes, one arm of which burns 5 % more.
 
-Pools of workers stay alive, and every set of a trial draws its processes from them anew. A trial of each kind shares
-its sets: the old tree and its twin against one more of the same (a difference here is a false alarm), and against one
-that is slowed down (a difference missed). Sets have fewer rounds than compare.py's, so that its own verdicts err less.
+Pools of workers stay alive, and every set of a trial draws its processes from them anew. The two kinds of trial share
+their sets: the old tree and its twin against an equal process (a reported difference is a false alarm), and against a
+slowed process (no reported difference is a miss). Sets have fewer rounds than compare.py's, whose verdicts err less.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from verdict import MOST, NEW, OLD, SETS, TWIN, Change, Verdict, decide
 from worker import Arm, Step, interleaved, ratrain_step
 
 SLOWDOWN = 0.05
-DETECTED, ALARMS = 0.95, 0.01  # what is demanded: at least, at most
+DETECTED, ALARMS = 0.95, 0.01  # required: detections at least, false alarms at most
 ROUNDS = 8  # of a set
-POOL = 8  # workers of each kind: few would make what they differ by themselves a part of the slowdown
+POOL = 8  # workers of each kind: with few, the differences between processes would bias the slowdown
 SMALL = ["model.n_layer=1", "train.batch=1", "train.micro_batch=1"]  # of study scale: a step of some milliseconds
 
 
 class Slowed:
-    """A step that then burns CPU time: `share` of what it took."""
+    """A step followed by a busy wait of `share` times its CPU time."""
 
     def __init__(self, step: Step, share: float):
         self._step, self._share = step, share
@@ -42,19 +42,19 @@ class Slowed:
 
 
 def slowed_step(share: float, **arguments: Any) -> Step:
-    """What a worker makes of a ratrain_step with these arguments, slowed down by `share` of it."""
+    """Makes a worker's ratrain_step with these arguments, slowed down by `share` of its CPU time."""
     return Slowed(ratrain_step(**arguments), share)
 
 
 @dataclass
 class Pools:
-    """Workers that are alike, and workers that are slowed down."""
+    """Equal workers, and slowed workers."""
 
     plain: list[Arm]
     slow: list[Arm]
 
     def trial(self, rounds: int, chance: random.Random) -> tuple[Verdict, Verdict]:
-        """The verdicts on an equal and on a slowed process."""
+        """Returns the verdicts on an equal and on a slowed process."""
         sets: list[tuple[Change, Change]] = []
 
         def drawn(at: int) -> tuple[Change, Change]:
@@ -75,7 +75,7 @@ class Pools:
 
 @contextlib.contextmanager
 def pools(plain: int, slow: int, arguments: dict[str, Any], source: Path | None = None):
-    """Workers of a step with these arguments, started and ready."""
+    """Starts workers of a step with these arguments and waits until they are ready."""
     with contextlib.ExitStack() as opened:
         made = [("worker:ratrain_step", arguments)] * plain
         made += [("selftest:slowed_step", {"share": SLOWDOWN, **arguments})] * slow

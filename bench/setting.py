@@ -1,4 +1,4 @@
-"""Where and at which size a bench measures, and its rounds as pytest-benchmark tells them."""
+"""Device and sizes of a bench, and its rounds in the form of pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _FEWEST = 5  # rounds, whatever time they take
 
 
 def device_of(name: str) -> str:
-    """What `auto` stands for here."""
+    """Resolves `auto` to cuda if available, else cpu."""
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the command line asked for. On a CPU the clock is the CPU time of this process, on one thread."""
+    """Options of the command line. On a CPU the clock is the CPU time of this process, on one thread."""
 
     scale: str | None
     device: str
@@ -50,7 +50,7 @@ class Setting:
         return torch.device(self.device)
 
     def manifest(self, name: str, *overrides: str) -> Manifest:
-        """At the scale that is measured, with one micro-batch a step where a GPU would take many."""
+        """Returns the manifest at the measured scale, on a GPU with one micro-batch per step unless batch is set."""
         source = read_source(find_manifest(name), scale=self.scale, overrides=[*overrides, *self.overrides])
         found = resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
         if self.place.type == "cuda" and not any(word.startswith("train.batch") for word in self.overrides):
@@ -76,9 +76,9 @@ class Setting:
     def measure(
         self, steps: Mapping[str, Callable[[], object]], *, rounds: int, told: str = "", timed: bool = True
     ) -> dict[str, list[float]]:
-        """Seconds of each step by name and round, the rounds being told on stderr; not `timed`: steps return theirs.
+        """Returns seconds of each step by name and round, with progress on stderr; not `timed`: steps return seconds.
 
-        `rounds` is what is taken where the command line says nothing.
+        `rounds` is the default of the command line's option.
         """
         arms: dict[str, Any] = {
             name: (lambda step=step: self.timed(step)) if timed else step for name, step in steps.items()
@@ -93,7 +93,7 @@ class Setting:
         return interleave(arms, count, tell)
 
     def rounds_within(self, steps: Mapping[str, Callable[[], object]], *, share: float = 1.0) -> int:
-        """How many rounds of these fit into the time that there is, after two that count for nothing."""
+        """Returns the number of rounds of these that fit into the time limit, after two warm-up rounds."""
         for _ in range(2):  # the first compiles
             began = time.monotonic()
             for step in steps.values():
@@ -103,7 +103,7 @@ class Setting:
 
 
 class Replay:
-    """A timer by which pytest-benchmark takes for its own the rounds that were measured before, interleaved."""
+    """A timer that replays rounds measured before, interleaved, to pytest-benchmark."""
 
     def __init__(self):
         self._readings: Iterator[float] = iter(())
@@ -115,18 +115,18 @@ class Replay:
         return next(self._readings)
 
     def nothing(self) -> None:
-        """What is called between a reading and the next."""
+        """Does nothing: the call that pytest-benchmark makes between two readings."""
 
 
 REPLAY = Replay()
-TABLES: dict[str, list[str]] = {}  # what is printed at the end, by suite
+TABLES: dict[str, list[str]] = {}  # lines printed at the end, by suite
 
 
 class Measured:
-    """The seconds of some arms, by round, against those of `base`; `twin` is the same again: what cannot be told apart.
+    """Seconds of arms, by round, against those of `base`; `twin` is `base` measured again, for the resolution.
 
-    `bases` holds the base's seconds beside one arm, where arms were not all measured in the same rounds. They are kept
-    in bench/history where RECORD is set, with what `extra` says of each.
+    `bases` holds the base's seconds of an arm's rounds, if the arms were not all measured in the same rounds. If RECORD
+    is set, the rows are kept in bench/history, with the `extra` fields of each.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Measured:
         return f"{word} {bound}"
 
     def reaches(self, name: str, bound: float) -> str:
-        """Whether it is at least that."""
+        """Whether the cost of an arm is at least `bound` times the base's, as far as this machine can tell."""
         ratio, slack = self.ratio(name), self.noise.half_width
         word = "at least" if ratio.low >= bound - slack else "NOT" if ratio.high < bound - slack else "not told from"
         return f"{word} {bound}"
@@ -168,11 +168,11 @@ class Measured:
         return self._bases.get(name, self.seconds[self.base])
 
     def median(self, name: str) -> float:
-        """Seconds."""
+        """Median seconds of an arm."""
         return statistics.median(self.seconds[name])
 
     def tell(self, benchmark: Any, name: str, verdict: str = "") -> None:
-        """A row in the tables of pytest-benchmark, which has every round, and of the suite."""
+        """Adds a row to the tables of pytest-benchmark, with every round, and of the suite."""
         ratio, extra = self.ratio(name), self.extra.get(name, {})
         REPLAY.load(self.seconds[name])
         benchmark.group = self.suite

@@ -1,8 +1,8 @@
 """Whether steps of a tree cost more than another's, from sets of fresh processes: two of the old tree, one of the new.
 
-Within a set, rounds take every process in turn; a set comes to one number for the new tree against the old, and one for
-the old against itself. Processes differ among themselves (memory layout, hash seed), so it is sets that are counted,
-not rounds, and it is the old tree against itself that says what noise comes to: its true difference is known.
+Within a set, rounds take every process in turn; a set yields one number for the new tree against the old, and one for
+the old against itself. Processes differ among themselves (memory layout, hash seed), so the sample size is the number
+of sets, not of rounds. The old tree against itself estimates the noise: its true difference is 0.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 MATTERS = 0.02  # a smaller difference is not called one, however sure
 LEVEL = 0.99  # of intervals
-SETS, MOST = 5, 12  # sets of processes: at least, and at most where the band is still wider than ENOUGH
+SETS, MOST = 5, 12  # sets of processes: at least, and at most while the band is wider than ENOUGH
 ENOUGH = 0.02
 ROUNDS = 21  # in a set; each takes every process twice
 OLD, TWIN, NEW = "old", "twin", "new"
-# variances of what a set comes to, in those of one process: new less the mean of two, and one less the other
+# variances of a set's numbers, in units of one process's variance: new less the mean of two, and one less the other
 _OF_NEW, _OF_TWIN = 1.5, 2.0
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a set of processes comes to: logarithms of ratios of a step's cost."""
+    """The result of a set of processes: logarithms of ratios of a step's cost."""
 
     new: float  # the new tree to the old, the mean of its two
     twin: float  # the old tree to itself
@@ -42,7 +42,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The cost of the new tree over the old one's; `band` is what the old tree differs from itself by, at most."""
+    """The cost of the new tree over the old one's, with its interval; `band` is the half-width due to noise."""
 
     ratio: float
     low: float
@@ -61,7 +61,7 @@ class Verdict:
 
     @property
     def within(self) -> float:
-        """How far from 1 the ratio is at most."""
+        """Largest distance of the ratio from 1 within the interval."""
         return max(self.high, 1 / self.low) - 1
 
     def __str__(self) -> str:
@@ -69,13 +69,13 @@ class Verdict:
 
 
 def middle(values: Sequence[float]) -> float:
-    """The mean of the middle half: near the mean's efficiency, and rounds that were disturbed do not count."""
+    """Returns the mean of the middle half: nearly as efficient as the mean, and robust to disturbed rounds."""
     ranked, cut = sorted(values), len(values) // 4
     return statistics.fmean(ranked[cut : len(ranked) - cut])
 
 
 def judge(changes: Sequence[Change], first: int | None = None) -> Verdict:
-    """The verdict of these sets, the noise being that of the `first` of them (of all); two are the least.
+    """Returns the verdict of these sets, with the noise estimated from the `first` of them (all if None); at least two.
 
     The variance of one process is pooled over both kinds of difference.
     """
@@ -85,10 +85,10 @@ def judge(changes: Sequence[Change], first: int | None = None) -> Verdict:
 
 
 def decide(draw: Callable[[], Change], *, least: int = SETS, most: int = MOST) -> Verdict:
-    """The verdict of as many sets as a band of ENOUGH takes by the noise of the first `least`, `most` at most.
+    """Returns the verdict of as many sets as a band of ENOUGH needs at the noise of the first `least`, at most `most`.
 
-    These alone tell how many there are and how wide the interval is (Stein's two stages): one that was looked at until
-    it was narrow enough would miss the truth twice as often as it says.
+    The first `least` alone determine the number of sets and the width of the interval (Stein's two-stage procedure): an
+    interval checked until it is narrow enough would miss the truth twice as often as its level states.
     """
     changes = [draw() for _ in range(least)]
     while _reach(changes[:least], len(changes)) > math.log1p(ENOUGH) and len(changes) < most:
@@ -97,7 +97,7 @@ def decide(draw: Callable[[], Change], *, least: int = SETS, most: int = MOST) -
 
 
 def _reach(changes: Sequence[Change], n: int) -> float:
-    """Half the width of the interval, of logarithms, that n sets have where noise is as in these."""
+    """Half-width of the interval, of logarithms, of n sets with the noise of these."""
     from scipy import stats
 
     mean = statistics.fmean(change.new for change in changes)

@@ -1,8 +1,9 @@
-"""An arm of a measurement in a process of its own, so that arms may be of different trees, programs or environments.
+"""An arm of a measurement in its own process, so that arms may have different trees, programs or environments.
 
 Parent: `with Arm.start(make="worker:ratrain_step", arguments={...}, source=tree) as arm: seconds = arm.step(10)`.
-The worker is this file, whatever tree it measures: of `source` it imports `ratrain` alone, and of that little, so that
-old commits can be measured too. They talk lines of JSON, an answer for each request; end of file ends the worker.
+The worker is this file for every tree: from `source` it imports only `ratrain`, and only a few of its modules, so that
+old commits can be measured too. Parent and worker exchange lines of JSON, an answer for each request; end of file ends
+the worker.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from pathlib import Path
 from typing import IO, Any
 
 _WARM = 3  # steps before the first that counts: the first compiles, a second may compile again
-_PATIENCE = 10  # seconds in which a worker is to end by itself
+_PATIENCE = 10  # seconds a worker has to end by itself
 _TOLD = 12  # lines of stderr that are passed on when a worker ends
 
 Step = Callable[[], object]
 
 
 class ArmError(Exception):
-    """A worker that cannot do what it is for; the message is all that a user needs, its last words included."""
+    """A worker failed; the message is complete for a user and includes the worker's last lines of stderr."""
 
 
 class Arm:
-    """A worker as its parent sees it. Every method but `close` raises ArmError where the worker fails."""
+    """The parent's handle of a worker. Every method but `close` raises ArmError if the worker fails."""
 
     def __init__(self, label: str, process: subprocess.Popen[str], errors: IO[bytes]):
         self.label, self._process, self._errors = label, process, errors
-        self.told: dict[str, Any] | None = None  # what it says of itself once it is ready
+        self.told: dict[str, Any] | None = None  # the worker's first answer, sent once it is ready
 
     @classmethod
     def start(
@@ -53,16 +54,16 @@ class Arm:
         prefix: Sequence[str] = (),
         wait: bool = True,
     ) -> Arm:
-        """A worker whose step is made, compiled and warm; without `wait` it may yet be at it.
+        """Starts a worker and waits until its step is made, compiled and warm; without `wait` it returns at once.
 
         `make` is `module:function`, found beside this file too; called with `arguments` (plain JSON) it returns a
-        callable that takes one step. `ratrain` comes from the tree `source`, else from where it is installed. Where the
-        arguments have a `device`, that is what is timed. `environment` is added to this process's; `prefix` stands
-        before the command.
+        callable that takes one step. `ratrain` comes from the tree `source`, else from the installed package. A
+        `device` among the arguments is the device that is timed. `environment` is added to this process's environment;
+        `prefix` is put before the command.
         """
         label = label or make
         words = {"make": make, "arguments": dict(arguments or {}), "source": str(source.resolve()) if source else ""}
-        # one thread is what is measured; a pool of compilers in each of many workers would only take memory
+        # steps are measured on one thread; a pool of compilers in each of many workers would only take memory
         given = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", **(environment or {})}
         given["PYTHONPATH"] = os.pathsep.join(filter(None, [words["source"], given.get("PYTHONPATH")]))
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the worker
@@ -89,19 +90,19 @@ class Arm:
             self.told = self._answer()
 
     def step(self, n: int = 1) -> float:
-        """Takes n steps; seconds that they took together, of CPU time of its process, or by the clock on a GPU."""
+        """Takes n steps and returns their total seconds: CPU time of the worker's process, or wall time on a GPU."""
         return self._ask({"do": "step", "n": n})["seconds"]
 
     def counters(self) -> dict[str, int]:
-        """What a step does, in exact numbers: see counters.py."""
+        """Returns the exact counters of a step: see counters.py."""
         return self._ask({"do": "counters"})
 
     def instructions(self, n: int) -> None:
-        """Takes n steps of which alone valgrind's callgrind counts the instructions, if the worker runs under it."""
+        """Takes n steps; if the worker runs under valgrind's callgrind, it counts the instructions of these only."""
         self._ask({"do": "instructions", "n": n})
 
     def close(self) -> None:
-        """Ends the worker, at the latest by force. Does nothing the second time."""
+        """Ends the worker, by force after `_PATIENCE` seconds, or 0.1 s if not ready. Does nothing the second time."""
         assert self._process.stdin and self._process.stdout
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -122,7 +123,7 @@ class Arm:
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         self.ready()
         assert self._process.stdin
-        with contextlib.suppress(OSError):  # where it has ended, the answer will tell
+        with contextlib.suppress(OSError):  # if it has ended, reading the answer raises
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         return self._answer()
@@ -150,7 +151,8 @@ def _ending(code: int) -> str:
 def interleaved(
     arms: Mapping[str, Arm], rounds: int, steps: int = 1, on_round: Callable[[int], object] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of a step, by arm and round: each round takes every arm forwards and backwards, `steps` steps a time."""
+    """Returns the seconds of a step, by arm and round: each round runs the arms in order and in reverse order, `steps`
+    steps at a time."""
     from ratrain.profile.paired_timing import (
         interleave,  # not at import: a worker may be of a tree that has no such thing
     )
@@ -167,7 +169,7 @@ def interleaved(
 def ratrain_step(
     manifest: str, scale: str | None = None, overrides: Sequence[str] = (), device: str = "cpu", batches: int = 16
 ) -> Step:
-    """A train step of a shipped manifest, as the engine builds it; each call takes the next of `batches` in turn."""
+    """Returns a train step of a shipped manifest, built as by the engine; each call cycles to the next of `batches`."""
     import torch
 
     try:
@@ -183,7 +185,7 @@ def ratrain_step(
         raise ArmError(f"this tree is older than the bench can measure ({error})") from None
     place = torch.device(device)
     for prepare in (getattr(compiling, "keep_compiled_code", None), getattr(devices, "keep_freed_memory", None)):
-        if prepare:  # a tree that has no such thing goes without it, there as here
+        if prepare:  # older trees lack it and train without it
             prepare()
     source = read_source(find_manifest(manifest), scale=scale, overrides=list(overrides))
     resolved = resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
@@ -206,14 +208,14 @@ class _TrainStep:
         self.step(*next(self.batches))
 
     def state_bytes(self) -> int:
-        """Of what a checkpoint has to hold: parameters, buffers, the optimizer's state."""
+        """Bytes of the checkpointed state: parameters, buffers, the optimizer's state."""
         state = [part for of in self.step.optimizer.state.values() for part in of.values() if hasattr(part, "nbytes")]
         held = [*self.model.parameters(), *self.model.buffers(), *state]
         return sum({id(part): part.nbytes for part in held}.values())
 
 
 def _serve(words: dict[str, Any], requests: IO[str], answers: IO[str]) -> None:
-    """Makes the step, says so, and answers until there are no more requests."""
+    """Makes the step, sends a first answer, and serves requests until end of file."""
 
     def answer(line: dict[str, Any]) -> None:
         answers.write(json.dumps(line) + "\n")
@@ -231,11 +233,11 @@ def _serve(words: dict[str, Any], requests: IO[str], answers: IO[str]) -> None:
     except Exception as error:
         known = isinstance(error, ArmError) or type(error).__module__ == "ratrain.errors"
         if not known:
-            raise  # its parent shows the end of what this writes to stderr
+            raise  # the parent shows the last lines of this process's stderr
         answer({"error": str(error)})
         return
     gc.collect()
-    gc.freeze()  # what is there stays: a collection that walks all of torch would hit one step in many
+    gc.freeze()  # else a collection that traverses all of torch would hit one step in many
     answer({"torch": torch.__version__, "undisturbed": not wait and _settled()})
     for line in requests:
         request = json.loads(line)
@@ -249,10 +251,10 @@ def _serve(words: dict[str, Any], requests: IO[str], answers: IO[str]) -> None:
 
 
 def _settled() -> bool:
-    """Has this process take the core that all arms take, ahead of any other program; whether the system lets it.
+    """Pins this process to the core shared by all arms, with real-time priority; returns whether the system allows it.
 
-    On one core arms meet equal caches, since they take turns. A step that is interrupted meets what the other program
-    left there: beside busy ones, ratios of single rounds spread half as far without them. Only the privileged may.
+    On one core arms meet equal caches, since they take turns. An interrupted step meets the caches that the other
+    program left: on a busy machine, ratios of single rounds spread half as far without interruptions. Needs privileges.
     """
     if not hasattr(os, "sched_setaffinity"):
         return False
@@ -276,7 +278,7 @@ def _made(words: dict[str, Any]) -> Step:
 
 
 def _timed(step: Step, n: int, wait: Step | None) -> float:
-    """Seconds of n steps: CPU time of this process, or the clock's where a device has to be waited for."""
+    """Returns the seconds of n steps: CPU time of this process, or wall time with `wait` to synchronize a device."""
     clock = time.perf_counter if wait else time.process_time
     if wait:
         wait()
@@ -289,10 +291,10 @@ def _timed(step: Step, n: int, wait: Step | None) -> float:
 
 
 def _main() -> None:
-    # what a step prints must not come between the answers
+    # output printed by a step must not mix with the answers
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    with contextlib.suppress(KeyboardInterrupt):  # the parent's, who closes what it has started
+    with contextlib.suppress(KeyboardInterrupt):  # the parent handles it and closes its workers
         _serve(json.loads(sys.argv[1]), sys.stdin, answers)
 
 

@@ -1,3 +1,3 @@
 """Rehearses CUDA code on a machine without a GPU: the train step of every variant is compiled for a card and run on
-FakeTensors, which have shapes and no numbers. What would be launched, and over how many bytes, is counted.
+FakeTensors, which have shapes and no numbers. The launches and their bytes are counted.
 """

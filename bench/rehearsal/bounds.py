@@ -1,4 +1,4 @@
-"""The launches and bytes that a step of each case took when they were last looked at: more of either is a fault."""
+"""The recorded launches and bytes of a step of each case: more of either is a fault."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from rehearsal.step import Rehearsed
 
 FILE = Path(__file__).with_name("bounds.json")
-_SLACK = 1.005  # of bytes: what Inductor splits a reduction into may change with the number of processors
+_SLACK = 1.005  # of bytes: Inductor's split of a reduction may change with the number of processors
 
 
 def read() -> dict[str, Any]:
-    """Cases by name, each with its launches and bytes; empty for another torch, which fuses in another way."""
+    """Reads the cases by name, each with launches and bytes; empty for another torch, which fuses differently."""
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
     return known.get("cases", {}) if known.get("torch") == _torch() else {}
 
 
 def exceeded(step: Rehearsed, known: dict[str, Any]) -> list[str]:
-    """What a step does more of than its case did."""
+    """Describes launches or bytes of a step above the bound of its case."""
     bound = known.get(str(step.case))
     if bound is None:
         return []
@@ -35,7 +35,7 @@ def exceeded(step: Rehearsed, known: dict[str, Any]) -> list[str]:
 
 
 def write(steps: Iterable[Rehearsed]) -> None:
-    """Records the steps; other cases stay as they are."""
+    """Records the steps; other cases are unchanged."""
     fresh = {str(step.case): {"launches": step.launches, "bytes": step.bytes} for step in steps}
     cases = dict(sorted({**read(), **fresh}.items()))
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(bound)}" for name, bound in cases.items())

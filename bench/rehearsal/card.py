@@ -1,4 +1,4 @@
-"""The cards that can be rehearsed: their properties as torch has them, and their speed for the roofline model."""
+"""The cards available to a rehearsal: their properties in torch's form, and their speed for the roofline model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 class Card:
     """A GPU. `flops`: of a large bf16 product, and `bandwidth`: of a copy in bytes/s, both as measured in public runs
     and below the data sheet; `attention`: FLOP/s of cuDNN's causal attention, forward and backward, counting the lower
-    triangle; `kernels`: the same of our Triton kernels."""
+    triangle; `kernels`: the same of ratrain's Triton kernels."""
 
     name: str
     capability: tuple[int, int]
@@ -22,7 +22,7 @@ class Card:
     kernels: float = 220e12
 
     def properties(self) -> SimpleNamespace:
-        """As torch.cuda.get_device_properties has them."""
+        """Returns the properties in the form of torch.cuda.get_device_properties."""
         return SimpleNamespace(
             name=self.name,
             major=self.capability[0],

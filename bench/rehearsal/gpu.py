@@ -1,4 +1,4 @@
-"""Has torch, Dynamo, Inductor and Triton believe that there is a GPU. For a process of its own: nothing is undone."""
+"""Simulates a GPU for torch, Dynamo, Inductor and Triton. Needs its own process: nothing is undone."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-# what is compiled for fake tensors is of no use to a later process, nor the other way round
+# code compiled for fake tensors is useless to other processes, and the reverse
 os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0", TORCHINDUCTOR_COMPILE_THREADS="1")
-# nor is what fakes measure
+# the same holds for measurements on fakes
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ratrain-rehearsal-")
 
 from rehearsal import guard
 from rehearsal.card import Card
 
-_guard = guard.load()  # before torch asks for its hooks
+_guard = guard.load()  # before torch loads its hooks
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -30,7 +30,7 @@ torch.inference_mode = lambda mode=True: torch.set_grad_enabled(not mode) if mod
 SOURCES: dict[str, str] = {}  # of each kernel that Inductor wrote, by name
 Launch = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 _Generator = torch.Generator
-_kept: list[object] = []  # torch.library takes its registrations back when these go
+_kept: list[object] = []  # torch.library undoes its registrations when these are freed
 
 
 class Stream:
@@ -71,7 +71,7 @@ class Event:
 
 
 class Generator:
-    """torch.Generator of the GPU: seeded, it is None, torch's own, which fake random numbers do not ask for either."""
+    """torch.Generator of the GPU: `manual_seed` returns None, torch's default generator; fakes draw no numbers."""
 
     def __new__(cls, device="cpu"):
         return super().__new__(cls) if torch.device(device).type == "cuda" else _Generator(device)
@@ -94,8 +94,8 @@ class Device:
 def install(card: Card, *, launched: Launch, synced: Callable[[], None]) -> FakeTensorMode:
     """Makes `card` the GPU of this process, and returns the mode in which its tensors are made.
 
-    launched(kernel, arguments, options) is called in place of each Triton kernel, and synced() where the host would
-    wait for a number of the device's.
+    launched(kernel, arguments, options) is called in place of each Triton kernel, and synced() each time the host would
+    wait for a number from the device.
     """
     _guard.install()
     _torch(card)
@@ -108,7 +108,7 @@ def install(card: Card, *, launched: Launch, synced: Callable[[], None]) -> Fake
         synced()
         return 1.0 if x.dtype.is_floating_point else 1
 
-    def counts(mode, function, x, *args):  # as many as its numbers say; they say nothing
+    def counts(mode, function, x, *args):  # the length depends on values, which fakes lack: 8 in place of it
         with mode:
             return torch.empty(8, dtype=torch.float64 if args else torch.int64, device=x.device)
 
@@ -204,7 +204,7 @@ def _triton(card: Card, launched: Launch) -> None:
 
     jit: Any = triton.runtime.jit.JITFunction
     jit.run = run
-    for function in vars(probes).values():  # what it has found before there was a GPU
+    for function in vars(probes).values():  # results cached before the GPU was installed
         if hasattr(function, "cache_clear"):
             function.cache_clear()
 
@@ -241,7 +241,7 @@ def _inductor(launched: Launch) -> None:
 
 
 def _numbers(x: FakeTensor) -> np.ndarray:
-    """In place of FakeTensor.numpy: what lies on the CPU may be read at any time."""
+    """Replaces FakeTensor.numpy: returns zeros for a CPU tensor. Raises TypeError for another device."""
     if x.device.type != "cpu":
         raise TypeError(f"can't convert {x.device} device type tensor to numpy")
     return np.zeros(tuple(x.shape), dtype=str(x.dtype).removeprefix("torch."))

@@ -16,14 +16,14 @@ SOURCE = Path(__file__).with_name("guard.cpp")
 
 
 def compiler() -> str | None:
-    """The C++ compiler that builds the guard; None where there is none."""
+    """Returns the C++ compiler that builds the guard; None if there is none."""
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
 def load() -> ctypes.CDLL:
-    """The guard, compiled at its first use (half a minute) and kept in the temporary folder.
+    """Loads the guard, compiled at its first use (half a minute) and kept in the temporary folder.
 
-    Raises RuntimeError where it cannot be compiled.
+    Raises RuntimeError if it cannot be compiled.
     """
     spec = importlib.util.find_spec("torch")
     assert spec and spec.origin

@@ -1,4 +1,4 @@
-"""What a step asks of a GPU: launches, bytes and FLOPs, by kernel and operation."""
+"""Records a step's GPU work: launches, bytes and FLOPs, by kernel and operation."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from torch.utils.flop_counter import flop_registry
 from ratrain.kernels.adamw import op as adamw
 
 MODEL, HEAD, OPTIMIZER = "model", "head", "optimizer"  # phases of a step
-INDUCTOR, TRITON, ATEN = "inductor", "triton", "aten"  # who wrote the kernel: Inductor, we, torch
+INDUCTOR, TRITON, ATEN = "inductor", "triton", "aten"  # origin of the kernel: Inductor, ratrain, torch
 # operations that move no bytes of the device's memory
 _FREE = re.compile(
     r"view|as_strided|permute|aten\.t\.|transpose|detach|slice|select|split|unbind|expand|alias|empty|unsqueeze|reshape|"
     r"lift_fresh|squeeze|unfold|is_same_size|set_|sym_|device|profiler|_local_scalar"
 )
-_UPDATED = {"linear_cross_entropy _rows_kernel": (0,)}  # arguments of our kernels that are read and written
-_PRUNED = 0.55  # of a causal product: what is left of it where 0.382 of the keys are kept before each block of 128
-# causal products of our attention kernels, one way and tied
+_UPDATED = {"linear_cross_entropy _rows_kernel": (0,)}  # arguments of ratrain's kernels that are read and written
+_PRUNED = 0.55  # of a causal product: the share that remains if 0.382 of the keys are kept before each block of 128
+# causal products of ratrain's attention kernels, one way and tied
 _PRODUCTS = {
     "ra_attention _forward_kernel": (2, 3),
     "ra_attention _keys_kernel": (3, 4),
@@ -45,7 +45,7 @@ _ONLY_WRITES = re.compile(r"_like|new_|zero_|fill_|zeros|ones|full")
 
 @dataclass
 class Work:
-    """One kernel or operation of a step: how often, and over how many bytes and FLOPs in all."""
+    """One kernel or operation of a step: its count, and its bytes and FLOPs in total."""
 
     name: str
     kind: str
@@ -74,7 +74,8 @@ class Recorder:
             one.count, one.bytes, one.flops = one.count + launches, one.bytes + n_bytes, one.flops + flops
 
     def launched(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """A Triton kernel, Inductor's or ours: each tensor is read or written once, and both where updated in place."""
+        """Adds a Triton kernel, Inductor's or ratrain's: each tensor is read or written once, or both if updated in
+        place."""
         from rehearsal.gpu import SOURCES
 
         if name not in SOURCES:
@@ -88,14 +89,14 @@ class Recorder:
         self.add(name, INDUCTOR, _bytes(arguments) + _bytes(twice))
 
     def synced(self) -> None:
-        """The host has asked for a number."""
+        """Notes a read of a number by the host, with its stack."""
         if self.on:
             frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
             self.syncs.append(" <- ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-6:-2])))
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:
-        """What is counted in it belongs to `phase`."""
+        """Counts work inside the context in `phase`."""
         before, self.phase = self.phase, phase
         try:
             yield
@@ -113,8 +114,8 @@ class Recorder:
 
 
 def listen(recorder: Recorder, mode: FakeTensorMode) -> None:
-    """Tells `recorder` of every operation in `mode`. Operations of ratrain run as they would on the GPU, kernels'
-    launches and all, and are held against what their fakes promise."""
+    """Reports every operation in `mode` to `recorder`. Operations of ratrain run as on the GPU, including the launches
+    of kernels, and are compared with their fakes."""
     dispatch: Any = FakeTensorMode.__torch_dispatch__
     inside = False  # an operation's own decomposition is not counted again
 
@@ -125,7 +126,7 @@ def listen(recorder: Recorder, mode: FakeTensorMode) -> None:
         if function.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
             function.name(), "CompositeImplicitAutograd"
         ):
-            with self:  # below autograd, as in an operation of ours, it comes undecomposed
+            with self:  # below autograd, as inside an operation of ratrain, it arrives undecomposed
                 return function.decompose(*args, **(kwargs or {}))
         inside = True
         try:
@@ -154,7 +155,7 @@ def _table(self, recorder: Recorder, key: Any, moved: list[adamw.Moved], block: 
 
 
 def _flops(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> int:
-    """Of an attention kernel of ours: causal products of q [B, H, T, D], which comes first, with T keys."""
+    """FLOPs of an attention kernel of ratrain: causal products of q [B, H, T, D], its first argument, with T keys."""
     if (products := _PRODUCTS.get(name)) is None:
         return 0
     batch, n_head, n_token, head_dim = arguments[0].shape
@@ -166,9 +167,7 @@ def _note(recorder: Recorder, function: Any, args: Any, kwargs: Any, out: Any) -
     if _FREE.search(name):
         return
     flops = flop_registry.get(function.overloadpacket)
-    if (
-        "dtype" in function._overloadname
-    ):  # torch's formulas do not know the dtype that a product names after its factors
+    if "dtype" in function._overloadname:  # torch's formulas do not take the dtype argument of a product
         cost = flops(*_tensors(args), out_val=out) if flops else 0
     else:
         cost = flops(*args, **kwargs, out_val=out) if flops else 0
@@ -183,7 +182,7 @@ def _note(recorder: Recorder, function: Any, args: Any, kwargs: Any, out: Any) -
 
 
 def _traffic(function: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """Bytes that torch's operation reads and writes: what it updates in place counts twice."""
+    """Bytes that torch's operation reads and writes: a tensor updated in place counts twice."""
     if _ONLY_WRITES.search(str(function)):
         return _bytes(out)
     schema = function._schema.arguments
@@ -220,7 +219,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _bytes(tree: Any) -> int:
-    """Of every tensor in it, each counted once."""
+    """Bytes of all tensors in the tree, each counted once."""
     return sum(x.numel() * x.element_size() for x in {id(x): x for x in _tensors(tree)}.values())
 
 

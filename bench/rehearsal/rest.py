@@ -32,7 +32,7 @@ from ratrain.sinks import monitor
 from ratrain.storage import checkpoint
 
 GPU = torch.device("cuda")
-# what differs in how a run trains, decodes, prunes, optimises or fits; and steps until all of it is switched on
+# variants that differ in training, decoding, pruning, optimizer or memory; and steps until all features are active
 RUNS = {"v0": 8, "v15": 80, "v19": 8, "c2": 24, "tied_ra": 8, "modern": 8, "spam": 8, "spam-magnitude": 8, "bitter7": 8}
 
 _kept: list[Engine] = []  # freeing fakes of a device that is not there has crashed torch
@@ -40,8 +40,8 @@ _WINDOW = Window(2, 8, 0.5, (1.0,), (1.0,), 0, 1e-3, 1.0, 8.0, None, None, 0, 1,
 
 
 def rehearse(rehearsal: Rehearsal, part: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Each branch whose name begins with `part`, and its faults: the error that ends it, and operations whose fakes
-    promise another tensor than they give."""
+    """Runs each branch with a name that begins with `part`; yields its faults: the error that ends it, and operations
+    whose fakes differ from the tensors they return."""
     for name, branch in branches(rehearsal):
         if not name.startswith(part):
             continue
@@ -83,7 +83,7 @@ def branches(rehearsal: Rehearsal) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _monitored() -> None:
-    """A GPU whose load nobody can read: its figures are left out."""
+    """A GPU without readable load: its figures are omitted."""
     found: list[Any] = []
     with patch.object(monitor, "_nvml", lambda: None):
         monitor.Monitor(found.append, gpu=device.gpu_uuid(GPU))(_WINDOW)
@@ -100,7 +100,7 @@ def _measured(case: attention.Case) -> dict[str, float]:
 
 
 def _two_ranks(rehearsal: Rehearsal) -> None:
-    """The first of two ranks takes a step: it asks for one sum over both, and the host waits for nothing.
+    """Takes two steps on the first of two ranks: the second must run one all-reduce, without a wait of the host.
 
     In bf16 alone: the reducer of torch's DDP, which averages the gradients of other precisions, reads them from C++.
     """
@@ -123,7 +123,7 @@ def _two_ranks(rehearsal: Rehearsal) -> None:
 
 
 def _run(rehearsal: Rehearsal, name: str, steps: int) -> None:
-    """Trains, evaluates and saves, is stopped, and goes on from its checkpoint to its sample."""
+    """Trains, evaluates, saves and stops a run, then resumes it from its checkpoint up to its sample."""
     cadence = (f"{key}={max(1, steps // 2)}" for key in ("eval.every", "checkpoint.every", "log.every"))
     keys = ("compile.scope=off", f"train.budget.steps={steps}", *cadence)
     case = Case(name, scale="tiny", batch=4, keys=keys)
@@ -150,7 +150,7 @@ def _run(rehearsal: Rehearsal, name: str, steps: int) -> None:
 
 @contextlib.contextmanager
 def _real_files() -> Iterator[None]:
-    """Files hold zeros where the fakes hold nothing, and nobody asks fakes whether they are finite."""
+    """Checkpoint files hold zeros in place of fakes, and the check for finite values is skipped."""
 
     def zeros(tensors: Any) -> dict[str, torch.Tensor]:
         with unset_fake_temporarily():

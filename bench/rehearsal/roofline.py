@@ -1,7 +1,7 @@
-"""How long a rehearsed step would take: each kernel at its card's speed, and a gap for each launch.
+"""Models the time of a rehearsed step: each kernel at its card's speed, and a gap for each launch.
 
 A model, not a measurement. Its assumptions, all of them public figures of Hopper cards: products reach `PRODUCTS` of
-the card's measured peak, or the speed of memory where they are narrow; attention reaches Card.attention; all else moves
+the card's measured peak, or the speed of memory if they are narrow; attention reaches Card.attention; all else moves
 its bytes at Card.bandwidth; a launch leaves the GPU idle for `GAP` seconds.
 """
 
@@ -62,7 +62,7 @@ def _part(one: Work) -> str:
 
 def _seconds(one: Work, card: Card, products: float) -> float:
     memory = one.bytes / card.bandwidth
-    if one.kind == TRITON:  # ours; some move memory alone
+    if one.kind == TRITON:  # ratrain's; some have no FLOPs
         return max(memory, one.flops / card.kernels) + (SELECTION * one.count if "_select_kernel" in one.name else 0.0)
     if "attention" in one.name:  # FLOPs count the whole square, of which a causal kernel computes half
         return max(memory, one.flops / 2 / card.attention["backward" in one.name])
@@ -72,8 +72,8 @@ def _seconds(one: Work, card: Card, products: float) -> float:
 
 
 def _idle(one: Work, card: Card) -> float:
-    """What a chunk of the head takes over a product of full tiles: its last tiles are ragged, and where a product has
-    fewer tiles than the card has processors, splitting its sum over them costs about half of what it gains."""
+    """Time of a chunk of the head over a product of full tiles: its last tiles are ragged, and if a product has fewer
+    tiles than the card has processors, splitting its sum over them costs about half of its gain."""
     shapes = [tuple(map(int, word.rstrip("f").split("x"))) for word in one.name.split()[1:]]
     if len(shapes) < 2:
         return 1.0

@@ -44,7 +44,7 @@ _SDPA = {
 
 @dataclass(frozen=True)
 class Case:
-    """What is rehearsed: a manifest by its name, how it is trained, and `keys` laid over it."""
+    """A rehearsed case: a manifest by its name, its training settings, and `keys` that override it."""
 
     variant: str
     precision: str = "bf16"
@@ -67,7 +67,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """Of one step of a case, the fourth: nothing is compiled any more."""
+    """Results of the fourth step of a case, after all compilation."""
 
     case: Case
     graphs: int
@@ -88,14 +88,14 @@ class Rehearsed:
 
     @property
     def faults(self) -> list[str]:
-        """What no step may do on a GPU, whatever it costs."""
+        """Faults of the step on a GPU: graph breaks, recompiles, waits of the host, wrong fakes."""
         counts = {"graph breaks": self.breaks, "recompiles": self.recompiles}
         found = [f"{count} {name}" for name, count in counts.items() if count]
         found += [f"the host waits for the device at {place}" for place in sorted(set(self.syncs))]
         return found + sorted(set(self.differing))
 
     def record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Returns the fields of the JSON form."""
         found = {"launches": self.launches, "bytes": self.bytes, "faults": self.faults}
         return {**asdict(self), **found, "case": str(self.case)}
 
@@ -132,7 +132,7 @@ class Rehearsal:
             once()
             graphs = counters["stats"]["unique_graphs"]
             once()
-            for _ in range(2):  # ours run only while they are counted, and keep some of what their first call makes
+            for _ in range(2):  # ratrain's operations run only while counted, and cache objects in their first call
                 with self.recorder.recording():
                     once()
         return Rehearsed(
@@ -147,7 +147,7 @@ class Rehearsal:
         )
 
     def _note_phase(self, owner: Any, name: str) -> None:
-        """What owner.name() asks of the GPU is the optimizer's."""
+        """Counts the GPU work of owner.name() in the optimizer's phase."""
         method = getattr(owner, name)
 
         @functools.wraps(method)

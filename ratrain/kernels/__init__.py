@@ -1,4 +1,4 @@
-"""Operations with a definition in plain PyTorch and, where it pays, a Triton kernel.
+"""Operations with a definition in plain PyTorch and, if it is faster, a Triton kernel.
 
 Imports nothing, so that the kernels can be checked on a machine that has only torch and triton.
 """

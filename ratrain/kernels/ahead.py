@@ -2,10 +2,11 @@
 
     python -m ratrain.kernels.ahead [ARCH ...] [--repair [--refused FILE]] [--markdown | --json]
 
-Exits with 1 where a configuration spills registers, asks for more shared memory than there is, or has a 16-bit matrix
-product that does not reach the tensor cores. --repair writes the nearest tile that does not into `tuned/`. Versions of
-Triton allocate registers differently: run --repair with one version and then the other, and the same --refused FILE,
-until neither changes a tile. The file keeps what either refused, so that none brings back what the other replaced.
+Exits with 1 if a configuration spills registers, needs more shared memory than the architecture has, or has a 16-bit
+matrix product that does not use the tensor cores, or does not compile. --repair writes the nearest tile without these
+faults into `tuned/`. Versions of Triton allocate registers differently: run --repair with one version and then the
+other, and the same --refused FILE, until neither changes a tile. The file keeps the tiles that either version refused,
+so that neither restores a tile that the other replaced.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class Compiled:
     registers: int
     spilled: int
     shared: int
-    matrix: str  # the instruction by which it multiplies matrices; empty where there is none
-    fault: str  # empty where it may be used
+    matrix: str  # the instruction that multiplies matrices; empty if there is none
+    fault: str  # empty if the configuration may be used
 
     def __str__(self) -> str:
         return (
@@ -85,13 +86,13 @@ class Compiled:
 
 
 def all_cases() -> list[Case]:
-    """Of every op."""
+    """Returns the cases of every op."""
     modules = [importlib.import_module(f"{__package__}.{op}.kernel") for op in OPS]
     return [case for module in modules for case in module.cases()]
 
 
 def compile_one(arch: str, case: Case, tile: Tile) -> Compiled:
-    """With pointers and strides that 16 divides, as a model's are."""
+    """Compiles one case, with pointers and strides divisible by 16, as in a model."""
     target = TARGETS[arch]
     source = _source(case, tile)
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
@@ -119,7 +120,7 @@ def compile_one(arch: str, case: Case, tile: Tile) -> Compiled:
 
 @contextmanager
 def _stderr_to(file: IO[bytes]) -> Iterator[None]:
-    """The compiler writes whole programs there when it fails, from C++."""
+    """Redirects stderr to `file`: on failure the compiler writes whole programs to it, from C++."""
     sys.stderr.flush()
     before = os.dup(2)
     os.dup2(file.fileno(), 2)
@@ -149,9 +150,9 @@ def _source(case: Case, tile: Tile) -> ASTSource:
 
 
 def repair(arch: str, cases: Iterable[Case], refused: dict[str, list[list[int]]]) -> Iterator[str]:
-    """Gives every tile with which one of its cases is refused to the nearest with which none is; tells each change.
+    """Replaces every tile with a refused case by the nearest tile without one; yields a line per change.
 
-    Passes over the tiles in `refused`, by architecture and key, and adds those that are refused now.
+    Skips the tiles in `refused`, by architecture and key, and adds the tiles refused now.
     """
     table = tuned(arch)
     for key, group in groupby(sorted(cases, key=lambda case: case.key), key=lambda case: case.key):
@@ -179,13 +180,13 @@ def _serves(arch: str, cases: Iterable[Case], tile: Tile) -> bool:
 
 
 def _nvidia(asm) -> tuple[int, int, str]:
-    """Registers and bytes of spills that cuobjdump, which comes with Triton, tells of the cubin; its SASS."""
+    """Returns registers and spilled bytes of the cubin, from the cuobjdump that comes with Triton, and its SASS."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(asm["cubin"])
         file.flush()
         usage = _run("cuobjdump", "--dump-resource-usage", file.name)
         code = _run("nvdisasm", "-c", file.name)
-    # STACK is what a kernel keeps in local memory: nothing of ours does but spilled registers
+    # STACK counts local memory, in which these kernels keep spilled registers only
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     return numbers["REG"], numbers["STACK"] + numbers["LOCAL"], code
 
@@ -204,7 +205,7 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 def _markdown(found: Iterable[Compiled]) -> str:
-    """Registers, KiB of shared memory and what is wrong, by kernel and architecture; - where it has no tile."""
+    """Registers, KiB of shared memory and faults, by kernel and architecture; - for an architecture without a tile."""
     cells: dict[str, dict[str, str]] = {}
     for one in found:
         said = f"{one.registers}, {one.shared / 1024:.0f} KiB" + (f", {one.fault}" if one.fault else "")

@@ -1,4 +1,4 @@
-"""What the attention operations share: where their kernels run, what those ask, how results lie."""
+"""Shared checks of the attention operations: devices with kernels, requirements on inputs, layout of results."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from ratrain.kernels.tuning import serves, size_of
 
-HEAD_DIMS = (32, 64, 128)  # that the kernels have tiles for
+HEAD_DIMS = (32, 64, 128)  # the head_dims for which the kernels have tiles
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def on_kernels(x: Tensor) -> bool:
-    """Whether there are kernels where x is, for its dtype: on a GPU, and on a CPU under Triton's interpreter."""
+    """Whether kernels exist for x's device and dtype: on a GPU, and on a CPU under Triton's interpreter."""
     return x.dtype in DTYPES and (x.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
 
 
 def runs_kernel(op: str, q: Tensor) -> bool:
-    """Whether the op's kernel runs for these queries; not where their width has no tile without spills."""
+    """Whether the op's kernel runs for these queries; false if their width has no tile without spills."""
     return on_kernels(q) and q.shape[-1] in HEAD_DIMS and _has_tile(op, q.shape[-1], q.dtype == torch.float32)
 
 
@@ -27,14 +27,14 @@ def _has_tile(op: str, channels: int, exact: bool) -> bool:
     return serves(op, size_of(channels, torch.float32 if exact else torch.bfloat16))
 
 
-# a constant to a graph, which cannot hold the reading of a file. torch.compiler.assume_constant_result sets just this
-# mark, but imports torch._dynamo for it, which takes as long as torch, also where nothing is compiled
+# a constant in a graph, which cannot contain the reading of a file. torch.compiler.assume_constant_result sets only
+# this mark, but imports torch._dynamo for it, which takes as long as importing torch, even if nothing is compiled
 _has_tile._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raises ValueError unless they are alike [B, H, T, D], of one dtype and device, and such as the kernel can take
-    where that is the one to run."""
+    """Raises ValueError unless q, k, v have one shape [B, H, T, D], one dtype and one device, and, off the CPU, fit the
+    kernel."""
     if q.dim() != 4 or k.shape != q.shape or v.shape != q.shape or not all(q.shape):
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
         raise ValueError(f"{op}: q, k, v must be alike [B, H, T, D] and hold something, got {shapes}")
@@ -47,7 +47,7 @@ def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def check_kernel(op: str, *tensors: Tensor) -> None:
-    """Raises ValueError where the kernel cannot take q, k and v, though the definition could."""
+    """Raises ValueError if the kernel cannot take q, k and v, though the definition could."""
     for x in tensors:
         if x.shape[-1] not in HEAD_DIMS:
             raise ValueError(f"{op}: D must be one of {HEAD_DIMS} on a GPU, got {x.shape[-1]}")
@@ -60,11 +60,11 @@ def check_kernel(op: str, *tensors: Tensor) -> None:
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """x [B, H, T, D], lying as [B, T, H, D], so that heads flatten without a copy."""
+    """Returns x [B, H, T, D], stored as [B, T, H, D], so that heads flatten without a copy."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def like(q: Tensor) -> Tensor:
-    """Room for [B, H, T, D] that lies as [B, T, H, D]."""
+    """Returns an empty [B, H, T, D], stored as [B, T, H, D]."""
     batch, n_head, n_token, head_dim = q.shape
     return q.new_empty(batch, n_token, n_head, head_dim).transpose(1, 2)

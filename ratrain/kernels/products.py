@@ -1,7 +1,7 @@
-"""Products of fp32 matrices on CPUs that the BLAS library does not serve at their best: by oneDNN there.
+"""Products of fp32 matrices: by oneDNN on the CPUs for which MKL has no AVX-512 code, else by torch.
 
-MKL, which torch's builds for x86 multiply with, keeps its AVX-512 code for Intel's own CPUs. oneDNN's runs on all that
-have the instructions: 5 to 12 % faster on Zen 4, as long as no product of MKL's comes in between.
+MKL, the BLAS library of torch's x86 builds, uses its AVX-512 code on Intel CPUs only. oneDNN uses AVX-512 on every CPU
+that supports it: 5 to 12 % faster on Zen 4, as long as no MKL product runs in between.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from torch import Tensor
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [M, K] @ b [K, N]; oneDNN reads b as it lies, transposed or not, and wants the rows of a one after the other.
-    It has no gradient."""
+    """Returns a [M, K] @ b [K, N], without a gradient. oneDNN reads b row-major or transposed, and needs a with
+    contiguous rows."""
     if by_onednn(a, b) and is_plain(b):
         return torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
     return a @ b
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether x [M, N] lies in order, or transposed: for a slice of something wider oneDNN has no fast code."""
+    """Whether x [M, N] is contiguous, or its transpose is: oneDNN has no fast code for a slice of a wider array."""
     return x.is_contiguous() or x.T.is_contiguous()
 
 
 def by_onednn(*operands: Tensor) -> bool:
-    """Whether oneDNN is the faster one for a product of these."""
+    """Whether oneDNN is faster for a product of these operands: all fp32, on a CPU where `onednn_is_faster`."""
     return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in operands) and onednn_is_faster()
 
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether this is an x86 CPU of another maker than Intel with AVX-512, under a torch that multiplies with MKL.
+    """Whether this is a non-Intel x86 CPU with AVX-512, under a torch built with MKL and oneDNN.
 
-    By what the CPU is, not by a measurement: that would let noise decide the bits of a run.
+    Decided by CPU model, not by a measurement: timing noise would then change the bits of a run.
     """
     able = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
     return able and torch.backends.cpu.get_cpu_capability() == "AVX512" and "GenuineIntel" not in _vendor()

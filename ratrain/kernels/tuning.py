@@ -1,4 +1,4 @@
-"""Which tile sizes a kernel runs with: one file of configurations per architecture, in `tuned/`."""
+"""Tile sizes of the kernels: one file of configurations per architecture, in `tuned/`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 TUNED = Path(__file__).parent / "tuned"
-_FALLBACK = {"cuda": "sm_80", "hip": "gfx942"}  # what an architecture without a file of its own takes
+_FALLBACK = {"cuda": "sm_80", "hip": "gfx942"}  # for an architecture without a file of its own
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A program owns `block` tokens and walks over others in steps of `step`."""
+    """Tile of a program, which owns `block` tokens and iterates over others in steps of `step`."""
 
     block: int
     step: int
@@ -27,17 +27,17 @@ class Tile:
     stages: int
 
     def constants(self) -> dict[str, int]:
-        """As a kernel's parameters."""
+        """Returns the tile as constexpr parameters of a kernel."""
         return {"BLOCK": self.block, "STEP": self.step}
 
     def options(self) -> dict[str, int]:
-        """As a launch takes them."""
+        """Returns the tile as keyword arguments of a launch."""
         return {**self.constants(), "num_warps": self.warps, "num_stages": self.stages}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel to compile ahead of time; its tile is that of (op, phase, size), where the architecture has one."""
+    """A kernel to compile ahead of time; its tile is that of (op, phase, size), if the architecture has one."""
 
     op: str
     phase: str
@@ -58,7 +58,7 @@ class Case:
 
 
 def architecture() -> str:
-    """Of the current device: sm_90, gfx942, ...; sm_80 where there is none, as under the interpreter."""
+    """Returns the architecture of the current device: sm_90, gfx942, ...; without a GPU, as when interpreted, sm_80."""
     if not torch.cuda.is_available():
         return _FALLBACK["cuda"]
     if torch.version.hip:
@@ -81,7 +81,7 @@ def config(op: str, phase: str, size: str, arch: str | None = None) -> Tile:
 
 @cache
 def tuned(arch: str) -> dict[str, dict[str, dict[str, list[int]]]]:
-    """What `tuned/<arch>.json` holds, by op, phase and size: [block, step, warps, stages]."""
+    """Reads `tuned/<arch>.json`, or its fallback's: [block, step, warps, stages] by op, phase and size."""
     file = TUNED / f"{arch}.json"
     if not file.exists():
         file = TUNED / f"{_FALLBACK['hip' if arch.startswith('gfx') else 'cuda']}.json"
@@ -90,12 +90,12 @@ def tuned(arch: str) -> dict[str, dict[str, dict[str, list[int]]]]:
 
 @cache
 def serves(op: str, size: str, arch: str | None = None) -> bool:
-    """Whether an architecture has tiles of this size for the op's kernels; a file leaves out what would spill."""
+    """Whether an architecture has tiles of this size for the op's kernels; a file omits sizes that would spill."""
     return any(size in sizes for sizes in tuned(arch or architecture())[op].values())
 
 
 def write_tuned(arch: str, table: dict[str, dict[str, dict[str, list[int]]]]) -> None:
-    """Writes `tuned/<arch>.json`, a line a phase."""
+    """Writes `tuned/<arch>.json`, one line per phase."""
     ops = []
     for op, phases in table.items():
         lines = [f'  "{phase}": {json.dumps(sizes)}' for phase, sizes in phases.items()]
@@ -110,7 +110,7 @@ _trials: dict[tuple[str, str, str], Tile] = {}
 
 @contextmanager
 def trial(key: tuple[str, str, str], tile: Tile) -> Iterator[None]:
-    """Has the kernel of `key` (op, phase, size) run with `tile` for now."""
+    """Runs the kernel of `key` (op, phase, size) with `tile` inside the context."""
     _trials[key] = tile
     try:
         yield
@@ -119,8 +119,8 @@ def trial(key: tuple[str, str, str], tile: Tile) -> Iterator[None]:
 
 
 def neighbours(tile: Tile) -> list[Tile]:
-    """Tiles to try in place of this one, those most like it first."""
-    if not tile.step:  # a kernel that walks over nothing
+    """Returns the tiles to try in place of this one, the nearest first."""
+    if not tile.step:  # a kernel without a loop over other tokens
         return [Tile(tile.block, 0, warps, tile.stages) for warps in (4, 8, 16) if warps != tile.warps]
     sizes, warps, stages = (16, 32, 64, 128), (4, 8), (1, 2, 3, 4)
     all_of = [Tile(b, s, w, n) for b in sizes for s in sizes if s <= b for w in warps for n in stages]
@@ -128,7 +128,7 @@ def neighbours(tile: Tile) -> list[Tile]:
 
 
 def _distance(one: Tile, other: Tile) -> tuple[float, int, int]:
-    """In halvings and doublings; of equally near ones the larger tile, then the one of more stages."""
+    """Distance in halvings and doublings; ties go to the larger tile, then to the one with more stages."""
     sides = abs(math.log2(one.block / other.block)) + abs(math.log2(one.step / other.step))
     apart = sides + 0.5 * abs(math.log2(one.warps / other.warps)) + 0.5 * abs(one.stages - other.stages)
     return apart, -other.block * other.step, -other.stages

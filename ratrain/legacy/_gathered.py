@@ -1,4 +1,4 @@
-"""The probes of a module's parts, where a patch replaces more than one of them at once."""
+"""Collects the probes of a module's parts, for a patch that replaces several parts at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ratrain.model.mechanism import offers
 
 
 class Gathering(nn.Module):
-    """Offers what its parts offer to be looked at, by their names."""
+    """A module that offers the probes of its parts, by their names."""
 
     def probes(self) -> dict[str, Tensor]:
         parts: list[Any] = [part for part in self.modules() if not isinstance(part, Gathering)]

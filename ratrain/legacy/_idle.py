@@ -1,4 +1,4 @@
-"""What the reference built and never used."""
+"""Parameters that the reference built and never used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 class Idle(nn.Module):
     """Parameters that the reference built and no output depends on, kept for its counts and its checkpoints.
 
-    Shapes are those of `parts`, names theirs with underscores; zero, since nothing reads them, and never trained.
+    Shapes are those of `parts`, names theirs with underscores. They are zero, since unused, and never trained.
     """
 
     def __init__(self, **parts: nn.Module | tuple[int, ...]):

@@ -1,4 +1,4 @@
-"""Latent attention: keys and values in L channels that all heads share, and what each head makes of them.
+"""Latent attention: keys and values in L channels shared by all heads, and the maps of each head to and from them.
 
 Shape letters: B batch, T tokens, S newest tokens, C channels, H heads, D head_dim, L latent channels.
 """
@@ -14,7 +14,7 @@ from ratrain.model.gpt2 import Linear
 
 
 class TorchLinear(Linear):
-    """Drawn as torch draws its linear layers, uniform in +-1 / sqrt(fan in): the old trainers left it at that."""
+    """A linear layer with torch's initialisation, uniform in +-1 / sqrt(fan in), which the old trainers kept."""
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         bound = self.weight.shape[1] ** -0.5
@@ -26,7 +26,7 @@ class TorchLinear(Linear):
 class LatentQKV(Linear):
     """Queries per head, and keys and values in L channels, by one matrix without biases.
 
-    Its rows begin as those of the base's packed projection, of which the latents take the first of keys and values.
+    Its rows are initialised from the base's packed projection: the latents take its first rows of keys and of values.
     """
 
     def __init__(self, spec: ModelSpec, latent: int, *, per_head_q: bool, as_run: bool):
@@ -39,7 +39,7 @@ class LatentQKV(Linear):
         base = torch.empty(3, width, width).normal_(std=self.std, generator=generator)
         rows = [base[0, : self.n_query], base[1, : self.latent], base[2, : self.latent]]
         self.weight.copy_(torch.cat(rows))
-        if self.as_run:  # only the queries were taken over
+        if self.as_run:  # the reference kept only the rows of the queries
             bound = width**-0.5
             first = self.n_query if self.per_head_q else 0
             nn.init.uniform_(self.weight[first:], -bound, bound, generator=generator)
@@ -52,7 +52,7 @@ class LatentQKV(Linear):
 
 
 class HeadMaps(nn.Module):
-    """What takes queries into the latent space, A [H, D, L], and values out of it, U [H, L, D] or [1, L, D]."""
+    """Maps queries into the latent space by A [H, D, L], and values out of it by U [H, L, D] or [1, L, D]."""
 
     decayed = ("a", "u")
 
@@ -63,7 +63,7 @@ class HeadMaps(nn.Module):
         self.u = nn.Parameter(torch.empty(spec.n_head if per_head_v else 1, latent, spec.head_dim))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Glorot's bound for each head's matrix; as run, for the tensor as a whole, times a gain of its own."""
+        """Initialises uniformly with Glorot's bound per head's matrix; as run, per whole tensor, times a gain."""
         for weight, gain in ((self.a, 2**-0.5), (self.u, self.u.shape[1] ** -0.5)):
             if weight is None:
                 continue
@@ -79,7 +79,7 @@ class HeadMaps(nn.Module):
         return q.expand(-1, self.n_head, -1, -1) if self.a is None else q @ self.a.to(q.dtype)
 
     def values(self, v: Tensor) -> Tensor:
-        """v [B, 1, T, L] -> [B, H, T, D], or [B, 1, T, D] where all heads have the same."""
+        """v [B, 1, T, L] -> [B, H, T, D], or [B, 1, T, D] if all heads share the values."""
         return v @ self.u.to(v.dtype)
 
     def flops_per_token(self, spec: ModelSpec) -> int:

@@ -1,4 +1,4 @@
-"""A block of the lens studies beside its scores: compressed keys and values, a context for the MLP, a route.
+"""Parts of a block of the lens studies other than its scores: compressed keys and values, an MLP context, a route.
 
 Shape letters: B batch, T tokens, C channels, H heads, D head_dim, F hidden channels, R rank.
 """
@@ -18,9 +18,9 @@ from ratrain.model.mechanism import Mechanism
 
 
 class CompressedQKV(nn.Module):
-    """Queries as the base has them, keys and values through R channels: up (down x).
+    """Queries as in the base, keys and values through R channels: up (down x).
 
-    Both begin as the nearest matrix of that rank to the base's own, by its singular values.
+    Both are initialised to the nearest matrix of rank R to the base's own initialisation, by its singular values.
     """
 
     decayed = ("q", "k_down", "k_up", "v_down", "v_up")
@@ -60,7 +60,7 @@ class CompressedQKV(nn.Module):
 
 
 class LensMLP(nn.Module):
-    """The base's MLP, whose hidden channels may take up a summary of what attention put out:
+    """The base's MLP, with an optional summary of attention's output blended into its hidden channels:
 
     t <- (1 - beta) t + beta c,  beta = alpha (learned, kept in 0..1)
     """
@@ -70,7 +70,7 @@ class LensMLP(nn.Module):
         self.up, self.act, self.down, self.context, self.dropout = old.up, old.act, old.down, context, dropout
 
     def forward(self, x: Tensor, attended: Tensor, route: Tensor | None) -> Tensor:
-        """x and what attention put out [B, T, C], and the route [1] -> [B, T, C]."""
+        """x and attention's output [B, T, C], and the route [1] -> [B, T, C]."""
         t = self.act(self.up(x))
         if self.context is not None:
             t = self.context(t, attended, route)
@@ -78,7 +78,7 @@ class LensMLP(nn.Module):
 
 
 class Context(Mechanism):
-    """c = up (down a) of what attention put out, a, without gradient to it; with a `conductor` only where the route to
+    """c = up (down a) of attention's output a, without gradient to a; with a `conductor` only while the route to
     attention is below one half."""
 
     def __init__(self, spec: ModelSpec, rank: int, *, start: float, conductor: bool, drawn: type[Linear]):
@@ -103,9 +103,9 @@ class Context(Mechanism):
 
 
 class Route(Mechanism):
-    """g, the share of attention in what a block adds: sigmoid(raw + (end - start) anneal), from sigmoid(start) on."""
+    """g, attention's share in a block's update: sigmoid(raw + (end - start) anneal), initially sigmoid(start)."""
 
-    anneal: Tensor  # 0..1, moved by a schedule of its own
+    anneal: Tensor  # 0..1, set by its own schedule
 
     def __init__(self, *, start: float, end: float):
         super().__init__()
@@ -147,7 +147,7 @@ class LensBlock(Gathering):
 
 
 def attention_of(old: Attention, spec: ModelSpec, **parts: nn.Module) -> Attention:
-    """The base's attention with other parts; `old` stays as it is."""
+    """Returns the base's attention with some parts replaced; `old` is not modified."""
     attn = Attention(spec)
     for name, part in old.named_children():
         setattr(attn, name, parts.get(name, part))

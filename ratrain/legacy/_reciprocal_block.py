@@ -1,4 +1,4 @@
-"""A block whose MLP looks at the attention weights and answers the attention of the next block.
+"""A block whose MLP reads the attention weights and sends a gate and latents to the attention of the next block.
 
 Shape letters: B batch, T tokens, S newest tokens, H heads, F hidden channels, L latent channels, W width of a part.
 """
@@ -19,14 +19,14 @@ from ratrain.model.gpt2 import MLP, Attention, Block, Linear
 
 
 class Answer(NamedTuple):
-    """What an MLP sends to the attention of the next block."""
+    """Output of an MLP to the attention of the next block."""
 
     gate: Tensor | None  # [B, H, S, 1], mechanism 1
     back: Tensor | None  # [B, S, L], mechanism 3
 
 
 class ReciprocalAttention(Gathering):
-    """The base's attention around a ReciprocalCore; `value` is the base's own, which nothing passes."""
+    """The base's attention around a ReciprocalCore; `value` is the base's own and unused."""
 
     core: ReciprocalCore
 
@@ -39,7 +39,7 @@ class ReciprocalAttention(Gathering):
         return self.attend(x, Answer(None, None), cache)[0], state
 
     def attend(self, x: Tensor, answer: Answer, cache: Latents | None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """x [B, S, C] -> y [B, S, C], the attention weights [B, H, S, T] if something looks at them, the keys of x."""
+        """x [B, S, C] -> y [B, S, C], the attention weights [B, H, S, T] if the core computes them, the keys of x."""
         q, k, v = self.qkv(x) if self.core.maps else self.qkv(x, None)
         q, k = self.pos(q, k, 0 if cache is None else cache.size)
         k = self.core.answered(k, answer.back)
@@ -127,7 +127,7 @@ class HeadGate(nn.Module):
 
 
 class RaisedLinear(Linear):
-    """Biases start at 2."""
+    """A linear layer with biases initialised to 2."""
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         super().reset_parameters(generator)
@@ -139,8 +139,8 @@ class CrossToken(nn.Module):
     """Mechanism 2: alpha (W u) X, X [F, F], or through `width` channels: the tokens' hidden channels, mixed as
     attention mixes values.
 
-    W is the mean over heads of the attention weights, without gradient; `sparse` keeps the k largest of a row, or those
-    above tau times the row's root mean square over the keys that are seen (as run, over all keys).
+    W is the mean over heads of the attention weights, without gradient; `sparse` keeps the k largest of a row, or the
+    weights from tau times the row's root mean square over the visible keys on (as run, over all keys).
     """
 
     def __init__(self, spec: ModelSpec, options: CrossSection, *, as_run: bool):
@@ -162,7 +162,7 @@ class CrossToken(nn.Module):
         return self.alpha * self.proj(self.weights(probs.detach()).to(z.dtype) @ z)
 
     def weights(self, probs: Tensor) -> Tensor:
-        """probs [B, H, S, T] -> what each of the S tokens takes of each of the T, [B, S, T]."""
+        """probs [B, H, S, T] -> mixing weights of each of the S tokens over the T tokens, [B, S, T]."""
         w = probs.mean(1)
         o = self.options
         if o.sparse == "topk":
@@ -187,8 +187,8 @@ class CrossToken(nn.Module):
 class Coupler(nn.Module):
     """Mechanism 3: latents [B, S, L] to hidden channels [B, S, F] times alpha, and hidden channels to latents.
 
-    tied_transpose: one matrix [F, L] does both; untied: two; per_head_scalar: two, and each of H equal parts of what
-    they make is scaled by a number of its own.
+    tied_transpose: one matrix [F, L] for both; untied: two; per_head_scalar: two, and each of H equal parts of their
+    outputs has its own scale.
     """
 
     decayed = ("to_hidden", "to_latent")

@@ -1,5 +1,5 @@
-"""The attention core of the old reciprocal studies: scores written out, with what may be done to them and to what
-they make.
+"""The attention core of the old reciprocal studies: explicit scores, with optional changes to scores, weights and
+output.
 
 Shape letters: B batch, T tokens, S newest tokens, H heads, D head_dim, L channels that score.
 """
@@ -23,14 +23,14 @@ _RAW_BIAS = 2.0  # gates start at sigmoid(2) = 0.881
 
 
 class Mixed(NamedTuple):
-    """What a core makes."""
+    """Output of a core."""
 
     y: Tensor  # [B, H, S, D]
-    probs: Tensor | None  # [B, H, S, T], as they fell on the values, where something looks at them
+    probs: Tensor | None  # [B, H, S, T], as applied to the values; None from the fused call
 
 
 class Latents(KVCache):
-    """Keys and values as the core is given them, the last queries, and what the mechanisms of the MLP look back at."""
+    """Cache of the core's input keys and values, the last queries, and the past state of the MLP's mechanisms."""
 
     def __init__(self, length: int, code: ValueCode = PLAIN):
         super().__init__(length, code)
@@ -45,19 +45,19 @@ class Latents(KVCache):
         return keys + recent, values + sum(self.hidden.nbytes)
 
     def recall(self, q: Tensor, window: int) -> Tensor:
-        """The queries of up to `window` tokens before the newest, and theirs, q [B, H, S, L]."""
+        """Returns the queries of up to `window` tokens before the newest, followed by the newest, q [B, H, S, L]."""
         seen = q if self.recent is None else torch.cat([self.recent, q], dim=2)
         self.recent = seen[:, :, -window:]
         return seen
 
 
 class ReciprocalCore(Core):
-    """Attention whose scores in a band of `window` tokens get their transpose added, alpha (learned) times:
+    """Attention with the transpose of the scores added in a band of `window` tokens, times a learned alpha:
 
         score_ij += s alpha q_j . k_i scale,  0 <= i - j <= window
 
-    `maps` make queries and values per head of latent ones. `answers`: what the MLP of the block below sends may gate
-    the heads ("gate") and be added to the latent keys ("back"), with a learned weight each.
+    `maps` compute queries and values per head from latent ones. `answers`: outputs of the MLP of the block below may
+    gate the heads ("gate") and be added to the latent keys ("back"), with a learned weight each.
     """
 
     s: Tensor  # activation, moved by the schedule
@@ -87,7 +87,7 @@ class ReciprocalCore(Core):
         self.window, self.latent, self.hidden = window, latent, hidden
         self.maps, self.cross_token = maps, cross_token
         self.on_weights = cross_token is not None and cross_token.on_weights
-        self.is_looked_into = bool(self.starts or cross_token or hidden)  # else one fused call does
+        self.is_looked_into = bool(self.starts or cross_token or hidden)  # else one fused call suffices
         if self.starts or cross_token:
             self.register_buffer("s", torch.empty(()))
 
@@ -101,7 +101,7 @@ class ReciprocalCore(Core):
         return self.mix(q, k, v, cache).y
 
     def answered(self, k: Tensor, back: Tensor | None) -> Tensor:
-        """Latent keys k [B, 1, S, L], with what the block below sent back [B, S, L]."""
+        """Adds the latents of the block below [B, S, L], if any, to the latent keys k [B, 1, S, L]."""
         if back is None or self.back_alpha is None:
             return k
         return (k + self.s * self.back_alpha * back[:, None]).to(k.dtype)
@@ -137,7 +137,7 @@ class ReciprocalCore(Core):
         return F.pad(rows, (total - n, 0))
 
     def _band(self, x: Tensor) -> Tensor:
-        """x [..., S, T] where 0 <= i - j <= window, 0 elsewhere."""
+        """Sets x [..., S, T] to 0 outside of 0 <= i - j <= window."""
         inside = causal(x).triu(x.shape[-1] - x.shape[-2] - self.window)
         return x.masked_fill(~inside, 0)
 
@@ -157,7 +157,7 @@ class ReciprocalCore(Core):
 
 
 class RankOneCore(ReciprocalCore):
-    """As the reference ran it where its coupling was not zero: sums in place of products, in the scores' own direction.
+    """The band of the reference when its coupling was not 0: sums in place of products, in the scores' own direction.
 
     score_ij += alpha (sum_d q_id) (sum_d k_jd) scale
     """
@@ -171,8 +171,8 @@ class CrossTokenGate(nn.Module):
 
         G = sigmoid(stat w_h + b_h);  y <- y (1 - alpha + alpha G)
 
-    `stat`: the mass of the k largest, the largest, the entropy, or the root mean square over the keys that are seen.
-    As run, the gate on the output was G itself, and the mean square was over all keys of the row.
+    `stat`: the mass of the k largest, the largest, the entropy, or the root mean square over the visible keys. As run,
+    the gate on the output was G itself, and the mean square was over all keys of the row.
     """
 
     def __init__(self, spec: ModelSpec, options: CrossTokenSection, *, as_run: bool):

@@ -1,15 +1,15 @@
-"""Lens-gated attention: scores seen through up to three lenses, weighted per head by a softmax of learned gates.
+"""Lens-gated attention: a sum of up to three scores (lenses), weighted per head by a softmax of learned gates.
 
     logits_ij = w_std S_ij + w_rec S_ji + w_disc k_j . u_h,   S = q k^T / sqrt(D)
 
-reciprocity scores the other direction, discoverability how easily a token is found by anyone (u [H, D] learned). Beside
-that: keys and values of lower rank (`compress`), a summary of attention for the MLP (`context`), and a `route` that
-moves weight from attention to the MLP while a run goes on.
-Source: the reference's lens study of November 2025 (steps L0 to L7). As it is meant, only lenses that are on
-share the softmax, the projections keep their biases, dropout stays, and the schedule of the route is in fractions of
-the budget. As run (profile `as_run`) all three shared it, so that no step had a baseline; biases and the MLP's dropout
-were lost; every block had the route's number, used or not; `mlp = false` was ignored; and the route moved from step
-2000 to 10000, later than most runs ended. Decoding keeps queries beside keys and values.
+reciprocity scores the other direction; discoverability adds a score of each key for all queries (u [H, D] learned).
+Further options: keys and values of lower rank (`compress`), a summary of attention for the MLP (`context`), and a
+`route` that shifts weight from attention to the MLP during a run.
+Source: the reference's lens study of November 2025 (steps L0 to L7). As intended, only active lenses share the softmax,
+the projections keep their biases, dropout stays, and the schedule of the route is in fractions of the budget. As run
+(profile `as_run`) all three shared the softmax, so that no step had a baseline; biases and the MLP's dropout were lost;
+every block had the route's parameter, used or not; `mlp = false` was ignored; and the route moved from step 2000 to
+10000, later than most runs ended. With reciprocity, decoding caches queries as well as keys and values.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ANNEAL = ActivationSection(kind="ramp", after=Span(fraction=0.2), over=Span(fra
 
 
 class ContextSection(Section):
-    """A summary of what attention put out, blended into the MLP's hidden channels."""
+    """A summary of attention's output, blended into the MLP's hidden channels."""
 
     rank: PositiveInt | Part = Field(default=1 / 6, description="channels of the summary: a number, or part of n_embd")
     alpha: PositiveFloat = Field(default=0.1, le=1, description="initial share, learned")
@@ -44,7 +44,7 @@ class ContextSection(Section):
 
 
 class RouteSection(Section):
-    """Weight that moves from attention (g) to the MLP (1 - g)."""
+    """Weight that shifts from attention (g) to the MLP (1 - g)."""
 
     start: float = Field(default=2.2, description="initial logit of g, learned")
     end: float = Field(default=-1.0, description="logit at the end of the schedule, if nothing were learned")
@@ -53,9 +53,9 @@ class RouteSection(Section):
 
 @register("lens")
 class Lens(Patch):
-    """Scores through lenses, and what the lens study had beside them; all but the lenses is off unless it is given."""
+    """Lens-gated scores, and the other parts of the lens study, which are off unless given."""
 
-    target: str = "blocks.*"  # or the smallest part of a block that what is on needs
+    target: str = "blocks.*"  # narrowed to the smallest part of a block that the active options need
     profile: Literal["intended", "as_run"] = Field(
         default="intended", description="as_run: what the reference computed"
     )
@@ -122,7 +122,7 @@ class Lens(Patch):
         return built
 
     def closed(self) -> Patch | None:
-        """What is of another structure than the base: keys and values of lower rank, blocks without MLPs."""
+        """Keeps the options with another structure than the base: lower-rank keys and values, blocks without MLPs."""
         if not (self.as_run or self.compress or not self.mlp):
             return None
         off = {"reciprocity": False, "discoverability": False, "context": None, "route": None}
@@ -151,7 +151,7 @@ class Lens(Patch):
 
 
 def _channels(asked: float, spec: ModelSpec, key: str) -> int:
-    """A number of channels, or a part of n_embd. Raises ValueError above n_embd."""
+    """Returns a number of channels, from a number or a part of n_embd. Raises ValueError above n_embd."""
     found = asked if isinstance(asked, int) else max(1, round(asked * spec.n_embd))
     if found > spec.n_embd:
         raise ValueError(f"{key} must be at most n_embd = {spec.n_embd}, got {found}")
@@ -159,14 +159,14 @@ def _channels(asked: float, spec: ModelSpec, key: str) -> int:
 
 
 class LensCore(Core):
-    """Attention over gated scores; `lenses` are on beside the plain one, `shared` are in the softmax of the gates."""
+    """Attention over gated scores; `lenses` are active besides the plain one, `shared` are in the softmax of gates."""
 
     s: Tensor  # activation, moved by the schedule
 
     def __init__(self, spec: ModelSpec, lenses: tuple[str, ...], *, shared: tuple[str, ...]):
         super().__init__(spec.dropout)
         self.lenses, self.shared = lenses, shared
-        for name in shared:  # 1-D each: never decayed, and fp32 beside bf16 weights
+        for name in shared:  # 1-D each: never decayed, and fp32 with bf16 weights
             self.register_parameter(name, nn.Parameter(torch.empty(spec.n_head)))
         self.seeker = Seeker(spec) if "disc" in lenses else None
         self.register_buffer("s", torch.empty(()))
@@ -177,7 +177,7 @@ class LensCore(Core):
         self.s.fill_(1.0)
 
     def weights(self) -> dict[str, Tensor]:
-        """Of each lens in the softmax, [H]."""
+        """Returns the weight of each lens in the softmax, [H]."""
         gates = torch.stack([getattr(self, name) for name in self.shared]).softmax(0)
         return dict(zip(self.shared, gates, strict=True))
 
@@ -206,7 +206,7 @@ class LensCore(Core):
 
 
 class Seeker(nn.Module):
-    """What is looked for in every key, u [H, D]: k [B, H, T, D] -> k . u [B, H, T], in fp32 at least."""
+    """Scores every key by a learned direction u [H, D]: k [B, H, T, D] -> k . u [B, H, T], in fp32 at least."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()

@@ -1,7 +1,7 @@
-"""RA+MLA: attention over shared latents, a reciprocal band in its scores, gates by what attention looks like (RA-CT),
-and an MLP that takes part in attention (mechanisms 1 to 3).
+"""RA+MLA: attention over shared latents, a reciprocal band in its scores, gates from statistics of attention (RA-CT),
+and an MLP coupled to attention (mechanisms 1 to 3).
 
-Each is on only where its table or number is given:
+Each is on only if its table or number is given:
 
     latent                keys and values in L channels that all heads share; without it the base's own q, k and v
     alpha, window         score_ij += alpha q_j . k_i within a band: the scores' own transpose
@@ -10,11 +10,11 @@ Each is on only where its table or number is given:
     [cross]               mechanism 2: the MLP's hidden channels mixed over tokens as attention mixes values
     [latent_mlp]          mechanism 3: latents to the MLP's hidden channels and back to the next block's latents
 
-Source: the reference's studies of October and November 2025 (steps 0 to 18), as they were meant. What it ran
-was something else, profile `as_run`: always latent attention in 64 channels, the band and the mechanisms multiplied by
-a coupling that nobody ever set, 0; the gates of RA-CT without their alpha; MLPs without dropout. There, what did
-nothing is there and does nothing, so that counts and checkpoints agree. Answers between blocks went to the same block
-of the next forward pass; they are left out as run, for at a coupling of 0 they have no effect.
+Source: the reference's studies of October and November 2025 (steps 0 to 18), as intended. The reference ran something
+else, profile `as_run`: always latent attention in 64 channels; the band and the mechanisms multiplied by a coupling
+that was never set, 0; the gates of RA-CT without their alpha; MLPs without dropout. With `as_run`, parts without effect
+are built and stay without effect, so that counts and checkpoints agree. Answers between blocks went to the same block
+of the next forward pass; as run they are omitted, because at a coupling of 0 they have no effect.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ Part = Annotated[float, Field(gt=0, lt=1)]
 
 @register("ra_mla")
 class RAMLA(Patch):
-    """Latent and reciprocal attention of the old studies; what is not given is off."""
+    """Latent and reciprocal attention of the old studies; options not given are off."""
 
-    target: str = "blocks.*"  # or the smallest part of a block that what is on needs
+    target: str = "blocks.*"  # narrowed to the smallest part of a block that the active options need
     profile: Literal["intended", "as_run"] = Field(
         default="intended", description="as_run: what the reference computed"
     )
@@ -119,7 +119,7 @@ class RAMLA(Patch):
         return ReciprocalBlock(block, attn=attn, mlp=self._mlp(block.mlp, spec, place))
 
     def closed(self) -> Patch | None:
-        """Latent attention alone."""
+        """Returns the patch with latent attention alone; None without latents."""
         if self.latent is None:
             return None
         off = dict.fromkeys(("cross_token", "gate", "cross", "latent_mlp"))
@@ -171,7 +171,7 @@ class RAMLA(Patch):
         return core
 
     def _latent(self, spec: ModelSpec) -> int:
-        """L, in channels. Raises ValueError above n_embd."""
+        """Returns L, in channels. Raises ValueError above n_embd."""
         asked = self.latent or 0
         found = asked if isinstance(asked, int) else max(1, round(asked * spec.n_embd))
         if found > spec.n_embd:
@@ -179,7 +179,7 @@ class RAMLA(Patch):
         return found
 
     def _mixed_channels(self, spec: ModelSpec) -> int:
-        """Hidden channels of each token that mechanism 2 looks back at."""
+        """Number of hidden channels per token that mechanism 2 caches."""
         if self.cross is None or (self.as_run and not self.coupling):
             return 0
         return self.cross.width or spec.n_hidden
@@ -211,7 +211,7 @@ class RAMLA(Patch):
         if whole:
             names = ("to_latent", "latent_scale") if acts else dict(whole.named_parameters())
             idle |= {f"coupler_{n}": getattr(whole, n).shape for n in names if getattr(whole, n) is not None}
-            idle["latents"] = (128, spec.n_hidden)  # read by nothing, whatever the setting
+            idle["latents"] = (128, spec.n_hidden)  # unused with every setting
         mlp.idle = Idle(**{name: part for name, part in idle.items() if part is not None})
         return mlp
 
@@ -229,17 +229,17 @@ class RAMLA(Patch):
 
 
 class Place(NamedTuple):
-    """Where a block stands."""
+    """Position of a block in the model."""
 
     layer: int
     n_layer: int
 
     @property
     def is_first(self) -> bool:
-        """No block below sends an answer."""
+        """Whether there is no block below to send an answer."""
         return self.layer == 0
 
     @property
     def is_last(self) -> bool:
-        """No block above hears one."""
+        """Whether there is no block above to receive an answer."""
         return self.layer == self.n_layer - 1

@@ -3,12 +3,12 @@
     y = softmax_window(q k^T / sqrt(D)) v + gamma A v
     A = alpha sum_{t <= steps} (1 - alpha)^t P^t,  P = W / row sums
 
-W holds cosines of queries and keys, where they are not below `threshold`, on edges to the `window` tokens before and to
-the `topk` most similar ones of all before; of A the `topk` largest of a row are read out. `reversible` takes
-the mean of both directions' cosines, `reciprocal` mixes A with the walk that goes by the keys' view of the queries.
+W holds the cosines of queries and keys that are at least `threshold`, on edges to the `window` previous tokens and to
+the `topk` most similar of all previous tokens, the token itself included; of A the `topk` largest of a row are read
+out. `reversible` takes the mean of both directions' cosines; `reciprocal` mixes A with a walk on transposed cosines.
 Source: the reference's random-walk steps R0 to R3 of November 2025, vectorised, and causal: edges, walk and read-out
-of a token are among those before it, so that every power of P stays lower triangular. Gradients go through the walk.
-As run (profile `as_run`) they did not, edges went both ways, and every position saw the future: `leaks` says so.
+of a token reach no later token, so that every power of P stays lower triangular. Gradients go through the walk.
+As run (profile `as_run`) they did not, edges went both ways, and every position saw the future: see `leaks`.
 All products are of whole matrices [T, T] in fp32: for studies of a mechanism, not for long contexts.
 """
 
@@ -27,7 +27,7 @@ from ratrain.model.gpt2 import Core
 from ratrain.model.scores import causal, scores_of
 from ratrain.registry import Patch, register
 
-_LEAST = 1e-8  # of a row's sum
+_LEAST = 1e-8  # smallest sum of a row
 
 
 @register("rwr")
@@ -48,7 +48,7 @@ class RandomWalk(Patch):
 
     @property
     def leaks(self) -> str | None:
-        """Why it is not causal, if it is not."""
+        """Returns the reason if the patch is not causal, else None."""
         if self.profile == "intended":
             return None
         return "edges, walk and read-out reach later tokens: its losses do not say how well it predicts"
@@ -58,9 +58,9 @@ class RandomWalk(Patch):
 
 
 class WalkCore(Core):
-    """s closes the window and brings in the walk: outside of it scores are lowered by log(1 - s)."""
+    """Window attention plus the walk; s activates both: outside the window log(1 - s) is added to the scores."""
 
-    s: Tensor  # activation, moved by the schedule
+    s: Tensor  # activation, set by the schedule
 
     def __init__(self, spec: ModelSpec, options: RandomWalk):
         super().__init__(spec.dropout)
@@ -91,7 +91,7 @@ class WalkCore(Core):
         return F.dropout(probs, self.dropout, self.training).to(v.dtype) @ v
 
     def walk(self, q: Tensor, k: Tensor, n_new: int) -> Tensor:
-        """q, k of all T tokens -> what the newest `n_new` read of each, [B, H, n_new, T]."""
+        """q, k of all T tokens -> read-out weights of the newest `n_new` tokens over all T, [B, H, n_new, T]."""
         o = self.options
         cosines = _cosines(q, k)
         mean = cosines if not o.reversible else (cosines + cosines.mT) / 2
@@ -102,7 +102,7 @@ class WalkCore(Core):
         return _largest(visits, o.topk)
 
     def transitions(self, cosines: Tensor) -> Tensor:
-        """Similarities [B, H, T, T] -> P: rows that sum to 1 over tokens up to their own; one without edges stays."""
+        """Cosines [B, H, T, T] -> P: rows that sum to 1 over tokens up to their own; without edges, the identity's."""
         o = self.options
         seen = causal(cosines)
         near = seen & ~seen.tril(-o.window - 1)
@@ -126,7 +126,7 @@ class WalkCore(Core):
         return o.alpha * visits
 
     def flops_per_token(self, spec: ModelSpec) -> int:
-        """Of scores, cosines, both products with values, and the walk's with the whole of P."""
+        """FLOPs of scores, cosines, both products with values, and the walk's products with the whole of P."""
         walks = 1 if self.options.reciprocal == 1 else 2
         powers = walks * max(0, self.options.steps - 1) * 2 * spec.n_head * spec.block_size**2
         return 8 * spec.block_size * spec.n_embd + powers
@@ -136,11 +136,11 @@ class WalkCore(Core):
 
 
 class LeakingCore(WalkCore):
-    """The walk as the reference ran it: among all tokens, later ones too, and without a gradient."""
+    """The walk as the reference ran it: over all tokens, later ones included, and without a gradient."""
 
     def __init__(self, spec: ModelSpec, options: RandomWalk):
         super().__init__(spec, options)
-        self.dropout, self.seeker = 0.0, None  # both were lost on the way
+        self.dropout, self.seeker = 0.0, None  # the reference dropped both
         if options.discoverability:
             self.idle = Idle(seeker=(spec.n_head, spec.head_dim))
 

@@ -1,9 +1,9 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-# (a launch passes what the compiled kernel takes, and not the parameters that stand here)
+# (a launch passes the arguments of the compiled kernel, not the parameters of the Python function)
 """Triton: AdamW over many tensors in one launch, which reads bf16 gradients and writes the bf16 copies as well.
 
 Per parameter 28 bytes are read or written: gradient 2, fp32 master 8, both moments 16, copy 2. torch's fused AdamW
-takes fp32 gradients and knows no copies: casts and copies around it move another 16. A table on the device holds the
+takes fp32 gradients and writes no copies: casts and copies around it move another 16. A table on the device holds the
 address of every tensor; each program owns a block of one of them.
 """
 
@@ -25,7 +25,7 @@ def _adamw_kernel(
     table, owner, place, corrections, lr, grad_scale, found_inf, beta1, rest1, beta2, rest2, eps, weight_decay,
     NARROW: tl.constexpr, COPIED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Block place[i] of tensor owner[i] for program i; nothing where found_inf is set. NARROW: gradients are bf16."""
+    """Program i updates block place[i] of tensor owner[i], or nothing if found_inf is set. NARROW: bf16 gradients."""
     if tl.load(found_inf) == 0.0:
         tensor = tl.load(owner + tl.program_id(0))
         row, rate = table + tensor * WIDTH, tl.load(lr)
@@ -70,7 +70,7 @@ def _update(
 
 @triton.jit
 def _address(entry, dtype: tl.constexpr):
-    """The pointer that the table holds there; torch aligns its tensors to 16 bytes at least."""
+    """The pointer stored in the table at `entry`; torch aligns its tensors to 16 bytes at least."""
     return tl.multiple_of(tl.load(entry).to(tl.pointer_type(dtype)), 16)
 
 
@@ -81,7 +81,7 @@ POINTERS = {
 
 
 def cases() -> Iterator[Case]:
-    """What is compiled ahead of time: bf16 gradients with copies, and fp32 without."""
+    """Yields the cases to compile ahead of time: bf16 gradients with copies, and fp32 without."""
     for narrow in (True, False):
         constants = {"NARROW": narrow, "COPIED": narrow, "WIDTH": COLUMNS}
         variant = "bf16 gradients" if narrow else "fp32 gradients"
@@ -89,7 +89,7 @@ def cases() -> Iterator[Case]:
 
 
 def block() -> int:
-    """Elements that a program updates."""
+    """Number of elements that one program updates."""
     return config("adamw", "update", "any").block
 
 
@@ -97,7 +97,7 @@ def update(
     table: Tensor, owner: Tensor, place: Tensor, corrections: Tensor, *, narrow: bool, copied: bool, lr: Tensor,
     grad_scale: Tensor, found_inf: Tensor, betas: tuple[float, float], eps: float, weight_decay: float,
 ) -> None:  # fmt: skip
-    """Updates all tensors of `table` [n, COLUMNS]; owner and place [programs] say which block each program has.
+    """Updates all tensors of `table` [n, COLUMNS]; owner and place [programs] are the tensor and block of each program.
 
     corrections [n, 2], fp32: 1 - beta1^t and sqrt(1 - beta2^t) of each tensor's step number t.
     """

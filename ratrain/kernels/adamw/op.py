@@ -13,8 +13,8 @@ from ratrain.kernels.placement import on_kernels
 
 @dataclass(frozen=True)
 class Moved:
-    """A parameter with what its step reads and writes, all contiguous and of one shape: fp32 `parameter`, `exp_avg` and
-    `exp_avg_sq`, a gradient in fp32 or bf16, a bf16 copy of the parameter or None; `step` is fp32, 0-d."""
+    """A parameter with its gradient and optimizer state, all contiguous and of one shape: fp32 `parameter`, `exp_avg`
+    and `exp_avg_sq`, a gradient in fp32 or bf16, a bf16 copy of the parameter or None; `step` is fp32, 0-d."""
 
     parameter: Tensor
     gradient: Tensor
@@ -25,34 +25,34 @@ class Moved:
 
     @property
     def kind(self) -> tuple[bool, bool]:
-        """Whether the gradient is bf16, and whether there is a copy: one launch moves parameters of one kind."""
+        """Whether the gradient is bf16, and whether there is a copy: one launch updates parameters of one kind."""
         return self.gradient.dtype == torch.bfloat16, self.copy is not None
 
     def addresses(self) -> tuple[int, ...]:
-        """As the kernel's table has them."""
+        """Returns one row of the kernel's table: five addresses (0 for no copy) and the number of elements."""
         tensors = self.parameter, self.gradient, self.exp_avg, self.exp_avg_sq
         copy = 0 if self.copy is None else self.copy.data_ptr()
         return *(x.data_ptr() for x in tensors), copy, self.parameter.numel()
 
 
 def serves(parameter: Tensor) -> bool:
-    """Whether the kernel can move it."""
+    """Whether the kernel can update the parameter."""
     return parameter.dtype == torch.float32 and on_kernels(parameter)
 
 
 class AdamW:
-    """Moves lists of parameters. Their addresses stay on the device, and are written anew where one changes."""
+    """Updates lists of parameters. Tables of addresses stay on the device, and are rewritten if an address changes."""
 
     def __init__(self):
         self._tables: dict[tuple[int, bool, bool], tuple[list[tuple[int, ...]], Tensor]] = {}
-        self._blocks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # by sizes, which stay as they are
+        self._blocks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # by sizes, which are constant
 
     def __call__(
         self, group: int, moved: Sequence[Moved], *, lr: Tensor, betas: tuple[float, float], eps: float,
         weight_decay: float, grad_scale: Tensor | None, found_inf: Tensor | None,
     ) -> None:  # fmt: skip
-        """One step of the parameters of `group`. Gradients are divided by `grad_scale` as they are read, and stay as
-        they are; where `found_inf` is not 0, nothing changes."""
+        """Takes one step on the parameters of `group`. Gradients are divided by `grad_scale` as they are read, and are
+        not modified. If `found_inf` is not 0, nothing changes."""
         from . import kernel
 
         device = moved[0].parameter.device
@@ -70,10 +70,10 @@ class AdamW:
             )  # fmt: skip
 
     def _table(self, key: tuple[int, bool, bool], moved: Sequence[Moved], block: int) -> list[Tensor]:
-        """Addresses [n, 6], and of each program its tensor and its block [programs]."""
+        """Returns the addresses [n, 6], and the tensor and the block of each program, [programs] each."""
         rows, device = [one.addresses() for one in moved], moved[0].parameter.device
         known = self._tables.get(key)
-        if known is None or known[0] != rows:  # gradients may lie elsewhere at every step
+        if known is None or known[0] != rows:  # gradients may have new addresses at every step
             known = self._tables[key] = rows, _sent(torch.tensor(rows), device)
         counts = tuple(-(-one.parameter.numel() // block) for one in moved)
         if counts not in self._blocks:
@@ -84,11 +84,12 @@ class AdamW:
 
 
 def _corrections(moved: Sequence[Moved], betas: tuple[float, float]) -> Tensor:
-    """1 - beta1^t and sqrt(1 - beta2^t) of each [n, 2], fp32; in fp64, since near t = 1 they are small differences."""
+    """Returns 1 - beta1^t and sqrt(1 - beta2^t) of each parameter [n, 2], fp32; computed in fp64, because they are
+    small differences near t = 1."""
     steps = torch.stack([one.step for one in moved]).double()
     return torch.stack([1 - betas[0] ** steps, (1 - betas[1] ** steps).sqrt()], dim=1).float()
 
 
 def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device; nobody waits for it to get there."""
+    """Copies x to the device, asynchronously on CUDA."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x

@@ -1,9 +1,9 @@
 # pyright: reportCallIssue=false, reportArgumentType=false
-# (a launch passes what the compiled kernel takes, and not the parameters that stand here)
+# (a launch passes the arguments of the compiled kernel, not the parameters of the Python function)
 """Triton: gradients are summed over tokens while they are written.
 
 Inductor writes such a gradient in one kernel and reads it again in another for the sum. Here a program owns ROWS tokens
-of a few columns (a tile's `block`, which it walks down in steps of `step` tokens) and writes their sum beside the
+of a few columns (a tile's `block`), iterates over them in steps of `step` tokens, and writes their sum as well as the
 gradient. Torch adds the sums of all programs.
 """
 
@@ -97,7 +97,7 @@ POINTERS = {**dict.fromkeys(("grad", "h", "d_h", "d_q", "d_k", "d_v", "packed"),
 
 
 def cases() -> Iterator[Case]:
-    """What is compiled ahead of time, at the widths of GPT-2 124M."""
+    """Yields the cases to compile ahead of time, at the widths of GPT-2 124M."""
     for tanh in (False, True):
         constants = {"TANH": tanh, "ROWS": ROWS}
         variant = "tanh" if tanh else "exact"
@@ -107,7 +107,7 @@ def cases() -> Iterator[Case]:
 
 
 def gelu_backward(grad: Tensor, h: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    """Of contiguous grad and h [N, F]: the gradient of h in its dtype, and its sums over ROWS rows each, fp32."""
+    """Returns, for contiguous grad and h [N, F], the gradient of h in h's dtype, and its sums over ROWS rows, fp32."""
     tile, (n_row, width) = config("bias_gradient", "gelu", "any"), h.shape
     n_block = triton.cdiv(n_row, ROWS)
     d_h, sums = torch.empty_like(h), h.new_empty(n_block, width, dtype=torch.float32)
@@ -118,8 +118,8 @@ def gelu_backward(grad: Tensor, h: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
 
 
 def pack(d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, Tensor]:
-    """Of d_q, d_k, d_v [B, H, T, D], channels side by side: the packed gradient [B T, 3 H D], and its sums over
-    ROWS rows each, fp32."""
+    """Returns, for d_q, d_k, d_v [B, H, T, D] with contiguous channels, the packed gradient [B T, 3 H D], and its sums
+    over ROWS rows each, fp32."""
     tile = config("bias_gradient", "pack", "any")
     batch, n_head, n_token, head_dim = d_q.shape
     n_row, width = batch * n_token, n_head * head_dim

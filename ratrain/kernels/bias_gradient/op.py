@@ -1,7 +1,7 @@
-"""Two layers that hand the gradient of the bias before them to it, summed while their own gradient is written.
+"""Two layers that also compute the gradient of the preceding bias: it is summed while their input gradient is written.
 
-The layer before adds `bias.detach()`: its own backward pass then has no bias to sum for, which would read the gradient
-from memory again.
+The preceding layer adds `bias.detach()`. Its backward pass then sums no bias gradient, which would read the gradient
+from memory a second time.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ ROWS = reference.ROWS
 
 
 def fuses(x: Tensor) -> bool:
-    """Whether the kernels run where x is. On a CPU the layers stay torch's own."""
+    """Whether gradients are enabled and the kernels run on x's device. On a CPU the layers stay torch's own."""
     return torch.is_grad_enabled() and on_kernels(x)
 
 
 def biased_gelu(h: Tensor, bias: Tensor, *, tanh: bool = False) -> Tensor:
-    """GELU of h [..., F], exact or in its tanh form, where h = x + bias.detach(): bias [F] gets its gradient here."""
+    """GELU of h [..., F], exact or in its tanh form, with h = x + bias.detach(): bias [F] gets its gradient here."""
     return _GELU.apply(h, bias, tanh)  # pyright: ignore[reportReturnType]
 
 
 def split_heads(packed: Tensor, bias: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
-    """packed [B, T, 3 C] -> q, k, v, each [B, H, T, D], where packed = x + bias.detach(): bias [3 C] gets its gradient
+    """packed [B, T, 3 C] -> q, k, v, each [B, H, T, D], with packed = x + bias.detach(): bias [3 C] gets its gradient
     here."""
     return _Split.apply(packed, bias, n_head)  # pyright: ignore[reportReturnType]
 
@@ -63,12 +63,12 @@ class _Split(torch.autograd.Function):
         return packed.view(ctx.shape), sums.sum(0).to(ctx.dtype), None
 
 
-# the kernels take their factors as they lie: Inductor must not lay them as they lay while the graph was traced
+# the kernels accept any layout of their inputs: Inductor must not force the layouts seen while the graph was traced
 @torch.library.custom_op("ratrain::gelu_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def _gelu_backward(grad: Tensor, h: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
     """grad, h [N, F] -> gradient of h [N, F], and sums of it over blocks of rows [blocks, F], fp32 (float64 as h)."""
     if on_kernels(h):
-        from . import kernel  # Triton is needed only where it runs
+        from . import kernel  # imports Triton, so only if the kernel runs
 
         return kernel.gelu_backward(grad.contiguous(), h.contiguous(), tanh)
     d_h, total = reference.gelu_backward(grad, h, tanh)
@@ -99,6 +99,6 @@ def _(d_q, d_k, d_v):
 
 
 def _sums(x: Tensor, n_row: int, width: int) -> Tensor:
-    """Room for sums of x over blocks of its rows; the definition has one block."""
+    """Returns an empty array for sums of x over blocks of its rows; the definition has one block."""
     n_block = -(-n_row // ROWS) if on_kernels(x) else 1
     return x.new_empty(n_block, width, dtype=torch.promote_types(x.dtype, torch.float32))

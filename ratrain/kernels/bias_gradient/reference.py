@@ -1,7 +1,7 @@
 """Gradients of two layers that follow a bias, in plain PyTorch: the definition that the kernels must match.
 
-The gradient of a bias is the sum, over all tokens, of the gradient of the layer that adds it. Sums are in fp32 (float64
-stays) and taken before the gradient is rounded to its dtype.
+The gradient of a bias is the sum over all tokens of the gradient of the biased output. Sums are in fp32 (float64 stays)
+and taken before the gradient is rounded to its dtype.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A linear layer whose products are of 8-bit numbers, two of three: the weight's gradient stays in the stream's dtype.
+"""A linear layer with 8-bit factors in two of its three products: the weight's gradient stays in the stream's dtype.
 
-Plain PyTorch around torch's scaled product, so that Inductor fuses the rounding with what is beside it. One scale a
-tensor, found anew at each call: two passes over a tensor, of which the second is fused.
+Plain PyTorch around torch's scaled product, so that Inductor fuses the rounding with neighbouring operations. One scale
+per tensor, computed at each call: two passes over a tensor, of which the second is fused.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ def fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x in 8 bits, and the scale, 0-d fp32, that turns it back."""
+    """Returns x in 8 bits, and the scale, 0-d fp32, that multiplies it back."""
     largest = torch.finfo(dtype).max
     scale = (x.abs().amax().float() / largest).clamp(min=1e-30)
     return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
 
 
 def product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
-    """a [N, K] @ b [M, K].T, each in 8 bits with its scale, both with K side by side -> [N, M]; sums in fp32."""
+    """a [N, K] @ b [M, K].T, each in 8 bits with its scale, both contiguous along K -> [N, M]; sums in fp32."""
     (x, scale_x), (w, scale_w) = a, b
     if x.device.type == "cuda":
         return torch._scaled_mm(x, w.T, scale_a=scale_x, scale_b=scale_w, out_dtype=dtype)

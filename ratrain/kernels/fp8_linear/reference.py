@@ -15,7 +15,7 @@ VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x as its 8-bit form has it, in fp32 (float64 stays)."""
+    """x rounded to its scaled 8-bit form and converted back to fp32 (float64 stays)."""
     largest = torch.finfo(dtype).max
     scale = (x.abs().amax().to(torch.float32) / largest).clamp(min=1e-30)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -29,7 +29,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias: that of x from 8-bit factors, the others from the factors as they are."""
+    """Gradients of x, weight and bias: that of x from 8-bit factors, the others from unrounded factors."""
     wide = torch.promote_types(x.dtype, torch.float32)
     d_x = rounded(grad, GRADIENTS) @ rounded(weight, VALUES)
     return d_x, grad.to(wide).T @ x.to(wide), grad.to(wide).sum(0)

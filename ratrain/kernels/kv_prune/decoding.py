@@ -1,9 +1,9 @@
 # pyright: reportCallIssue=false, reportArgumentType=false
-# (a launch passes what the compiled kernel takes, and not the parameters that stand here)
-"""Triton: one query a head over a cache that keeps some of its values.
+# (a launch passes the arguments of the compiled kernel, not the parameters of the Python function)
+"""Triton: attention of one query per head over a cache that keeps some of its values.
 
-One kernel scores all keys; another turns scores into probabilities, adds them to what each value has received, and sums
-the values. Memory decides their speed, so both split the cache over many programs.
+One kernel scores all keys. Another turns scores into probabilities, adds them to the mass of each value, and sums the
+values. Both are memory-bound, so both split the cache over many programs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _scores_kernel(
     q, keys, scores, tops, totals, q_b, q_h, k_b, k_h, k_t, n_head, n_key, scale,
     D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of one query a head: scores [B, H, N] to base 2, and each tile's largest and sum [B, H, tiles]."""
+    """For one query per head: scores [B, H, N] to base 2, and the maximum and the sum of each tile [B, H, tiles]."""
     tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     b, h = bh // n_head, bh % n_head
     at, d = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
@@ -47,7 +47,7 @@ def _mix_kernel(
     n_head, n_key, n_value, n_part,
     PLACED: tl.constexpr, WEIGHTED: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of values of one head: y [B, H, tiles, E] and spent [B, H, tiles], to be summed; mass grows."""
+    """For a tile of values of one head: partial y [B, H, tiles, E] and spent [B, H, tiles]; adds to mass."""
     tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     b, h = bh // n_head, bh % n_head
     parts = tl.arange(0, PARTS)
@@ -79,7 +79,7 @@ POINTERS = {
 
 
 def cases() -> Iterator[Case]:
-    """What is compiled ahead of time."""
+    """Yields the cases to compile ahead of time."""
     for dtype, head_dim in itertools.product((torch.bfloat16, torch.float32), HEAD_DIMS):
         size = size_of(head_dim, dtype)
         for phase, kernel in {"scores": _scores_kernel, "mix": _mix_kernel}.items():
@@ -92,7 +92,7 @@ def _tile(phase: str, x: Tensor) -> Tile:
 
 
 def decode(q, keys, values, mass, places, weight, *, renormalise: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """y [B, H, 1, E] and the spent probability [B, H, 1], of one query a head; mass [B, H, M] grows in place."""
+    """y [B, H, 1, E] and the spent probability [B, H, 1], of one query per head; adds to mass [B, H, M] in place."""
     batch, n_head, n_key, head_dim = keys.shape
     n_value, heads = values.shape[2], batch * n_head
     wide = {"dtype": torch.float32, "device": q.device}

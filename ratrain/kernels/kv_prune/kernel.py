@@ -1,14 +1,14 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-# (a launch passes what the compiled kernel takes, and not the parameters that stand here)
-"""Triton: who is important, who stays, and attention over those who do; nothing T x T is ever stored.
+# (a launch passes the arguments of the compiled kernel, not the parameters of the Python function)
+"""Triton: importance of keys, selection of the kept keys, and attention over them; no T x T array is stored.
 
-`received` walks over scores twice, once for the log of each row's sum and once for the mass of each column per block of
-queries. `select` holds one head in one program: block after block it adds the mass, finds by bisection over the bits of
-a float the value above which `count` keys lie, and lists them before those that leave. `attend` has a program per tile
-of queries, which gathers the keys kept before its block from that list, then walks over its own block; backward, a
-program owns keys, sorted by how long they live, so that those of a tile are seen by much the same queries. Learned
-counts need the place of each candidate, which `place` finds by counting, and in the queries' backward pass those that
-have just left as well. No atomics.
+`sum` and `mass` each compute the scores once: for the log of each row's sum, and for the mass of each column per block
+of queries. `select` holds one head in one program: for each block it adds the mass, finds by bisection over the bits of
+a float the value above which `count` keys lie, and lists these keys before the evicted ones. `attend` has a program per
+tile of queries, which gathers the keys kept before its block from that list, then iterates over its own block. In the
+backward pass a program owns keys sorted by life, so that the keys of a tile are seen by nearly the same queries.
+Learned counts need the place of each candidate, which `place` finds by counting, and, in the queries' backward pass,
+the keys just evicted as well. No atomics.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def _sum_kernel(
         gone = tl.load(life + bh * n_token + cols, mask=there, other=0)
         scores = tl.where((cols[None, :] <= rows[:, None]) & (rows[:, None] < gone[None, :]), scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
-        safe = tl.where(new_top == float("-inf"), 0.0, new_top)  # of a row that has seen no key yet
+        safe = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row without a visible key so far
         total = total * tl.exp2(top - safe) + tl.sum(tl.exp2(scores - safe[:, None]), 1)
         top = new_top
-    total = tl.where(inside, total, 1.0)  # a row beyond the end has seen nothing
+    total = tl.where(inside, total, 1.0)  # a row beyond the end has no keys
     tl.store(lse + bh * n_token + rows, top + tl.log2(total), mask=inside)
 
 
@@ -61,7 +61,7 @@ def _mass_kernel(
     q, k, life, lse, mass, q_b, q_h, q_t, k_b, k_h, k_t, n_head, n_token, n_block, first, scale,
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """mass [B, H, R, T]: what the queries of block `first` + program give to a tile of keys."""
+    """mass [B, H, R, T]: attention from the queries of block `first` + program to a tile of keys."""
     tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     r = first + tl.program_id(2)
     b, h = bh // n_head, bh % n_head
@@ -86,9 +86,9 @@ def _mass_kernel(
 
 @triton.jit
 def _ordered_bits(value, at, there, seen, newest, n_sink, n_token):
-    """[SIZE] int32, highest for what stays longest; -1 for what is not there."""
-    bits = value.to(tl.int32, bitcast=True)  # what is nonnegative is ordered as its bits are
-    above = 0x7F800000  # those that come first lie above every float; below 2^31 up to two million tokens
+    """Sort keys [SIZE] int32, highest for the keys kept longest; -1 for a key that is not there."""
+    bits = value.to(tl.int32, bitcast=True)  # nonnegative floats have the order of their bits
+    above = 0x7F800000  # preferred keys lie above every float; below 2^31 up to two million tokens
     bits = tl.where(at >= seen - newest, above + 1 + at, bits)
     bits = tl.where(at < n_sink, above + 2 * n_token - at, bits)
     bits = tl.where(at == seen - 1, above + 3 * n_token, bits)
@@ -97,9 +97,9 @@ def _ordered_bits(value, at, there, seen, newest, n_sink, n_token):
 
 @triton.jit
 def _best(bits, count, n_token):
-    """Who is among the `count` highest; of equals the first are."""
+    """Mask of the `count` highest; ties go to the first positions."""
     low, high = tl.full([], 0, tl.int32), 0x7F800000 + 4 * n_token
-    while low < high:  # the least bits that fewer than `count` keys exceed
+    while low < high:  # the smallest bits that fewer than `count` keys exceed
         middle = low + (high - low) // 2
         more = tl.sum((bits > middle).to(tl.int32), 0)
         low = tl.where(more < count, low, middle + 1)
@@ -115,11 +115,11 @@ def _select_kernel(
     n_head, n_token, n_block, n_end, n_sink, first, last,
     EXPOSED: tl.constexpr, ORDERED: tl.constexpr, RANKED: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Goes on from block `first` to the end of `last`: total, life [B, H, T], by mass [B, H, R, T] or order [H, T].
+    """Evicts at the ends of blocks `first` to `last` - 1: total, life [B, H, T], by mass [B, H, R, T] or order [H, T].
 
-    counts [H, R - 1], or [R - 1] where n_end is 0; all stay where active is 0. listed, bits [B, H, R, T]: at r, the
-    candidates at the start of block r, those that stay before those that leave, and what orders them; held [B, H, R]:
-    how many stay. by_life [B, H, T]: positions, the first to leave first.
+    counts [H, R - 1], or [R - 1] if n_end is 0; all stay if active is 0. listed, bits [B, H, R, T]: at r, the
+    candidates at the start of block r, kept keys before evicted ones, and their sort keys; held [B, H, R]: the number
+    of kept keys. by_life [B, H, T]: positions, ascending by life.
     """
     bh = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
@@ -166,7 +166,7 @@ def _place_kernel(
     bits, held, place, n_token, n_block,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """place [B, H, R, T]: at r, of each candidate as it is listed, how many others come before it; else T."""
+    """place [B, H, R, T]: at r, in the order of listed, the rank of each candidate; T beyond."""
     tile, bh, r = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     n_rows = tl.num_programs(2)
     n_listed = _n_listed(held + bh * n_rows, r, n_block)
@@ -179,7 +179,7 @@ def _place_kernel(
         for at in range(0, n_listed, STEP):
             other = at + tl.arange(0, STEP)
             theirs = tl.load(bits + row + other, mask=other < n_listed, other=-1)
-            # of equals the older stay, and they are listed in that order
+            # on ties the older key stays; ties are listed in that order
             first = (other[None, :] < own[:, None]).to(tl.int32)
             before += (theirs[None, :] + first > mine[:, None]).to(tl.int32)
     tl.store(place + row + own, tl.where(there, tl.sum(before, 1), n_token), mask=own < n_token)
@@ -187,13 +187,13 @@ def _place_kernel(
 
 @triton.jit
 def _n_listed(held, r, n_block):
-    """How many keys were candidates at the start of block r: those kept before the last block, and that block's."""
+    """Number of candidates at the start of block r: the keys kept before block r - 1, and the keys of block r - 1."""
     return tl.load(held + r - 1, mask=r > 0, other=-n_block) + n_block
 
 
 @triton.jit
 def _queries_of(program, n_tile, n_block, n_token, BLOCK: tl.constexpr):
-    """Of a program: its block of queries r, where that begins, where its own part ends; its queries, which are real."""
+    """Of a program: its block of queries r, the block's first row, the end of its part; its rows, and their mask."""
     r, tile = program // n_tile, program % n_tile
     begin, end = r * n_block, tl.minimum((r + 1) * n_block, n_token)
     rows = begin + tile * BLOCK + tl.arange(0, BLOCK)
@@ -217,7 +217,7 @@ def _attend_kernel(
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, n_head, n_token, n_block, n_tile, scale,
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """out [B, T, H, D], lse [B, H, T] over the first held[r] of listed[r] and the block's own."""
+    """out [B, T, H, D], lse [B, H, T] over the first held[r] of listed[r] and the keys of the block itself."""
     program, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     r, begin, end, rows, inside = _queries_of(program, n_tile, n_block, n_token, BLOCK)
     b, h = bh // n_head, bh % n_head
@@ -259,7 +259,7 @@ def _d_scores(row, d_o, sums, delta, keys, values, visible):
 
 @triton.jit
 def _slope(count, place, width):
-    """Of a soft rank, by the count: sigmoid((count - place - 0.5) / width), differentiated."""
+    """Derivative of a soft rank, sigmoid((count - place - 0.5) / width), by the count."""
     faded = tl.exp(-tl.abs((count - place.to(tl.float32) - 0.5) / width))
     return faded / ((1 + faded) * (1 + faded) * width)
 
@@ -272,8 +272,8 @@ def _queries_kernel(
 ):  # fmt: skip
     """d_q [B, T, H, D], and delta [B, H, T] for the keys' kernel, which runs after this one.
 
-    Where the counts are learned, d_count [B, H, R, tiles] besides: it looks at all candidates at the start of the
-    block, also at those that left: their probabilities, over what is spent, are what they would have been given.
+    If the counts are learned, also d_count [B, H, R, tiles], over all candidates at the start of the block, evicted
+    ones included: an evicted key has the probability exp(score) over the sum of the visible keys.
     """
     program, bh = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     r, begin, end, rows, inside = _queries_of(program, n_tile, n_block, n_token, BLOCK)
@@ -323,7 +323,7 @@ def _keys_kernel(
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, n_head, n_token, scale,
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """d_k, d_v [B, T, H, D]; by_life [B, H, T]: positions, those that live alike side by side."""
+    """d_k, d_v [B, T, H, D]; by_life [B, H, T]: positions sorted by life, so that similar lives are adjacent."""
     tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     b, h = bh // n_head, bh % n_head
     q, k, v, grad = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h, grad + b * g_b + h * g_h
@@ -352,7 +352,7 @@ def _keys_kernel(
     tl.store(d_v + head + where, sum_v.to(d_v.dtype.element_ty), mask=there[:, None])
 
 
-_LENGTHS = "1024", "4096"  # of contexts that `select` has tiles for
+_LENGTHS = "1024", "4096"  # context lengths for which `select` has tiles
 
 
 POINTERS = {
@@ -364,7 +364,7 @@ POINTERS = {
 
 
 def cases() -> Iterator[Case]:
-    """What is compiled ahead of time, decoding's kernels too."""
+    """Yields the cases to compile ahead of time, including the kernels of decoding."""
     walks = {"sum": _sum_kernel, "mass": _mass_kernel, "attend": _attend_kernel, "keys": _keys_kernel}
     for dtype, head_dim in itertools.product((torch.bfloat16, torch.float32), HEAD_DIMS):
         size, constants = size_of(head_dim, dtype), {"D": head_dim}
@@ -399,9 +399,9 @@ def keep(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """life [B, H, T], listed [B, H, R, T], held [B, H, R], by_life [B, H, T] and place [B, H, R, T], all int32.
 
-    `counts` holds a number per end of block, or one for each head [H, R - 1] int32; `recent` one per end of block.
-    `both`: keys leave with their values, so that the mass of a block depends on who was kept before it; else all masses
-    come at once. place is empty unless `ranked`.
+    `counts` holds a number per block end, or one for each head [H, R - 1] int32; `recent` one per block end. `both`:
+    keys are evicted with their values, so that the mass of a block depends on the keys kept before it; else the masses
+    of all blocks are computed at once. place is empty unless `ranked`.
     """
     batch, n_head, n_token, head_dim = q.shape
     rows, wide = triton.cdiv(n_token, block), {"dtype": torch.float32, "device": q.device}
@@ -419,7 +419,7 @@ def keep(
     numbers = _on_device(counts, q.device), _on_device(recent, q.device)
     for first, last in [(r, r + 1) for r in range(rows - 1)] if both else [(0, rows - 1)][: rows - 1]:
         begin, end = first * block, last * block
-        if order is None:  # else nobody looks at the mass
+        if order is None:  # with an order the mass is unused
             tile = _tile("sum", q)
             _sum_kernel[triton.cdiv(end - begin, tile.block), heads](
                 q, k, life, lse, *sizes, begin, end, scale, D=head_dim, **tile.options()
@@ -440,7 +440,7 @@ def keep(
 
 
 def _places(bits: Tensor, held: Tensor, block: int) -> Tensor:
-    """Of each listed candidate how many come before it [B, H, R, T]."""
+    """Rank of each listed candidate [B, H, R, T]."""
     batch, n_head, rows, n_token = bits.shape
     place, tile = torch.empty_like(bits), config("kv_prune", "place", "any")
     _place_kernel[triton.cdiv(n_token, tile.block), batch * n_head, rows](
@@ -450,7 +450,7 @@ def _places(bits: Tensor, held: Tensor, block: int) -> Tensor:
 
 
 def attend(q, k, v, listed, held, *, block: int, scale: float) -> tuple[Tensor, Tensor]:
-    """y [B, H, T, D], lying as [B, T, H, D], and the log of each row's sum [B, H, T]."""
+    """y [B, H, T, D], stored as [B, T, H, D], and the log of each row's sum [B, H, T]."""
     batch, n_head, n_token, head_dim = q.shape
     out, lse = q.new_empty(batch, n_token, n_head, head_dim), q.new_empty(q.shape[:3], dtype=torch.float32)
     tile = _tile("attend", q)
@@ -466,7 +466,7 @@ def backward(
     grad, q, k, v, life, listed, held, by_life, place, soft_counts, y, lse, *, block: int, softness: float,
     scale: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of q, k and v, each [B, H, T, D], lying as [B, T, H, D]; of soft_counts [H, R - 1], empty for None."""
+    """Gradients of q, k and v, each [B, H, T, D], stored as [B, T, H, D]; of soft_counts [H, R - 1], empty for None."""
     batch, n_head, n_token, head_dim = q.shape
     d_q, d_k, d_v = (q.new_empty(batch, n_token, n_head, head_dim) for _ in range(3))
     delta, sizes = torch.empty_like(lse), (*strides(q, k, v, grad), n_head, n_token)
@@ -492,5 +492,5 @@ def _on_device(numbers: Tensor | tuple[int, ...], device: torch.device) -> Tenso
 
 @cache
 def _copied(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Copied there once: a copy in every step would wait for the host."""
+    """Copies numbers to the device, once for equal numbers: a copy in every step would wait for the host."""
     return torch.tensor(numbers or (0,), dtype=torch.int32, device=device)

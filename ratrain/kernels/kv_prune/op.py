@@ -1,4 +1,4 @@
-"""Pruned attention in two operations: who stays in the cache, and attention over those who do."""
+"""Pruned attention in two operations: selection of the keys that stay in the cache, and attention over these keys."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ from . import reference
 
 
 class Kept(NamedTuple):
-    """Who stays once the queries have been through, in R = ceil(T / block) blocks; all int32."""
+    """The keys that stay in the cache after each of the R = ceil(T / block) blocks of queries; all int32."""
 
-    life: Tensor  # [B, H, T]: the token from which on a key is gone, T where it stays
-    listed: (
-        Tensor  # [B, H, R, T]: at r, the held[r] positions before block r that it sees, then those that have just left
-    )
+    life: Tensor  # [B, H, T]: the token at which a key is evicted, T if it stays
+    listed: Tensor  # [B, H, R, T]: at r, the held[r] positions before block r that it sees, then those just evicted
     held: Tensor  # [B, H, R]
-    by_life: Tensor  # [B, H, T]: positions, the first to leave first
-    place: Tensor  # [B, H, R, T]: at r, of each listed, how many come before it; T beyond; empty unless asked for
+    by_life: Tensor  # [B, H, T]: positions, ascending by life
+    place: Tensor  # [B, H, R, T]: at r, the rank of each listed key; T beyond; empty unless `ranked`
 
 
 def keep(
@@ -41,13 +39,14 @@ def keep(
     active: Tensor | None = None,
     scale: float | None = None,
 ) -> Kept:
-    """Who stays, block by block; q and k [B, H, T, D].
+    """Selects the keys that stay, block by block; q and k [B, H, T, D].
 
     At the end of block r, but the last, counts[r] keys stay, or of each head counts[:, r], rounded up: the newest, then
     the first `sinks`, then the recent[r] newest, then by the attention mass received so far, over the number of queries
     that could see the key with `exposure`; or by `order` [H, T] in place of the mass, nonnegative fp32. `both`: keys
-    leave with their values, so that mass is over those who are left. `ranked`: also the place of each. Where `active`,
-    0-d fp32, is 0, all stay. Nothing of this has a gradient. Raises ValueError on what does not fit.
+    are evicted with their values, so that mass is computed over the remaining keys. `ranked`: also the place of each.
+    If `active`, 0-d fp32, is 0, all stay. No result has a gradient. Raises ValueError on counts, recent, order, shapes,
+    dtypes or devices that do not fit.
     """
     check_qkv("keep", q, k, k)
     ends = -(-q.shape[2] // block) - 1
@@ -75,8 +74,8 @@ def pruned_attention(
 ) -> Tensor:  # fmt: skip
     """Softmax attention of each query i over the keys j with j <= i < life_j; q, k, v, y [B, H, T, D].
 
-    kept and block are those of `keep`. Gradients reach q, k and v; also `counts` [H, R - 1], where `keep` had them and
-    was asked for places: straight through a soft rank as wide as `softness` of the tokens so far, times `active`.
+    kept and block are those of `keep`. Gradients reach q, k and v, and also `counts` [H, R - 1] if `keep` received them
+    with `ranked`: straight-through, of a soft rank with a width of `softness` times the tokens so far, times `active`.
     Raises ValueError on shapes, dtypes or devices that do not fit.
     """
     check_qkv("pruned_attention", q, k, v)
@@ -102,13 +101,14 @@ def decode_kept(
     q: Tensor, keys: Tensor, values: Tensor, mass: Tensor, *, places: Tensor | None = None,
     weight: Tensor | None = None, renormalise: bool = False, scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The newest tokens attend to a cache from which the evicted are gone: y [B, H, S, E], and how much of the
-    probability [B, H, S] was spent on values that are there.
+    """Computes attention of the newest tokens over a pruned cache: y [B, H, S, E], and the share of the probability
+    [B, H, S] spent on values still in the cache.
 
     q [B, H, S, D]: the newest S of the tokens in keys [B, H, N, D]. values [B, H, M, E]: of all keys, M = N; or of
-    those at `places` [B, H, M] int64, probabilities being over all keys. `weight` [B, H, M]: 0 for a value that only
-    other heads hold. `renormalise`: what is spent is brought to 1. mass [B, H, M] grows by what each value received.
-    Nothing has a gradient. Raises ValueError on what does not fit.
+    those at `places` [B, H, M] int64, with probabilities over all keys. `weight` [B, H, M]: 0 for a value that only
+    other heads hold. `renormalise`: the spent probability is scaled to 1. The probability of each value is added to
+    mass [B, H, M] in place. No result has a gradient. Raises ValueError on shapes or dtypes of keys, values, mass or
+    weight that do not fit.
     """
     batch, n_head, _, head_dim = q.shape
     if keys.shape[:2] != (batch, n_head) or keys.shape[3] != head_dim or keys.dtype != q.dtype:
@@ -123,11 +123,11 @@ def decode_kept(
 
 
 def best(order: Tensor, keep: int | Tensor) -> tuple[Tensor, Tensor]:
-    """Who is among the `keep` first, 1 or 0 in the dtype of order, and the place of each, int64: 0 for the highest.
+    """Marks the `keep` highest, 1 or 0 in the dtype of order, and returns the place of each, int64: 0 for the highest.
 
-    order [B, H, n], highest first; of equals the first comes first. keep: for all, or [H]. Nothing has a gradient.
+    order [B, H, n], highest first; ties by position. keep: one number for all heads, or [H]. No result has a gradient.
     """
-    # an operation of its own: the compiler would write kernels around the sort anew for every block of queries
+    # an operation of its own: the compiler would generate new kernels around the sort for every block of queries
     most, share = (0, keep.detach()) if isinstance(keep, Tensor) else (keep, None)
     return _best(order.detach(), most, share)
 
@@ -150,7 +150,7 @@ def _decode(
     q: Tensor, keys: Tensor, values: Tensor, mass: Tensor, places: Tensor | None, weight: Tensor | None,
     renormalise: bool, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    # a prompt's many queries, and codes of odd widths, are left to the vendor's products
+    # a prompt's many queries, and values of widths without a kernel, use the vendor's products
     if q.shape[2] == 1 and all(runs_kernel("kv_prune", x) for x in (q, values)):
         from . import decoding
 
@@ -200,7 +200,7 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, life: Tensor, listed: Tensor, held: Tensor, by_life: Tensor, place: Tensor,
     active: Tensor, counts: Tensor | None, block: int, softness: float, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """y, and the log of each row's sum [B, H, T] where the kernel ran, else nothing."""
+    """Returns y, and the log of each row's sum [B, H, T] if the kernel ran, else an empty tensor."""
     if runs_kernel("kv_prune", q):
         from . import kernel
 
@@ -219,7 +219,7 @@ def _backward(
     place: Tensor, active: Tensor, counts: Tensor | None, y: Tensor, lse: Tensor, block: int, softness: float,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Of q, k, v, and of counts, else nothing."""
+    """Gradients of q, k, v and counts; an empty tensor for counts of None."""
     rest = {"block": block, "softness": softness, "scale": scale}
     if runs_kernel("kv_prune", q):
         from . import kernel

@@ -1,7 +1,7 @@
 """Plain-PyTorch pruned attention: the definition that every kernel must match.
 
 Shape letters: B batch, H heads, T tokens, D head_dim, R blocks of queries.
-A key j is visible to the queries i with j <= i < life_j: it is seen until it is evicted, and never again.
+Key j is visible to the queries i with j <= i < life_j: from its own token until it is evicted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, life: Tensor, scale: float) -> Tens
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, life: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; who is visible is decided, and has none."""
+    """Gradients of q, k and v; the visibility of keys is fixed, and life has no gradient."""
     probs = _probs(q, k, life, scale)
     d_probs = grad @ v.mT
     d_scores = scale * probs * (d_probs - (d_probs * probs).sum(-1, keepdim=True))
@@ -31,11 +31,11 @@ def d_counts(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, life: Tensor, listed: Tensor, place: Tensor, counts: Tensor, *,
     block: int, softness: float, scale: float,
 ) -> Tensor:  # fmt: skip
-    """Gradient [H, R - 1] of how many stay at the end of each block but the last: straight through, of a soft rank.
+    """Gradient [H, R - 1] of the number of kept keys at each block end but the last: straight-through, of a soft rank.
 
-    A key that stays at token e has the weight w_j = 1 in the block after it, one that leaves 0: there
+    In the block after token e, a key kept at e has the weight w_j = 1, an evicted one 0, and
     y_i = sum_j w_j p_ij v_j / sum_j w_j p_ij. So d loss / d w_j = sum_i p_ij / (sum_n w_n p_in) grad_i . (v_j - y_i),
-    which is not 0 for a key that has left. w_j of a candidate at e has the gradient of
+    which is not 0 for an evicted key. w_j of a candidate at e has the gradient of
     sigmoid((counts - place_j - 0.5) / (softness e)).
     """
     n_token, rows = q.shape[2], listed.shape[2]
@@ -58,13 +58,13 @@ def keep(
     q: Tensor, k: Tensor, order: Tensor | None, *, counts: Sequence[int] | Tensor, recent: Sequence[int], block: int,
     sinks: int, exposure: bool, both: bool, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """life [B, H, T]: the token from which on each key is gone, T where it stays to the end; place [B, H, R, T]: at r,
-    how many candidates at the start of block r come before each, T for a key that is none.
+    """Returns life [B, H, T], the token at which each key is evicted, T if it stays to the end; and place [B, H, R, T],
+    the rank of each key among the candidates at the start of block r, T for a key that is no candidate.
 
-    At the end of each block but the last, the best counts[r] (of each head, counts[:, r]) of what is there stay: first
-    the newest key, then the `sinks` first ones, then the recent[r] newest, then by the mass received so far, over the
-    number of queries that could see the key (`exposure`), or by `order` [H, T]. Equals: the older stays. The mass is
-    that of attention over what is there (`both`), or over all keys.
+    At the end of each block but the last, the best counts[r] (of each head, counts[:, r]) of the remaining keys stay:
+    first the newest key, then the `sinks` first ones, then the recent[r] newest, then by the mass received so far, over
+    the number of queries that could see the key (`exposure`), or by `order` [H, T]. On ties the older key stays. The
+    mass is the attention over the remaining keys (`both`), or over all keys.
     """
     n_token = q.shape[2]
     life = torch.full(q.shape[:3], n_token, device=q.device, dtype=torch.int32)
@@ -90,8 +90,8 @@ def keep(
 
 
 def listed(life: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """listed [B, H, R, T]: at r, in their order, the positions before block r that its queries see, then those that
-    leave at its start, T behind the last; held [B, H, R]: how many it sees. Both int32."""
+    """Returns listed [B, H, R, T]: at r, ascending, the positions before block r that its queries see, then those
+    evicted at its start, then T as padding; and held [B, H, R]: the number of keys it sees. Both int32."""
     n_token = life.shape[-1]
     places = torch.arange(n_token, device=life.device, dtype=torch.int32)
     found, held = [], []
@@ -108,10 +108,10 @@ def decode(
     q: Tensor, keys: Tensor, values: Tensor, places: Tensor | None, weight: Tensor | None, *, renormalise: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y [B, H, S, E], how much of the probability is spent [B, H, S], and what each value received [B, H, M].
+    """Returns y [B, H, S, E], the probability spent on present values [B, H, S], and the mass of each value [B, H, M].
 
     q [B, H, S, D] are the newest S of the tokens in keys [B, H, N, D]. Values [B, H, M, E] are those of all keys, or of
-    the keys at `places` [B, H, M]; `weight` [B, H, M] is 0 for a value that is there for other heads only, else 1.
+    the keys at `places` [B, H, M]; `weight` [B, H, M] is 0 for a value held for other heads only, else 1.
     """
     n_query, n_key = q.shape[2], keys.shape[2]
     visible = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device).tril(n_key - n_query)
@@ -129,7 +129,8 @@ def decode(
 
 
 def _ordered(value: Tensor, rank: Tensor, places: Tensor) -> Tensor:
-    """Positions by rank, then among the newest by age, then by value; equals by position."""
+    """Positions by rank; within the recent newest first, within the sinks first position first, else by value; ties by
+    position."""
     by_value = value.argsort(dim=-1, descending=True, stable=True)
     # among the recent the newest, among the sinks the first
     key = torch.where(rank == 1, places, torch.where(rank == 2, -places, 0)) + rank * (4 * places.numel())

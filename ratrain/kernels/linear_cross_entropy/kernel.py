@@ -1,11 +1,11 @@
 # pyright: reportCallIssue=false, reportArgumentType=false
-# (a launch passes what the compiled kernel takes, and not the parameters that stand here)
+# (a launch passes the arguments of the compiled kernel, not the parameters of the Python function)
 """Triton: logits become their losses and, in place, their gradient.
 
-The products stay with the vendor's matmul, which no kernel of ours beats; between them memory is read once and written
-once, where torch's own softmax, gather and scatter pass over it six times. The gradient needs a row again once its sum
-is known: the second read comes from the L2 cache (132 programs with 100 KB each, of 50 MB), whose lines are marked as
-the last to leave. Holding the row in registers instead spills 264 to 400 bytes a thread at V 50304 (Triton 3.6, 3.7).
+The products use the vendor's matmul, which no kernel here beats. Between them memory is read once and written once;
+torch's own softmax, gather and scatter pass over it six times. The gradient reads a row again once its sum is known:
+the second read comes from the L2 cache (132 programs with 100 KB each, of 50 MB), whose lines are marked evict-last.
+Holding the row in registers instead spills 264 to 400 bytes a thread at V 50304 (Triton 3.6, 3.7).
 Sums are in fp32 whatever the logits are in.
 """
 
@@ -25,7 +25,7 @@ def _rows_kernel(
     logits, targets, losses, stride, n_class, n_column, ignore, z_loss,
     WANTS_GRAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row a program: losses [n]; logits [n, V] become d loss / d logits, 0 from n_class on and where ignored."""
+    """A row per program: losses [n]; logits [n, V] become d loss / d logits, 0 from n_class on and in ignored rows."""
     row = tl.program_id(0)
     at, target = logits + row.to(tl.int64) * stride, tl.load(targets + row)
     counted = target != ignore
@@ -50,7 +50,7 @@ def _rows_kernel(
 
 @triton.jit
 def _columns(at, start, n_class, n_column, policy: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK logits of a row from `start` on, -inf where there is no class.
+    """BLOCK logits of a row from `start` on, -inf for columns from n_class on.
 
     Loads are masked by the width of the row, which 16 divides: masked by the classes (50257), each would be of 2 bytes.
     """
@@ -63,7 +63,7 @@ POINTERS = {"logits": "input", "targets": "i64", "losses": "fp32"}
 
 
 def cases() -> Iterator[Case]:
-    """What is compiled ahead of time."""
+    """Yields the cases to compile ahead of time."""
     yield Case("linear_cross_entropy", "rows", "any", _rows_kernel, {"WANTS_GRAD": True}, products=False)
 
 

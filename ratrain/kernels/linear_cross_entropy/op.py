@@ -1,10 +1,10 @@
 """Head projection and cross-entropy in one operation that never holds N x V logits in fp32.
 
-Where gradients are wanted, d_logits is turned at once into d_x and d_weight, so that the backward pass only scales
-them: recomputing the logits there would cost a fourth product of the size of the head (the idea is Liger-Kernel's fused
-linear cross-entropy, arXiv:2410.10989). Rows go through in chunks: on a CPU of what its caches hold, on a GPU of as
-many as a share of its memory has room for, most often all of them. Each further chunk on a GPU adds to d_weight [V, C]
-in fp32, and a short one leaves processors idle in d_x.
+If gradients are needed, d_logits is turned at once into d_x and d_weight, so that the backward pass only scales them:
+recomputing the logits there would cost a fourth product of the size of the head (the idea is Liger-Kernel's fused
+linear cross-entropy, arXiv:2410.10989). Rows are processed in chunks. On a CPU a chunk fits in the caches; on a GPU it
+takes a fixed share of the memory, in most cases all rows. Each further chunk on a GPU adds to d_weight [V, C] in fp32,
+and a short chunk leaves processors idle in d_x.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def linear_cross_entropy(
 ) -> Tensor:  # fmt: skip
     """Mean cross-entropy of `x @ weight.T` against targets, in nats; 0-d, fp32 (float64 stays).
 
-    With `reduction` "none" the loss of each row, [...], 0 where it is ignored; it has no gradient.
+    With `reduction` "none" the loss of each row, [...], 0 for an ignored row; it has no gradient.
 
     x: [..., C], weight: [V, C] with V >= n_class, targets: [...] int64. Rows whose target is `ignore` count neither
     in the sum nor in the mean. Columns from n_class on (padding of the table) are never predicted. Products run in
-    x's dtype, or in autocast's where that is on; sums and d_weight accumulate in fp32.
-    fp8: the logits come from 8-bit factors with a scale a tensor, as in `fp8_linear`. The gradients do not: rounding
-    d_logits [N, V] once more would move more bytes than faster products save.
+    x's dtype, or in autocast's if that is on; sums and d_weight accumulate in fp32.
+    fp8: the logits come from 8-bit factors with one scale per tensor, as in `fp8_linear`. The gradients do not:
+    rounding d_logits [N, V] once more would move more bytes than faster products save.
     z_loss: weight of the mean of logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, section 5), which
     enters the gradient; the value stays the cross-entropy, which can be compared with an evaluation's.
-    Raises ValueError on shapes or dtypes that do not fit, and where losses of rows are asked for a gradient.
+    Raises ValueError on shapes or dtypes that do not fit, and if `reduction` is "none" while a gradient is needed.
     """
     n_class = weight.shape[0] if n_class is None else n_class
     _check(x, weight, targets, n_class)
@@ -120,7 +120,7 @@ def _by_kernel(
     x: Tensor, weight: Tensor, targets: Tensor, *, n_class: int, ignore: int, z_loss: float, dtype: torch.dtype,
     wants_grad: bool, fp8: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `_by_torch`, by the kernel, which leaves the gradient where the logits were."""
+    """Computes the results of `_by_torch` by the kernel, which overwrites the logits with their gradient."""
     from . import kernel
 
     w, step = weight.to(dtype), _rows(x, weight)
@@ -139,7 +139,7 @@ def _by_kernel(
                 torch.mm(logits, w, out=d_x[part])
             else:
                 d_x[part] = logits @ w
-            # of a single chunk the sum is the product's own, and needs no fp32 array beside it
+            # for a single chunk the product is the sum, and needs no separate fp32 array
             sums = weight.dtype if len(x) <= step else torch.float32
             d_weight = _sum_product(d_weight, logits.T, rows, sums)
     assert d_weight is not None
@@ -147,7 +147,7 @@ def _by_kernel(
 
 
 def _sum_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b plus `total` in `dtype`, in the memory of `total`; the product is rounded once, where it is complete."""
+    """Returns a @ b plus `total` in `dtype`, in the memory of `total`; the product is rounded once, when complete."""
     if dtype != torch.float32 or a.dtype == dtype or not a.is_cuda or torch.version.hip:
         found = (a @ b).to(dtype)
         return found if total is None else total.add_(found)
@@ -171,7 +171,7 @@ def _rows(x: Tensor, weight: Tensor) -> int:
 def _softmax(rows: Tensor, w: Tensor, index: Tensor, n_class: int, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of rows [n, C]: logsumexp and the logit at `index`, [n, 1] each, and the probabilities, in `out` [n, V].
 
-    Each pass over [n, V] shows in the time of a step: this makes two, beside the product and a softmax in place.
+    Each pass over [n, V] adds to the time of a step: here two, besides the product and an in-place softmax.
     """
     if by_onednn(rows, w):
         logits = out = product(rows, w.T)
@@ -185,7 +185,7 @@ def _softmax(rows: Tensor, w: Tensor, index: Tensor, n_class: int, out: Tensor) 
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a @ b; where dtypes allow it, without a second array of the total's size."""
+    """Adds a @ b to `total`; for equal dtypes without oneDNN, no second array of the total's size is allocated."""
     if by_onednn(a, b):
         total.T.add_(product(b.T.contiguous(), a.T))
     elif total.dtype == a.dtype:
@@ -195,7 +195,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _zeros(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """For the gradient of weight [V, C]: it lies transposed where oneDNN forms it, which is faster at wide results."""
+    """Zeros for the gradient of weight [V, C]; transposed in memory for oneDNN, which is faster at wide results."""
     if by_onednn(x, weight):
         return torch.zeros(weight.shape[::-1], dtype=dtype).T
     return torch.zeros_like(weight, dtype=dtype)

@@ -1,18 +1,18 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-# (a launch passes what the compiled kernel takes, and not the parameters that stand here)
+# (a launch passes the arguments of the compiled kernel, not the parameters of the Python function)
 """Triton: causal flash attention whose scores have a gate per channel and, if tied, the other direction as well.
 
-Forward, a program owns a block of queries of one head and walks over the keys before them; where tied, `gate q_i . k_j`
-and `w_r k_i . q_j` add up in one accumulator, so that nothing is ever twice as wide. Backward, two kernels. All later
-queries walk over a block of keys: probabilities are recomputed from the saved log of each row's sum, to base 2
-(FlashAttention-2, Dao 2023, arXiv:2307.08691), d_v adds up, and the gradients of the scores are stored in q's dtype.
-Then a block of tokens collects its d_q and d_k, in both of its roles, by products alone. No atomics: equal inputs give
-equal bits.
+Forward: a program owns a block of queries of one head and iterates over the keys up to them. If tied, `gate q_i . k_j`
+and `w_r k_i . q_j` are summed in one accumulator, so that no operand is twice as wide. Backward: two kernels. In the
+first a program owns a block of keys and iterates over all later queries: probabilities are recomputed from the saved
+log of each row's sum, to base 2 (FlashAttention-2, Dao 2023, arXiv:2307.08691), d_v is accumulated, and the gradients
+of the scores are stored in q's dtype. In the second a program computes d_q and d_k of a block of tokens, as queries and
+as keys, by products alone. No atomics: equal inputs give equal bits.
 
 Why gradients of scores are stored, estimated for a layer of B 16, H 12, T 1024, D 64 in bf16 on an H100 that multiplies
 at 250 TFLOP/s and copies at 2.6 TB/s (nothing is measured yet). A causal product is 12.9 GFLOP, 52 us.
 
-  two kernels that both recompute the scores   11 products where tied (7 if not), 201 MB of fp32 sums   645 us (361)
+  two kernels that both recompute the scores   11 products if tied (7 if not), 201 MB of fp32 sums      645 us (361)
   one kernel over keys, partial d_q, d_k       8 products (5), 453 MB of fp32 partials of each          761 us (432)
   this                                         8 products (5), 226 MB stored and read                   413 us (258)
 
@@ -21,7 +21,7 @@ add atomically; adding them up in turn, behind a semaphore, moves as many bytes 
 stores while it multiplies, and its second kernel, which has no exponentials, reads each tile twice, once from L2. If no
 byte were hidden it would take 587 us (432). Scratch: T x T of as many heads as `_ROOM` holds, at least one.
 
-A tensor [B, H, T, D] comes with its three strides, and channels side by side: the packed projection is read in place.
+A tensor [B, H, T, D] is passed with three strides and contiguous channels: the packed projection is read in place.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ratrain.kernels.tiles import LOG2E, entries_of, product, rows_of, strides
 from ratrain.kernels.tuning import Case, Tile, config, size_of
 
 _ROOM = 1 << 29  # bytes that the scores' gradients may take, unless a single head's are more
-_ROWS = 32  # of a program that multiplies nothing
+_ROWS = 32  # of a program without matrix products
 
 
 @triton.jit
@@ -78,8 +78,8 @@ def _forward_kernel(
     TIED: tl.constexpr, BIASED: tl.constexpr, BLENDED: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """out, plain [B, T, H, D]: y and, where it is blended, o; lse [B, H, T]."""
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest walks first
+    """out, plain [B, T, H, D]: y and, if it is blended, o; lse [B, H, T]."""
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest loops first
     bh = tl.program_id(1).to(tl.int64)
     b, h = bh // n_head, bh % n_head
     q, k, v = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h
@@ -118,8 +118,8 @@ def _delta_kernel(
     g_b, g_h, g_t, v_b, v_h, v_t, n_head, n_token, width,
     BLENDED: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Both [B, H, width], so that nobody need ask which rows are real: sums is lse, infinite beyond the last token, and
-    delta what each row's softmax takes off, sum of d_o o. d_alpha [B, H, blocks]."""
+    """sums and delta [B, H, width], padded so that later kernels need no row mask: sums is lse, infinite beyond the
+    last token, and delta the sum of d_o o of each row, subtracted in the softmax gradient. d_alpha [B, H, blocks]."""
     block, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     b, h = bh // n_head, bh % n_head
     rows, d = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
@@ -144,9 +144,9 @@ def _as_keys(
     TIED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """What the queries from start to stop leave for a block of keys, past `skip` of them at `edge` where MASKED.
+    """Adds the gradients of a block of keys from the queries start to stop; MASKED: skips `skip` queries at `edge`.
 
-    Stores d_scores [keys, queries], without scale. d_v and values are attention's, without what a blend adds.
+    Stores d_scores [keys, queries], without scale. d_v and values are attention's, without the blend's alpha v.
     """
     for step in range(start, stop, STEP):
         at = step
@@ -266,7 +266,7 @@ def _tokens_kernel(
     tl.store(d_k + at, (scale * as_k).to(d_k.dtype.element_ty), mask=inside[:, None])
 
 
-# of each argument by name, for compiling ahead of time; what is not named is an int
+# types of the arguments by name, for compiling ahead of time; an argument not named is an int
 POINTERS = {
     **dict.fromkeys(("q", "k", "v", "out", "plain", "grad", "d_scores", "d_q", "d_k", "d_v"), "input"),
     **dict.fromkeys(("gate", "w_r", "bias", "alpha", "lse", "sums", "delta"), "fp32"),
@@ -275,7 +275,7 @@ POINTERS = {
 
 
 def cases() -> Iterator[Case]:
-    """What is compiled ahead of time: both directions and one, with all that may be added and with nothing."""
+    """Yields the cases to compile ahead of time: tied and not, each with and without bias and blend."""
     phases = {"forward": _forward_kernel, "keys": _keys_kernel, "tokens": _tokens_kernel}
     for dtype, head_dim in itertools.product((torch.bfloat16, torch.float32), HEAD_DIMS):
         for tied, added, (phase, kernel) in itertools.product((False, True), (False, True), phases.items()):
@@ -297,7 +297,7 @@ def _tile(name: str, q: Tensor, w_r: Tensor | None) -> Tile:
 
 
 def forward(q, k, v, gate, w_r, bias, alpha, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y and, where it is blended, o, both [B, H, T, D] lying as [B, T, H, D]; the log of each row's sum [B, H, T].
+    """y and, if it is blended, o, both [B, H, T, D] stored as [B, T, H, D]; the log of each row's sum [B, H, T].
 
     `w_r`, `bias` and `alpha` may be None.
     """
@@ -317,7 +317,7 @@ def forward(q, k, v, gate, w_r, bias, alpha, scale: float) -> tuple[Tensor, Tens
 def backward(
     grad, q, k, v, gate, w_r, bias, alpha, plain, lse, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, gate, w_r, bias, alpha; nothing for what is None. `plain` is o."""
+    """Gradients of q, k, v, gate, w_r, bias, alpha; empty for an input of None. `plain` is o."""
     batch, n_head, n_token, head_dim = q.shape
     flags = _flags(w_r, bias, alpha)
     keys, tokens = _tile("keys", q, w_r), _tile("tokens", q, w_r)

@@ -1,4 +1,4 @@
-"""Reciprocal attention in one operation: a gate per score channel, and scores in the other direction beside them."""
+"""Reciprocal attention in one operation: a gate per score channel, and scores in the other direction."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def ra_attention(
 ) -> Tensor:
     """Causal attention with score_ij = scale ((gate * q_i) . k_j + w_r k_i . q_j) + bias_j; [B, H, T, D].
 
-    q, k, v: [B, H, T, D], in place in a packed projection for instance: their channels must lie side by side. gate:
-    [H, D]; w_r, alpha: [H]; bias: [B, H, T]; all fp32 (float64 where q is). alpha blends: (1 - alpha) o + alpha v.
-    scale: 1 / sqrt(D) unless given. The result lies as [B, T, H, D], so that heads flatten without a copy.
+    q, k, v: [B, H, T, D], for instance views of a packed projection: their channels must be contiguous. gate:
+    [H, D]; w_r, alpha: [H]; bias: [B, H, T]; all fp32 (float64 if q is). alpha blends: (1 - alpha) o + alpha v.
+    scale: 1 / sqrt(D) unless given. The result is stored as [B, T, H, D], so that heads flatten without a copy.
     Raises ValueError on shapes, dtypes, devices or strides that do not fit; on a GPU D must be 32, 64 or 128.
     """
     _check(q, k, v, gate, w_r, bias, alpha)
@@ -51,9 +51,9 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, w_r: Tensor | None, bias: Tensor | None, alpha: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y; o where alpha blends, else nothing; the log of each row's sum [B, H, T] where the kernel ran, else nothing."""
+    """Returns y; o if the kernel ran with alpha; the log of each row's sum [B, H, T] if the kernel ran; else empty."""
     if runs_kernel("ra_attention", q):
-        from . import kernel  # Triton is needed only where it runs
+        from . import kernel  # imports Triton, so only if the kernel runs
 
         return kernel.forward(q, k, v, gate, w_r, bias, alpha, scale)
     y = reference.forward(q, k, v, gate, *_filled(q, w_r, bias, alpha), scale)
@@ -75,7 +75,7 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate: Tensor,
     w_r: Tensor | None, bias: Tensor | None, alpha: Tensor | None, plain: Tensor, lse: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, gate, w_r, bias, alpha; nothing for what is None."""
+    """Gradients of q, k, v, gate, w_r, bias, alpha; an empty tensor for an input of None."""
     if runs_kernel("ra_attention", q):
         from . import kernel
 
@@ -111,7 +111,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def _filled(q: Tensor, w_r: Tensor | None, bias: Tensor | None, alpha: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """w_r, bias and alpha as the reference wants them: 0 where they are None."""
+    """Returns w_r, bias and alpha for the reference, zeros in place of None."""
     return (
         q.new_zeros(q.shape[1]) if w_r is None else w_r,
         q.new_zeros(q.shape[:3]) if bias is None else bias,

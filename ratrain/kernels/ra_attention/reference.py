@@ -31,8 +31,8 @@ def backward(
     d_o = (1 - a) * grad
     d_probs = d_o @ v.mT
     d_scores = probs * (d_probs - (d_probs * probs).sum(-1, keepdim=True))
-    row, column = scale * (d_scores @ k), scale * (d_scores.mT @ q)  # what q_i . k_j leaves for q and for k
-    other_row, other_column = scale * (d_scores @ q), scale * (d_scores.mT @ k)  # and k_i . q_j for k and for q
+    row, column = scale * (d_scores @ k), scale * (d_scores.mT @ q)  # from q_i . k_j, for q and for k
+    other_row, other_column = scale * (d_scores @ q), scale * (d_scores.mT @ k)  # from k_i . q_j, for k and for q
     g, w = gate[:, None], w_r[:, None, None]
     return (
         g * row + w * other_column,
