@@ -12,10 +12,10 @@ part on a CPU, at tiny sizes. Exits with 1 if a result is wrong or missing, with
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,28 +101,24 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _parts(args: argparse.Namespace) -> dict[str, Callable[[], Rows]]:
-    """Returns every part by name."""
-    import gpu_kernels
-    import gpu_training
+    """Returns every part by name.
 
+    A part imports its module when it is called, so that a missing package costs only that part.
+    """
     small = args.rehearse
-    parts: dict[str, Callable[[], Rows]] = {
-        "env": lambda: gpu_kernels.environment(),
-        "peaks": lambda: gpu_kernels.peaks(small),
-        "products": lambda: gpu_kernels.products(small),
-        "checks": lambda: gpu_kernels.checks(small),
-        "full": lambda: gpu_kernels.full(small),
-        "kernels": lambda: gpu_kernels.kernels(small),
-        "loss": lambda: gpu_kernels.loss(small),
-        "decode": lambda: gpu_kernels.decode(small),
-        "profile": lambda: gpu_training.profile(small, Path(args.out)),
-        "train": lambda: gpu_training.train(small),
-        "pairs": lambda: gpu_training.pairs(small),
-        "whole": lambda: gpu_training.whole(small),
-        "autotune": lambda: gpu_training.autotune(small),  # by --parts alone: it would not fit into a call
+
+    def of(module: str, part: str, *arguments: object) -> Callable[[], Rows]:
+        return lambda: getattr(importlib.import_module(module), part)(*arguments)
+
+    parts = {"env": of("gpu_kernels", "environment")}
+    parts |= {
+        name: of("gpu_kernels", name, small)
+        for name in ("peaks", "products", "checks", "full", "kernels", "loss", "decode")
     }
-    parts |= {f"steps_{batch}": partial(gpu_training.steps, batch, small) for batch in (16, 32, 64)}
-    return parts
+    parts["profile"] = of("gpu_training", "profile", small, Path(args.out))
+    # autotune by --parts alone: it would not fit into a call
+    parts |= {name: of("gpu_training", name, small) for name in ("train", "pairs", "whole", "autotune")}
+    return parts | {f"steps_{batch}": of("gpu_training", "steps", batch, small) for batch in (16, 32, 64)}
 
 
 if __name__ == "__main__":

@@ -89,3 +89,13 @@ def test_a_part_that_does_not_exist_is_named():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--parts speed: expected some of env" in done.stderr
+
+
+def test_a_module_that_cannot_be_imported_costs_only_its_own_parts(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(BENCH)!r}); sys.modules['gpu_training'] = None; "
+    code += "import gpu_first; sys.exit(gpu_first.main())"
+    words = ["--rehearse", "--out", str(tmp_path), "--parts", "env,train"]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, *words], capture_output=True, check=False)
+    rows = lines(tmp_path / "first.jsonl")
+    assert [row["part"] for row in rows if "gpu_training" in str(row.get("why"))] == ["train"]
+    assert [row for row in rows if row["part"] == "env"]
