@@ -144,7 +144,7 @@ def _open_folder(folder: Path, tokenizer: tiktoken.Encoding) -> Corpus:
 
 
 def _from_meta(folder: Path, meta: dict[str, Any], tokenizer: tiktoken.Encoding) -> Corpus:
-    """Opens shards described by meta.json. A folder without validation documents may hold any other *val*.bin."""
+    """Opens shards described by meta.json; without validation entries there, uses any *val*.bin in the folder."""
     streams = []
     for split in _SPLITS:
         entries = meta["splits"][split]

@@ -97,7 +97,7 @@ def read_documents(
 
 
 def _read(source: Path | HubFile, field: str, skip: int) -> Iterator[tuple[int, str | None, int]]:
-    """Yields (number, text, bytes read) of each document; a null has text None and, in JSON lines, no number of its own."""
+    """Yields (number, text, bytes read) of each document; a null has text None and, in JSON lines, the last number."""
     if isinstance(source, HubFile) or source.suffix == ".parquet":
         # the library does not report the byte position of a row in a Parquet file
         yield from ((count, text, 0) for count, text in read_parquet(source, field, skip))

@@ -44,7 +44,7 @@ SETS = {
 
 
 def hub_files(name: str, recorded: Sequence[Mapping[str, Any]] = ()) -> list[HubFile]:
-    """Lists the files of the set `name`, in order: the `recorded` files of a resumed preparation, else the current ones.
+    """Lists the files of the set `name`, in order: the `recorded` files on resumption, else the current files.
 
     Raises UnavailableError if the hub cannot be reached or the set has no files.
     """

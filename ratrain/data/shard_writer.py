@@ -28,7 +28,7 @@ class ShardWriter:
         self.counts = dict.fromkeys(_SPLITS, 0)  # documents
         self.splits: dict[str, list[dict]] = {split: [] for split in _SPLITS}
         self.is_complete = False
-        self._pending = {split: np.empty(recipe["shard_tokens"], "<u2") for split in _SPLITS}  # pages are allocated on first use
+        self._pending = {split: np.empty(recipe["shard_tokens"], "<u2") for split in _SPLITS}  # allocated on first use
         self._fill = dict.fromkeys(_SPLITS, 0)
 
     @classmethod
@@ -101,7 +101,7 @@ class ShardWriter:
         self._fill[split] = 0
 
     def _save(self) -> None:
-        """Records the point after the last document: first the tokens not yet in a shard, then the state that names them."""
+        """Records the point after the last document: first tokens not yet in a shard, then the state."""
         pending = b"".join(self._pending[split][: self._fill[split]].tobytes() for split in _SPLITS)
         sha256 = hashlib.sha256(pending).hexdigest()
         name = _pending_name(self.documents)
