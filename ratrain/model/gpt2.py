@@ -335,7 +335,7 @@ class GPT2(nn.Module):
         return linear_cross_entropy(self.norm(h), self.head_weight, targets, **options)
 
     def forward(self, tokens: Tensor, targets: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
-        """Computes the mean cross-entropy in nats, 0-d, of tokens and targets [B, T] int64; with "none" each, [B, T]."""
+        """Computes mean cross-entropy in nats, 0-d, of tokens and targets [B, T] int64; with "none" each, [B, T]."""
         h, state = self.embed(tokens), None
         for block in self.blocks:
             h, state = block(h, state)
