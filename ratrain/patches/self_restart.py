@@ -25,7 +25,7 @@ _MOST = 0.5  # largest share of a position's own value in the output
 
 @register("self_restart")
 class SelfRestart(Patch):
-    """A learned share, per head, of each position's own value in what its head puts out; `init` is its first value."""
+    """A learned share, per head, of each position's own value in its head's output; `init` is its first value."""
 
     target: str = "blocks.*.attn.blend"
     init: float = Field(default=0.05, gt=0, lt=_MOST)

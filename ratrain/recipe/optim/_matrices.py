@@ -45,7 +45,7 @@ class Stacks(Contract, torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step."""
+        """Makes one optimizer step."""
         assert closure is None
         for group in self.param_groups:
             live = (p for p in group["params"] if p.grad is not None and self.takes(group, p))
@@ -80,7 +80,7 @@ class Matrices(Stacks):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step."""
+        """Makes one optimizer step."""
         super().step(closure)
         rest = self._rest
         # assigned at each step, since load_state_dict replaces the state and the groups

@@ -35,7 +35,7 @@ class FusedAdamW(Contract, torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step."""
+        """Makes one optimizer step."""
         if not self.publishes:
             return super().step(closure)
         for index, group in enumerate(self.param_groups):
