@@ -1,1 +1,1 @@
-"""Value vectors in fewer channels: principal planes and splines, for KV splice."""
+"""Compression of value vectors to fewer channels by principal planes and splines, for KV splice."""

@@ -1,6 +1,6 @@
-"""Principal components per head, of vectors as they are or warped by monotone splines that are fitted to it.
+"""Principal components per head, of plain vectors or of vectors warped by fitted monotone splines.
 
-Shape letters: H heads, N vectors, D channels of a vector, K channels that are kept, S segments of a spline.
+Shape letters: H heads, N vectors, D channels of a vector, K kept channels, S segments of a spline.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FEWEST, _MOST = 256, 4096  # vectors in a batch
 
 
 class Plane(NamedTuple):
-    """Where vectors x are projected to: codes (x - mean) down, and back code up + mean; up down = 1."""
+    """A projection of vectors x to codes (x - mean) down, and back to code up + mean; up down = 1."""
 
     mean: Tensor  # [H, 1, D]
     down: Tensor  # [H, D, K]
@@ -29,9 +29,9 @@ class Plane(NamedTuple):
 
 
 def principal_plane(x: Tensor, count: int, root: Tensor | None = None) -> Plane:
-    """The plane of `count` dimensions that leaves the least mean square of x [H, N, D], or of x root; root [H, D, D].
+    """Fits a plane of `count` dimensions with least mean square error on x [H, N, D], or of x root; root [H, D, D].
 
-    From the covariance in float64: a fit must not depend on the precision of training.
+    Uses the covariance in float64, so that a fit does not depend on the precision of training.
     """
     x64 = x.double()
     mean = x64.mean(1, keepdim=True)
@@ -42,7 +42,7 @@ def principal_plane(x: Tensor, count: int, root: Tensor | None = None) -> Plane:
 
 
 def square_root(weights: Tensor) -> Tensor:
-    """The symmetric root [H, D, D] of W W^T for W [H, D, C]: |x root| = |x W|."""
+    """Returns the symmetric root [H, D, D] of W W^T for W [H, D, C]: |x root| = |x W|."""
     values, basis = torch.linalg.eigh(weights.double() @ weights.double().mT)
     floor = 1e-6 * values.amax(-1, keepdim=True).clamp(min=1e-30)  # a direction without effect must stay invertible
     return (basis * torch.maximum(values, floor).sqrt()[:, None]) @ basis.mT
@@ -51,10 +51,10 @@ def square_root(weights: Tensor) -> Tensor:
 def fit_slopes(
     x: Tensor, knots: Tensor, count: int, *, epochs: int, root: Tensor | None, generator: torch.Generator
 ) -> Tensor:
-    """Slopes [H, D, S] of the splines for which the plane of warped x [H, N, D] loses least of x; knots [H, D, S + 1].
+    """Fits spline slopes [H, D, S] that minimise the loss of x [H, N, D] on the plane of warped x; knots [H, D, S + 1].
 
-    AdamW on a slope per segment, of mean 1 over the range, and a scale per dimension; it starts at the plain plane.
-    The plane is found anew with each epoch and held in between. A shift would be taken off with the mean.
+    AdamW fits a slope per segment, of mean 1 over the range, and a scale per dimension, starting at the plain plane.
+    The plane is refitted at each epoch and fixed in between. A shift has no effect: the mean is subtracted.
     """
     raw = torch.zeros_like(knots[..., 1:], requires_grad=True)
     scale = torch.zeros_like(knots[..., :1], requires_grad=True)
@@ -74,7 +74,7 @@ def fit_slopes(
                 lost = lost if root is None else lost @ root.to(lost.dtype)
                 loss = lost.square().mean((1, 2)) / part.var((1, 2)).clamp(
                     min=1e-30
-                )  # heads differ in size, and are fitted alike
+                )  # equal weight for heads of different variance
                 optimizer.zero_grad()
                 loss.sum().backward()
             optimizer.step()
@@ -84,7 +84,7 @@ def fit_slopes(
 
 
 def _slopes(raw: Tensor, scale: Tensor, knots: Tensor) -> Tensor:
-    """Positive slopes [H, D, S] of mean exp(scale) over the range, which is then as long as it was where scale is 0."""
+    """Returns positive slopes [H, D, S] of mean exp(scale) over the range; scale 0 preserves the range's length."""
     lengths = knots.diff(dim=-1)
     whole = lengths.sum(-1, keepdim=True)
     shares = torch.where(whole > 0, lengths / whole.clamp(min=1e-30), 1 / lengths.shape[-1])  # a constant has no range

@@ -1,1 +1,1 @@
-"""Tokens: text files and named sets become shards, and shards become batches and validation windows."""
+"""Data: text files and named sets become shards of tokens; shards become batches and validation windows."""

@@ -1,4 +1,4 @@
-"""What can be made again, kept under $XDG_CACHE_HOME/ratrain. Nothing depends on it being writable."""
+"""A cache of reproducible results under $XDG_CACHE_HOME/ratrain. It need not be writable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ratrain.errors import CannotCreateError, DiskError
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/ratrain, by default ~/.cache/ratrain; it need not exist."""
+    """Returns $XDG_CACHE_HOME/ratrain, by default ~/.cache/ratrain; it need not exist."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     # the XDG specification: a relative path is to be ignored
     return (Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~/.cache"))) / "ratrain"
@@ -24,9 +24,9 @@ def cache_folder() -> Path:
 def remembered(
     kind: str, key: str, compute: Callable[[], dict], *, sound: Callable[[dict], bool] = lambda value: True
 ) -> dict:
-    """The JSON object cached for `key`, else what `compute` returns, kept where the cache can be written.
+    """Returns the JSON object cached for `key`, else the result of `compute`, cached if the cache is writable.
 
-    One that is not `sound` is taken for damaged.
+    A cached object that is not `sound` counts as damaged and is computed again.
     """
     file = cache_folder() / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
@@ -34,14 +34,14 @@ def remembered(
         if known["key"] == key and sound(known["value"]):
             return known["value"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass  # absent or damaged: made again
+        pass  # absent or damaged: compute again
     value = compute()
     keep(file, [json.dumps({"key": key, "value": value}).encode()])
     return value
 
 
 def keep(file: Path, parts: list[bytes | memoryview]) -> bool:
-    """Write `file` into the cache; False where it cannot be written."""
+    """Writes `file` into the cache; returns False if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, parts)
@@ -52,12 +52,12 @@ def keep(file: Path, parts: list[bytes | memoryview]) -> bool:
 
 @contextlib.contextmanager
 def alone(kind: str) -> Iterator[None]:
-    """Waits while another process is in a block of the same kind; where the cache cannot be written, nobody waits."""
+    """Waits while another process is in a block of the same kind; does not wait if the cache cannot be written."""
     folder = cache_folder() / kind
     with contextlib.ExitStack() as opened:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            opened.callback(os.close, lock)  # gives the lock back
+            opened.callback(os.close, lock)  # releases the lock
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

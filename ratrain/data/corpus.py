@@ -49,12 +49,12 @@ __all__ = [
 
 EMBEDDED = "shakespeare"
 _SPLITS: tuple[str, ...] = ("train", "val")
-_ENDS = 2**20  # bytes at each end of a raw file that its fingerprint covers
+_ENDS = 2**20  # bytes at each end of a raw file covered by its fingerprint
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training and validation tokens, the encoding that made them, and a SHA-256 that stands for the tokens."""
+    """Training and validation tokens, their encoding, and a SHA-256 that identifies the tokens."""
 
     train: TokenStream
     val: TokenStream
@@ -63,10 +63,10 @@ class Corpus:
 
 
 def open_corpus(section: DataSection, *, vocab_size: int, block_size: int = 0) -> Corpus:
-    """The corpus that `section` names, every id below `vocab_size`.
+    """Opens the corpus that `section` names, with every id below `vocab_size`.
 
-    Raises ManifestError where the tokenizer has another vocabulary, MissingError, and DataError for what is not a
-    sound token file or has fewer than block_size + 1 tokens.
+    Raises ManifestError if the tokenizer has another vocabulary size, MissingError if a folder or shard is missing,
+    and DataError for an invalid token file or fewer than block_size + 1 tokens.
     """
     tokenizer = load_tokenizer(section.tokenizer)
     if tokenizer.n_vocab != vocab_size:
@@ -83,7 +83,7 @@ def open_corpus(section: DataSection, *, vocab_size: int, block_size: int = 0) -
 
 
 def _open_embedded(tokenizer: tiktoken.Encoding) -> Corpus:
-    """The embedded corpus, from the cache where it is whole, else tokenised now."""
+    """Opens the embedded corpus from the cache if it is intact, else tokenises it."""
     source = _LAYOUT + corpora.SHA256["shakespeare.txt"] + corpora.SHA256[_RANKS[tokenizer.name]]
     folder = cache_folder() / f"shakespeare-{tokenizer.name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     try:
@@ -91,11 +91,11 @@ def _open_embedded(tokenizer: tiktoken.Encoding) -> Corpus:
         if meta and all(sha256_of([folder / e["file"]]) == e["sha256"] for s in _SPLITS for e in meta["splits"][s]):
             return _from_meta(folder, meta, tokenizer)
     except (DataError, MissingError):
-        pass  # a damaged cache is made again
+        pass  # rebuild a damaged cache
     return _make_embedded(folder, tokenizer)
 
 
-_LAYOUT = "1"  # to be raised when the same text and ranks begin to give other tokens
+_LAYOUT = "1"  # increment when the same text and ranks produce other tokens
 _RANKS = {"gpt2": "gpt2_vocab.bpe", "shakespeare2k": "shakespeare2k.tiktoken"}  # file behind each encoding
 
 
@@ -116,7 +116,7 @@ def _make_embedded(folder: Path, tokenizer: tiktoken.Encoding) -> Corpus:
 
 
 def _encode(works: Sequence[str], tokenizer: tiktoken.Encoding) -> np.ndarray:
-    """uint16 [n], `<|endoftext|>` before each work."""
+    """Encodes works, with `<|endoftext|>` before each; uint16 [n]."""
     ids = tokenizer.encode_ordinary_batch(list(works), num_threads=2)
     return np.concatenate([np.array([tokenizer.eot_token, *work], np.uint16) for work in ids])
 
@@ -144,7 +144,7 @@ def _open_folder(folder: Path, tokenizer: tiktoken.Encoding) -> Corpus:
 
 
 def _from_meta(folder: Path, meta: dict[str, Any], tokenizer: tiktoken.Encoding) -> Corpus:
-    """Our own shards. A folder prepared without validation documents takes any other *val*.bin that lies in it."""
+    """Opens shards described by meta.json; without validation entries there, uses any *val*.bin in the folder."""
     streams = []
     for split in _SPLITS:
         entries = meta["splits"][split]
@@ -161,7 +161,7 @@ def _from_meta(folder: Path, meta: dict[str, Any], tokenizer: tiktoken.Encoding)
 
 
 def _from_raw(folder: Path, tokenizer: tiktoken.Encoding) -> Corpus:
-    """Shards of nanoGPT or llm.c; their ids are taken to be those of `tokenizer`."""
+    """Opens shards of nanoGPT or llm.c; assumes that their ids belong to `tokenizer`."""
     if (folder / "meta.pkl").exists():
         raise DataError(
             f"{folder}: meta.pkl marks a nanoGPT set with its own vocabulary, not that of {tokenizer.name!r};"
@@ -172,7 +172,7 @@ def _from_raw(folder: Path, tokenizer: tiktoken.Encoding) -> Corpus:
 
 
 def _find(folder: Path, split: str) -> list[Shard]:
-    """The shards of `split` by name, in the order of their names."""
+    """Opens the *.bin shards of `split`, in the order of their names."""
     paths = [path for path in sorted(folder.glob("*.bin")) if _split_of(path) == split]
     if not paths:
         raise MissingError(
@@ -184,7 +184,7 @@ def _find(folder: Path, split: str) -> list[Shard]:
 
 
 def _split_of(path: Path) -> str | None:
-    """'val' or 'train' by the name; a whole word decides where both occur (`interval_train_1.bin` is train)."""
+    """Returns 'val' or 'train' by the name; a whole word decides if both occur (`interval_train_1.bin` is train)."""
     name = path.stem.lower()
     if "val" in re.findall("[a-z]+", name) or ("val" in name and "train" not in name):
         return "val"
@@ -198,7 +198,7 @@ def _stream(folder: Path, split: str, shards: list[Shard], vocab_size: int, sha2
 
 
 def _check_once(shard: Shard, vocab_size: int, sha256: str | None) -> None:
-    """Read the whole shard once: its ids, and its SHA-256 where known. The cache remembers files that passed."""
+    """Checks the ids and the SHA-256, if known, of a shard by one full read. The cache records files that passed."""
 
     def check() -> dict:
         if sha256 is not None and sha256_of([shard.path]) != sha256:
@@ -217,7 +217,7 @@ def _meta_fingerprint(tokenizer: str, splits: dict[str, list[dict]]) -> str:
 
 
 def _raw_fingerprint(streams: Sequence[TokenStream], tokenizer: str) -> str:
-    """Sizes and both ends of every file: a full hash of raw data would take as long as reading it."""
+    """Hashes sizes and both ends of every file: a full hash of raw data would take as long as reading it."""
     digest = hashlib.sha256(tokenizer.encode())
     for stream in streams:
         for shard in stream.shards:
@@ -228,9 +228,9 @@ def _raw_fingerprint(streams: Sequence[TokenStream], tokenizer: str) -> str:
 
 
 def ngram_losses(corpus: Corpus, windows: torch.Tensor, vocab_size: int) -> dict[str, float]:
-    """Nats per token of "uniform", "unigram" and "bigram" on `windows`, int64 [n, T + 1], counted on the train split.
+    """Returns nats per token of "uniform", "unigram" and "bigram" on `windows`, int64 [n, T + 1]; results are cached.
 
-    The cache remembers them.
+    Counts are of the first 20 million tokens of the train split.
     """
     asked = windows.numpy()
     key = json.dumps([corpus.fingerprint, hashlib.sha256(asked.tobytes()).hexdigest(), asked.shape, vocab_size])

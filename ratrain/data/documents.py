@@ -1,4 +1,4 @@
-"""Documents out of files: `.txt` split at `<|endoftext|>`, `.jsonl(.gz)` one a line, `.parquet` one a row; streamed."""
+"""Streams documents from files: `.txt` split at `<|endoftext|>`, `.jsonl(.gz)` one per line, `.parquet` one per row."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _ENDS = 2**20  # bytes at each end of a source that its hash covers
 
 @dataclass(frozen=True)
 class Document:
-    """A text, and where it ends: the index of its file, its number in that file from 1, and the bytes read by then.
+    """A text with its position: the index of its file, its number in that file from 1, and the bytes read by its end.
 
-    `nulls` are the records since the document before whose text is null.
+    `nulls` is the number of records with null text since the previous document.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Document:
 
 
 def find_sources(inputs: Sequence[Path]) -> list[Path]:
-    """The text files among `inputs` and, in sorted order, inside folders. Raises MissingError, DataError."""
+    """Lists the text files among `inputs` and, in sorted order, inside folders. Raises MissingError, DataError."""
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():
@@ -57,7 +57,10 @@ def find_sources(inputs: Sequence[Path]) -> list[Path]:
 
 
 def describe_source(path: Path | HubFile) -> dict[str, Any]:
-    """Name, size and a hash of both ends of a source: tells a changed file without reading all of it."""
+    """Returns name, size and a hash of both ends of a source, which detects a changed file without a full read.
+
+    A file on the hub has name and size alone.
+    """
     if isinstance(path, HubFile):
         return {"name": path.url, "bytes": path.bytes}  # the URL names the commit
     with _opened(path) as file:
@@ -75,9 +78,9 @@ def read_documents(
     number: int = 0,
     pass_over: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Document]:
-    """Every document that is not blank, in order, after the one with this `number` of source `file`.
+    """Yields every document that is not blank, in order, after document `number` of source `file`.
 
-    `pass_over` is told of records whose text is null.
+    Calls `pass_over` with the number of records with null text before each document and at the end of each source.
     """
     for index in range(file, len(sources)):
         skip, nulls = number if index == file else 0, 0
@@ -89,14 +92,14 @@ def read_documents(
                 yield Document(text, index, count, position, nulls)
                 nulls = 0
             else:
-                nulls = 0  # counted by whoever read so far
+                nulls = 0  # counted before the resume
         pass_over(nulls)
 
 
 def _read(source: Path | HubFile, field: str, skip: int) -> Iterator[tuple[int, str | None, int]]:
-    """(number, text, bytes read) of each document; None for null, with the number of the document before."""
+    """Yields (number, text, bytes read) of each document; a null has text None and, in JSON lines, the last number."""
     if isinstance(source, HubFile) or source.suffix == ".parquet":
-        # how far into a Parquet file a row is, the library does not say
+        # the library does not report the byte position of a row in a Parquet file
         yield from ((count, text, 0) for count, text in read_parquet(source, field, skip))
         return
     count = 0
@@ -113,7 +116,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _read_txt(path: Path) -> Iterator[tuple[str, int]]:
-    """(text, bytes read) of each document; a newline right after a separator belongs to the separator."""
+    """Yields (text, bytes read) of each document; a newline right after a separator belongs to the separator."""
     mark = ""
     for text, position in _between_separators(path):
         if text.strip():
@@ -123,8 +126,8 @@ def _read_txt(path: Path) -> Iterator[tuple[str, int]]:
 
 def _between_separators(path: Path) -> Iterator[tuple[str, int]]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    parts: list[str] = []  # of the document that is being read
-    tail, position = "", 0  # the tail may begin a separator that the next piece ends
+    parts: list[str] = []  # of the current document
+    tail, position = "", 0  # the tail may hold the start of a separator that continues in the next piece
     with _opened(path) as file:
         while piece := file.read(_PIECE):
             position += len(piece)
@@ -148,7 +151,7 @@ def _decoded(decoder: codecs.IncrementalDecoder, piece: bytes, path: Path, posit
 
 
 def _read_jsonl(path: Path, field: str) -> Iterator[tuple[str | None, int]]:
-    """(text, bytes of the file read) of each line's `field`, None for null; blank lines and texts are passed over."""
+    """Yields (text, bytes of the file read) of each line's `field`, None for null; skips blank lines and texts."""
     with _opened(path) as raw:
         lines = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
         for number, line in enumerate(_lines(lines, path), 1):

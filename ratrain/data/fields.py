@@ -1,4 +1,4 @@
-"""The text of one record, by one rule for JSON lines and tables: a string, or null, which is passed over."""
+"""Reads the text of one record, by one rule for JSON lines and tables: a string, or null, which is skipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KINDS = {bool: "a truth value", int: "a number", float: "a number", dict: "an o
 
 
 def text_of(record: Mapping[str, Any], field: str, where: str) -> str | None:
-    """The string in `field`, None where it is null. Raises DataError for anything else."""
+    """Returns the string in `field`, None for null. Raises DataError for anything else."""
     if field not in record:
         names = ", ".join(map(repr, record)) or "none"
         raise DataError(f"{where}: has no text in field {field!r} (its fields: {names}); set --field")

@@ -1,6 +1,6 @@
-"""Text sets that are known by a name: streamed from the Hugging Face hub as Parquet, through the `datasets` library.
+"""Named text sets, streamed from the Hugging Face hub as Parquet through the `datasets` library.
 
-A set is pinned to the commit that its preparation began with: what is written does not change when the hub does.
+A set is pinned to the commit at which its preparation began: later changes on the hub do not affect the output.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ratrain.errors import DataError, UnavailableError
 
 @dataclass(frozen=True)
 class HubSet:
-    """Where on the hub a set lies, and which of its files are training text."""
+    """The hub repository of a set, and the pattern of its files of training text."""
 
     repository: str
     files: str  # a pattern of paths
@@ -44,9 +44,9 @@ SETS = {
 
 
 def hub_files(name: str, recorded: Sequence[Mapping[str, Any]] = ()) -> list[HubFile]:
-    """The files of the set called `name`, in order: those `recorded` by a preparation that is continued, else today's.
+    """Lists the files of the set `name`, in order: the `recorded` files on resumption, else the current files.
 
-    Raises UnavailableError where the hub cannot be asked.
+    Raises UnavailableError if the hub cannot be reached or the set has no files.
     """
     place = SETS[name]
     if recorded and all(str(entry["name"]).startswith(f"hf://datasets/{place.repository}@") for entry in recorded):
@@ -72,9 +72,9 @@ _OTHERWISE = "where its files can be had otherwise: ratrain prepare FILES... --o
 
 
 def read_parquet(source: Path | HubFile, field: str, skip: int = 0) -> Iterator[tuple[int, str | None]]:
-    """(number, text) of each row after the first `skip`, from 1; None for null. Blank rows are passed over.
+    """Yields (number, text) of each row after the first `skip`, numbered from 1; None for null. Skips blank rows.
 
-    Raises UnavailableError (no library, hub not reached) and DataError.
+    Raises UnavailableError (library missing, hub not reached) and DataError.
     """
     library = _library("datasets")
     if isinstance(source, Path) and _is_empty(source):
@@ -96,7 +96,7 @@ def read_parquet(source: Path | HubFile, field: str, skip: int = 0) -> Iterator[
 
 
 def _is_empty(file: Path) -> bool:
-    """Whether it is a whole Parquet file without a row; of a damaged one the reader tells more."""
+    """Whether the file is an intact Parquet file without rows; the reader reports damage in more detail."""
     try:
         return _library("pyarrow.parquet").read_metadata(file).num_rows == 0
     except (OSError, ValueError):  # pyarrow's own errors are both
@@ -112,9 +112,9 @@ def _library(name: str) -> Any:
         library = importlib.import_module(name)
         if name == "datasets":
             library.disable_progress_bars()
-            library.logging.set_verbosity(library.logging.CRITICAL)  # what goes wrong is raised as well, and told once
+            library.logging.set_verbosity(library.logging.CRITICAL)  # errors are also raised: report each once
         return library
-    except Exception as error:  # one that is there but does not fit the rest fails in ways of its own
+    except Exception as error:  # an installed but incompatible library may raise any error
         raise UnavailableError(
             f"Parquet and the hub need the package {name}; pip install 'ratrain[datasets]' ({_told(error)})"
         ) from error

@@ -1,4 +1,4 @@
-"""What simple models lose on the validation windows: the anchors that a trained model has to beat."""
+"""N-gram losses on the validation windows: reference values that a trained model has to beat."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TRAIN_CAP = 20_000_000  # tokens counted; more changes the losses little and tak
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The distinct neighbours in a text: key = first * V + second, sorted, and how often each occurs."""
+    """The distinct bigrams of a text: sorted keys first * V + second, and the count of each."""
 
     keys: np.ndarray  # int64 [distinct]
     counts: np.ndarray  # int64 [distinct]
@@ -26,16 +26,17 @@ class _Pairs:
         return self.keys % self.vocab_size
 
     def of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """How often each asked pair occurs, [n]."""
+        """Returns the count of each pair, [n]."""
         asked = first * self.vocab_size + second
         at = np.minimum(np.searchsorted(self.keys, asked), len(self.keys) - 1)
         return np.where(self.keys[at] == asked, self.counts[at], 0)
 
 
 def ngram_nats(train: np.ndarray, windows: np.ndarray, vocab_size: int) -> dict[str, float]:
-    """Nats per predicted token of models counted on `train`, [n], over `windows`, int [w, T + 1].
+    """Computes nats per predicted token over `windows`, int [w, T + 1], of models counted on `train`, [n].
 
-    unigram: counts plus 0.1. bigram: Kneser-Ney, interpolated with its continuation counts and those with uniform.
+    uniform: log V. unigram: counts plus 0.1. bigram: Kneser-Ney, interpolated with its continuation counts, which are
+    interpolated with the uniform distribution.
     """
     train = train.astype(np.int64)
     first, second = windows[:, :-1].ravel(), windows[:, 1:].ravel()
@@ -51,22 +52,22 @@ def ngram_nats(train: np.ndarray, windows: np.ndarray, vocab_size: int) -> dict[
 
 
 def _kneser_ney(pairs: _Pairs, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """P(second | first) for each asked pair, [n]."""
+    """Returns P(second | first) for each pair, [n]."""
     v = pairs.vocab_size
     discount = _discount(pairs.counts)
-    # continuation: in how many contexts a token was met; its own discount goes to the uniform distribution
+    # continuation: the number of distinct contexts of a token; the discounted mass goes to the uniform distribution
     contexts = np.bincount(pairs.second, minlength=v)  # [V]
     lower_discount = _discount(contexts[contexts > 0])
     spared = lower_discount * np.count_nonzero(contexts) / len(pairs.keys)
     lower = np.maximum(contexts - lower_discount, 0) / len(pairs.keys) + spared / v  # [V], sums to 1
     total = np.bincount(pairs.first, pairs.counts, minlength=v)[first]
     followers = np.bincount(pairs.first, minlength=v)[first]
-    seen = np.maximum(total, 1)  # an unseen context falls back whole
+    seen = np.maximum(total, 1)  # an unseen context backs off completely
     backoff = np.where(total > 0, discount * followers / seen, 1.0)
     return np.maximum(pairs.of(first, second) - discount, 0) / seen + backoff * lower[second]
 
 
 def _discount(counts: np.ndarray) -> float:
-    """Ney's estimate n1 / (n1 + 2 n2) from how many counts are 1 and 2, kept inside (0, 1)."""
+    """Returns Ney's estimate n1 / (n1 + 2 n2), from the number of counts equal to 1 and 2, clipped to [0.1, 0.9]."""
     ones, twos = np.count_nonzero(counts == 1), np.count_nonzero(counts == 2)
     return float(np.clip(ones / max(ones + 2 * twos, 1), 0.1, 0.9))

@@ -1,11 +1,11 @@
-"""`ratrain prepare`: text files, or sets known by name, become shards that `data.source` can name.
+"""`ratrain prepare`: converts text files or named sets to shards for `data.source`.
 
 Streaming, parallel, resumable, atomic.
 
-Which split a document joins depends on its text alone, so that a repeated text never lies on both sides; only the
-first two documents are placed by hand (train, then val), so that two documents suffice. With `--val-fraction 0`
-everything is training data, and a `*val*.bin` shard must be laid into the folder before it can be trained on.
-The output depends on the inputs and options, never on --jobs or on where an earlier attempt was stopped.
+The split of a document depends on its text alone, so that repeated texts join the same split. The first two documents
+are an exception (train, then val), so that two documents suffice. With `--val-fraction 0` everything is training data,
+and a `*val*.bin` shard must be added to the folder before training. The output depends on the inputs and options,
+never on --jobs or on the point at which an earlier attempt stopped.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from ratrain.data.shards import MAX_SHARD_TOKENS
 from ratrain.data.tokenizer import VOCAB, load_tokenizer
 from ratrain.errors import CannotCreateError, DataError, MemoryShortError, UsageError
 
-_CHUNK_LETTERS, _CHUNK_DOCUMENTS = 2**19, 1024  # what one task of a worker holds, at least
+_CHUNK_LETTERS, _CHUNK_DOCUMENTS = 2**19, 1024  # a worker's task ends at the first of these
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a preparation is: documents and tokens written, and the share of all that there is to do."""
+    """Progress of a preparation: documents and tokens written, and the completed share of the work."""
 
     documents: int
     tokens: int
@@ -48,9 +48,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a prepared folder holds; `kept` documents were there already when this call began.
+    """Contents of a prepared folder; `kept` documents were present when the call began.
 
-    `skipped` records had null in place of a text.
+    `skipped` is the number of records with null text.
     """
 
     folder: Path
@@ -74,10 +74,10 @@ def prepare(
     progress: Callable[[Progress], None] = lambda _: None,
     fresh: bool = False,
 ) -> Summary:
-    """Tokenise `inputs` into shards in `out`; continues what a killed call with the same arguments left there.
+    """Tokenises `inputs` into shards in `out`; resumes a killed call with the same arguments.
 
-    Ends with the document that reaches `tokens`, where that is not 0. Raises UsageError, MissingError, DataError,
-    UnavailableError, CannotCreateError (`out` is of another preparation, or in use).
+    If `tokens` is not 0, ends with the document that reaches it. Raises UsageError, MissingError, DataError,
+    UnavailableError, CannotCreateError (`out` is of another preparation, or in use), MemoryShortError.
     """
     _check_options(val_fraction, shard_tokens, tokens, jobs)
     load_tokenizer(tokenizer)
@@ -102,7 +102,7 @@ def prepare(
 
 
 def _sources(inputs: Sequence[Path], out: Path, *, fresh: bool) -> list[Path | HubFile]:
-    """The files of all inputs; a set that `out` was begun with is what it was then."""
+    """Lists the files of all inputs; a named set keeps the files recorded in `out`, unless `fresh`."""
     sources: list[Path | HubFile] = []
     for path in inputs:
         if str(path) in SETS and not path.exists():
@@ -125,7 +125,7 @@ def _check_options(val_fraction: float, shard_tokens: int, tokens: int, jobs: in
 
 
 def _move_aside(out: Path) -> None:
-    """Rename `out` to the first free `out.old-N`: nothing is ever deleted."""
+    """Renames `out` to the first free `out.old-N`; deletes nothing."""
     if out.exists():
         free = next(p for n in itertools.count(1) if not (p := out.with_name(f"{out.name}.old-{n}")).exists())
         out.rename(free)
@@ -133,7 +133,7 @@ def _move_aside(out: Path) -> None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Make the folder and hold it: a second process in it is refused."""
+    """Creates the folder and locks it. Raises CannotCreateError if another process holds the lock."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out, os.O_RDONLY)
@@ -158,9 +158,9 @@ def _write_all(
     jobs: int,
     progress: Callable[[Progress], None],
 ) -> int:
-    """Encode and write what is left, then meta.json; returns how many records had null in place of a text.
+    """Encodes and writes the remaining documents, then meta.json; returns the number of records with null text.
 
-    Raises DataError where there is no second document.
+    Raises DataError if there is no document, or only one and it would have to be split into train and val.
     """
     passed = [writer.nulls]
     documents = read_documents(sources, field=field, file=writer.file, number=writer.number, pass_over=passed.append)
@@ -187,18 +187,18 @@ def _write_all(
             " <|endoftext|>, add another input, or give --val-fraction 0 and bring val shards of your own"
         )
     writer.finish()
-    return writer.nulls if written >= limit else sum(passed)  # what was read ahead of a limit does not count
+    return writer.nulls if written >= limit else sum(passed)  # records read ahead beyond the limit do not count
 
 
 def _split(index: int, chance: float, val_fraction: float) -> str:
-    """'train' or 'val' for document `index` of the whole input."""
+    """Returns 'train' or 'val' for document `index` of the whole input."""
     if val_fraction and index < 2:
         return ("train", "val")[index]
     return "val" if chance < val_fraction else "train"
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Runs of documents, large enough to be worth sending to another process."""
+    """Groups documents into chunks large enough for one task of a worker process."""
     chunk, letters = [], 0
     for document in documents:
         chunk.append(document)
@@ -216,7 +216,7 @@ _Encoded = list[tuple[np.ndarray, float]]  # each document's ids, uint16 [n], an
 def _encode_chunks(
     chunks: Iterable[list[Document]], tokenizer: str, jobs: int
 ) -> Generator[tuple[list[Document], _Encoded], None, None]:
-    """Each chunk with its encoding, in order; at most two chunks a job are in flight, so memory stays bounded."""
+    """Yields each chunk with its encoding, in order; bounds memory by about two chunks in flight per job."""
     if jobs == 1:
         yield from ((chunk, _encode([d.text for d in chunk], tokenizer)) for chunk in chunks)
         return
@@ -244,11 +244,11 @@ def _result(chunk: list[Document], future: Future[_Encoded]) -> tuple[list[Docum
 
 
 def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c is for the parent, which stops the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and stops the pool
 
 
 def _encode(texts: Sequence[str], tokenizer: str) -> _Encoded:
-    """Ids of each text after `<|endoftext|>`; a literal `<|endoftext|>` inside a text stays text."""
+    """Encodes each text after `<|endoftext|>`; a literal `<|endoftext|>` inside a text stays text."""
     encoding = load_tokenizer(tokenizer)
     encoded = []
     for text in texts:

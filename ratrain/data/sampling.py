@@ -1,4 +1,4 @@
-"""Which tokens a step sees: a pure function of (seed, step, row), so that nothing need be stored to resume."""
+"""Batch sampling as a pure function of (seed, step, row): resuming needs no stored sampler state."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import torch
 from ratrain.data.shards import TokenStream
 from ratrain.errors import DataError, Fault, ManifestError
 
-_DOCUMENTS = 10  # fewer tell too little of how documents differ
-_SCAN = 1 << 24  # tokens that are looked through at a time
+_DOCUMENTS = 10  # fewer are too few to estimate the variation between documents
+_SCAN = 1 << 24  # tokens scanned at a time
 
 
 def sample_rows(tokens_total: int, *, seed: int, step: int, batch: int, block_size: int) -> np.ndarray:
-    """int64 [batch], the offset of each row's window of block_size + 1 tokens, uniform over all windows.
+    """Draws the offset of each row's window of block_size + 1 tokens, uniform over all windows; int64 [batch].
 
-    Row r of step s is the r-th 64-bit draw of Philox4x64 keyed by the seed, its counter begun at s * 2^128: it
-    depends on (seed, s, r) alone. A draw x becomes floor(x * windows / 2^64), off uniform by windows / 2^64 at most.
+    Row r of step s is the r-th 64-bit draw of Philox4x64, keyed by the seed, with its counter starting at s * 2^128.
+    It depends on (seed, s, r) alone. A draw x becomes floor(x * windows / 2^64), which deviates from uniform by at
+    most windows / 2^64.
     """
     windows = tokens_total - block_size
     assert windows > 0
@@ -28,7 +29,7 @@ def sample_rows(tokens_total: int, *, seed: int, step: int, batch: int, block_si
 
 
 class Sampler:
-    """The rows of rank `rank` of `world` in every step: r * B / N up to (r + 1) * B / N of the global batch."""
+    """Reads the rows of rank r of N in every step: r * B / N up to (r + 1) * B / N of the global batch of B rows."""
 
     def __init__(
         self,
@@ -50,9 +51,9 @@ class Sampler:
         self.rows = slice(rank * batch // world, (rank + 1) * batch // world)
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of `step`, int64 [B / N, T] each; the targets are the inputs moved by one.
+        """Returns inputs and targets of `step`, int64 [B / N, T] each; the targets are the inputs shifted by one.
 
-        Raises DataError where the files are no longer what was validated.
+        Raises DataError if a token id is outside the vocabulary: the file changed after validation.
         """
         offsets = sample_rows(
             len(self.tokens), seed=self.seed, step=step, batch=self.batch_size, block_size=self.block_size
@@ -67,10 +68,10 @@ class Sampler:
 
 
 def validation_windows(tokens: TokenStream, *, block_size: int, count: int) -> torch.Tensor:
-    """int64 [n, block_size + 1], n <= count, evenly spaced from the first token to the last.
+    """Reads windows, int64 [n, block_size + 1], n <= count, evenly spaced from the first token to the last.
 
-    No token is predicted twice: as many windows are taken as fit, each at most sharing its first token with the
-    last target of the one before. Raises DataError where not even one fits.
+    No token is predicted twice: n is limited to the number of windows that fit, and the first token of a window may
+    at most be the last target of the previous window. Raises DataError if not even one window fits.
     """
     return _windows(tokens, _validation_offsets(tokens, block_size, count), block_size)
 
@@ -84,10 +85,10 @@ def _validation_offsets(tokens: TokenStream, block_size: int, count: int) -> np.
 
 @dataclass(frozen=True)
 class Clusters:
-    """Which of the targets of the validation windows belong together: what the evaluation is a sample of.
+    """Clusters of the targets of the validation windows: the sampling units of the evaluation.
 
-    `of` [n, T] numbers the cluster of each target from 0 on; `unit` is "document", or "passage" (a window) where the
-    windows hold fewer than 10 documents, which would say nothing of others.
+    `of` [n, T] is the cluster index of each target, from 0. `unit` is "document", or "passage" (one window) if the
+    windows hold fewer than 10 documents: too few to generalise to other documents.
     """
 
     unit: str
@@ -95,16 +96,16 @@ class Clusters:
 
     @property
     def sizes(self) -> torch.Tensor:
-        """Targets of each, [K]."""
+        """Targets per cluster, [K]."""
         return torch.bincount(self.of.flatten())
 
     def means(self, losses: torch.Tensor) -> torch.Tensor:
-        """Of losses [n, T], by cluster: float64 [K]."""
+        """Averages losses [n, T] by cluster; float64 [K]."""
         return torch.bincount(self.of.flatten(), losses.flatten().double()) / self.sizes
 
 
 def validation_clusters(tokens: TokenStream, *, block_size: int, count: int, eot: int) -> Clusters:
-    """Of the windows that `validation_windows` gives; a document begins with the token `eot`."""
+    """Clusters the targets of the windows that `validation_windows` returns; a document begins with the token `eot`."""
     offsets = _validation_offsets(tokens, block_size, count)
     parts = range(0, len(tokens), _SCAN)
     begins = [np.flatnonzero(tokens.read(at, min(_SCAN, len(tokens) - at)) == eot) + at for at in parts]
@@ -116,7 +117,7 @@ def validation_clusters(tokens: TokenStream, *, block_size: int, count: int, eot
 
 
 def require_window(tokens: TokenStream, block_size: int) -> None:
-    """Raises DataError where `tokens` cannot fill one window."""
+    """Raises DataError if `tokens` cannot fill one window."""
     if len(tokens) < block_size + 1:
         raise DataError(
             f"{tokens.name}: {len(tokens)} tokens; model.block_size = {block_size} needs {block_size + 1} at least"

@@ -1,4 +1,4 @@
-"""Shards written one by one, with a record of how far it got: a killed writer continues where its last shard ended."""
+"""Writes shards one by one with a record of progress: a killed writer resumes at the end of its last shard."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _FRESH = "--fresh moves it aside"
 
 
 class ShardWriter:
-    """Fills shards of equal size, two splits at once; documents run on across the border of two shards."""
+    """Fills shards of equal size, two splits at once; a document may continue in the next shard."""
 
     def __init__(self, folder: Path, *, tokenizer: str, vocab_size: int, recipe: dict[str, Any]):
         self.folder, self.tokenizer, self.vocab_size, self.recipe = folder, tokenizer, vocab_size, recipe
-        self.file, self.number = 0, 0  # the last document added: source, and place in it
-        self.nulls = 0  # records before it whose text is null
+        self.file, self.number = 0, 0  # the last document added: source, and its number there
+        self.nulls = 0  # records with null text before that document
         self.counts = dict.fromkeys(_SPLITS, 0)  # documents
         self.splits: dict[str, list[dict]] = {split: [] for split in _SPLITS}
         self.is_complete = False
-        self._pending = {split: np.empty(recipe["shard_tokens"], "<u2") for split in _SPLITS}  # pages come when used
+        self._pending = {split: np.empty(recipe["shard_tokens"], "<u2") for split in _SPLITS}  # allocated on first use
         self._fill = dict.fromkeys(_SPLITS, 0)
 
     @classmethod
     def open(cls, folder: Path, **options: Any) -> ShardWriter:
-        """The writer of `folder`, at the point that an earlier one with the same options reached.
+        """Opens the writer of `folder`, resumed from the recorded progress of an earlier writer with the same options.
 
-        Raises CannotCreateError where the folder holds anything else.
+        Raises CannotCreateError if the folder holds anything else, and DataError if a recorded file is damaged.
         """
         writer = cls(folder, **options)
         if (meta := read_meta(folder)) is not None:
@@ -46,7 +46,7 @@ class ShardWriter:
             raise CannotCreateError(f"{folder}: holds files that `ratrain prepare` did not make; {_FRESH}")
         writer._drop_leftovers()
         if not writer.is_complete:
-            writer._save()  # from now on the folder is known as ours
+            writer._save()  # the state file marks the folder as made by this writer
         return writer
 
     @property
@@ -54,14 +54,14 @@ class ShardWriter:
         return sum(self.counts.values())
 
     def tokens(self) -> dict[str, int]:
-        """Tokens added so far, by split."""
+        """Returns the tokens added so far, by split."""
         return {s: sum(entry["tokens"] for entry in self.splits[s]) + self._fill[s] for s in _SPLITS}
 
     def shard_counts(self) -> dict[str, int]:
         return {split: len(entries) for split, entries in self.splits.items()}
 
     def add(self, split: str, tokens: np.ndarray, *, file: int, number: int) -> None:
-        """Append a document, uint16 [n], that is document `number` of source `file`."""
+        """Appends the tokens, uint16 [n], of document `number` of source `file`."""
         self.counts[split] += 1
         self.file, self.number = file, number
         before = self.shard_counts()
@@ -77,7 +77,7 @@ class ShardWriter:
             self._save()
 
     def finish(self) -> None:
-        """Write the last shards, then meta.json, then drop the record of progress."""
+        """Writes the last shards, then meta.json, then removes the record of progress."""
         for split in _SPLITS:
             if self._fill[split]:
                 self._flush(split)
@@ -87,7 +87,7 @@ class ShardWriter:
         self._drop_leftovers()
 
     def abandon(self) -> None:
-        """Leaves nothing of a preparation that failed before its first shard was full."""
+        """Removes all files of a preparation that failed before its first shard was full."""
         if not any(self.splits.values()):
             (self.folder / STATE).unlink(missing_ok=True)
             for path in self.folder.glob("pending-*"):
@@ -101,7 +101,7 @@ class ShardWriter:
         self._fill[split] = 0
 
     def _save(self) -> None:
-        """Record the point after the last document: first the tokens not yet in a shard, then the state naming them."""
+        """Records the point after the last document: first tokens not yet in a shard, then the state."""
         pending = b"".join(self._pending[split][: self._fill[split]].tobytes() for split in _SPLITS)
         sha256 = hashlib.sha256(pending).hexdigest()
         name = _pending_name(self.documents)
@@ -120,9 +120,9 @@ class ShardWriter:
         self._drop_leftovers()
 
     def _drop_leftovers(self) -> None:
-        """Remove what a killed writer left: unfinished files, shards that no record lists, records not in force."""
+        """Removes leftovers of a killed writer: unfinished files, shards that no record lists, outdated records."""
         patterns, keep = [f".*{ASIDE}", "pending-*", STATE], set()
-        if not self.is_complete:  # beside finished shards a user may have laid some of their own
+        if not self.is_complete:  # a user may have added shards to a finished folder
             patterns += ["train_??????.bin", "val_??????.bin"]
             keep = {entry["file"] for split in _SPLITS for entry in self.splits[split]}
             keep |= {STATE, _pending_name(self.documents)}
@@ -135,7 +135,7 @@ class ShardWriter:
         return {"tokenizer": self.tokenizer, **self.recipe}
 
     def _adopt(self, meta: dict[str, Any]) -> None:
-        """A finished folder of the same options is done; any other is refused."""
+        """Takes over a finished folder with the same options; raises CannotCreateError for any other."""
         recipe = meta.get("recipe")
         self._require_same({"tokenizer": meta["tokenizer"], **(recipe if isinstance(recipe, dict) else {})})
         self._require_shards(meta["splits"])
@@ -143,7 +143,7 @@ class ShardWriter:
 
     def _continue(self, state: dict[str, Any]) -> None:
         if not any(state["splits"].values()):
-            return  # nothing was finished: begin anew, with any options
+            return  # no shard is finished: start over, with any options
         self._require_same(state["options"])
         self._require_shards(state["splits"])
         try:
@@ -173,7 +173,7 @@ class ShardWriter:
 
 
 def recorded_recipe(folder: Path) -> dict[str, Any]:
-    """The options that `folder` was begun or finished with, empty where it was not. Raises DataError."""
+    """Returns the options of the preparation in `folder`, finished or not; empty if there is none. Raises DataError."""
     meta, state = read_meta(folder), _read_state(folder)
     recipe = meta.get("recipe") if meta else state["options"] if state else None
     return recipe if isinstance(recipe, dict) else {}
@@ -184,7 +184,7 @@ def _pending_name(documents: int) -> str:
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:
-    """The record of an unfinished preparation, None where there is none. Raises DataError."""
+    """Reads the record of an unfinished preparation, None if there is none. Raises DataError."""
     try:
         state = json.loads((folder / STATE).read_bytes())
         if not {"options", "pending", "splits", "fill", "file", "number", "documents"} <= state.keys():

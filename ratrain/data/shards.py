@@ -1,6 +1,6 @@
-"""Token files: llm.c `.bin` (a header, then uint16 ids), nanoGPT `.bin` (uint16 ids alone), and our own shards.
+"""Token files: llm.c `.bin` (a header, then uint16 ids), nanoGPT `.bin` (uint16 ids alone), and ratrain's shards.
 
-Ours are llm.c files beside a `meta.json` that says what made them. Nothing is used before it is validated.
+ratrain's shards are llm.c files beside a `meta.json` that records their origin. Files are validated before use.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _FOREIGN = {
 
 
 class FileTokens:
-    """`count` ids in a file from the byte `offset` on; a slice reads them, uint16 [n].
+    """`count` ids in a file from the byte `offset` on; slicing reads them, uint16 [n].
 
-    Read and not mapped: a file that is cut under a running job is then a message, where a mapping ends the process
-    with SIGBUS.
+    The file is read instead of mapped: truncation during a job then raises DataError, while a mapping would end the
+    process with SIGBUS.
     """
 
     def __init__(self, path: Path, offset: int, count: int):
@@ -59,7 +59,7 @@ class FileTokens:
         return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), _U16)
 
     def _piece(self, at: int, size: int) -> bytes:
-        """Up to `size` bytes from `at` on: one call gives less for gigabytes."""
+        """Reads up to `size` bytes from `at` on; one call returns less for gigabytes. Raises DataError."""
         try:
             piece = os.pread(self._descriptor, size, at)
         except OSError as error:
@@ -71,7 +71,7 @@ class FileTokens:
 
 
 def _descriptor(path: Path) -> int:
-    """The file, open for reading. A thousand shards are more than a process may have open unless it asks."""
+    """Opens the file for reading; raises the soft limit on open files if it is reached, e.g. by a thousand shards."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -86,14 +86,14 @@ def _descriptor(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Shard:
-    """One token file, open: its path and its ids, [tokens], in memory or in the file."""
+    """One open token file: its path and its ids, [tokens], in memory or in the file."""
 
     path: Path
     tokens: np.ndarray | FileTokens
 
 
 class TokenStream:
-    """Shards in a row, read as one array of tokens."""
+    """Consecutive shards, read as one array of tokens."""
 
     def __init__(self, shards: Sequence[Shard], *, name: str):
         self.shards, self.name = tuple(shards), name
@@ -103,7 +103,7 @@ class TokenStream:
         return int(self._ends[-1]) if self.shards else 0
 
     def read(self, offset: int, count: int) -> np.ndarray:
-        """uint16 [count], the tokens from `offset` on. Raises IndexError beyond the end."""
+        """Reads the tokens from `offset` on, uint16 [count]. Raises IndexError beyond the end."""
         if offset < 0 or count < 0 or offset + count > len(self):
             raise IndexError(f"{self.name}: tokens {offset} to {offset + count} of {len(self)}")
         first = int(np.searchsorted(self._ends, offset, side="right"))
@@ -118,9 +118,9 @@ class TokenStream:
 
 
 def open_shard(path: Path) -> Shard:
-    """Open a llm.c file, or a headerless one named like nanoGPT's. Raises DataError, MissingError.
+    """Opens a llm.c file, or a headerless file named like nanoGPT's. Raises DataError, MissingError.
 
-    No headerless file can pass for a llm.c one: its first id would be 55432, which neither vocabulary has.
+    A headerless file cannot be mistaken for a llm.c file: its first id would be 55432, which neither vocabulary has.
     """
     size = _size(path)
     try:
@@ -133,7 +133,7 @@ def open_shard(path: Path) -> Shard:
 
 
 def _size(path: Path) -> int:
-    """Bytes in the regular file `path`."""
+    """Returns the size of the regular file `path` in bytes. Raises MissingError, DataError."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -149,7 +149,7 @@ def _size(path: Path) -> int:
 
 
 def _header_bytes(path: Path, header: np.ndarray, size: int) -> int:
-    """Bytes before the first id; `header` is the first int32 words of the file, at most three."""
+    """Returns the bytes before the first id; `header` is the first int32 words of the file, at most three."""
     magic = int(header[0]) if len(header) else None
     if magic == MAGIC:
         return _llmc_header(path, header, size)
@@ -183,7 +183,7 @@ def _llmc_header(path: Path, header: np.ndarray, size: int) -> int:
 
 
 def check_ids(shard: Shard, *, vocab_size: int) -> None:
-    """Raises DataError where an id is not below `vocab_size`: one pass over the file."""
+    """Raises DataError if an id is not below `vocab_size`; one pass over the file."""
     for start in range(0, len(shard.tokens), _CHUNK):
         chunk = shard.tokens[start : start + _CHUNK]
         if int(chunk.max()) >= vocab_size:
@@ -195,7 +195,7 @@ def check_ids(shard: Shard, *, vocab_size: int) -> None:
 
 
 def encode_shard(tokens: np.ndarray) -> list[bytes | memoryview]:
-    """The parts of a llm.c file that holds `tokens`, uint16 [n], n < 2^31."""
+    """Returns the parts of a llm.c file that holds `tokens`, uint16 [n], n < 2^31."""
     assert len(tokens) <= MAX_SHARD_TOKENS
     header = np.zeros(HEADER_BYTES // 4, "<i4")
     header[:3] = MAGIC, VERSION, len(tokens)
@@ -203,14 +203,14 @@ def encode_shard(tokens: np.ndarray) -> list[bytes | memoryview]:
 
 
 def write_shard(path: Path, tokens: np.ndarray) -> dict[str, Any]:
-    """Write `tokens`, uint16 [n], as a llm.c file; its entry in meta.json: file, tokens, sha256."""
+    """Writes `tokens`, uint16 [n], as a llm.c file; returns its entry in meta.json: file, tokens, sha256."""
     parts = encode_shard(tokens)
     write_file(path, parts)
     return shard_entry(path.name, parts)
 
 
 def shard_entry(name: str, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
-    """What meta.json says of a shard whose file is made of `parts`."""
+    """Returns the meta.json entry of a shard whose file consists of `parts`."""
     digest, size = hashlib.sha256(), 0
     for part in parts:
         digest.update(part)
@@ -219,7 +219,7 @@ def shard_entry(name: str, parts: Iterable[bytes | memoryview]) -> dict[str, Any
 
 
 def write_meta(folder: Path, *, tokenizer: str, vocab_size: int, splits: dict[str, list[dict]], **more: Any) -> None:
-    """Write meta.json: the last file of a prepared folder, so that its presence means complete."""
+    """Writes meta.json, the last file of a prepared folder: its presence marks the folder as complete."""
     meta = {
         "format": FORMAT,
         "version": VERSION,
@@ -235,7 +235,7 @@ def write_meta(folder: Path, *, tokenizer: str, vocab_size: int, splits: dict[st
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """The meta.json of a prepared folder, None where there is none. Raises DataError."""
+    """Reads the meta.json of a prepared folder, None if there is none. Raises DataError."""
     path = folder / META
     if not path.exists():
         return None
@@ -251,7 +251,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def _splits_are_sound(splits: Any) -> bool:
-    """Claims that `splits` is {split: [{file, tokens, sha256}]} and names no file outside its folder."""
+    """Whether `splits` is {split: [{file, tokens, sha256}]} and names no file outside its folder."""
     try:
         entries = [entry for split in ("train", "val") for entry in splits[split]]
         return all(

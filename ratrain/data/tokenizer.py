@@ -1,4 +1,4 @@
-"""The two vocabularies that travel with the package, as tiktoken encodings; no network, no download."""
+"""The two vocabularies shipped with the package, as tiktoken encodings; no network, no download."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import tiktoken
 from ratrain.data import corpora
 from ratrain.errors import MissingError
 
-VOCAB = {"gpt2": 50257, "shakespeare2k": 2048}  # tokens, <|endoftext|> among them: the last id
+VOCAB = {"gpt2": 50257, "shakespeare2k": 2048}  # size, including <|endoftext|>, which has the last id
 END_OF_TEXT = "<|endoftext|>"
 
-# GPT-2's pre-tokenisation; possessive, so that no text makes it slow
+# GPT-2's pre-tokenisation; possessive quantifiers avoid slow backtracking on any text
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
 @functools.cache
 def load_tokenizer(name: str) -> tiktoken.Encoding:
-    """The encoding called `name`. Raises MissingError for a name that is not in VOCAB."""
+    """Returns the encoding `name`. Raises MissingError for a name that is not in VOCAB."""
     if name not in VOCAB:
         raise MissingError(f"no tokenizer is called {name!r}; the choices are {', '.join(map(repr, VOCAB))}")
     ranks = gpt2_ranks(corpora.read("gpt2_vocab.bpe")) if name == "gpt2" else _ranks(corpora.read(f"{name}.tiktoken"))
@@ -33,7 +33,7 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
 
 
 def byte_letters() -> dict[str, int]:
-    """The letter that stands for each byte in vocab.bpe, in rank order: printable bytes first, as themselves."""
+    """Maps each letter of vocab.bpe to its byte, in rank order; printable bytes come first and map to themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = {chr(byte): byte for byte in printable}
     hidden = [byte for byte in range(256) if byte not in printable]
@@ -41,7 +41,7 @@ def byte_letters() -> dict[str, int]:
 
 
 def gpt2_ranks(vocab_bpe: bytes) -> dict[bytes, int]:
-    """Token bytes -> rank, from the merges alone: 256 bytes, then one token per merge line."""
+    """Derives token bytes -> rank from the merges alone: 256 bytes, then one token per merge line."""
     letters = byte_letters()
     tokens = [bytes([byte]) for byte in letters.values()]
     for line in vocab_bpe.decode().splitlines()[1:]:  # the first line is the version

@@ -1,1 +1,1 @@
-"""The base model, how patches are built into it, what it costs, and how text is drawn from it."""
+"""The base model, construction with patches, cost counts, and text generation."""

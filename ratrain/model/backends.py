@@ -1,7 +1,7 @@
-"""Causal attention computed by one of several backends: SDPA's own, or our kernel.
+"""Causal attention by one of several backends: those of SDPA, or ratrain's kernel.
 
-The choice stands in the graph and not in torch's process-wide flags: torch 2.13 keeps compiled code on disk under a key
-that knows nothing of those flags, and would hand a run pinned to `math` what an earlier one compiled for `flash`.
+The choice is part of the graph, not of torch's process-wide flags. torch 2.13 caches compiled code on disk under a key
+that ignores those flags: a run pinned to `math` would load code that an earlier run compiled for `flash`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SDPA = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# other implementations of flash, where their package is installed: by torch's registry, which is process-wide
+# other implementations of flash, if their package is installed; selected in torch's process-wide registry
 FLASH = {"fa3": "FA3", "fa4": "FA4"}
 OURS = "ours"  # ra_attention with gates of one, which is plain attention
 
@@ -29,9 +29,10 @@ OURS = "ours"  # ra_attention with gates of one, which is plain attention
 def causal_attention(
     q: Tensor, k: Tensor, v: Tensor, *, backends: tuple[str, ...] = (), dropout: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """q, k [B, H, T, D] and v [B, H, T, Dv] -> [B, H, T, Dv], by the first of `backends` that can serve them.
+    """Attends with q, k [B, H, T, D] and v [B, H, T, Dv] -> [B, H, T, Dv] by the first supported one of `backends`.
 
-    Empty `backends`: as torch chooses. `ours` counts where it comes first. Raises torch's RuntimeError where none can.
+    With empty `backends` torch chooses. `ours` is used only if it comes first. Raises torch's RuntimeError if no
+    backend supports the inputs.
     """
     options = {"is_causal": True, "dropout_p": dropout, "scale": scale}
     if not backends:
@@ -42,16 +43,16 @@ def causal_attention(
             gate = q.new_ones(q.shape[1], q.shape[3], dtype=torch.promote_types(q.dtype, torch.float32))  # [H, D]
             return ra_attention(q, k, v, gate, scale=scale)
     sdpa = dict.fromkeys(SDPA["flash" if name in FLASH else name] for name in backends if name != OURS)
-    # in this order: torch's own has math before cudnn on most GPUs, and never gets to cudnn where both are allowed
+    # in this order: torch's default ranks math before cudnn on most GPUs and never selects cudnn if both are allowed
     with sdpa_kernel(list(sdpa), set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 def activate(backend: str) -> None:
-    """Has torch's flash attention be the implementation that `backend` names; torch's own for every other backend.
+    """Selects the flash attention implementation that `backend` names; torch's default for every other backend.
 
-    To be called outside of compiled code. Raises ImportError or RuntimeError where it is not installed or cannot serve
-    this GPU, and ValueError where torch knows no such implementation.
+    Call it outside of compiled code. Raises ImportError or RuntimeError if the implementation is not installed or does
+    not support this GPU, and ValueError if torch has no such implementation.
     """
     active = attention.current_flash_attention_impl() if hasattr(attention, "current_flash_attention_impl") else None
     wanted = FLASH.get(backend)
@@ -66,7 +67,7 @@ def activate(backend: str) -> None:
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """As autocast hands them to SDPA; it does not know our operation."""
+    """Casts tensors as autocast does for SDPA; autocast has no rule for the custom operation."""
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return tensors
@@ -75,6 +76,6 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _ours_serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
     alike = q.shape == k.shape == v.shape and q.dtype == k.dtype == v.dtype
-    if q.device.type == "cpu":  # where the operation is its definition, in plain PyTorch
+    if q.device.type == "cpu":  # here the operation runs its definition in plain PyTorch
         return alike and q.dtype in (torch.float32, torch.float64)
     return alike and runs_kernel("ra_attention", q) and all(x.stride(-1) == 1 for x in (q, k, v))

@@ -1,4 +1,4 @@
-"""From a manifest to a model: claim sites, replace them, materialise, initialise by seed."""
+"""Builds a model from a manifest: claims sites, replaces them, materialises, initialises by seed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ratrain.registry import Patch
 
 
 def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
-    """The patched, initialised model in fp32 on `device`; on "meta" it has shapes only.
+    """Builds the patched, initialised model in fp32 on `device`; on "meta" it has shapes only.
 
-    Raises ManifestError with every claim that cannot be met: no such site, a site claimed twice, options that a
-    patch refuses.
+    Raises ManifestError with every fault: a site that does not exist, a site claimed twice, options that a patch
+    refuses, tensors that reset_parameters does not fill.
     """
     with torch.device("meta"):
         model = GPT2(manifest.model)
@@ -33,7 +33,7 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
         if getattr(module, "gradual", None) is not None:
             section = manifest.patch[name].activation or manifest.activation
             module.gradual = section.over.amount > 0
-    # a patch may keep a base module under a longer name: it draws what it would have drawn unpatched
+    # a patch may hold a base module under a longer name: it keeps the initial weights of the unpatched model
     names = {module: base_names.get(id(module), name) for name, module in model.named_modules()}
     model.base_names = {
         name: base_names[id(module)] for name, module in model.named_modules() if id(module) in base_names
@@ -45,17 +45,20 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
         _initialise(module, name, seed=manifest.seed.weights)
     if manifest.seed.twin == "ulp":
         nudge(model.wte.weight)
-    del replaced  # until here the replaced modules must live, or their ids could be given to new ones
+    del replaced  # kept alive until here: new modules could otherwise reuse the ids of replaced ones
     return model.to(device)
 
 
 def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Module]:
-    """Claims every site of every patch first, then replaces them in `model`; returns what stood there, by site."""
+    """Claims every site of every patch, then replaces them in `model`; returns the replaced modules by site.
+
+    Raises ManifestError.
+    """
     claims, faults = claim_sites(model, patches)
     built: dict[str, nn.Module] = {}
     for site, name in claims.items():
         if any(fault.key == f"patch.{name}" for fault in faults):
-            continue  # the same options fail alike on every site: one fault is enough
+            continue  # the same options fail on every site: one fault is enough
         try:
             with torch.device("meta"):
                 module = _builder(patches[name], site)(model.get_submodule(site), model.spec)
@@ -74,7 +77,7 @@ def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Mod
 
 
 def switches(model: GPT2, buffer: str = "s") -> dict[str, list[torch.Tensor]]:
-    """The activations `s`, 0-d, of each patch of a built model, by its name in the manifest; or its other `buffer`s."""
+    """Returns the buffers named `buffer` of each patch of a built model, by patch name; by default the 0-d `s`."""
     found: dict[str, list[torch.Tensor]] = {}
     for site, name in model.claimed.items():
         own = model.get_submodule(site).named_buffers()
@@ -83,7 +86,7 @@ def switches(model: GPT2, buffer: str = "s") -> dict[str, list[torch.Tensor]]:
 
 
 def claim_sites(model: nn.Module, patches: Mapping[str, Patch]) -> tuple[dict[str, str], list[Fault]]:
-    """Which patch (by name) claims which site, and every claim that cannot be met."""
+    """Returns the claiming patch's name by site, and a fault for every invalid claim."""
     claims: dict[str, str] = {}
     faults: list[Fault] = []
     sites = [name for name, _ in model.named_modules() if name]
@@ -108,7 +111,7 @@ def _builder(patch: Patch, site: str) -> Callable[[nn.Module, ModelSpec], nn.Mod
 
 
 def _matches(pattern: str, site: str) -> bool:
-    """Whether `pattern` names the site; a star stands for one part of a dotted name."""
+    """Whether `pattern` matches the site; a star matches one part of a dotted name."""
     return re.fullmatch(re.escape(pattern).replace(r"\*", "[^.]+"), site) is not None
 
 
@@ -125,7 +128,10 @@ def _swap(model: nn.Module, site: str, module: nn.Module) -> nn.Module:
 
 
 def _initialise(module: nn.Module, name: str, *, seed: int) -> None:
-    """Fills the module's own tensors from a generator that only the seed and its name decide."""
+    """Fills the module's own tensors from a generator seeded by `seed` and `name` alone.
+
+    Raises ManifestError if reset_parameters is missing or leaves a tensor unfilled.
+    """
     own = dict(_own_tensors(module))
     if not own:
         return
@@ -133,7 +139,7 @@ def _initialise(module: nn.Module, name: str, *, seed: int) -> None:
     if not hasattr(module, "reset_parameters"):
         raise _not_initialised(name, f"{kind} has parameters or buffers but no reset_parameters(generator)")
     fillings = []
-    for poison in (1, 0):  # what is not filled keeps the poison, and the two fillings differ
+    for poison in (1, 0):  # unfilled elements keep the poison value, so that the two results differ
         with torch.no_grad():
             for tensor in own.values():
                 tensor.fill_(float("nan") if tensor.is_floating_point() else poison)
@@ -149,7 +155,7 @@ def _initialise(module: nn.Module, name: str, *, seed: int) -> None:
 
 @torch.no_grad()
 def nudge(weight: torch.Tensor) -> None:
-    """Moves the first element to the next number that there is."""
+    """Moves the first element to the next larger representable number."""
     first = weight.view(-1)[:1]
     first.copy_(torch.nextafter(first, torch.full_like(first, float("inf"))))
 
@@ -164,6 +170,6 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def seed_of(*parts: object) -> int:
-    """A 63-bit seed that only `parts` decide: the same on every machine and Python."""
+    """Derives a 63-bit seed from `parts` alone: the same on every machine and Python version."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

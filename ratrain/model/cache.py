@@ -1,4 +1,4 @@
-"""What decoding keeps of each token, per layer."""
+"""The KV cache for decoding, per layer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class ValueCode:
-    """How a cache keeps values: this one, as they are. A value seam that has another says so in `code()`.
+    """The storage format of cached values: here the values themselves. A value seam returns another from `code()`.
 
-    Values [B, H, S, D] are kept as codes [B, H, S, channels], and read back as values. Attention makes mixtures A v of
-    values over tokens; it may mix `fold(codes)` in their place, and `unfold` makes A v of what comes out.
+    Values [B, H, S, D] are stored as codes [B, H, S, channels] and decompressed to values. Attention computes mixtures
+    A v of values over tokens. It may mix `fold(codes)` instead; `unfold` then maps the result to A v.
     """
 
     def compress(self, v: Tensor) -> Tensor:
@@ -32,9 +32,9 @@ PLAIN = ValueCode()
 
 
 class KVCache:
-    """What one layer's attention core keeps of each token (keys and values), in storage for `length` tokens.
+    """Keys and values of one layer's attention core, with storage for `length` tokens.
 
-    `size` is the number of tokens so far, and so the position of the next one.
+    `size` is the number of cached tokens, and so the position of the next token.
     """
 
     def __init__(self, length: int, code: ValueCode = PLAIN):
@@ -43,17 +43,17 @@ class KVCache:
 
     @property
     def nbytes(self) -> tuple[int, int]:
-        """Of the keys (and what else scores) and of the values of the tokens so far."""
+        """Bytes of the cached keys (and any other tensors that form scores), and bytes of the cached values."""
         sizes = [held[:, :, : self.size].numel() * held.element_size() for held in self.held]
         return sum(sizes[:-1]), sum(sizes[-1:])
 
     def append(self, *fresh: Tensor) -> tuple[Tensor, ...]:
-        """Adds tensors [B, H, S, channels], the same at every call and values last; returns each for all tokens."""
+        """Appends tensors [B, H, S, channels], in the same order per call, values last; returns all tokens of each."""
         *others, codes = self.store(*fresh)
         return *others, self.code.decompress(codes)
 
     def store(self, *fresh: Tensor) -> tuple[Tensor, ...]:
-        """As `append`, but what is returned of the values are their codes; all as views of what is held."""
+        """Appends like `append`, but returns codes in place of values; all results are views of the storage."""
         fresh = *fresh[:-1], self.code.compress(fresh[-1])
         self.held = self.held or [t.new_empty(*t.shape[:2], self.length, t.shape[3]) for t in fresh]
         start, self.size = self.size, self.size + fresh[0].shape[2]
@@ -63,7 +63,7 @@ class KVCache:
 
 
 def recall(cache: Any, name: str, x: Tensor, reach: int) -> Tensor:
-    """The `reach` rows before x [B, S, C], zeros before the first token; a layer's cache keeps them under `name`."""
+    """Returns the `reach` rows before x [B, S, C], zeros before the first token; the cache stores them under `name`."""
     none = x.new_zeros(x.shape[0], reach, x.shape[2])
     if cache is None:
         return none

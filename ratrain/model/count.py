@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs per token, KV-cache bytes per token."""
+"""Cost counts of a model: parameters, FLOPs per token, KV-cache bytes per token."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Cost:
     """Exact counts. FLOPs are multiplications and additions of the matrix products over a full context."""
 
     parameters: int
-    position_parameters: int  # the number that GPT-2 trainers often leave out
+    position_parameters: int  # GPT-2 trainers often exclude these
     forward_flops_per_token: int
     key_elements_per_token: int
     value_elements_per_token: int
 
     @property
     def train_flops_per_token(self) -> int:
-        """The backward pass makes two products for each one of the forward pass."""
+        """Three times the forward FLOPs: the backward pass has two products for each forward product."""
         return 3 * self.forward_flops_per_token
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
@@ -31,15 +31,15 @@ class Cost:
 
 
 def count(model: GPT2) -> Cost:
-    """Costs of a built model, also on the meta device.
+    """Counts the costs of a built model, also on the meta device.
 
-    A patch's module that multiplies matrices states it in `flops_per_token(spec)`; one that stands in for the
-    attention core states what decoding keeps in `kv_per_token(spec)`, and a value seam that has values kept in fewer
-    channels in how many, `kept_channels`.
+    A patch's module with matrix products defines `flops_per_token(spec)`; a replacement of the attention core defines
+    the cached elements in `kv_per_token(spec)`; a value seam that caches values in fewer channels defines
+    `kept_channels`.
     """
     spec = model.spec
     kv = [_kept(cast("Block", block), spec) for block in model.blocks]
-    tied_head = 2 * model.wte.weight.numel() if model.unembed is None else 0  # else it is among the linear layers
+    tied_head = 2 * model.wte.weight.numel() if model.unembed is None else 0  # else it is a linear layer
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         position_parameters=sum(p.numel() for p in model.pos.parameters()),
@@ -50,7 +50,7 @@ def count(model: GPT2) -> Cost:
 
 
 def _kept(block: Block, spec: ModelSpec) -> tuple[int, int]:
-    """Elements that decoding keeps per token of a layer, as (keys, values)."""
+    """Returns the cached elements per token of a layer, as (keys, values)."""
     keys, values = block.attn.core.kv_per_token(spec)
     channels = getattr(block.attn.value, "kept_channels", None) or spec.head_dim
     return keys, round(values * channels / spec.head_dim)

@@ -1,4 +1,4 @@
-"""Drawing text: one pass over the prompt, then a token at a time with a KV cache."""
+"""Text generation: one pass over the prompt, then one token at a time with a KV cache."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ratrain.model.gpt2 import GPT2
 
 @torch.inference_mode()
 def decode(model: GPT2, tokens: Tensor) -> Tensor:
-    """Logits [B, T, V] of tokens [B, T] computed one token at a time: what generation sees."""
+    """Computes logits [B, T, V] of tokens [B, T] one token at a time, as in generation."""
     caches = model.new_caches()
     return torch.cat([model.logits(tokens[:, t : t + 1], caches, start=t) for t in range(tokens.shape[1])], dim=1)
 
 
 @dataclass
 class DecodingStats:
-    """What decoding took: tokens and seconds of the passes over them, and the bytes of the fullest cache."""
+    """Decoding statistics: tokens and seconds of the passes over them, and the bytes of the fullest cache."""
 
     prompt: int = 0
     prompt_seconds: float = 0.0
-    tokens: int = 0  # one at a time
+    tokens: int = 0  # decoded one at a time
     seconds: float = 0.0
-    context: int = 0  # tokens that the caches stood for
+    context: int = 0  # tokens in the fullest cache
     key_bytes: int = 0
     value_bytes: int = 0
 
     def note(self, fresh: int, seconds: float, caches: list[Any]) -> None:
-        """One pass over `fresh` tokens."""
+        """Records one pass over `fresh` tokens."""
         if fresh > 1:
             self.prompt, self.prompt_seconds = self.prompt + fresh, self.prompt_seconds + seconds
         else:
@@ -57,9 +57,8 @@ def generate(
 ) -> Iterator[int]:
     """Yields `count` token ids that continue prompt [T]; the model must be in eval mode.
 
-    When the context is full the cache starts again from its second half: learned positions cannot slide.
-    Temperature 0 takes the likeliest token. Raises ValueError on an empty prompt, FloatingPointError where logits are
-    not finite.
+    When the context is full, the cache restarts from its second half: learned positions cannot slide. Temperature 0
+    takes the most likely token. Raises ValueError on an empty prompt, FloatingPointError if logits are not finite.
     """
     if not len(prompt):
         raise ValueError("the prompt holds no token")

@@ -1,9 +1,9 @@
-"""GPT-2, in the field's usual order, with every part that a mechanism may replace as a named seam.
+"""GPT-2, in the usual order, with a named seam for every part that a mechanism may replace.
 
 Shape letters: B batch, T tokens, C channels, H heads, D head_dim, F hidden channels of the MLP, V vocabulary.
-Constructors only declare; `reset_parameters(generator)` fills every parameter and buffer, so that a model is born on
-the meta device and initialised where it will live. A seam nobody claims returns its argument: it stands in no graph.
-What `manifests/modern.toml` is built from (RoPE, RMS norms, QK-norm, squared ReLU) stands on the same seams.
+Constructors only declare; `reset_parameters(generator)` fills every parameter and buffer, so that a model is built on
+the meta device and initialised after allocation. An unclaimed seam returns its argument and adds nothing to the graph.
+The parts of `manifests/modern.toml` (RoPE, RMS norms, QK-norm, squared ReLU) use the same seams.
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 """
 
@@ -24,14 +24,14 @@ from ratrain.model.cache import PLAIN, KVCache, ValueCode, recall
 from ratrain.model.norm import norm_of
 from ratrain.model.rotary import Rotary
 
-_STD = 0.02  # of every weight; projections back into the residual stream are scaled down by sqrt(2 n_layer)
+_STD = 0.02  # of every weight; projections into the residual stream are scaled down by sqrt(2 n_layer)
 
 
 class Linear(nn.Module):
     """x @ weight.T + bias; weights N(0, std^2), bias 0."""
 
     decayed = ("weight",)
-    product: Callable[..., Tensor] = staticmethod(F.linear)  # of x, weight and bias; fp8 has another in the MLPs
+    product: Callable[..., Tensor] = staticmethod(F.linear)  # of x, weight and bias; replaced in the MLPs under fp8
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float = _STD):
         super().__init__()
@@ -45,7 +45,7 @@ class Linear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, *, detached: bool = False) -> Tensor:
-        """With `detached` the bias gets no gradient here: the layer that follows gives it."""
+        """Applies the layer; with `detached` the bias gets its gradient from the next layer instead."""
         bias = self.bias.detach() if detached and self.bias is not None else self.bias
         return self.product(x, self.weight, bias)
 
@@ -58,14 +58,14 @@ class QKV(Linear):
         self.n_head = n_head
 
     def forward(self, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, C], gate [H, D] or None -> q, k, v, each [B, H, T, D], q scaled by the gate.
+        """Projects x [B, T, C], with gate [H, D] or None -> q, k, v, each [B, H, T, D], q scaled by the gate.
 
         The gate multiplies rows of the weight, not tokens: it costs nothing per token.
         """
         weight, bias = self.weight, self.bias
         if gate is not None:
             rows = torch.cat([gate.flatten(), gate.new_ones(2 * gate.numel())])  # [3C]
-            weight = (weight * rows[:, None]).to(weight.dtype)  # a fp32 gate must not widen bf16 weights
+            weight = (weight * rows[:, None]).to(weight.dtype)  # an fp32 gate must not widen bf16 weights
             bias = None if bias is None else (bias * rows).to(bias.dtype)
         if bias is not None and bias_gradient.fuses(x):
             return bias_gradient.split_heads(F.linear(x, weight, bias.detach()), bias, self.n_head)
@@ -83,12 +83,12 @@ class NormedQKV(QKV):
     def forward(self, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super().forward(x, None)
         q, k = (F.rms_norm(t, t.shape[-1:], eps=self.eps) for t in (q, k))
-        # after the norm, which would undo a gate on the rows
+        # after the norm, which would cancel a gate on the rows
         return q if gate is None else (q * gate[:, None]).to(q.dtype), k, v
 
 
 class Down(Linear):
-    """The MLP's projection back to the stream; a gate [F] scales its columns, once per weight."""
+    """The MLP's output projection; a gate [F] scales its columns, once per weight."""
 
     def forward(self, h: Tensor, gate: Tensor | None) -> Tensor:
         weight = self.weight if gate is None else (self.weight * gate).to(self.weight.dtype)
@@ -117,49 +117,49 @@ class Position(Embedding):
 
 
 class NoGate(nn.Module):
-    """An unclaimed gate seam: nothing is scaled."""
+    """An unclaimed gate seam: no scaling."""
 
     def forward(self) -> Tensor | None:
         return None
 
 
 class Same(nn.Module):
-    """An unclaimed seam: the first argument, as it is."""
+    """An unclaimed seam: returns the first argument."""
 
     def forward(self, x: Tensor, *context: Tensor | int) -> Tensor:
         return x
 
 
 class SamePair(nn.Module):
-    """An unclaimed position seam of attention: queries and keys as they are."""
+    """An unclaimed position seam of attention: returns queries and keys unchanged."""
 
     def forward(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """q and k [B, H, S, D] of the tokens at positions start.. -> both."""
+        """Returns q and k [B, H, S, D] of the tokens at positions start.. unchanged."""
         return q, k
 
 
 class Local(nn.Module):
-    """An unclaimed local seam: attention's input as it is.
+    """An unclaimed local seam: returns attention's input unchanged.
 
-    A mechanism that mixes a token with a few before it stands here: `reach` says how many, and decoding keeps them.
+    A mechanism that mixes a token with a few earlier ones goes here: `reach` is their number, and decoding caches them.
     """
 
     reach = 0
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        """x [B, S, C] and the `reach` inputs before them [B, reach, C], zeros before the first token -> [B, S, C]."""
+        """Maps x [B, S, C] and the previous `reach` inputs [B, reach, C], zeros before the first token -> [B, S, C]."""
         return x
 
 
 class Value(nn.Module):
-    """An unclaimed value seam: the values as they are. A patch may read and write what travels between layers here.
+    """An unclaimed value seam: returns the values unchanged. A patch may read and write the state between layers here.
 
-    One that loses some of them may have the cache keep less: `code()` is a ValueCode with decompress(compress(v)) what
-    it makes of v, and `kept_channels` says in how many channels.
+    A lossy replacement may reduce the cache: it defines `code()`, a ValueCode whose decompress(compress(v)) equals its
+    output for v, and `kept_channels`, the number of cached channels.
     """
 
     def forward(self, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """v [B, H, T, D] and what the layer below left (None below the first) -> v, and what the next layer gets."""
+        """Maps v [B, H, T, D] and the state of the layer below (None for the first layer) -> v and the next state."""
         return v, state
 
 
@@ -169,12 +169,12 @@ class Core(nn.Module):
     def __init__(self, dropout: float, *, scale: float | None = None):
         super().__init__()
         self.dropout, self.scale = dropout, scale
-        self.backends: tuple[str, ...] = ()  # tried in this order; empty: as torch chooses
+        self.backends: tuple[str, ...] = ()  # tried in this order; empty: torch chooses
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, cache=None) -> Tensor:
-        """q, k, v [B, H, S, D] of the newest S tokens -> y like q; what older tokens left is in the cache.
+        """Attends with q, k, v [B, H, S, D] of the newest S tokens -> y like q; older tokens are in the cache.
 
-        A patch that attends to more than k and v puts that into the cache as well, and says so in `kv_per_token`.
+        A patch that attends to more than k and v caches it as well, and counts it in `kv_per_token`.
         """
         if cache is None:
             return self.attend(q, k, v)
@@ -182,9 +182,9 @@ class Core(nn.Module):
         return cache.code.unfold(self.attend(q, k, cache.code.fold(codes))).to(q.dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [B, H, S, D] are the last S of the T positions of k, v [B, H, T, D] -> [B, H, S, D].
+        """Attends from q [B, H, S, D], the last S of T positions, to k, v [B, H, T, D] -> [B, H, S, D].
 
-        A mixture over tokens that treats every channel of v alike; what does more belongs in `forward`.
+        This must be a mixture over tokens with equal weights for all channels of v; anything more belongs in `forward`.
         """
         dropout = self.dropout if self.training else 0.0
         if q.shape[2] == k.shape[2]:
@@ -193,23 +193,23 @@ class Core(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=self.scale)
 
     def new_cache(self, length: int, code: ValueCode = PLAIN) -> Any:
-        """An empty cache for `length` tokens: what `forward` is given to decode with.
+        """Creates an empty cache for `length` tokens, passed to `forward` in decoding.
 
-        It tells `size`, the tokens so far, and `code`, in which it keeps the values.
+        It has `size`, the number of cached tokens, and `code`, the storage format of the values.
         """
         return KVCache(length, code)
 
     def flops_per_token(self, spec: ModelSpec) -> int:
-        """Of the two products over a full context; by the field's convention causality does not halve them."""
+        """Returns FLOPs of the two products over a full context; by convention causality does not halve them."""
         return 4 * spec.block_size * spec.n_embd
 
     def kv_per_token(self, spec: ModelSpec) -> tuple[int, int]:
-        """Elements that decoding keeps per token of context, as (keys, values)."""
+        """Returns the cached elements per token of context, as (keys, values)."""
         return spec.n_embd, spec.n_embd
 
 
 class Attention(nn.Module):
-    """Causal self-attention; local, qkv, score, pos, value, core, blend and proj are the seams that patches claim."""
+    """Causal self-attention; its seams are local, qkv, score, pos, value, core, blend and proj."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -227,21 +227,21 @@ class Attention(nn.Module):
         self.dropout = spec.dropout
 
     def forward(self, x: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
-        """x [B, T, C] and the state from the layer below -> y [B, T, C] and the state for the next layer."""
-        # here and below: a patch's fp32 gate must not widen a bf16 stream
+        """Maps x [B, T, C] and the state from the layer below -> y [B, T, C] and the state for the next layer."""
+        # here and below: an fp32 gate of a patch must not widen a bf16 stream
         x = self.local(x, recall(cache, "local", x, self.local.reach)).to(x.dtype) if self.local.reach else x
         q, k, v = self.qkv(x, self.score())  # each [B, H, T, D]
         dtype = q.dtype
         q, k = (t.to(dtype) for t in self.pos(q, k, 0 if cache is None else cache.size))
         raw, (v, state) = v, self.value(v, state)
         v = v.to(dtype)
-        given = v if cache is None or cache.code is PLAIN else raw  # which the cache compresses as the seam does
+        given = v if cache is None or cache.code is PLAIN else raw  # the cache compresses raw values itself
         y = self.blend(self.core(q, k, given, cache), v, x).to(dtype).transpose(1, 2).flatten(2)
         return F.dropout(self.proj(y), self.dropout, self.training), state
 
 
 class Activation(nn.Module):
-    """GELU, exact or in the tanh form that released GPT-2 weights were trained with; or ReLU squared."""
+    """GELU, exact or in the tanh form of the released GPT-2 weights; or ReLU squared."""
 
     def __init__(self, form: str):
         super().__init__()
@@ -253,14 +253,14 @@ class Activation(nn.Module):
         return F.gelu(h, approximate="tanh" if self.form == "gelu_tanh" else "none")
 
     def after(self, up: Linear, x: Tensor) -> Tensor:
-        """self(up(x)), x [B, T, C] -> [B, T, F]; on a GPU GELU gives the gradient of up's bias with its own."""
+        """Computes self(up(x)), x [B, T, C] -> [B, T, F]; on a GPU, GELU's backward includes up's bias."""
         if up.bias is None or self.form == "relu2" or not bias_gradient.fuses(x):
             return self(up(x))
         return bias_gradient.biased_gelu(up(x, detached=True), up.bias, tanh=self.form == "gelu_tanh")
 
 
 class MLP(nn.Module):
-    """Two linear layers around an activation; up, act, mix, gate and down are the seams that patches claim."""
+    """Two linear layers around an activation; its seams are up, act, mix, gate and down."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -272,7 +272,7 @@ class MLP(nn.Module):
         self.dropout = spec.dropout
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, C] -> [B, T, C]
-        # a patch may have replaced either
+        # a patch may have replaced up or act
         plain = type(self.up) is Linear and type(self.act) is Activation
         h = self.act.after(self.up, x) if plain else self._hidden(x)  # [B, T, F]
         h = self.mix(h, x).to(h.dtype)
@@ -284,35 +284,35 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; beside the stream it passes on a state, None unless a patch fills it."""
+    """Pre-norm transformer block; beside the stream it passes on a state, None unless a patch sets it."""
 
     def __init__(self, spec: ModelSpec, layer: int):
         super().__init__()
-        self.layer = layer  # for patches that are not alike in all of them
+        self.layer = layer  # for patches that differ between layers
         self.norm_1 = norm_of(spec)
         self.attn = Attention(spec)
         self.norm_2 = norm_of(spec)
         self.mlp = MLP(spec)
 
     def forward(self, h: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
-        """h [B, T, C] and the state from the layer below -> both for the layer above."""
+        """Maps h [B, T, C] and the state from the layer below -> both for the layer above."""
         y, state = self.attn(self.norm_1(h).to(h.dtype), state, cache)
         h = h + y.to(h.dtype)
         return h + self.mlp(self.norm_2(h).to(h.dtype)).to(h.dtype), state
 
 
 class GPT2(nn.Module):
-    """The decoder. The token table is also the head, one parameter and one key in checkpoints, unless it is untied."""
+    """The decoder. Unless untied, the token table is also the head: one parameter and one key in checkpoints."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
-        # all filled in when it is built
-        self.claimed: dict[str, str] = {}  # patch by site
-        self.priced: list[Any] = []  # modules of patches that state a `penalty()`
-        self.fp8 = False  # whether the head's products are of 8-bit numbers
+        # set when the model is built
+        self.claimed: dict[str, str] = {}  # patch name by site
+        self.priced: list[Any] = []  # modules of patches that define `penalty()`
+        self.fp8 = False  # whether the head's products are in 8 bits
         self.z_loss = 0.0  # weight of the squared log-partition in the gradient of the loss
-        self.base_names: dict[str, str] = {}  # of its own modules: a patch may keep one elsewhere
+        self.base_names: dict[str, str] = {}  # base name by current name: a patch may move a base module
         self.wte = Embedding(spec.padded_vocab, spec.n_embd)
         self.pos = Position(spec.block_size, spec.n_embd) if spec.pos == "learned" else Same()
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.n_layer))
@@ -321,40 +321,40 @@ class GPT2(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The rows [V, C] that score the next token."""
+        """The unembedding rows [V, C]."""
         return (self.wte if self.unembed is None else self.unembed).weight
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """tokens [B, T] at positions start.. -> [B, T, C]."""
+        """Embeds tokens [B, T] at positions start.. -> [B, T, C]."""
         return F.dropout(self.pos(self.wte(tokens), start), self.spec.dropout, self.training)
 
     def head(self, h: Tensor, targets: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
-        """Loss in nats of [B, T, C] against targets [B, T], their mean or each; a target of -1 does not count."""
+        """Computes the loss in nats of h [B, T, C] against targets [B, T], mean or per target; -1 is ignored."""
         z_loss = self.z_loss if self.training else 0.0
         options: Any = {"n_class": self.spec.vocab_size, "z_loss": z_loss, "reduction": reduction, "fp8": self.fp8}
         return linear_cross_entropy(self.norm(h), self.head_weight, targets, **options)
 
     def forward(self, tokens: Tensor, targets: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
-        """Mean cross-entropy of the targets, both [B, T] int64, in nats, 0-d; with "none" that of each, [B, T]."""
+        """Computes mean cross-entropy in nats, 0-d, of tokens and targets [B, T] int64; with "none" each, [B, T]."""
         h, state = self.embed(tokens), None
         for block in self.blocks:
             h, state = block(h, state)
         return self._priced(self.head(h, targets, reduction))
 
     def _priced(self, loss: Tensor) -> Tensor:
-        """The loss, with the gradient of what the patches' own penalties add to it: what is told stays comparable."""
+        """Adds the gradients of the patches' penalties to the loss, not their values: the loss stays comparable."""
         for penalty in (priced.penalty() for priced in self.priced) if self.training else ():
             loss = loss + (penalty - penalty.detach())
         return loss
 
     def new_caches(self) -> list[Any]:
-        """An empty KV cache for each layer."""
+        """Creates an empty KV cache for each layer."""
         attns = [cast("Any", block).attn for block in self.blocks]
         codes = [attn.value.code() if hasattr(attn.value, "code") else PLAIN for attn in attns]
         return [a.core.new_cache(self.spec.block_size, code) for a, code in zip(attns, codes, strict=True)]
 
     def logits(self, tokens: Tensor, caches=None, start: int = 0) -> Tensor:
-        """[B, T] -> [B, T, vocab_size]: what comes after each token; `caches` holds one KV cache per layer."""
+        """Computes next-token logits, [B, T] -> [B, T, vocab_size]; `caches` holds one KV cache per layer."""
         h, state = self.embed(tokens, start), None
         for layer, block in enumerate(self.blocks):
             h, state = block(h, state, None if caches is None else caches[layer])

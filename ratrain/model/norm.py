@@ -10,7 +10,7 @@ from ratrain.config.schema import ModelSpec
 
 
 class Norm(nn.Module):
-    """Layer norm; statistics, weight and bias in fp32 whatever the stream is kept in."""
+    """Layer norm; statistics, weight and bias in fp32 for any dtype of the stream."""
 
     def __init__(self, n_embd: int, *, bias: bool, eps: float):
         super().__init__()
@@ -28,7 +28,7 @@ class Norm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x over its root mean square, times a weight; in fp32 whatever the stream is kept in (arXiv:1910.07467)."""
+    """RMS norm: x over its root mean square, times a weight; in fp32 for any dtype of the stream (arXiv:1910.07467)."""
 
     def __init__(self, n_embd: int, *, eps: float):
         super().__init__()
@@ -43,7 +43,7 @@ class RMSNorm(nn.Module):
 
 
 def norm_of(spec: ModelSpec) -> Norm | RMSNorm:
-    """The norm that the base uses, over the channels of the stream."""
+    """Builds the base's norm over the channels of the stream."""
     if spec.norm == "rms":
         return RMSNorm(spec.n_embd, eps=spec.norm_eps)
     return Norm(spec.n_embd, bias=spec.bias, eps=spec.norm_eps)

@@ -1,10 +1,10 @@
-"""Weights of a GPT-2 in Hugging Face's layout, put into a model with any patches.
+"""Loads weights of a GPT-2 in Hugging Face's layout into a model with any patches.
 
-Such files keep linear layers as [in, out] (`Conv1D`), so they are transposed here. With them a model computes what the
-checkpoint computes wherever its mechanisms are closed (s = 0) or start neutral.
+Such files store linear layers as [in, out] (`Conv1D`), so they are transposed here. The loaded model computes the same
+function as the checkpoint if its mechanisms are closed (s = 0) or start neutral.
 
-`repack = "reciprocal"` then lets each patch that has a reciprocal form rearrange the weights into it. That is another
-function, by intent, at s = 0 as well. Where no gate is baked in, unified_ra and a folded tied_ra then score alike.
+`repack = "reciprocal"` then rearranges the weights for each patch with a reciprocal form. This changes the function, by
+intent, at s = 0 as well. Without gates in the weights, unified_ra and a folded tied_ra then have the same scores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")  # buffers of older fil
 
 @dataclass(frozen=True)
 class Loaded:
-    """How many tensors were put into the model, and what could not be checked about them."""
+    """The number of tensors loaded into the model, and notes on properties that could not be checked."""
 
     tensors: int
     notes: tuple[str, ...]
@@ -46,10 +46,9 @@ class Loaded:
 
 @torch.no_grad()
 def load_pretrained(model: GPT2, manifest: Manifest) -> Loaded:
-    """Fills the base weights of a built model from `manifest.init`; what patches add keeps its initial value.
+    """Fills the base weights of a built model from `manifest.init`; weights added by patches keep their initial values.
 
-    Raises MissingError; DataError for files that are not sound; ManifestError with every key of the model that would
-    have to be otherwise.
+    Raises MissingError; DataError for invalid files; ManifestError with every key of the model that does not fit.
     """
     init = manifest.init
     path = weights_path(str(init.weights))
@@ -61,7 +60,7 @@ def load_pretrained(model: GPT2, manifest: Manifest) -> Loaded:
     if model.spec.head == "untied":
         tensors.setdefault("lm_head.weight", tensors["wte.weight"])
     else:
-        tensors.pop("lm_head.weight", None)  # it is the table
+        tensors.pop("lm_head.weight", None)  # it is the token table
     places = _places(model)
     for ours, theirs in _names(model, tensors, path).items():
         tensor = tensors[theirs]
@@ -79,7 +78,7 @@ def _read(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     for file in files:
         try:
             with safetensors.safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
                     if name in seen:
                         raise DataError(f"{file}: {name} is in another shard as well")
                     seen.add(name)
@@ -89,7 +88,7 @@ def _read(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _decoder(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The decoder's own weights by their names in it: no prefix, no masks."""
+    """Returns the decoder's weights by name, without prefix and without mask buffers. Raises DataError if invalid."""
     found = {name.removeprefix("transformer."): t for name, t in tensors.items()}
     found = {name: t for name, t in found.items() if not _MASK.match(name)}
     if "wte.weight" not in found:
@@ -104,7 +103,10 @@ def _decoder(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _names(model: GPT2, tensors: Mapping[str, Tensor], path: Path) -> dict[str, str]:
-    """Their name by ours, for every weight of the base model. Raises unless both have the same."""
+    """Maps names of the base model's weights to names in the file.
+
+    Raises DataError if the two sets of names differ, and ManifestError if a patch keeps no place for a base weight.
+    """
     with torch.device("meta"):
         names = {ours: _their_name(ours) for ours, _ in GPT2(model.spec).named_parameters()}
     missing, extra = sorted(set(names.values()) - set(tensors)), sorted(set(tensors) - set(names.values()))
@@ -131,7 +133,7 @@ def _their_name(ours: str) -> str:
 
 
 def _places(model: GPT2) -> dict[str, nn.Parameter]:
-    """The parameters of a built model by what the base calls them, wherever a patch keeps them."""
+    """Returns the parameters of a built model by their base names, also if a patch holds them under another path."""
     return {
         f"{model.base_names.get(path, path)}.{leaf}": parameter
         for path, module in model.named_modules()
@@ -142,7 +144,7 @@ def _places(model: GPT2) -> dict[str, nn.Parameter]:
 def _fill(place: nn.Parameter, tensor: Tensor, name: str, path: Path) -> None:
     rows = place
     if name in ("wte.weight", "wpe.weight", "lm_head.weight") and tensor.dim() == 2:
-        # rows that only pad the table stay as drawn, and positions beyond block_size are left behind
+        # padding rows of the table keep their initial values; positions beyond block_size are dropped
         rows = place[: tensor.shape[0]]
         tensor = tensor[: place.shape[0]]
     if rows.shape != tensor.shape:

@@ -1,4 +1,4 @@
-"""Whether a model has the shape of a pretrained one, and what would have to be set for it."""
+"""Compares the shape of a model with that of pretrained weights, and derives the settings that fit them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ _FIXED = {
 
 
 def require_same_shape(tensors: Mapping[str, Tensor], spec: ModelSpec, path: Path) -> tuple[str, ...]:
-    """Notes on what could not be checked. Raises ManifestError with every key of [model] that has to be otherwise.
+    """Checks the model's shape against the weights; returns notes on properties that could not be checked.
 
-    A table of positions longer than block_size fits, and so does a token table with or without padding rows.
+    A position table longer than block_size fits, and so does a token table with or without padding rows. Raises
+    ManifestError with every key of [model] that does not fit, and DataError for invalid or contradictory files.
     """
     config = _config(path)
     known = {**_by_tensors(tensors, path), **({} if config is None else _by_config(config, path))}
@@ -44,7 +45,7 @@ def require_same_shape(tensors: Mapping[str, Tensor], spec: ModelSpec, path: Pat
     if not tied and "lm_head.weight" not in tensors:
         raise DataError(f"{path}: lacks lm_head.weight, which config.json does not tie to the token table")
     fits = {
-        "head": known["head"] in ("tied", spec.head),  # a table that is also the head may as well be held twice
+        "head": known["head"] in ("tied", spec.head),  # tied weights fit an untied head, which starts as a copy
         "mlp_ratio": round(known["mlp_ratio"] * known["n_embd"]) == spec.n_hidden,
         "block_size": spec.block_size <= known["block_size"],
         "vocab_size": known["vocab_size"] in (spec.vocab_size, spec.padded_vocab),
@@ -68,13 +69,13 @@ def require_same_shape(tensors: Mapping[str, Tensor], spec: ModelSpec, path: Pat
 
 
 def is_untied(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether there is a head, and it is not the token table."""
+    """Whether the weights have a head that differs from the token table."""
     table, head = tensors["wte.weight"], tensors.get("lm_head.weight")
     return head is not None and not (head.dtype == table.dtype and torch.equal(head, table))
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    """What the folder's config.json says; None for a single file, which has none."""
+    """Reads the folder's config.json; None for a single file or if it is missing. Raises DataError."""
     file = path / "config.json"
     if not path.is_dir() or not file.exists():
         return None
@@ -88,7 +89,7 @@ def _config(path: Path) -> dict[str, Any] | None:
 
 
 def _by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """Keys of [model] that the tensors themselves fix."""
+    """Derives keys of [model] from the tensors. Raises DataError if they are not a GPT-2."""
     layers = [int(found[1]) for name in tensors if (found := re.match(r"h\.(\d{1,5})\.", name))]
     tables = [tensors.get(name) for name in ("wte.weight", "wpe.weight", "h.0.mlp.c_fc.weight")]
     if not layers or any(table is None or table.dim() != 2 or not table.numel() for table in tables):
@@ -100,7 +101,7 @@ def _by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         "block_size": block_size,
         "vocab_size": vocab_size,
         "mlp_ratio": n_hidden / n_embd,
-        # of a file that lacks some biases, what it lacks is told by name later
+        # if a file lacks some biases, a later check names them
         "bias": any(name.endswith((".c_attn.bias", ".c_proj.bias", ".c_fc.bias", "ln_f.bias")) for name in tensors),
         "pos": "learned",
         "norm": "layer",
@@ -110,7 +111,7 @@ def _by_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
 
 
 def _by_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Keys of [model] that only config.json tells; what it leaves out has the default of its format."""
+    """Reads keys of [model] from config.json or the format's defaults. Raises ManifestError for unsupported values."""
     odd = [f"{key} = {config[key]!r}" for key, value in _FIXED.items() if config.get(key, value) != value]
     form = config.get("activation_function", "gelu_new")
     if form not in _ACT:
@@ -130,7 +131,7 @@ def _bound(key: str) -> str:
 
 
 def _flags(wanted: Mapping[str, Any]) -> str:
-    """The command line that gives a model these keys: a shipped scale where there is one, the rest by --set."""
+    """Formats command-line options that set these keys: a shipped scale if one matches, the rest by --set."""
     words, rest = [], dict(wanted)
     for name in scales():
         sizes = read_source(find_manifest("gpt2"), scale=name).tree["model"]

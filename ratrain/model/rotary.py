@@ -1,7 +1,7 @@
-"""Rotary positions (RoPE): queries and keys turned by their position, so that scores see distances only.
+"""Rotary positions (RoPE): rotates queries and keys by position, so that scores depend on distances only.
 
-Channels 2p and 2p + 1 of a head are turned together, at position t by the angle t 10000^(-2p / D). Neighbours, as in
-the source: so the last channels of a head, which some mechanisms treat apart, are whole pairs, the slowest ones.
+Channels 2p and 2p + 1 of a head rotate together, at position t by the angle t 10000^(-2p / D). Pairs are neighbours, as
+in the source: the last channels of a head, which some mechanisms treat separately, are whole pairs of lowest frequency.
 Source: Su et al. 2021, "RoFormer", arXiv:2104.09864.
 """
 
@@ -14,7 +14,7 @@ _BASE = 10_000.0
 
 
 class Rotary(nn.Module):
-    """q and k [B, H, S, D] at positions start.. -> both turned; tables in fp32 for every position of a context."""
+    """Rotates q and k [B, H, S, D] at positions start..; tables in fp32 for every position of a context."""
 
     cos: Tensor
     sin: Tensor
@@ -26,7 +26,7 @@ class Rotary(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         n_token, n_pair = self.cos.shape
-        # in float64: at long contexts fp32 angles are off by more than the tables' own rounding
+        # float64: at long contexts the error of fp32 angles exceeds the rounding of the tables
         speed = _BASE ** (-torch.arange(n_pair, dtype=torch.float64) / n_pair)
         angle = torch.arange(n_token, dtype=torch.float64)[:, None] * speed  # [T, D / 2]
         self.cos.copy_(angle.cos())

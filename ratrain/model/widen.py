@@ -1,4 +1,4 @@
-"""GPT-2 widened to what a variant costs: the control for what more parameters, or more FLOPs, buy by themselves."""
+"""GPT-2 widened to the cost of a variant: the control for the effect of parameters or FLOPs alone."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ By = Literal["parameters", "flops"]
 
 @dataclass(frozen=True)
 class Widened:
-    """`manifest` without patches, its MLP of such a width that it costs about what the variant does."""
+    """A base `manifest` whose MLP width matches the cost of the variant."""
 
     manifest: Manifest
     variant: Manifest
     base: Manifest
     by: By
-    goal: int  # what the variant costs: parameters, or forward FLOPs per token
-    cost: int  # what the widened model costs
-    own: int  # what the base costs as it is
+    goal: int  # cost of the variant: parameters, or forward FLOPs per token
+    cost: int  # cost of the widened model
+    own: int  # cost of the unchanged base
 
 
 def widen(variant: Manifest, base: Manifest, *, by: By) -> Widened:
-    """`base` with the MLP whose cost is nearest to the variant's; exact to half a hidden channel per layer.
+    """Widens the MLP of `base` to the cost nearest to the variant's, within half a hidden channel per layer.
 
-    The cost is linear in the hidden width, so that two widths tell all others.
+    The cost is linear in the hidden width, so that two widths determine all others.
     """
     goal, own = _cost(variant, by), _cost(base, by)
     per_channel = _cost(_with_hidden(base, base.model.n_hidden + 1), by) - own
@@ -38,11 +38,11 @@ def widen(variant: Manifest, base: Manifest, *, by: By) -> Widened:
 
 
 def text(widened: Widened) -> str:
-    """The widened model as a manifest that extends the base."""
+    """Formats the widened model as a manifest that extends the base."""
     base, variant, by = widened.base, widened.variant, widened.by
     unit = "parameters" if by == "parameters" else "forward FLOPs per token"
     hidden = widened.manifest.model.n_hidden
-    twin = hidden == base.model.n_hidden  # they differ by less than half a hidden channel per layer
+    twin = hidden == base.model.n_hidden  # the difference is below half a hidden channel per layer
     return (
         f"# What would the {unit} of {variant.id} buy alone? At the scale {variant.scale}, {variant.id} has "
         f"{widened.goal:,},\n# {base.id} {widened.own:,} and this {widened.cost:,}: "

@@ -1,1 +1,1 @@
-"""Mechanisms, one a file: the folder listing is the catalogue, and a kind is its file's name."""
+"""Mechanisms, one per file: the folder listing is the catalogue, and a patch's kind is its file name."""

@@ -3,11 +3,11 @@
     y = (1 - l_0) RMSNorm((softmax(q_1 k_1^T sqrt(2 / D)) - l softmax(q_2 k_2^T sqrt(2 / D))) v)
     l = exp(a_1 . b_1) - exp(a_2 . b_2) + l_0
 
-with a and b [D / 2] learned per layer, N(0, 0.1^2), the norm per head with a weight [D]. Zeros in the queries choose
-the halves: both calls run fused at the base's width, which costs twice the base's attention, and the cache holds k and
-v as the base's does. The halves are every other pair of channels, since RoPE turns pairs.
-Source: Ye et al. 2024, "Differential Transformer", arXiv:2410.05258. It halves the heads and lets l_0 grow with
-depth; here the heads are the base's and l_0 is the same in every layer.
+with a and b [D / 2] learned per layer, N(0, 0.1^2), the norm per head with a weight [D]. Zeros in the queries select
+the halves: both calls run fused at the base's width, which costs twice the base's attention, and the cache is the
+base's. The halves are every other pair of channels, since RoPE rotates pairs.
+Source: Ye et al. 2024, "Differential Transformer", arXiv:2410.05258, which halves the number of heads and increases l_0
+with depth; here the heads are the base's and l_0 is the same in every layer.
 """
 
 from __future__ import annotations

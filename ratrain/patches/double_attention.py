@@ -1,9 +1,9 @@
-"""Double attention: a second softmax with queries and keys in each other's place.
+"""Double attention: adds a second softmax attention with queries and keys exchanged.
 
     y = SDPA(q, k, v) + SDPA(k, q, v)
 
-Source: the reference's last reciprocal arm (November 2025), which it dropped after its one run. Two softmaxes are
-outside GPT-2's function class. It costs a second attention call, and decoding keeps queries beside keys and values.
+Source: the reference's last reciprocal arm (November 2025), dropped after one run. Two softmaxes are outside GPT-2's
+function class. It costs a second attention call, and decoding caches queries beside keys and values.
 """
 
 from __future__ import annotations
@@ -46,5 +46,5 @@ class DoubleCore(Core):
         return 2 * super().flops_per_token(spec)
 
     def kv_per_token(self, spec: ModelSpec) -> tuple[int, int]:
-        """As (keys, values); the queries serve as keys of the second call."""
+        """Returns (keys, values); queries count as keys of the second call."""
         return 2 * spec.n_embd, spec.n_embd

@@ -1,9 +1,9 @@
-"""Gated linear unit: the hidden channels of the MLP are multiplied by a second projection of the token.
+"""Gated linear unit: multiplies the hidden channels of the MLP by a second projection of the token.
 
     h = act(U x) * (V x),  x [B, T, C] after the norm, h [B, T, F]
 
-With GELU that is GEGLU, with another activation its relative; V is drawn like every other weight, with the base's
-biases. It makes the MLP half as large again at the same width: `model.mlp_ratio` of 8/3 instead of 4 makes up for it.
+With GELU this is GEGLU, with other activations another GLU variant; V is initialised like every other weight, with the
+base's biases. It adds half the MLP's size at the same width: `model.mlp_ratio` of 8/3 instead of 4 compensates.
 Source: Shazeer 2020, "GLU Variants Improve Transformer", arXiv:2002.05202.
 """
 

@@ -1,26 +1,26 @@
-"""Causal KV pruning: what attention has hardly looked at leaves the cache, for good.
+"""Causal KV pruning: permanently evicts cache entries that received little attention.
 
-Queries come in blocks. Those of a block see what was kept before it and the block's own keys up to themselves. At the
-end of a block, at token e, the K_e most important of the kept and the block's own stay: K_e = ceil(keep e) for a
-fraction, min(e, keep) for a count; the rest is evicted and never comes back. Importance of a key is the attention mass
-that it received from all queries so far over the number of queries that could see it (exposure; H2O without it).
-Whatever their mass, the newest key comes first, then the sinks, then the most recent keys: as large a part of `recency`
-as K_e is of the full budget, so that a short context is not all recency. Nothing in this looks ahead: the whole forward
-pass, and decoding with a cache from which the evicted are gone, give the same.
+Queries are processed in blocks. Queries of a block attend to the entries kept before the block and to the block's own
+keys up to their position. At the end of a block, at token e, the K_e most important of the kept and the block's own
+entries stay: K_e = ceil(keep e) for a fraction, min(e, keep) for a count. The rest is evicted permanently. The
+importance of a key is the attention mass received from all queries so far over the number of queries that could attend
+to it (exposure; H2O does not divide). Regardless of mass, the newest key ranks first, then the sinks, then the most
+recent keys: `recency` scaled by K_e over the full budget, so that recent keys do not fill a short context. All
+decisions are causal: the whole forward pass equals decoding with a cache without the evicted entries.
 
-`v_only`: all keys stay and only values leave, so that probabilities are the base's and the mass of what has left is
-dropped, given to the kept (renormalise), or spent on the mean of the values that have left (residual). `kv`: both
-leave, and the softmax is over the kept.
+`v_only`: evicts values but keeps all keys. Probabilities are the base's, and the mass of evicted values is dropped
+(drop), redistributed to the kept values (renormalise), or spent on the mean of the evicted values (residual). `kv`:
+evicts both, and the softmax is over the kept keys.
 
-`learned`: the fraction is a parameter per head; a soft rank, straight through, gives it a gradient, and a target or a
-price on it enters the loss's gradient (not the loss that is told).
+`learned`: the fraction is a parameter per head. A soft rank with a straight-through estimator provides its gradient; a
+target or a price enters the gradient of the loss, not the reported loss.
 
-A GPU runs the kernels of kernels/kv_prune, for learned fractions too, where there is neither dropout nor a prior, the
-activation is a switch and the softmax is over the kept (`kv`, or `renormalise`). Elsewhere, and on a CPU, scores of a
-block [B, H, block, e] are written out: there training saves neither time nor memory, decoding does.
+A GPU runs the kernels of kernels/kv_prune, also for learned fractions, if there is neither dropout nor a prior, the
+activation is a switch and the softmax is over the kept entries (`kv`, or `renormalise`). Otherwise, and on a CPU,
+scores of a block [B, H, block, e] are materialised: training then saves neither time nor memory, decoding does.
 Sources: H2O (Zhang et al. 2023, arXiv:2306.14048: heavy hitters, evicted permanently), StreamingLLM (Xiao et al. 2023,
-arXiv:2309.17453: sinks and a window), TOVA (Oren et al. 2024, arXiv:2401.06104). The reference chose one set per
-sequence from all its queries, without a causal mask: every position saw the future.
+arXiv:2309.17453: sinks and a window), TOVA (Oren et al. 2024, arXiv:2401.06104). The reference selects one set per
+sequence from all its queries, without a causal mask: every position has access to the future.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Part = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Learned(Section):
-    """The kept fraction as a parameter per head, and what keeps it from 1: one of `target` and `price`."""
+    """The kept fraction as a parameter per head, kept from 1 by one of `target` and `price`."""
 
     target: Share | None = Field(default=None, description="the mean over heads is drawn to it")
     price: PositiveFloat | None = Field(default=None, description="in nats per token, for the whole cache")
@@ -74,9 +74,9 @@ class KVPrune(Patch):
     """Keeps `keep` of the cache: a fraction of the tokens so far, or a count. Fractions of `recency`, `sinks` and
     `block` are of the longest context.
 
-    `rule`: what is important. `mass`, or a baseline of the same budget: `random`, drawn once per head and position;
-    `window`, the newest. `keep_by_layer` has other fractions by number of the layer. With `learned`, `keep` is where
-    the fraction of each head starts.
+    `rule`: the measure of importance. `mass`, or a baseline of the same budget: `random`, drawn once per head and
+    position; `window`, the newest. `keep_by_layer` has other fractions by number of the layer. With `learned`, `keep`
+    is the initial fraction of each head.
     """
 
     target: str = "blocks.*.attn.core"
@@ -114,7 +114,7 @@ class KVPrune(Patch):
             self.target.replace("*", layer, 1): partial(self._build, keep=keep)
             for layer, keep in self.keep_by_layer.items()
         }
-        return {**special, self.target: self.build}  # the first that matches a site builds there
+        return {**special, self.target: self.build}  # the first matching pattern builds a site
 
     def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
         return self._build(old, spec, keep=self.keep)
@@ -136,24 +136,24 @@ def _count(share: int | float, length: int) -> int:
 
 
 class Budget:
-    """How many tokens are kept, and which come first."""
+    """The number of kept tokens, and the tokens with priority: recent ones and sinks."""
 
     def __init__(self, keep: int | float, *, recency: int, sinks: int):
         self.keep, self.recency, self.sinks = keep, recency, sinks
 
     def at(self, tokens: int) -> int:
-        """Kept after so many tokens."""
+        """Returns the number kept after `tokens` tokens."""
         if isinstance(self.keep, int):
             return min(tokens, self.keep)
         return min(tokens, max(1, math.ceil(self.keep * tokens - 1e-9)))
 
     def recent_at(self, tokens: int, length: int) -> int:
-        """Of the newest after so many tokens of `length`, how many come first."""
+        """Returns the number of newest keys with priority after `tokens` tokens of a context of `length`."""
         return math.ceil(self.recency * self.at(tokens) / self.at(length))
 
 
 class PrunedCore(Core):
-    """Attention in blocks of queries, with what was kept before each."""
+    """Attention in blocks of queries over the entries kept before each block."""
 
     s: Tensor  # activation, moved by the schedule
     noise: Tensor
@@ -165,14 +165,14 @@ class PrunedCore(Core):
         super().__init__(spec.dropout)
         self.options, self.budget, self.block = options, budget, block
         self.length, self.n_layer, self.n_head = spec.block_size, spec.n_layer, spec.n_head
-        self.gradual = True  # whether s may ever be between 0 and 1; the build knows better
+        self.gradual = True  # whether s may lie between 0 and 1; set by the build
         self.register_buffer("s", torch.empty(()))
         if options.rule == "random":
             self.register_buffer("noise", torch.empty(spec.n_head, spec.block_size))
         if options.prior:
             shape = spec.n_head, options.prior.buckets
             self.register_buffer("prior", torch.empty(shape))
-            self.register_buffer("received", torch.empty(shape), persistent=False)  # since the last step
+            self.register_buffer("received", torch.empty(shape), persistent=False)  # sums since the last step
             self.register_buffer("counted", torch.empty(shape), persistent=False)
 
     def extra_repr(self) -> str:
@@ -200,22 +200,22 @@ class PrunedCore(Core):
         return torch.cat(pieces, dim=2)
 
     def new_cache(self, length: int, code: ValueCode = PLAIN):
-        """A cache from which the evicted are gone, where this is switched on for good; the base's where it is off."""
+        """Creates a cache: PrunedCache without evicted entries at s = 1, the base's at s = 0, QueryCache in between."""
         kinds = {0.0: KVCache, 1.0: partial(PrunedCache, self)}
         return kinds.get(self.s.item(), QueryCache)(length, code)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """All queries from the first token on."""
+        """Attends for all queries from the first token on."""
         if self._fuses(q):
             return self._fused(q, k, v)
-        # once: every block takes a part of them, which a product would otherwise copy anew
+        # once: every block slices them, and a product would otherwise copy each slice
         q, k, v = (x.contiguous() for x in (q, k, v))
         pieces = [self.spend(probs, v[:, :, : probs.shape[3]], weight) for _, probs, weight in self._blocks(q, k)]
         return torch.cat(pieces, dim=2)
 
     def _fuses(self, q: Tensor) -> bool:
-        """Whether the kernels serve: they know neither dropout, nor a prior, nor a mechanism that is half open."""
-        over = self.options.mode == "kv" or self.options.missing == "renormalise"  # a softmax over the kept, either way
+        """Whether the kernels apply: they support neither dropout, nor a prior, nor s between 0 and 1."""
+        over = self.options.mode == "kv" or self.options.missing == "renormalise"  # softmax over kept entries
         plain = over and not (self.options.prior or (self.training and self.dropout))
         return plain and not self.gradual and runs_kernel("kv_prune", q)
 
@@ -224,11 +224,11 @@ class PrunedCore(Core):
         return pruned_attention(q, k, v, self._keep(q, k, counts), block=self.block, active=self.s)
 
     def _ends(self, q: Tensor) -> range:
-        """Of all blocks but the last."""
+        """Returns the ends of all blocks but the last."""
         return range(self.block, q.shape[2], self.block)
 
     def _keep(self, q: Tensor, k: Tensor, counts: list[int] | Tensor, *, ranked: bool = False) -> Kept:
-        """Who stays, by the kernels."""
+        """Selects the kept entries with the kernels."""
         recent = [self.budget.recent_at(end, self.length) for end in self._ends(q)]
         order = None if self.options.rule == "mass" else self._fixed_order(q.shape[2])
         return keep(
@@ -237,13 +237,13 @@ class PrunedCore(Core):
         )  # fmt: skip
 
     def _fixed_order(self, n_token: int) -> Tensor:
-        """What the rules that look at no mass go by [H, n_token]."""
+        """Returns the ranking [H, n_token] of the rules that do not depend on mass."""
         if self.options.rule == "random":
             return self.noise[:, :n_token].contiguous()
         return (torch.arange(n_token, device=self.s.device) / self.length).expand(self.n_head, -1).contiguous()
 
     def _blocks(self, q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Of each block its rows, the probabilities of its queries [B, H, S, seen], and who was kept before it."""
+        """Yields each block's rows, its queries' probabilities [B, H, S, seen], and the weights before it."""
         mass, weight = None, None
         for start in range(0, q.shape[2], self.block):
             rows, seen = slice(start, start + self.block), min(start + self.block, q.shape[2])
@@ -257,9 +257,9 @@ class PrunedCore(Core):
             self._note(mass)
 
     def probabilities(self, q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:
-        """q [B, H, S, D] of the newest tokens, k [B, H, n, D] -> [B, H, S, n].
+        """Computes probabilities from q [B, H, S, D] of the newest tokens and k [B, H, n, D] -> [B, H, S, n].
 
-        `weight` [B, H, m] is 1 for each of the first m that is kept; none there: all are the block's own.
+        `weight` [B, H, m] is 1 for each kept one of the first m keys; None means that all keys are the block's own.
         """
         scores = scores_of(q, k)
         scores = scores.masked_fill(~causal(scores), float("-inf"))
@@ -269,7 +269,7 @@ class PrunedCore(Core):
         return scores.softmax(-1)
 
     def spend(self, probs: Tensor, v: Tensor, weight: Tensor | None) -> Tensor:
-        """Probabilities [B, H, S, n] on values [B, H, n, D], those of evicted values by the rule for missing mass."""
+        """Applies probabilities [B, H, S, n] to values [B, H, n, D]; `missing` handles the mass of evicted values."""
         if weight is None or self.options.mode == "kv":
             return F.dropout(probs, self.dropout, self.training).to(v.dtype) @ v
         held = F.pad(1 - self.s * (1 - weight), (0, probs.shape[-1] - weight.shape[-1]), value=1.0)[:, :, None]
@@ -281,7 +281,7 @@ class PrunedCore(Core):
         return self.finish(probs * held, v, mean)
 
     def finish(self, kept: Tensor, v: Tensor, mean: Tensor | None) -> Tensor:
-        """What is left of the probabilities, on the values that are left; `mean` [B, H, D] of those that are gone."""
+        """Applies the remaining probabilities to the values; `mean` [B, H, D] is the mean of the evicted values."""
         total = kept.sum(-1, keepdim=True)
         if self.options.missing == "renormalise":
             kept = kept / total
@@ -289,7 +289,7 @@ class PrunedCore(Core):
         return y if mean is None else y + ((1 - total) * mean[:, :, None]).to(v.dtype)
 
     def _kept(self, mass: Tensor, weight: Tensor | None, seen: int) -> Tensor:
-        """Who stays once `seen` tokens are there [B, H, seen]: 1 or 0, with a gradient to a ratio that is learned."""
+        """Returns the weights after `seen` tokens [B, H, seen], 1 kept or 0, with a gradient to a learned ratio."""
         there = torch.ones_like(mass)
         if weight is not None:
             there[:, :, : weight.shape[2]] = weight.detach()
@@ -298,7 +298,7 @@ class PrunedCore(Core):
 
     @torch.no_grad()
     def _note(self, mass: Tensor) -> None:
-        """Adds what the keys of a batch have received [B, H, n] to the sums of this step."""
+        """Adds the importance from the mass received by the keys of a batch [B, H, n] to the sums of this step."""
         places = torch.arange(mass.shape[2], device=mass.device)
         importance = self._importance(mass, places, mass.shape[2]).sum(0)  # [H, n]
         buckets = self._bucket(places).expand_as(importance)
@@ -307,7 +307,7 @@ class PrunedCore(Core):
 
     @torch.no_grad()
     def settle(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Once a step, after all of its micro-batches: moves the running mean; `total` sums over the processes."""
+        """Updates the running mean once per step, after all micro-batches; `total` sums over the processes."""
         if self.options.prior:
             received, counted = total(self.received), total(self.counted)
             new = torch.lerp(received / counted.clamp(min=1), self.prior, self.options.prior.momentum)
@@ -315,7 +315,7 @@ class PrunedCore(Core):
             self.forget()
 
     def forget(self) -> None:
-        """What was noted since the last step counts for nothing."""
+        """Drops the sums accumulated since the last step."""
         if self.options.prior:
             self.received.zero_()
             self.counted.zero_()
@@ -327,16 +327,16 @@ class PrunedCore(Core):
         return mass / (seen - places) if self.options.exposure else mass
 
     def choose(self, order: Tensor, there: Tensor) -> Tensor:
-        """Who stays [B, H, n] of those that are `there`, best first by `order`."""
+        """Selects the kept entries [B, H, n] among those `there`, highest `order` first."""
         return best(order, self.budget.at(order.shape[-1]))[0]
 
     def counts(self, seen: int) -> Tensor:
-        """How many tokens each head keeps [H], not yet rounded up."""
+        """Returns the number of tokens that each head keeps [H], not yet rounded up."""
         return torch.full_like(self.s, self.budget.at(seen)).expand(self.n_head)
 
     @torch.no_grad()
     def priority(self, mass: Tensor, places: Tensor, seen: int) -> Tensor:
-        """Order [B, H, n] in which keys stay, highest first: mass received [B, H, n], their positions [n] or alike."""
+        """Ranks keys [B, H, n], highest kept first, by mass [B, H, n] and positions, [n] or broadcastable."""
         if self.options.rule == "mass":
             order = self._importance(mass, places, seen)
         elif self.options.rule == "window":
@@ -347,14 +347,14 @@ class PrunedCore(Core):
             buckets = self._bucket(places).expand_as(mass)
             usual = self.prior[None].expand(len(mass), -1, -1).gather(2, buckets).to(order.dtype)
             order = torch.lerp(order, usual, self.options.prior.weight)
-        ahead = 2.0 * self.length  # of any mass, which is at most a sum over as many queries as there are tokens
+        ahead = 2.0 * self.length  # above any mass: a sum over at most `length` queries
         order = torch.where(places >= seen - self.budget.recent_at(seen, self.length), ahead + places, order)
         order = torch.where(places < self.budget.sinks, 4 * ahead - places, order)
         return torch.where(places == seen - 1, 5 * ahead, order)
 
     def observe_attention(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
-        """Per head [H]: of the tokens before the last block the part that is kept; the dense attention's mass that
-        falls on what a query still sees; of what is kept, the part that was kept a block earlier already."""
+        """Returns per head [H]: the kept part of the tokens before the last block; the mass of dense attention on
+        entries that a query still sees; the part of kept entries that was also kept one block earlier."""
         retained, overlap, before, part = [], [], None, q.new_ones(q.shape[1])
         for rows, _, weight in self._blocks(q, k):
             if weight is None:
@@ -375,13 +375,13 @@ class PrunedCore(Core):
         return found
 
     def flops_per_token(self, spec: ModelSpec) -> int:
-        """Of both products over a full context: every block against all that came before it."""
+        """Returns FLOPs of both products over a full context: every block against all tokens up to its end."""
         ends = [min(start + self.block, spec.block_size) for start in range(0, spec.block_size, self.block)]
         pairs = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
         return 4 * spec.n_embd * pairs // spec.block_size
 
     def kv_per_token(self, spec: ModelSpec) -> tuple[int, int]:
-        """At the end of a full context: what was kept before the last block, and that block."""
+        """Returns elements per token at the end of a full context: kept entries and the last block."""
         last = (spec.block_size - 1) // self.block * self.block
         held = self.budget.at(last) + spec.block_size - last if last else spec.block_size
         few = round(held / spec.block_size * spec.n_embd)
@@ -425,7 +425,7 @@ class LearnedCore(PrunedCore):
         return hard + soft - soft.detach()  # the value of hard, the gradient of soft
 
     def penalty(self) -> Tensor:
-        """What is minimised beside the loss, in nats per token; the layers of a model share it out."""
+        """Returns the term minimised beside the loss, in nats per token; divided by the number of layers."""
         mean = self.ratio.sigmoid().mean()
         if self.learned.target is not None:
             return self.s * (mean - self.learned.target).square() / self.n_layer
@@ -436,26 +436,26 @@ class LearnedCore(PrunedCore):
 
 
 class QueryCache(KVCache):
-    """Of a pruning that is half open: nothing may leave yet, and who would is decided anew from all queries."""
+    """The cache at s between 0 and 1: evicts nothing, stores queries, and selects anew from all queries."""
 
 
 class PrunedCache:
-    """Keys and codes of values [B, H, held, channels] of what is kept, then of the block under way; v_only keeps every
-    key.
+    """Keys and value codes [B, H, held, channels] of kept entries, then of the current block; v_only keeps every key.
 
-    Heads that have learned to keep fewer than others hold as many, of which `weight` [B, H, held] counts theirs.
+    All heads hold the same number of entries; `weight` [B, H, held] is 0 for entries that a head with a smaller
+    learned fraction does not keep.
     """
 
-    lost: Tensor  # [B, H, D], sum of the values that have left, folded as the code folds them
+    lost: Tensor  # [B, H, D], sum of the evicted values, folded by the code
 
     def __init__(self, core: PrunedCore, length: int, code: ValueCode = PLAIN):
         self.core, self.length, self.code, self.size, self.held = core, length, code, 0, 0
         self.v_only = core.options.mode == "v_only"
-        self._room: dict[str, Tensor] = {}  # each [B, H, room, ...], of which the first `held` (or `size`) count
+        self._room: dict[str, Tensor] = {}  # each [B, H, room, ...]; the first `held` (or `size`) are valid
 
     @property
     def nbytes(self) -> tuple[int, int]:
-        """Of the keys and of the values that are held."""
+        """Bytes of the cached keys and of the cached values."""
         if not self.size:
             return 0, 0
         return tuple(held.numel() * held.element_size() for held in (self.keys, self.values))  # type: ignore[return-value]
@@ -470,7 +470,7 @@ class PrunedCache:
 
     @property
     def places(self) -> Tensor:
-        """Positions of the values [B, H, held]."""
+        """Positions of the cached values [B, H, held]."""
         return self._room["places"][:, :, : self.held]
 
     @property
@@ -482,7 +482,7 @@ class PrunedCache:
         return self._room["weight"][:, :, : self.held]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Adds tokens of one block, [B, H, S, D] each, attends for them and, at the block's end, evicts."""
+        """Appends tokens of one block, [B, H, S, D] each, attends for them and, at the block's end, evicts."""
         self._append(k, v)
         places, weight = (self.places, self.weight) if self.v_only else (None, None)
         y, spent = decode_kept(
@@ -507,7 +507,7 @@ class PrunedCache:
         self.mass[:, :, -fresh:], self.weight[:, :, -fresh:] = 0.0, 1.0
 
     def _make_room(self, k: Tensor, v: Tensor) -> None:
-        """Once, for all that will ever be held: a cache that is made anew for every token is copied for every token."""
+        """Allocates storage once for the largest size: a cache that grows by each token would be copied for each."""
         room = min(self.length, int(self.core.counts(self.length).ceil().max()) + self.core.block)
         wide = torch.promote_types(k.dtype, torch.float32)
         self._room = {
@@ -536,10 +536,10 @@ class PrunedCache:
         self.lost = self.lost + whole - self._sum()
 
     def _sum(self) -> Tensor:
-        """Of the values that are held, folded."""
+        """Returns the sum of the cached values, folded."""
         return (self.code.fold(self.values) * self.weight[..., None]).to(self.lost.dtype).sum(2)
 
 
 def _rows(tensor: Tensor, places: Tensor) -> Tensor:
-    """Those of tensor [B, H, n, channels] at places [B, H, m]."""
+    """Gathers the rows of tensor [B, H, n, channels] at places [B, H, m]."""
     return tensor.gather(2, places[..., None].expand(-1, -1, -1, tensor.shape[3]))

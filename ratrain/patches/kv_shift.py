@@ -1,10 +1,10 @@
-"""KV shift: keys and values take a part of the previous token's.
+"""KV shift: mixes the previous token's keys and values into the current ones.
 
     k_t <- a k_t + a' k_{t-1},  v_t <- b v_t + b' v_{t-1},  nothing before the first token
 
-with the four gates learned per head; a and b start uniform in (0, 1), a' = 1 - a and b' = 1 - b. One layer can then do
-what induction heads need two for. k and v [B, H, T, D]; the cache holds them as the base has them and the shift is
-taken after it, so that decoding keeps no more. On RoPE k_{t-1} stays turned by its own position.
+with the four gates learned per head; a and b start uniform in (0, 1), a' = 1 - a and b' = 1 - b. One layer can then
+form induction heads, which otherwise need two. k and v [B, H, T, D]; the cache holds the base's k and v and the shift
+follows it, so that decoding caches no more. On RoPE k_{t-1} stays rotated by its own position.
 Source: Xu et al. 2024, "KV Shifting Attention Enhances Language Modeling", arXiv:2411.19574.
 """
 
@@ -52,7 +52,7 @@ class ShiftCore(Core):
         return super().attend(q, self.shift(k, self.k_own, self.k_before), self.shift(v, self.v_own, self.v_before))
 
     def shift(self, x: Tensor, own: Tensor, before: Tensor) -> Tensor:
-        """x [B, H, T, D] with gates [H] on each token's and on the one before."""
+        """Shifts x [B, H, T, D] with gates [H] on the current and on the previous token."""
         previous = F.pad(x[:, :, :-1], (0, 0, 1, 0))
         new = own[:, None, None] * x + before[:, None, None] * previous
         return (x + self.s * (new - x)).to(x.dtype)  # s = 0 is the base, exactly

@@ -1,16 +1,17 @@
-"""KV splice: values in fewer channels, per layer and head, by principal components of values warped by splines.
+"""KV splice: compresses values per layer and head to principal components of values warped by splines.
 
     code = (g(v) - mean) down  [K channels],    v' = g^-1(code up + mean)
 
-with g a monotone piecewise-linear map per dimension, exactly invertible, or the identity (plain PCA). Attention sees v'
-in training and evaluation alike; what decoding keeps is the code. Geometry is fitted to values of training text, never
-trained: it lies in buffers, which checkpoints restore. Until it is fitted, and where s = 0, it is the base exactly.
+with g a monotone piecewise-linear map per dimension, exactly invertible, or the identity (plain PCA). Attention uses v'
+in training and evaluation; decoding caches the code. The geometry is fitted to values of training text in closed form
+or by a separate fit, not by training: checkpoints restore its buffers. Before the fit, and at s = 0, the module is
+exactly the base.
 
-Cost: 2 D K products to compress a token and as many back, per head. While decoding, the spline makes them for every
-cached token at every step; plain PCA is affine, so attention runs over the codes and goes back once per query.
-By default the plane is the one that loses least of what the output projection makes of the values, not of the values.
-Geometry and fitting follow the reference's KVSplice, which fitted a single one for all layers to an untrained net and
-never used it. A spline that is not better on text held out from the fit gives way to plain PCA, head by head.
+Cost: 2 D K products to compress a token and as many to decompress it, per head. In decoding, the spline decompresses
+every cached token at every step; plain PCA is affine, so attention mixes codes and decompresses once per query.
+By default the plane minimises the loss in the output projection's image of the values, not in the values themselves.
+Geometry and fitting follow the reference's KVSplice, which fitted one geometry for all layers to an untrained net and
+never used it. A spline that is not better than plain PCA on held-out text is replaced by PCA, head by head.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _KNOTS, _EPOCHS = 7, 8
 class KVSplice(Patch):
     """Values kept in `channels` of the head dimension: a fraction, or a count.
 
-    `vectors` per head are drawn from training text to fit. In training this is done where the patch is switched on (not
+    `vectors` per head are drawn from training text to fit. In training this is done when the patch is switched on (not
     before the first step) and again after each `refit`; with "never", only by `ratrain calibrate`.
     """
 
@@ -72,19 +73,19 @@ class KVSplice(Patch):
 
 
 class Error(NamedTuple):
-    """What is lost of vectors held out from the fit, per head [H]: mean square over that of their distance from the
-    mean."""
+    """Relative reconstruction error of vectors held out from the fit, per head [H]: mean square error over the mean
+    square distance from the mean."""
 
-    used: Tensor  # of what the objective is about
+    used: Tensor  # of the objective's quantity
     plain: Tensor  # the same by plain PCA in as many channels
-    values: Tensor  # of the values themselves, whatever the objective
+    values: Tensor  # of the values themselves, for any objective
 
 
 class SplicedValue(nn.Module, ValueCode):
-    """Values [B, H, T, D] on a plane of K dimensions per head, found by PCA."""
+    """Projects values [B, H, T, D] to a plane of K dimensions per head, found by PCA."""
 
     s: Tensor  # activation, moved by the schedule
-    fitted: Tensor  # 1 once there is a geometry
+    fitted: Tensor  # 1 after the first fit
     mean: Tensor  # [H, 1, D]
     down: Tensor  # [H, D, K]
     up: Tensor  # [H, K, D]
@@ -124,10 +125,10 @@ class SplicedValue(nn.Module, ValueCode):
         seen = self.decompress(self.compress(x))
         return torch.lerp(x, seen, self.s * self.fitted), state  # exact at 0 and at 1
 
-    # -- what the cache keeps ---------------------------------------------------------------------------------------
+    # -- cache ------------------------------------------------------------------------------------------------------
 
     def code(self) -> ValueCode:
-        """Codes, where this is fitted and switched on for good."""
+        """Returns this module as the code if it is fitted and s = 1, else plain values."""
         return self if self.s == 1 and self.fitted == 1 else PLAIN
 
     def compress(self, v: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ class SplicedValue(nn.Module, ValueCode):
         return self.unwarp(code.to(self.mean.dtype) @ self.up + self.mean).to(code.dtype)
 
     def fold(self, code: Tensor) -> Tensor:
-        """The code and a 1, of which attention makes the mass that the mean is to have."""
+        """Appends a 1 to the code; attention turns it into the total mass, the factor of the mean."""
         return torch.cat([code, torch.ones_like(code[..., :1])], dim=-1)
 
     def unfold(self, y: Tensor) -> Tensor:
@@ -154,9 +155,9 @@ class SplicedValue(nn.Module, ValueCode):
 
     @torch.no_grad()
     def fit(self, x: Tensor, held_out: Tensor, attn: Any, generator: torch.Generator) -> Error:
-        """Finds the geometry for values x [H, N, D]; `attn` is the attention that they are values of.
+        """Fits the geometry to values x [H, N, D] of the attention `attn`.
 
-        Says what is lost of others, held_out [H, M, D]. What was fitted before has no influence.
+        Returns errors on other values, held_out [H, M, D]. Earlier fits have no influence.
         """
         x, root = x.to(self.mean.dtype), self._root(attn)
         self._put(principal_plane(x, self.kept_channels, root))
@@ -166,10 +167,10 @@ class SplicedValue(nn.Module, ValueCode):
         return Error(self.lost, self.lost_by_pca, self._lost(held_out, None))
 
     def _root(self, attn: Any) -> Tensor | None:
-        """What makes the length of a vector that of its part in the output [H, D, D]; None where it counts itself."""
+        """Returns the map [H, D, D] that turns a value's norm into its output's; None for the values themselves."""
         if self.options.objective == "value":
             return None
-        # a patch may have put the base's projection into something of its own
+        # a patch may have wrapped the base's projection
         found = (part.weight for part in attn.proj.modules() if isinstance(part, Linear))
         weight = next((w for w in found if w.shape[1] == len(self.mean) * self.mean.shape[2]), None)
         if weight is None:
@@ -197,7 +198,7 @@ class SplicedValue(nn.Module, ValueCode):
 
 
 class SplinedValue(SplicedValue):
-    """The same after a monotone spline per dimension, which no fold can take into the output."""
+    """SplicedValue after a monotone spline per dimension; the spline cannot be folded into the output."""
 
     knots: Tensor  # [H, 1, D, S + 1]
     heights: Tensor
@@ -228,7 +229,7 @@ class SplinedValue(SplicedValue):
 
     @torch.no_grad()
     def fit_plain(self, x: Tensor, held_out: Tensor, attn: Any, generator: torch.Generator) -> Error:
-        """As `fit`, with splines that bend nothing: PCA."""
+        """Fits like `fit` with identity splines: PCA."""
         knots = quantile_knots(x.to(self.mean.dtype), self.options.knots)
         self._bend(knots, torch.ones_like(knots[..., 1:]))
         return super().fit(x, held_out, attn, generator)
@@ -251,7 +252,7 @@ class SplinedValue(SplicedValue):
         return Error(self.lost, self.lost_by_pca, self._lost(held_out, None))
 
     def _bend(self, knots: Tensor, slopes: Tensor) -> None:
-        """Puts splines, of knots [H, D, S + 1] and slopes [H, D, S], into the buffers."""
+        """Writes splines of knots [H, D, S + 1] and slopes [H, D, S] into the buffers."""
         self.knots.copy_(knots[:, None])
         self.heights.copy_(heights_of(knots, slopes)[:, None])
         self.slopes.copy_(slopes[:, None])

@@ -1,11 +1,11 @@
-"""Output gate: what attention puts out is scaled by a sigmoid of the token that asked.
+"""Output gate: scales the attention output by a sigmoid of the query token's input.
 
     y_i <- y_i * sigmoid(W x_i)
 
-with x the input of the attention (after the norm), and W drawn like every other weight, without a bias. W has a row per
-channel of y, or per head. Source: Qiu et al. 2025, "Gated Attention for Large Language Models", arXiv:2505.06708
-(position G1). The control arm that beat plain attention where no reciprocal one did; a product of two functions
-of the token, so it is outside GPT-2's function class, and it adds parameters.
+with x the input of the attention (after the norm), and W initialised like every other weight, without a bias. W has a
+row per channel of y, or per head. Source: Qiu et al. 2025, "Gated Attention for Large Language Models",
+arXiv:2505.06708 (position G1). This control arm beat plain attention when no reciprocal arm did. A product of two
+functions of the token is outside GPT-2's function class, and it adds parameters.
 """
 
 from __future__ import annotations

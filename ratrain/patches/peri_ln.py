@@ -1,10 +1,10 @@
-"""Peri-LN: what attention and MLP put out is normed as well, before it joins the stream.
+"""Peri-LN: also normalises the outputs of attention and MLP before the residual addition.
 
     h <- h + Norm(Attn(Norm(h))),  h <- h + Norm(MLP(Norm(h)))
 
-with the base's kind of norm over the C channels, drawn like its others. The norm stands after each block's two output
-projections (and before dropout), [B, T, C], so that the stream's variance grows by about one per sub-layer.
-Source: Kim et al. 2025, "Peri-LN", arXiv:2502.02732; Gemma 2 and OLMo 2 do so, and CogView named it sandwich norm
+with the base's kind of norm over the C channels, initialised like its others. The norm follows each block's two output
+projections (before dropout), [B, T, C], so that the stream's variance grows by about one per sub-layer.
+Source: Kim et al. 2025, "Peri-LN", arXiv:2502.02732; Gemma 2 and OLMo 2 use it, and CogView named it sandwich norm
 (arXiv:2105.13290).
 """
 
@@ -24,7 +24,7 @@ from ratrain.registry import Patch, register
 class PeriLN(Patch):
     """A norm after the output projections of attention and MLP; nothing to set."""
 
-    target: str = "blocks.*"  # whose `attn.proj` and `mlp.down` are claimed
+    target: str = "blocks.*"  # claims its `attn.proj` and `mlp.down`
 
     def builders(self) -> Mapping[str, Callable[[nn.Module, ModelSpec], nn.Module]]:
         return {f"{self.target}.attn.proj": self.build, f"{self.target}.mlp.down": self.build}

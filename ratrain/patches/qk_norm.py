@@ -1,9 +1,9 @@
-"""QK-norm: every head's queries and keys have a root mean square of one, and the head a gain.
+"""QK-norm: scales queries and keys of every head to a root mean square of one, with a gain per head.
 
     score_ij = g_h q_i / rms(q_i) . k_j / rms(k_j) / sqrt(D)
 
-with g learned per head, 1 at first: scores cannot grow with the weights. q and k [B, H, T, D]; a gate on score channels
-comes after the norm. On a base that has it (`model.qk_norm`) it is refused.
+with g learned per head, initially 1: scores cannot grow with the weights. q and k [B, H, T, D]; a gate on score
+channels follows the norm. A base with QK-norm (`model.qk_norm`) raises ValueError.
 Source: Henry et al. 2020, "Query-Key Normalization for Transformers", arXiv:2010.04245, with one gain for a model;
 normed before the product with the root of D kept, as in Dehghani et al. 2023 (ViT-22B), arXiv:2302.05442.
 """
@@ -32,7 +32,7 @@ class QKNorm(Patch):
 
 
 class UnitQK(Mechanism):
-    """The base's projection, with q + s (g q / rms(q) - q) and k + s (k / rms(k) - k)."""
+    """The base's projection with q + s (g q / rms(q) - q) and k + s (k / rms(k) - k)."""
 
     def __init__(self, inner: nn.Module, spec: ModelSpec):
         super().__init__()

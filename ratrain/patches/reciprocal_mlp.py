@@ -1,11 +1,11 @@
-"""Reciprocal MLP: the last `width` hidden channels carry their own output gate, and may be mixed and gated by token.
+"""Reciprocal MLP: the last `width` hidden channels have their own output gate, and may be mixed and gated by token.
 
     y = W_d [w_std h_std ; w_rec g_t M h_rec],  h = GELU(W_u x),  g_t = sigmoid(u . x_t + c)
 
-M (`mixer`) and g (`gate`) are options; without them, and with M alone, all of it can be absorbed into W_d: GPT-2's
-function class. A gate per token is outside it. No attention enters, so nothing is reciprocal but the name.
+M (`mixer`) and g (`gate`) are options. Without them, and with M alone, W_d can absorb the mechanism: GPT-2's function
+class. A gate per token is outside it. No attention is involved, so only the name is reciprocal.
 Source: the reference's `ReciprocalMLP` (steps V3 to V6), which drew its own weights, dropped the biases, documented g
-per token but had one scalar per layer. Here the weights are the base's, the gates scale columns of W_d once per weight.
+per token but had one scalar per layer. Here the weights are the base's; gates scale columns of W_d once per weight.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ratrain.model.gpt2 import Linear
 from ratrain.model.mechanism import Mechanism, output_share
 from ratrain.registry import Patch, register
 
-_GATE = 0.1  # first value of the gate g, in the reference and here
+_GATE = 0.1  # initial value of the gate g, in the reference and here
 
 
 @register("reciprocal_mlp")
@@ -36,7 +36,7 @@ class ReciprocalMLP(Patch):
     `neutral` 1 and 1, the base model; `geometric` the two groups' shares of the channels.
     """
 
-    target: str = "blocks.*.mlp"  # whose seams `gate` and, where needed, `mix` are claimed
+    target: str = "blocks.*.mlp"  # claims its seams `gate` and, if needed, `mix`
     width: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = 64
     mixer: bool | PositiveInt = False
     gate: Literal["none", "layer", "token"] = "none"
@@ -68,7 +68,7 @@ class ReciprocalMLP(Patch):
 
 
 class ChannelGate(Mechanism):
-    """A gate [F] per hidden channel: w_std, and on the last n_rec of them w_rec (times g, where there is a second)."""
+    """A gate [F] per hidden channel: w_std, and w_rec on the last n_rec channels (times g, if `second`)."""
 
     def __init__(self, n_hidden: int, n_rec: int, *, init: tuple[float, float], second: bool):
         super().__init__()
@@ -99,14 +99,14 @@ class ChannelGate(Mechanism):
         }
 
     def observe_mlp(self, down: nn.Module, hidden: Tensor, gate: Tensor) -> dict[str, Tensor]:
-        """The share of the reciprocal channels in the output: those that w_std does not gate."""
+        """Returns the variance share of the reciprocal channels, the last n_rec, in the MLP output."""
         part = torch.cat([torch.zeros_like(hidden[..., : self.n_std]), hidden[..., self.n_std :]], dim=-1)
         whole = down.forward(hidden, gate)
         return {"share of MLP output variance": output_share(down.forward(part, gate), whole)}
 
 
 class Mix(Mechanism):
-    """h [B, T, F] with the last n_rec channels mixed and gated by the token that they belong to."""
+    """Mixes the last n_rec channels of h [B, T, F] and gates them by their token."""
 
     def __init__(self, spec: ModelSpec, n_rec: int, *, inner: int, by_token: bool):
         super().__init__()
@@ -122,13 +122,13 @@ class Mix(Mechanism):
 
 
 def _mixer(n_rec: int, inner: int) -> list[Linear]:
-    """One matrix, or two through `inner` channels; Xavier's spread, as in the reference."""
+    """Builds one matrix, or two through `inner` channels, with Xavier's standard deviation, as in the reference."""
     sizes = [n_rec, n_rec] if inner == n_rec else [n_rec, inner, n_rec]
     return [Linear(a, b, bias=False, std=(2 / (a + b)) ** 0.5) for a, b in itertools.pairwise(sizes)]
 
 
 class TokenGate(nn.Module):
-    """x [B, T, C] -> sigmoid(u . x + c) [B, T, 1]; starts at the same value for every token."""
+    """Maps x [B, T, C] -> sigmoid(u . x + c) [B, T, 1]; the initial value is the same for every token."""
 
     def __init__(self, n_embd: int):
         super().__init__()

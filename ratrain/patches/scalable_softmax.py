@@ -1,10 +1,10 @@
-"""Scalable softmax: scores grow with the logarithm of how many keys are seen.
+"""Scalable softmax: scales scores by the logarithm of the number of visible keys.
 
     score_ij <- w_h log(i + 1) score_ij,  i = 0, 1, ...
 
-so that a softmax over many keys can be as sharp as one over few. w is learned per head and starts at one over the mean
-of the logarithms over a context (0.168 for 1024 tokens), so that scores start as large as the base's on average. It
-scales queries [B, H, T, D], after whatever position the base gives them.
+so that a softmax over many keys can be as sharp as over few. w is learned per head and starts at one over the mean of
+the logarithms over a context (0.168 for 1024 tokens), so that scores start as large as the base's on average. It
+scales queries [B, H, T, D] after the base's position encoding.
 Source: Nakanishi 2025, "Scalable-Softmax Is Superior for Attention", arXiv:2501.19399.
 """
 

@@ -1,11 +1,11 @@
-"""Self-restart: every head keeps a part a of its own value beside what it attends to.
+"""Self-restart: every head mixes a part a of the token's own value into its attention output.
 
     y_i <- (1 - a) y_i + a v_i
 
 that is, attention probabilities (1 - a) P + a I: a self-loop after the softmax, which no GPT-2 head has. As in the
 reference (`UnifiedRAttention`, steps V2, V8 and V10) a is per head, between 0 and 0.5, starts at 0.05, and dropout on
-the probabilities does not touch the loop. There a was a clipped parameter, stuck for good once it left the range; here
-it is a = sigmoid(w) / 2, which cannot leave it.
+the probabilities does not affect the loop. The reference clipped the parameter a, which stayed stuck once it left
+the range; here a = sigmoid(w) / 2 cannot leave it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ratrain.config.schema import ModelSpec
 from ratrain.model.mechanism import Mechanism
 from ratrain.registry import Patch, register
 
-_MOST = 0.5  # of the output that may come from a position's own value
+_MOST = 0.5  # largest share of a position's own value in the output
 
 
 @register("self_restart")
 class SelfRestart(Patch):
-    """A learned share, per head, of each position's own value in what its head puts out; `init` is its first value."""
+    """A learned share, per head, of each position's own value in its head's output; `init` is its first value."""
 
     target: str = "blocks.*.attn.blend"
     init: float = Field(default=0.05, gt=0, lt=_MOST)
@@ -35,7 +35,7 @@ class SelfRestart(Patch):
 
 
 class Restart(Mechanism):
-    """y and v [B, H, T, D] -> (1 - s a) y + s a v, with a = sigmoid(w) / 2 per head."""
+    """Maps y and v [B, H, T, D] -> (1 - s a) y + s a v, with a = sigmoid(w) / 2 per head."""
 
     def __init__(self, n_head: int, *, init: float):
         super().__init__()

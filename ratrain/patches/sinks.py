@@ -1,11 +1,11 @@
-"""Attention sinks: a learned score per head that takes probability and gives nothing back.
+"""Attention sinks: a learned score per head in the softmax without a value.
 
     p_ij = exp(score_ij) / (exp(b_h) + sum_l exp(score_il)),  j, l <= i
 
 so that a head may attend to nothing. b starts at 0, which is "softmax off by one". One parameter per head; scores
-[B, H, T, T] get one column more, and have to be written out.
-Source: the sinks of gpt-oss (OpenAI 2025, arXiv:2508.10925); what they replace, a first token that every
-head looks at, is described by Xiao et al. 2023, arXiv:2309.17453.
+[B, H, T, T] have one more column and are materialised.
+Source: the sinks of gpt-oss (OpenAI 2025, arXiv:2508.10925). They replace a first token to which every head attends,
+described by Xiao et al. 2023, arXiv:2309.17453.
 """
 
 from __future__ import annotations

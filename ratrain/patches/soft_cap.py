@@ -1,10 +1,10 @@
-"""Soft cap: attention scores cannot leave (-cap, cap).
+"""Soft cap: bounds attention scores to (-cap, cap).
 
     score <- cap tanh(score / cap)
 
-before the mask and the softmax; scores are those of the base, q . k / sqrt(D), [B, H, T, T]. No parameters.
-Source: Gemma Team 2024, "Gemma 2", arXiv:2408.00118, section 2, with a cap of 50 in attention. The scores have to be
-written out, so T^2 memory; the products, and so the counted FLOPs, are the base's.
+before the mask and the softmax; scores are the base's, q . k / sqrt(D), [B, H, T, T]. No parameters.
+Source: Gemma Team 2024, "Gemma 2", arXiv:2408.00118, section 2, with a cap of 50 in attention. The scores are
+materialised, which takes T^2 memory; the products, and so the counted FLOPs, are the base's.
 """
 
 from __future__ import annotations

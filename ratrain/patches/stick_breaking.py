@@ -1,11 +1,11 @@
-"""Stick-breaking attention: the nearest keys choose first, and what they leave goes to those before them.
+"""Stick-breaking attention: assigns probability mass from the newest key to the oldest, each taking from the rest.
 
     p_ij = sigmoid(score_ij) prod_{j < l < i} (1 - sigmoid(score_il)),  j < i
 
-in place of the softmax: a query sees what came before it, newest first, and need not spend all of its mass (the first
-token attends to nothing). No parameters. Scores [B, H, T, T] are the base's and have to be written out.
-Source: Tan et al. 2024, "Stick-breaking Attention", arXiv:2410.17980, which does without other positions; here those
-of the base stay.
+in place of the softmax: a query attends to earlier tokens, newest first, and need not spend all of its mass (the first
+token attends to nothing). No parameters. Scores [B, H, T, T] are the base's and are materialised.
+Source: Tan et al. 2024, "Stick-breaking Attention", arXiv:2410.17980, which uses no other position encoding; here the
+base's positions stay.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class StickCore(ScoreCore):
     def probabilities(self, scores: Tensor, seen: Tensor) -> Tensor:
         probs = super().probabilities(scores, seen)
         earlier = seen.tril(seen.shape[1] - seen.shape[0] - 1)  # [S, T], itself left out
-        left = F.logsigmoid(-scores).masked_fill(~earlier, 0)  # log of what each key leaves to those before it
-        before = left.flip(-1).cumsum(-1).flip(-1) - left  # of what the keys from j + 1 to i - 1 leave together
+        left = F.logsigmoid(-scores).masked_fill(~earlier, 0)  # log of the share that each key leaves to earlier keys
+        before = left.flip(-1).cumsum(-1).flip(-1) - left  # log of the share that keys j + 1 to i - 1 leave together
         stick = (F.logsigmoid(scores) + before).exp().masked_fill(~earlier, 0)
         return probs + self.s * (stick - probs)  # s = 0 is the base, exactly

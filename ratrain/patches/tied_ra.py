@@ -1,21 +1,21 @@
-"""Tied RA: true reciprocity, the same q and k in both roles.
+"""Tied RA: true reciprocity, with the same q and k in both roles.
 
     score_ij = (w_s q_i . k_j + w_r k_i . q_j) / sqrt(D),  j <= i
 
-With A = W_q^T W_k a head scores by w_s A + w_r A^T, whose rank is up to 2D: outside GPT-2's function class. One
-attention call does it: queries [w_s q, w_r k] against keys [k, q], twice as wide, and values padded to that width,
-since SDPA with unequal widths falls to an unfused path. So the core costs twice the base's FLOPs, and decoding keeps
-q beside k and v. Where contexts are short the scores are written out instead: k_i . q_j is q_j . k_i, so that one
-product of the base's width and its transpose hold both directions. On a GPU one kernel does both products tile by tile.
+With A = W_q^T W_k a head scores by w_s A + w_r A^T, of rank up to 2D: outside GPT-2's function class. One attention
+call computes it: queries [w_s q, w_r k] against keys [k, q], twice as wide, and values padded to that width, since SDPA
+with unequal widths uses an unfused path. So the core costs twice the base's FLOPs, and decoding caches q beside k and
+v. For short contexts the scores are materialised instead: k_i . q_j is q_j . k_i, so that one product of the base's
+width and its transpose contain both directions. On a GPU one kernel computes both products tile by tile.
 
 `rank = R` keeps the base's width, and so its attention call and cache. The last R channels of the scores become
 
     w_r (U^T k_i) . (U^T q_j),  U [D, R] learned per head, N(0, 1/D)
 
-for 4 C R FLOPs per token. The score's rank is then at most D, as of any head of GPT-2: the same function class, tied
-only while U looks at channels that score in the other direction too.
-Source: section "genuine reciprocal scores" of the reference's prototypes (`ra_sdpa_folded`, `ra_same_flop`), whose fold
-was drawn anew at every call; the gates scale one side, not by their roots both, so that they may have any sign.
+for 4 C R FLOPs per token. The score's rank is then at most D, as in any head of GPT-2: the same function class, tied
+only while U selects channels that also score in the other direction.
+Source: section "genuine reciprocal scores" of the reference's prototypes (`ra_sdpa_folded`, `ra_same_flop`), which drew
+the fold anew at every call. Here gates scale one side instead of both sides by their roots, so that any sign is valid.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class TiedRA(Patch):
         return FoldedCore(spec, rank=self.rank, init=(1.0, 1.0) if self.init == "neutral" else (0.9, 0.1))
 
     def repack(self, model: nn.Module, site: str) -> bool:
-        """U takes the last `rank` channels themselves, so that w_r k_i . q_j is scored there, and stays tied."""
+        """Sets U to select the last `rank` channels, so that they score w_r k_i . q_j and stay tied."""
         if self.rank is None:
-            return False  # its gates alone decide how reciprocal the scores are
+            return False  # the gates alone determine reciprocity
         fold = cast("FoldedCore", model.get_submodule(site)).u.weight
         fold.zero_()
         fold[:, -self.rank :] = torch.eye(self.rank, device=fold.device)
@@ -72,7 +72,7 @@ class TiedRA(Patch):
 
 
 class TiedCore(Core):
-    """Scores in both directions by one call over twice the channels."""
+    """Computes scores in both directions by one call over twice the channels."""
 
     s: Tensor  # activation, moved by the schedule
     widths = 2  # score channels over head_dim
@@ -110,7 +110,7 @@ class TiedCore(Core):
         return F.dropout(probs, self.dropout, self.training).to(v.dtype) @ v
 
     def fold(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys whose products are the scores; s = 0 leaves those of q and k."""
+        """Returns queries and keys whose products are the scores; at s = 0 the scores of q and k."""
         std, rec = 1 + self.s * (self.w_s - 1), self.s * self.w_r  # [H]
         wide_q = torch.cat([std[:, None, None] * q, rec[:, None, None] * k], dim=-1)
         return wide_q, torch.cat([k, q], dim=-1)  # [B, H, S, 2D]
@@ -122,7 +122,7 @@ class TiedCore(Core):
         }
 
     def observe_attention(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
-        """The share of the reciprocal scores: those of the channels after the first `n_std`."""
+        """Returns the variance share of the reciprocal scores, from the channels after the first `n_std`."""
         all_q, all_k = self.fold(q, k)
         part = all_q[..., self.n_std :], all_k[..., self.n_std :]
         return {"share of score variance": score_share(part, (all_q, all_k))}
@@ -132,7 +132,7 @@ class TiedCore(Core):
         return super().attend(q, k, wide_v)[..., : v.shape[-1]]
 
     def flops_per_token(self, spec: ModelSpec) -> int:
-        """Of both products at the full width, the padding's included; at the base's where they are written out."""
+        """Returns FLOPs of both products at full width including padding, or at the base's width for short contexts."""
         return (1 if spec.block_size <= _SHORT else self.widths) * super().flops_per_token(spec)
 
     def kv_per_token(self, spec: ModelSpec) -> tuple[int, int]:
@@ -162,7 +162,7 @@ class FoldedCore(TiedCore):
 
 
 class Fold(nn.Module):
-    """x [B, H, S, D] -> U^T x [B, H, S, R] per head; applied to queries and to keys."""
+    """Projects x [B, H, S, D] -> U^T x [B, H, S, R] per head; applied to queries and to keys."""
 
     decayed = ("weight",)
 

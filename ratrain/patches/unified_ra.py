@@ -1,6 +1,6 @@
-"""Unified RA: the last `rank` score channels of every head carry their own gate.
+"""Unified RA: the last `rank` score channels of every head have their own gate.
 
-A gated relabelling of standard attention: absorbing the gates into the query rows gives the base model back, so the
+A gated relabelling of standard attention: absorbing the gates into the query rows recovers the base model, so the
 function class is GPT-2's, and only the optimisation differs. (On a base with QK-norm the gates follow the norm: a gain
 that no weight can absorb.) For true reciprocity see `tied_ra`.
 """
@@ -40,8 +40,8 @@ class UnifiedRA(Patch):
         return ScoreGate(spec.n_head, spec.head_dim, rank=self.rank, per_head=self.gates == "head", init=init)
 
     def repack(self, model: nn.Module, site: str) -> bool:
-        """The last `rank` query and key rows of each head change places: there, k_i . q_j is scored, until training
-        unties the two. The gates stay apart; the reference multiplied them into the rows, and so had them twice."""
+        """Swaps the last `rank` query and key rows of each head, which then score k_i . q_j until training unties
+        them. The gates stay separate; the reference also multiplied them into the rows, applying them twice."""
         qkv = cast("Attention", model.get_submodule(site.rpartition(".")[0])).qkv
         for rows in (qkv.weight, *([] if qkv.bias is None else [qkv.bias])):
             q, k, _ = rows.view(3, qkv.n_head, -1, *rows.shape[1:])  # [H, D, C], or [H, D] of the bias
@@ -80,5 +80,5 @@ class ScoreGate(Mechanism):
         }
 
     def observe_attention(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
-        """The share of the reciprocal scores, which are those of the last `rank` channels; q comes with its gates."""
+        """Returns the variance share of the reciprocal scores, of the last `rank` channels; q includes its gates."""
         return {"share of score variance": score_share((q[..., -self.rank :], k[..., -self.rank :]), (q, k))}

@@ -2,8 +2,8 @@
 
     v_n <- a_n v_n + b_n v_1,  n > 1
 
-with a and b learned per layer, both 1/2 at first; v [B, H, T, D]. The first layer's values travel up through the state
-that crosses layers, and the cache stores the mixture, so that decoding keeps no more than the base.
+with a and b learned per layer, both initially 1/2; v [B, H, T, D]. The state between layers carries the first layer's
+values, and the cache stores the mixture, so that decoding caches no more than the base.
 Source: Zhou et al. 2024, "Value Residual Learning" (ResFormer, the learnable form), arXiv:2410.17897.
 """
 
@@ -39,14 +39,14 @@ class ValueResidual(Patch):
 
 
 class FirstValue(Value):
-    """The values as they are, kept for every layer above."""
+    """Returns the values unchanged, and as the state for every layer above."""
 
     def forward(self, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return v, v
 
 
 class MixedValue(Mechanism):
-    """v + s (a v + b v_1 - v), and v_1 for the next layer."""
+    """Returns v + s (a v + b v_1 - v), and v_1 for the next layer."""
 
     def __init__(self):
         super().__init__()

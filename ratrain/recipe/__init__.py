@@ -1,1 +1,1 @@
-"""How a model is trained: learning rate, activation, optimizers, weight pruning."""
+"""The training recipe: learning rate, activation, optimizers, weight pruning."""

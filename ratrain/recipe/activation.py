@@ -1,7 +1,7 @@
-"""When a mechanism is switched on: the schedule of s, from 0 (the base model) to 1.
+"""Activation schedule of a mechanism: s from 0 (the base model) to 1.
 
-The variance rule asks whether training has settled: it opens when the losses of a window vary little about their
-trend. (The rule that it replaces looked at their raw variance, which a falling loss never lets go below a bound.)
+The variance rule tests whether training has settled: it opens when the variance of the losses of a window about their
+linear trend falls below a threshold. (The raw variance, the rule that it replaces, stays high while the loss falls.)
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ratrain.config.schema import ActivationSection, Span
 
 
 class Activation:
-    """The s of one mechanism, step by step.
+    """Computes s of one mechanism step by step.
 
-    `losses` and `opened` are all that it remembers: put both back and it goes on as if nothing had happened.
+    `losses` and `opened` are its entire state: restoring both resumes the schedule exactly.
     """
 
     def __init__(self, section: ActivationSection, *, total_steps: int | None):
@@ -26,7 +26,7 @@ class Activation:
         self.opened: tuple[int, float] | None = None  # step and spent fraction of the budget at which variance opened
 
     def s(self, step: int, spent: float) -> float:
-        """s for the step after `step` are done, when `spent` of the budget is used."""
+        """Returns s for the next step, after `step` completed steps and a fraction `spent` of the budget."""
         section = self.section
         if section.kind == "at_once":
             return 1.0
@@ -37,13 +37,13 @@ class Activation:
         return 1.0 if section.kind == "after" else self._ramp(*self._since(section.after, step, spent))
 
     def next_look(self, step: int) -> int | None:
-        """The step after `step` at which the losses are wanted; None where they never are again."""
+        """Returns the next step after `step` at which the losses are needed; None if they are no longer needed."""
         if self.section.kind != "variance" or self.opened is not None:
             return None
         return (step // self.section.every + 1) * self.section.every
 
     def look(self, losses: Sequence[float], step: int, spent: float) -> None:
-        """Hears the losses of the steps up to `step`, and decides where a look is due."""
+        """Receives the losses of the steps up to `step`; decides every `every` steps whether to open."""
         section = self.section
         if section.kind != "variance" or self.opened is not None:
             return
@@ -56,7 +56,7 @@ class Activation:
             self.opened = step, spent
 
     def variance(self) -> float:
-        """Of the remembered losses, n in the denominator: about their mean (raw), or about their own straight line."""
+        """Returns the variance of the stored losses, divided by n: about their mean (raw) or their fitted line."""
         losses = np.array(self.losses)
         if self.section.rule == "raw":
             return float(losses.var())
@@ -65,7 +65,7 @@ class Activation:
         return float((losses - losses.mean() - slope * at).var())
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
+        """Returns the state as plain values for a checkpoint."""
         return {"losses": self.losses, "opened": self.opened}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ class Activation:
         return step >= span.steps if span.steps is not None else spent >= (span.fraction or 0.0)
 
     def _since(self, span: Span, step: int, spent: float) -> tuple[float, float]:
-        """Steps and fraction of the budget since `span` was reached; one of them is estimated from the other."""
+        """Returns steps and fraction of the budget since `span` was reached; one is estimated from the other."""
         if span.steps is not None:
             done = step - span.steps
             return done, done / self.total_steps if self.total_steps else spent * done / max(step, 1)

@@ -1,4 +1,4 @@
-"""Which parameter is decayed: one rule for every optimizer, with and without DDP or compile."""
+"""Weight decay groups: one rule for every optimizer, with and without DDP or compile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Group:
-    """Named parameters that share a weight decay, and that are matrices of the blocks or are not."""
+    """Named parameters with one weight decay; `matrices` marks the group of the blocks' matrices."""
 
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
@@ -18,9 +18,9 @@ class Group:
 
 
 def group_parameters(model: nn.Module, weight_decay: float) -> list[Group]:
-    """The matrices of the blocks, decayed; and all else (tables, norms, biases, gates), not. Each tensor once.
+    """Groups the decayed matrices of the blocks, and all other parameters (tables, norms, biases, gates), not decayed.
 
-    A module names its decayed parameters in `decayed`; a patch's modules state theirs the same way.
+    A tensor occurs once. A module, of the base or of a patch, names its decayed parameters in `decayed`.
     """
     decayed = {
         f"{name}.{key}"

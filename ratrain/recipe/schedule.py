@@ -1,4 +1,4 @@
-"""The learning rate as a function of the fraction of the budget that is spent."""
+"""The learning rate as a function of the spent fraction of the budget."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ratrain.config.schema import ScheduleSection
 
 
 class Schedule:
-    """Warm-up to `lr`, then the decay that `kind` names, down to `final` x lr at the end of the budget.
+    """Linear warm-up to `lr`, then decay of the given `kind` to `final` x lr at the end of the budget.
 
-    cosine: half a cosine; linear: straight down; constant: no decay; wsd: constant, then over the last `decay` of the
-    budget down as 1 - sqrt(x) (Hägele et al., arXiv:2405.18392, equation 2).
+    cosine: half a cosine; linear: a straight line; constant: no decay; wsd: constant, then a decay as 1 - sqrt(x) over
+    the last `decay` of the budget (Hägele et al., arXiv:2405.18392, equation 2).
     """
 
     def __init__(self, section: ScheduleSection, *, total_steps: int | None):
@@ -24,14 +24,14 @@ class Schedule:
             self.warmup = span.steps / total_steps
 
     def lr(self, spent: float) -> float:
-        """Learning rate when `spent` of the budget, in [0, 1], is used."""
+        """Returns the learning rate at the spent fraction `spent` of the budget, in [0, 1]."""
         peak = self.section.lr
         if spent < self.warmup:
             return peak * max(spent / self.warmup, 0.01)  # a first step at lr 0 would be wasted
         return peak * self._decayed((spent - self.warmup) / (1 - self.warmup), spent)
 
     def _decayed(self, after: float, spent: float) -> float:
-        """Factor on the peak; `after` runs from 0 at the end of the warm-up to 1 at the end of the budget."""
+        """Returns the factor on the peak; `after` is 0 at the end of the warm-up and 1 at the end of the budget."""
         final, kind = self.section.final, self.section.kind
         after = min(after, 1.0)
         if kind == "cosine":

@@ -1,4 +1,4 @@
-"""Text and tokenizers that travel inside the package; every load verifies it. Origins: README.md here."""
+"""Text and tokenizers shipped with the package; every load verifies the SHA-256. Origins: README.md here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WORK = re.compile(r"^(?=[^\n]+\n\n?by William Shakespeare\n)", re.MULTILINE)
 
 
 def read(name: str) -> bytes:
-    """The unpacked bytes of an embedded file. Raises DataError where the installed copy is damaged."""
+    """Returns the unpacked bytes of an embedded file. Raises DataError if the installed copy is damaged."""
     file = files(__name__).joinpath(name if name.endswith(".tiktoken") else f"{name}.gz")
     try:
         packed = file.read_bytes()
@@ -34,7 +34,7 @@ def read(name: str) -> bytes:
 
 
 def split_works(text: str) -> tuple[list[str], list[str]]:
-    """(training works, validation works) of the Shakespeare text, in its order; each starts with its title."""
+    """Splits the Shakespeare text into (training works, validation works), in order; each starts with its title."""
     works = [work.strip("\n") + "\n" for work in _WORK.split(text) if work]
     val = [work for work in works if work.startswith(VALIDATION_WORKS)]
     assert len(val) == len(VALIDATION_WORKS), "a validation work is missing or found twice"

@@ -1,7 +1,7 @@
-"""Make the files of this folder from the published corpus and the GPT-2 merges; README.md has the command.
+"""Builds the files of this folder from the published corpus and the GPT-2 merges; README.md has the command.
 
-Needs the `tokenizers` package. The same inputs give the same bytes with zlib;
-another deflate library may pack them differently, and only what is unpacked is ever compared.
+Needs the `tokenizers` package. The same inputs yield the same bytes with zlib. Another deflate library may pack them
+differently; only unpacked bytes are ever compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MERGEABLE = 2047  # and <|endoftext|>: 2048
 
 
 def published(path: Path, sha256: str) -> bytes:
-    """The bytes of `path`, unpacked where it ends in .xz or .gz. Exits where they are not the published ones."""
+    """Returns the bytes of `path`, unpacked if it ends in .xz or .gz. Exits if they are not the published bytes."""
     unpack = {".xz": lzma.decompress, ".gz": gzip.decompress}.get(path.suffix, bytes)
     content = unpack(path.read_bytes())
     if hashlib.sha256(content).hexdigest() != sha256:
@@ -35,12 +35,12 @@ def published(path: Path, sha256: str) -> bytes:
 
 
 def without_stray_lines(text: str) -> str:
-    """The corpus without the lines that hold nothing but `@` (two, in Love's Labour's Lost)."""
+    """Removes the lines that hold nothing but `@` (two, in Love's Labour's Lost)."""
     return "".join(line for line in text.splitlines(keepends=True) if not line.strip() or line.strip().strip("@"))
 
 
 def train_ranks(works: Iterable[str]) -> list[bytes]:
-    """The tokens of a byte-level BPE in rank order: 256 bytes in GPT-2's order, then one per merge."""
+    """Trains a byte-level BPE; returns its tokens in rank order: 256 bytes in GPT-2's order, then one per merge."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -58,7 +58,7 @@ def train_ranks(works: Iterable[str]) -> list[bytes]:
 
 
 def packed(content: bytes) -> bytes:
-    """`content` as gzip, without time or name. Not gzip.compress: its header differs between Python versions."""
+    """Compresses to gzip without time or name. Not gzip.compress: its header differs between Python versions."""
     out = io.BytesIO()
     with gzip.GzipFile("", "wb", 9, out, mtime=0) as file:
         file.write(content)

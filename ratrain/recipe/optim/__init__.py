@@ -1,1 +1,1 @@
-"""Optimizers, one a file; each is an OptimSection with `build(groups)`."""
+"""Optimizers, one per file; each is an OptimSection with `build(groups)`."""

@@ -1,4 +1,4 @@
-"""What the engine sets on every optimizer and reads from it, beside what torch.optim.Optimizer has."""
+"""The attributes that the engine sets on every optimizer and reads from it, beyond torch.optim.Optimizer."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ratrain.recipe.groups import Group
 
 
 class Contract:
-    """Attributes of a built optimizer; nothing of them is read back from the device during a step."""
+    """Attributes of a built optimizer; a step reads none of them back from the device."""
 
-    elementwise: ClassVar[bool] = True  # a weight, its state and its gradient that are zero stay exactly zero
-    tallies: ClassVar[tuple[str, ...]] = ()  # those of `own` that count events since the start of the run
-    own: Mapping[str, Tensor] = MappingProxyType({})  # state of no single parameter, changed in place only
-    grad_scale: Tensor | None = None  # 0-d, at least 1: gradients are to be divided by it
+    elementwise: ClassVar[bool] = True  # a weight stays exactly zero if it, its state and its gradient are zero
+    tallies: ClassVar[tuple[str, ...]] = ()  # names in `own` of counts of events since the start of the run
+    own: Mapping[str, Tensor] = MappingProxyType({})  # state that belongs to no single parameter; changed in place only
+    grad_scale: Tensor | None = None  # 0-d, at least 1: `step` divides gradients by it
     found_inf: Tensor | None = None  # 0-d, 1.0: this step changes no parameter and no state
-    # whether `step` takes the gradients of bf16 copies where a parameter has none of its own, and writes the new values
-    # to the copies; of gradients it leaves those of vectors alone divided then
+    # whether `step` reads the gradients of bf16 copies for parameters without a gradient and writes new values to the
+    # copies; of the gradients, it then divides only those of vectors in place
     publishes: bool = False
-    copies: Mapping[Tensor, Tensor] = MappingProxyType({})  # bf16 copy of a parameter, where there is one
+    copies: Mapping[Tensor, Tensor] = MappingProxyType({})  # bf16 copies by parameter
 
 
 def stated(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """What torch takes as param_groups: `groups` in order, those without parameters left out."""
+    """Converts `groups` to torch's param_groups, in order, without empty groups."""
     return [
         {"params": list(g.parameters), "weight_decay": g.weight_decay, "matrices": g.matrices}
         for g in groups
@@ -36,10 +36,10 @@ def stated(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def rate(groups: Sequence[Group]) -> Tensor:
-    """A learning rate of 0, 0-d and on the device of the parameters: a schedule that fills it costs no recompile."""
+    """Creates a learning rate of 0, 0-d on the parameters' device: a schedule fills it without a recompile."""
     return torch.zeros((), device=device_of(groups))
 
 
 def device_of(groups: Sequence[Group]) -> torch.device:
-    """Where the parameters are."""
+    """Returns the device of the first parameter."""
     return next(p.device for g in groups for p in g.parameters)

@@ -1,4 +1,4 @@
-"""Optimizers that move all parameters of one shape together, and those that leave all but matrices to AdamW."""
+"""Base classes of optimizers that update parameters of one shape together, and that use AdamW for non-matrices."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ class MatrixSection(OptimSection):
 
 
 class Stacks(Contract, torch.optim.Optimizer):
-    """w <- w (1 - lr weight_decay) - lr direction, for all parameters of one shape at once."""
+    """Updates w <- w (1 - lr weight_decay) - lr direction, for all parameters of one shape at once."""
 
     def __init__(self, groups: Sequence[Group], defaults: dict[str, Any]):
         super().__init__(stated(groups), {"lr": rate(groups), **defaults})
 
     def direction(self, parameters: list[Tensor], gradients: Tensor, skipped: Tensor | None) -> Tensor:
-        """What to go against, [K, ...] in the dtype of the clipped `gradients` [K, ...], whose memory it may take.
+        """Returns the direction to subtract, [K, ...] in the dtype of the clipped `gradients` [K, ...].
 
-        State is to stay as it is where `skipped`, 0-d, is true; what is returned does not matter then.
+        It may reuse the memory of `gradients`. If `skipped`, 0-d, is true, it must leave the state unchanged, and the
+        result is ignored.
         """
         raise NotImplementedError
 
     def takes(self, group: dict[str, Any], parameter: Tensor) -> bool:
-        """Whether it is moved here."""
+        """Whether this optimizer updates the parameter itself."""
         return True
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step."""
+        """Makes one optimizer step."""
         assert closure is None
         for group in self.param_groups:
             live = (p for p in group["params"] if p.grad is not None and self.takes(group, p))
@@ -60,13 +61,13 @@ class Stacks(Contract, torch.optim.Optimizer):
         change = self.direction(parameters, torch.stack(gradients), skipped).mul_(-lr)
         if skipped is not None:
             lr = lr.masked_fill(skipped, 0)
-            change.masked_fill_(skipped, -0.0)  # what leaves every weight to the bit: -0.0 + 0.0 is 0.0
+            change.masked_fill_(skipped, -0.0)  # adding -0.0 leaves every weight bit-identical; -0.0 + 0.0 is 0.0
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
         torch._foreach_add_(parameters, change.unbind())
 
 
 class Matrices(Stacks):
-    """Moves the matrices of the blocks; AdamW, with the same state and groups, moves all else."""
+    """Updates the matrices of the blocks; AdamW, with the same state and groups, updates all other parameters."""
 
     def __init__(self, groups: Sequence[Group], section: MatrixSection):
         self._rest_lr = section.rest_lr
@@ -74,15 +75,15 @@ class Matrices(Stacks):
         super().__init__(groups, self._rest.defaults)
 
     def takes(self, group: dict[str, Any], parameter: Tensor) -> bool:
-        """Whether it is a matrix of the blocks."""
+        """Whether the parameter is a matrix of the blocks."""
         return group["matrices"] and parameter.dim() == 2
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step."""
+        """Makes one optimizer step."""
         super().step(closure)
         rest = self._rest
-        # anew each time, since load_state_dict replaces the state and the groups
+        # assigned at each step, since load_state_dict replaces the state and the groups
         rest.state, rest.grad_scale, rest.found_inf = self.state, self.grad_scale, self.found_inf
         rest.param_groups = [
             {
@@ -96,7 +97,7 @@ class Matrices(Stacks):
 
 
 def _alike(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Those of one shape, type and device together."""
+    """Groups parameters by shape, dtype and device."""
     stacks: dict[tuple, list[Tensor]] = {}
     for p in parameters:
         stacks.setdefault((p.shape, p.dtype, p.device), []).append(p)

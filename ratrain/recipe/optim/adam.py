@@ -16,7 +16,7 @@ from ratrain.registry import register
 
 
 class FusedAdam(Contract, torch.optim.Adam):
-    """torch's, which divides by `grad_scale` and heeds `found_inf` itself."""
+    """torch's fused Adam, which divides by `grad_scale` and applies `found_inf` itself."""
 
 
 @register("adam")
@@ -30,5 +30,5 @@ class Adam(OptimSection):
     eps: Eps = 1e-8
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
-        """The optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
+        """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
         return FusedAdam(stated(groups), lr=rate(groups), betas=self.betas, eps=self.eps, fused=True)

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter, arXiv:1711.05101): our kernel on a GPU, torch's fused implementation elsewhere."""
+"""AdamW (Loshchilov and Hutter, arXiv:1711.05101): ratrain's kernel on a GPU, torch's fused version elsewhere."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Eps = Annotated[PositiveFloat, Field(description="added to the root of Adam's se
 
 
 class FusedAdamW(Contract, torch.optim.AdamW):
-    """torch's, which divides by `grad_scale` and heeds `found_inf` itself, while it reads the gradients.
+    """torch's fused AdamW, which divides by `grad_scale` and applies `found_inf` as it reads the gradients.
 
-    Where our kernel serves, it takes the step instead, and reads and writes bf16 copies in the same pass. The state is
-    the same either way.
+    If ratrain's kernel supports all parameters, the kernel makes the step and also reads and writes bf16 copies in the
+    same pass. The state is the same in both cases.
     """
 
     def __init__(self, params, **options):
@@ -35,7 +35,7 @@ class FusedAdamW(Contract, torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step."""
+        """Makes one optimizer step."""
         if not self.publishes:
             return super().step(closure)
         for index, group in enumerate(self.param_groups):
@@ -44,20 +44,20 @@ class FusedAdamW(Contract, torch.optim.AdamW):
                     index, moved, lr=group["lr"], betas=group["betas"], eps=group["eps"],
                     weight_decay=group["weight_decay"], grad_scale=self.grad_scale, found_inf=self.found_inf,
                 )  # fmt: skip
-        if self.grad_scale is not None:  # the kernel writes no gradients, and these are few
+        if self.grad_scale is not None:  # the kernel does not write gradients; divide the few of vectors here
             vectors = (p.grad for group in self.param_groups for p in group["params"] if p.dim() < 2)
             if small := [gradient for gradient in vectors if gradient is not None]:
                 torch._foreach_div_(small, self.grad_scale)
         return None
 
     def _moved(self, parameter: Tensor) -> adamw.Moved | None:
-        """What a step reads and writes; None where there is no gradient."""
+        """Returns the tensors that a step reads and writes; None without a gradient."""
         copy = self.copies.get(parameter)
         gradient = parameter.grad if parameter.grad is not None or copy is None else copy.grad
         if gradient is None:
             return None
         state = self.state[parameter]
-        if not state:  # as torch begins
+        if not state:  # torch's initial state
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         return adamw.Moved(parameter, gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"], state["step"], copy)
@@ -74,9 +74,9 @@ class AdamW(OptimSection):
     eps: Eps = 1e-8
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
-        """The optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device.
+        """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device.
 
-        It reads `grad_scale` and `found_inf`, so that clipping and skipping cost no pass of their own.
+        It reads `grad_scale` and `found_inf`, so that clipping and skipping need no separate pass.
         """
         return FusedAdamW(
             stated(groups), lr=rate(groups), betas=self.betas, eps=self.eps, amsgrad=self.amsgrad, fused=True

@@ -1,4 +1,4 @@
-"""AdamW with AMSGrad: what the reference's V-series ran under the name adamwspam."""
+"""AdamW with AMSGrad: the optimizer that the reference's V-series ran under the name adamwspam."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from ratrain.registry import register
 class AdamWAMSGrad(AdamWAdv):
     """The same function as adamwadv. The reference ran betas (0.9, 0.999).
 
-    Its second training script built adamwspam and never called what makes it SPAM (defect D13), so that this is left.
+    Its second training script built adamwspam and never called the SPAM part (defect D13); this remains.
     """

@@ -1,4 +1,4 @@
-"""AdamWPrune's optimizer: an Adam, by the moments of which the weights are pruned."""
+"""AdamWPrune's optimizer: an Adam whose moments score the weights for pruning."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _BASES: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "adamwadv": AdamWAdv, "a
 
 @register("adamwprune")
 class AdamWPrune(OptimSection):
-    """Steps as `base` does; what prunes is the section [prune] with kind = "state".
+    """Steps as `base` does; the section [prune] with kind = "state" prunes.
 
-    The reference forced AMSGrad on whatever it was told (defect D4), which is base = "adamwadv" here. With base "adam"
+    The reference forced AMSGrad on every base (defect D4), which is base = "adamwadv" here. With base "adam"
     the weight decay is coupled.
     """
 
@@ -37,6 +37,6 @@ class AdamWPrune(OptimSection):
     eps: Eps = 1e-8
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
-        """The optimizer that `base` builds over `groups`."""
+        """Builds the optimizer of `base` over `groups`."""
         section = _BASES[self.base](weight_decay=self.weight_decay, clip=self.clip, betas=self.betas, eps=self.eps)
         return section.build(groups)

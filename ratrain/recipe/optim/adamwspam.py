@@ -1,7 +1,7 @@
 """SPAM, Spike-Aware Adam with Momentum Reset (Huang et al. 2025, arXiv:2501.06842), on torch's fused AdamW.
 
-Its options count optimizer steps, one call of `step` each; steps that are skipped count as well, as they do in the
-budget, and a reset that would fall on one is left out with it.
+Its options count optimizer steps, one per call of `step`. Skipped steps count as well, as in the budget; a reset due
+at a skipped step is omitted.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ratrain.recipe.optim._contract import Contract, device_of, rate, stated
 from ratrain.recipe.optim.adamw import AdamW
 from ratrain.registry import register
 
-_HISTORY = 10  # norms, the newest among them, below which nothing is called a spike
+_HISTORY = 10  # norms, including the newest, needed before any is a spike
 
 
 class SpikeAware(AdamW):
-    """Options that SPAM and what the reference made of it have in common."""
+    """Options that SPAM and the reference's version of it have in common."""
 
     theta: PositiveFloat = Field(
         default=5000.0, description="a squared coordinate of the gradient is cut to theta times its running mean"
@@ -51,15 +51,15 @@ class AdamWSPAM(SpikeAware):
         return self
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
-        """The optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
+        """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
         return SPAM(groups, self)
 
 
 class Spikes(Contract, torch.optim.AdamW):
-    """What SPAM and the reference's SPAM do alike: count steps, test norms, and reset.
+    """The part shared by SPAM and the reference's SPAM: counts steps, tests norms, and resets moments.
 
-    `own`: calls (on the CPU: it decides what a step does), norms [window] of the gradients, newest last, stored (how
-    many there ever were), and the tallies.
+    `own`: calls (on the CPU, since it controls the step), norms [window] of the gradients, newest last, stored (the
+    number of norms ever added), and the tallies.
     """
 
     tallies = ("spikes", "clipped", "resets")
@@ -79,7 +79,7 @@ class Spikes(Contract, torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step; `lr` of each group is the scheduled one again afterwards."""
+        """Makes one step; restores the scheduled `lr` of each group afterwards."""
         assert closure is None
         done = int(self._calls)
         self._calls += 1
@@ -95,22 +95,22 @@ class Spikes(Contract, torch.optim.AdamW):
                 group["lr"] = lr
 
     def _prepare(self, done: int) -> None:
-        """What comes before the update, after `done` others."""
+        """Runs before the update, after `done` earlier steps."""
         raise NotImplementedError
 
     def _warmth(self, done: int) -> float:
-        """What the scheduled learning rate is multiplied by."""
+        """Returns the factor on the scheduled learning rate."""
         raise NotImplementedError
 
     def _gradients(self) -> dict[Tensor, Tensor]:
-        """By parameter."""
+        """Returns the gradients by parameter."""
         return {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
 
     def _moments(self, key: str) -> list[Tensor]:
         return [state[key] for state in self.state.values() if key in state]
 
     def _goes_ahead(self) -> Tensor:
-        """0-d bool: whether this step is not skipped."""
+        """Whether this step is not skipped, as 0-d bool."""
         if self.found_inf is None:
             return torch.ones((), dtype=torch.bool, device=self.own["norms"].device)
         return self.found_inf == 0
@@ -119,9 +119,9 @@ class Spikes(Contract, torch.optim.AdamW):
         self.own[name].add_(torch.where(self._goes_ahead(), amount, 0.0).long())
 
     def _judge(self, norm: Tensor) -> None:
-        """Halves m and takes a tenth of v where `norm` stands out of the norms before it, and adds it to them."""
+        """Multiplies m by 0.5 and v by 0.9 if `norm` is a spike against earlier norms, and adds it to the history."""
         norms, stored, goes = self.own["norms"], self.own["stored"], self._goes_ahead()
-        history = norms[1:].double()  # in which the mean of equal norms is that norm exactly
+        history = norms[1:].double()  # in float64 the mean of equal norms is exactly that norm
         n = stored.clamp(max=len(history))
         held = torch.arange(len(history), device=norms.device) >= len(history) - n
         mean = (history * held).sum() / n
@@ -143,7 +143,7 @@ class Spikes(Contract, torch.optim.AdamW):
 
 
 class SPAM(Spikes):
-    """Cuts |g| at sqrt(theta v / (1 - beta2^k)), where g is the clipped gradient that the moments see."""
+    """Cuts |g| at sqrt(theta v / (1 - beta2^k)), with g the clipped gradient that enters the moments."""
 
     def __init__(self, groups: Sequence[Group], section: AdamWSPAM):
         super().__init__(groups, section, amsgrad=False)
@@ -152,10 +152,10 @@ class SPAM(Spikes):
     def _prepare(self, done: int) -> None:
         interval = self._section.interval
         if interval and done and done % interval == 0:
-            # not before, at the end of the last step: who looks at the moments in between, to prune by them, needs them
+            # not at the end of the previous step: pruning reads the moments in between
             self._reset("exp_avg", "exp_avg_sq", "step")
         cuts = (done % interval if interval else done) >= self._section.grace
-        norm = norm_of(self._gradients().values()) if self._z else None  # of what came, before it is cut
+        norm = norm_of(self._gradients().values()) if self._z else None  # of the gradients before the cut
         if cuts:
             self._cut()
         if norm is not None:
@@ -168,7 +168,7 @@ class SPAM(Spikes):
         states = [self.state[p] for p in gradients]
         steps = torch.stack([state["step"] for state in states])
         factor = self._section.theta / (1 - self._section.betas[1] ** steps).clamp(min=torch.finfo(steps.dtype).tiny)
-        if self.grad_scale is not None:  # gradients are not divided by it yet
+        if self.grad_scale is not None:  # gradients are not yet divided by grad_scale
             factor = factor * self.grad_scale.square()
         squares = torch._foreach_mul([state["exp_avg_sq"] for state in states], factor.unbind())
         found = _exceeding(list(gradients.values()), squares)
@@ -176,7 +176,7 @@ class SPAM(Spikes):
             return
         kept, limits = zip(*found, strict=True)
         torch._foreach_sqrt_(limits)
-        for limit in limits:  # without a history nothing is a spike; at a limit of 0 there would never be one
+        for limit in limits:  # without a history there is no spike; a limit of 0 would never allow one
             torch.threshold_(limit, 0.0, math.inf)
         self._count("clipped", cut(kept, limits))
 
@@ -188,14 +188,15 @@ class SPAM(Spikes):
 
 
 def norm_of(gradients: Iterable[Tensor]) -> Tensor:
-    """Of all of them as one vector; 0-d, fp32."""
+    """Returns the norm of all gradients as one vector; 0-d, fp32."""
     return torch.stack(torch._foreach_norm(list(gradients))).double().norm().float()
 
 
 def _exceeding(gradients: list[Tensor], squares: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Gradients with the squares of their limits: on a CPU those with a coordinate beyond, elsewhere all.
+    """Pairs gradients with their squared limits: on a CPU only gradients that exceed them, elsewhere all.
 
-    Few have one, and to look takes half the time of cutting. Elsewhere it would be to wait for the device.
+    Few gradients exceed their limits, and the test takes half the time of the cut. On other devices the test would
+    synchronise.
     """
     pairs = list(zip(gradients, squares, strict=True))
     if gradients[0].device.type != "cpu":
@@ -206,13 +207,13 @@ def _exceeding(gradients: list[Tensor], squares: tuple[Tensor, ...]) -> list[tup
 
 
 def cut(gradients: Sequence[Tensor], limits: Sequence[Tensor]) -> Tensor:
-    """Brings each coordinate into [-limit, limit] in place; returns how many were outside, 0-d. Uses `limits` up."""
+    """Clamps each coordinate to [-limit, limit] in place; returns the number outside, 0-d. Overwrites `limits`."""
     gradients, limits = list(gradients), list(limits)
     inside = torch._foreach_clamp_max(gradients, limits)
     torch._foreach_neg_(limits)
     torch._foreach_clamp_min_(inside, limits)
     torch._foreach_sub_(gradients, inside)
-    torch._foreach_sign_(gradients)  # the square of its norm is a count, in fewer passes than to compare and to add
+    torch._foreach_sign_(gradients)  # the squared norm of signs is a count, in fewer passes than compare and sum
     outside = torch.stack(torch._foreach_norm(gradients)).square().sum()
     torch._foreach_copy_(gradients, inside)
     return outside.round()

@@ -1,7 +1,7 @@
-"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum of matrices, made orthogonal.
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): orthogonalised momentum of matrices.
 
-Not torch.optim.Muon, which waits for the device to read its learning rate, heeds neither found_inf nor grad_scale, goes
-through the matrices one by one, and always in bf16.
+Not torch.optim.Muon, which synchronises with the device to read its learning rate, ignores found_inf and grad_scale,
+processes the matrices one by one, and always computes in bf16.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ratrain.recipe.groups import Group
 from ratrain.recipe.optim._matrices import Matrices, MatrixSection
 from ratrain.registry import register
 
-_A, _B, _C = 3.4445, -4.7750, 2.0315  # the steepest quintic at 0 that ends near 1: about 0.7 to 1.2
-_EPS = 1e-7  # least norm that a matrix is divided by
+_A, _B, _C = 3.4445, -4.7750, 2.0315  # maximal slope at 0 with singular values ending near 1: about 0.7 to 1.2
+_EPS = 1e-7  # lower bound of the norm that divides a matrix
 
 
 @register("muon")
@@ -41,12 +41,12 @@ class Muon(MatrixSection):
     )
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
-        """The optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
+        """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
         return Orthogonal(groups, self)
 
 
 class Orthogonal(Matrices):
-    """Goes against the momentum, made orthogonal; state: momentum_buffer."""
+    """Steps against the orthogonalised momentum; state: momentum_buffer."""
 
     elementwise = False
 
@@ -55,7 +55,7 @@ class Orthogonal(Matrices):
         self._section = section
 
     def direction(self, parameters: list[Tensor], gradients: Tensor, skipped: Tensor | None) -> Tensor:
-        """Of `gradients` [K, m, n]; the momentum is moved as well."""
+        """Returns the scaled orthogonal direction for `gradients` [K, m, n]; updates the momentum."""
         section, states = self._section, [self.state[p] for p in parameters]
         for state, p in zip(states, parameters, strict=True):
             if "momentum_buffer" not in state:
@@ -81,9 +81,10 @@ def _scale(adjust: str, m: int, n: int) -> float:
 
 
 def orthogonalise(x: Tensor, iterations: int) -> Tensor:
-    """Matrices [K, m, n] with about the singular vectors of `x`, and singular values near 1: p(s), p applied again.
+    """Orthogonalises matrices [K, m, n]: keeps the singular vectors of `x` and maps singular values s to near 1.
 
-    p(s) = 3.4445 s - 4.7750 s^3 + 2.0315 s^5, from s over the Frobenius norm on. Returns fresh memory.
+    Applies p(s) = 3.4445 s - 4.7750 s^3 + 2.0315 s^5 `iterations` times, from s over the Frobenius norm. Returns new
+    memory.
     """
     wide = x if x.shape[-2] <= x.shape[-1] else x.mT  # the smaller of the two Gram matrices
     wide = wide / torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True).clamp(min=_EPS)

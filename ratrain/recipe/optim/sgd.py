@@ -15,11 +15,11 @@ from ratrain.registry import register
 
 
 class FusedSGD(Contract, torch.optim.SGD):
-    """torch's, which divides by `grad_scale` and heeds `found_inf` itself; momentum begins at zero."""
+    """torch's fused SGD, which divides by `grad_scale` and applies `found_inf` itself; momentum starts at zero."""
 
     def step(self, closure=None):
-        """One step. With no dampening, a momentum of zero makes the first step that torch's makes without any."""
-        # torch allocates it in the first step and leaves it as it came from the allocator if that step is skipped
+        """Makes one step. Without dampening, a zero momentum buffer yields the same first step as no buffer."""
+        # torch allocates the buffer in the first step and leaves it uninitialised if that step is skipped
         for group in self.param_groups:
             for p in group["params"] if group["momentum"] else ():
                 if p.grad is not None and "momentum_buffer" not in self.state[p]:
@@ -46,7 +46,7 @@ class SGD(OptimSection):
         return self
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
-        """The optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
+        """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
         return FusedSGD(
             stated(groups), lr=rate(groups), momentum=self.momentum, nesterov=self.nesterov, fused=True
         )  # fmt: skip

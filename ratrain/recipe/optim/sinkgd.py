@@ -12,39 +12,39 @@ from ratrain.recipe.groups import Group
 from ratrain.recipe.optim._matrices import Matrices, MatrixSection
 from ratrain.registry import register
 
-_LEAST = 1e-12  # length of a row or column that is still brought to another, the largest entry being 1
+_LEAST = 1e-12  # lower bound of a row or column norm, with the largest entry scaled to 1
 
 
 @register("sinkgd")
 class SinkGD(MatrixSection):
     """No state for the matrices of the blocks, no momentum; AdamW for all else.
 
-    The entries of a step have a root mean square of lr, where those of AdamW have about 0.2 to 0.4 lr.
+    The entries of a step have a root mean square of lr; those of AdamW have about 0.2 to 0.4 lr.
     """
 
     iterations: PositiveInt = Field(default=5, description="times that rows, then columns, are brought to one length")
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
-        """The optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
+        """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
         return Sinking(groups, self)
 
 
 class Sinking(Matrices):
-    """Goes against balanced gradients."""
+    """Steps against balanced gradients."""
 
     def __init__(self, groups: Sequence[Group], section: SinkGD):
         super().__init__(groups, section)
         self._iterations = section.iterations
 
     def direction(self, parameters: list[Tensor], gradients: Tensor, skipped: Tensor | None) -> Tensor:
-        """Balanced `gradients` [K, m, n]."""
+        """Returns balanced `gradients` [K, m, n]."""
         return balance(gradients, self._iterations)
 
 
 def balance(x: Tensor, iterations: int) -> Tensor:
-    """Of matrices [K, m, n]: X <- sqrt(n) X / |row|_2, then X <- sqrt(m) X / |column|_2, `iterations` times, in place.
+    """Balances matrices [K, m, n] in place: X <- sqrt(n) X / |row|_2, X <- sqrt(m) X / |column|_2, `iterations` times.
 
-    A row or column of zeros stays one.
+    A row or column of zeros stays zero.
     """
     m, n = x.shape[-2:]
     # only proportions matter; the squares of small gradients would vanish in fp32

@@ -31,30 +31,30 @@ class SinkGDLegacy(OptimSection):
     eps: PositiveFloat = Field(default=1e-8, description="least sum of a row or column, and part of both root means")
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
-        """The optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
+        """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
         return LegacySinking(groups, self)
 
 
 class LegacySinking(Stacks):
-    """Goes against squashed gradients."""
+    """Steps against squashed gradients."""
 
     def __init__(self, groups: Sequence[Group], section: SinkGDLegacy):
         super().__init__(groups, {})
         self._section = section
 
     def direction(self, parameters: list[Tensor], gradients: Tensor, skipped: Tensor | None) -> Tensor:
-        """Squashed `gradients` [K, ...]."""
+        """Returns squashed `gradients` [K, ...]."""
         section = self._section
         return squash(gradients, tau=section.tau, iterations=section.iterations, eps=section.eps)
 
 
 def squash(g: Tensor, *, tau: float, iterations: int, eps: float) -> Tensor:
-    """The reference's transform of each of the stacked gradients [K, ...]."""
+    """Applies the reference's transform to each of the stacked gradients [K, ...]."""
     flat = g.reshape(len(g), -1)
     if iterations == 0:
         return (flat / (flat.abs().mean(-1, keepdim=True) + eps)).view_as(g)
     sharp = max(eps, tau)
-    if g.dim() < 3:  # of a vector; it is not brought back to its scale
+    if g.dim() < 3:  # a vector, which is not rescaled to its own root mean square
         return (flat / flat.abs().sum(-1, keepdim=True).clamp(min=eps) / sharp).tanh().view_as(g)
     x = g
     for _ in range(iterations):

@@ -13,8 +13,8 @@ from ratrain.recipe.groups import Group
 from ratrain.recipe.optim.adamwspam import SpikeAware, Spikes, cut, norm_of
 from ratrain.registry import register
 
-_FLOOR = 1e-12  # added to v where gradients are cut
-_COLDEST = 1e-3  # of the scheduled learning rate
+_FLOOR = 1e-12  # added to v to cut gradients
+_COLDEST = 1e-3  # least factor on the scheduled learning rate
 
 
 @register("spam_legacy")
@@ -36,12 +36,12 @@ class SPAMLegacy(SpikeAware):
     clip_spikes: bool = Field(default=False, description="cut gradients by theta, without bias correction")
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
-        """The optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
+        """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
         return LegacySPAM(groups, self)
 
 
 class LegacySPAM(Spikes):
-    """In this order: cut, take the norm, test it, clip it, reset, warm up, update."""
+    """Reproduces the reference's order: cut, compute the norm, test it, clip by it, reset, warm up, update."""
 
     def __init__(self, groups: Sequence[Group], section: SPAMLegacy):
         super().__init__(groups, section, amsgrad=True)
@@ -57,7 +57,7 @@ class LegacySPAM(Spikes):
             self._reset("exp_avg", "exp_avg_sq")  # AMSGrad's maximum and the step stay
 
     def _cut(self) -> None:
-        """Cuts what is not yet clipped by what was; the norm that is clipped is that of what is left."""
+        """Cuts unclipped gradients by moments of clipped gradients; clips by the norm of the cut gradients."""
         gradients = {p: g for p, g in self._gradients().items() if p in self.state}
         if not gradients:
             return
@@ -70,7 +70,7 @@ class LegacySPAM(Spikes):
             self.grad_scale = (norm / self._section.clip).clamp(min=1)
 
     def _warmth(self, done: int) -> float:
-        """A reset scales the very step that it comes before."""
+        """Returns the warm-up factor; a reset scales the step that directly follows it."""
         since = 2 * ((done + 1) % self._every) if self._every else 0
         if not self._every or done + 1 < self._every or since >= self._section.warmup:
             return 1.0

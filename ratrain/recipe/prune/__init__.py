@@ -1,1 +1,1 @@
-"""Weight pruning: when, how many of each matrix, what says who stays, and the masks."""
+"""Weight pruning: the schedule, the share of each matrix, the scores, and the masks."""

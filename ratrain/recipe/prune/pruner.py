@@ -1,4 +1,4 @@
-"""Keeps the pruned weights of an optimizer at zero, and decides who is next."""
+"""Keeps the pruned weights of an optimizer at zero and selects further weights to prune."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ratrain.recipe.prune import scores
 from ratrain.recipe.prune.masks import GONE, STAYS, bytes_as_rows, keys_of, pack, smallest, unpack
 from ratrain.recipe.prune.schedule import apportion, shares
 
-MARKS = _MASK, _SCORE = "mask|", "movement|"  # begin the names of its tensors in a checkpoint
+MARKS = _MASK, _SCORE = "mask|", "movement|"  # prefixes of tensor names in a checkpoint
 EMBEDDING = "wte.weight"
 
 
 @dataclass
 class _Part:
-    """One matrix: `mask` is packed, `movement` what has been summed of it."""
+    """One matrix: `mask` is packed, `movement` is the accumulated movement score."""
 
     name: str
     weight: nn.Parameter
@@ -34,10 +34,10 @@ class _Part:
 
 
 class Pruner:
-    """Masks of the matrices of the blocks and, where the section says so, of the token table, which comes last.
+    """Holds masks of the blocks' matrices and, with `section.embedding`, of the token table, which comes last.
 
-    It is a hook of the train step (`engine/step.py`), which calls `gradients_ready`, `before_update`, `after_update`.
-    A weight that is pruned is zero, and so are all the moments of it; an optimizer that is elementwise leaves them so.
+    The train step (`engine/step.py`) calls its hooks `gradients_ready`, `before_update`, `after_update`. A pruned
+    weight and all its moments are zero; an elementwise optimizer keeps them at zero.
     """
 
     def __init__(self, section: PruneSection, groups: Sequence[Group], optimizer: Optimizer):
@@ -47,12 +47,12 @@ class Pruner:
         self._parts = [self._part(name, named[name]) for name in names + [EMBEDDING] * section.embedding]
         self._device = self._parts[0].weight.device
         self._rows = bytes_as_rows(self._device)
-        self._dense: list[Tensor] = []  # gradients before they are masked, where the next look needs them
+        self._dense: list[Tensor] = []  # gradients before masking, if the next mask update needs them
         self._wanted, self._last = None, False
-        self._counts = [0] * len(self._parts)  # pruned of each, where that is decided for each
+        self._counts = [0] * len(self._parts)  # pruned per matrix, unless shares are global
         self.weights = sum(part.weight.numel() for part in self._parts)
-        self.pruned = 0  # weights that are zero for good: known without asking the device
-        self.reached = False  # nothing is looked at any more
+        self.pruned = 0  # pruned weights, counted without a read from the device
+        self.reached = False  # masks are final
 
     def _part(self, name: str, weight: nn.Parameter) -> _Part:
         movement = torch.zeros_like(weight, requires_grad=False) if self.section.kind == "movement" else None
@@ -69,11 +69,11 @@ class Pruner:
     # -- in a step ----------------------------------------------------------------------------------------------
 
     def expect(self, sparsity: float, *, last: bool = False) -> None:
-        """Said before a step: so much is pruned after it, and with the `last` look for good."""
+        """Requests a mask update to `sparsity` after the coming step; with `last` the masks become final."""
         self._wanted, self._last = sparsity, last
 
     def gradients_ready(self) -> None:
-        """No gradient for what is pruned, and none of it in the norm."""
+        """Masks the gradients of pruned weights, before the norm is computed; keeps dense copies for regrowth."""
         if self._wanted is not None and self.section.regrow:
             grads = [part.weight.grad for part in self._parts]
             self._dense = [
@@ -85,7 +85,7 @@ class Pruner:
 
     @torch.no_grad()
     def before_update(self) -> None:
-        """Sums movements, of the weights as the gradients saw them; once the optimizer knows how they are clipped."""
+        """Accumulates movement scores from the weights before the update; the optimizer holds the clipping divisor."""
         if self.section.kind == "movement" and not self.reached:
             divisor, skipped = self._optimizer.grad_scale, self._optimizer.found_inf  # type: ignore[attr-defined]
             for part in self._parts:
@@ -93,7 +93,7 @@ class Pruner:
                     scores.add_movement(part.movement, part.weight, part.weight.grad, divisor, skipped)
 
     def after_update(self) -> None:
-        """Looks at who stays if that was asked for, and keeps at zero what is gone."""
+        """Updates the masks if `expect` requested it, and keeps pruned weights at zero."""
         looks = self._wanted is not None
         if self._wanted is not None:
             self._look(self._wanted)
@@ -103,14 +103,14 @@ class Pruner:
         self._wanted, self._dense = None, []
 
     def count(self, sparsity: float) -> int:
-        """Weights that are pruned at that sparsity: floor(sparsity x weights), and none comes back."""
+        """Returns the number of pruned weights at `sparsity`: floor(sparsity x weights); it never decreases."""
         return max(self.pruned, math.floor(sparsity * self.weights + 1e-6))  # 0.3 x 10 is 2.9999999999999996
 
-    # -- who stays ----------------------------------------------------------------------------------------------
+    # -- selection ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _look(self, sparsity: float) -> None:
-        """Prunes so many, in the shares that the section gives the matrices."""
+        """Prunes to `sparsity`, distributed over the matrices by `section.shares`."""
         whole = self.count(sparsity)
         if self.section.shares == "global":
             self._choose(self._parts, whole)
@@ -124,17 +124,17 @@ class Pruner:
         self.pruned = whole
 
     def _choose(self, parts: list[_Part], count: int) -> None:
-        """Prunes `count` of the weights of `parts`, first of all those that are pruned already."""
+        """Prunes `count` weights of `parts`, beginning with the weights that are already pruned."""
         stays = sum(part.weight.numel() for part in parts) - count
         exchanged = int(self.section.regrow * stays) if self.pruned and not self._last else 0
         self._write(parts, [partial(self._keys, part) for part in parts], count + exchanged)
-        if exchanged:  # of all that are out now, some begin again at zero
+        if exchanged:  # some of the pruned weights regrow from zero
             self.apply()
             self._write(parts, [partial(self._keys_by_gradient, part) for part in parts], count)
 
     def _write(self, parts: list[_Part], keys: list[Callable[[], Tensor]], count: int) -> None:
         gone = smallest(keys, count, self._device)
-        fresh = [pack(~out) for out in gone]  # before any mask is written: keys are read three times
+        fresh = [pack(~out) for out in gone]  # all masks before the first write: keys are read three times
         for part, mask in zip(parts, fresh, strict=True):
             part.mask.copy_(mask)
 
@@ -150,7 +150,7 @@ class Pruner:
         if part.movement is not None:
             return part.movement
         state = self._optimizer.state.get(part.weight, {})
-        if self.section.score is None or "exp_avg" not in state:  # what has no gradient has no moments
+        if self.section.score is None or "exp_avg" not in state:  # a weight without gradient has no moments
             return scores.magnitude(weight)
         (beta, _), step = self._betas(part.weight), state["step"].clamp(min=1)
         return scores.STATE[self.section.score](
@@ -160,14 +160,14 @@ class Pruner:
     def _betas(self, weight: nn.Parameter) -> tuple[float, float]:
         return next(g["betas"] for g in self._optimizer.param_groups if any(p is weight for p in g["params"]))
 
-    # -- zero for good ------------------------------------------------------------------------------------------
+    # -- masks --------------------------------------------------------------------------------------------------
 
     def _mask(self, part: _Part) -> Tensor:
         return unpack(part.mask, part.weight, self._rows)
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Zeros in the weights, and in all that the optimizer keeps of them."""
+        """Zeros pruned weights and their optimizer state."""
         for part in self._parts:
             mask = self._mask(part)
             state = self._optimizer.state.get(part.weight, {})
@@ -175,12 +175,12 @@ class Pruner:
                 tensor.mul_(mask)
 
     def masks(self) -> Iterator[tuple[str, Tensor]]:
-        """Of each matrix that is pruned, by name: bool, True for what stays."""
+        """Yields the mask of each matrix with its name: bool, True for kept weights."""
         for part in self._parts:
             yield part.name, self._mask(part) > 0
 
     def digest(self) -> int:
-        """Equal on two processes if their masks are; reads the device."""
+        """Returns a CRC-32 of the masks to compare between processes; reads from the device."""
         sums = 0
         for part in self._parts:
             sums = zlib.crc32(part.mask.cpu().numpy().tobytes(), sums)
@@ -193,7 +193,7 @@ class Pruner:
         return kept | {f"{_SCORE}{p.name}": p.movement for p in self._parts if p.movement is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the names of the matrices, for who has the weights without the masks, and what was asked for."""
+        """Returns the state with the names of the matrices, for readers without the masks, and the section."""
         asked = self.section.model_dump(mode="json", exclude_none=True)
         now = {"pruned": self.pruned, "counts": self._counts, "reached": self.reached}
         return {**now, "matrices": self.names, "section": asked}
@@ -205,5 +205,5 @@ class Pruner:
 
 
 def masks_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The packed masks that a checkpoint holds, by weight."""
+    """Returns the packed masks of a checkpoint, by weight."""
     return {name.removeprefix(_MASK): packed for name, packed in tensors.items() if name.startswith(_MASK)}

@@ -1,7 +1,7 @@
-"""How much each weight matters: the higher, the longer it stays. docs/weight_pruning.md has formulas and sources.
+"""Importance scores: weights with low scores are pruned first. docs/weight_pruning.md has formulas and sources.
 
 w is the weight, m and v Adam's raw moments, all of one shape. The reference adds 1e-8 under its roots and in its
-denominators, which is more than v itself at GPT-2's size; here a denominator has what keeps 0 / 0 from NaN, no more.
+denominators, which exceeds v itself at GPT-2's size; here denominators have only a tiny term against NaN from 0 / 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TINY = 1e-30  # below any root of a second moment in float32
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's, before bias correction; `unbiased` is 1 - beta1^k of their step k, 0-d."""
+    """Adam's moments before bias correction; `unbiased` is 1 - beta1^k at their step k, 0-d."""
 
     m: Tensor
     v: Tensor
@@ -25,7 +25,7 @@ class Moments:
 
 
 def magnitude(w: Tensor) -> Tensor:
-    """|w| (Han et al. 2015, arXiv:1506.02626)."""
+    """Returns |w| (Han et al. 2015, arXiv:1506.02626)."""
     return w.abs()
 
 
@@ -42,7 +42,7 @@ def _bitter3(w: Tensor, a: Moments) -> Tensor:
 
 
 def _away(w: Tensor, a: Moments) -> Tensor:
-    """Adam moves w by -m: positive where that is away from zero. The reference has the other sign."""
+    """Positive if Adam's step, along -m, moves w away from zero. The reference has the opposite sign."""
     return -w.sign() * _over_root(a.m, a.v)
 
 
@@ -82,7 +82,7 @@ STATE: Mapping[str, Callable[[Tensor, Moments], Tensor]] = {
 
 
 def add_movement(score: Tensor, w: Tensor, gradient: Tensor, divisor: Tensor, skipped: Tensor) -> None:
-    """Adds -w x gradient / divisor (Sanh et al. 2020, arXiv:2005.07683, equation 3), nothing in a step that is skipped.
+    """Adds -w x gradient / divisor (Sanh et al. 2020, arXiv:2005.07683, equation 3); adds nothing in a skipped step.
 
     The gradient of a skipped step may hold NaN.
     """
