@@ -65,6 +65,7 @@ def empty_folder(tmp_path, monkeypatch):
         (["widen", "v9", "--set", "schedule.lr=-1"], Exit.BAD_MANIFEST),
         (["--ablate", "ablation", "--set", "schedule.lr=-1"], Exit.BAD_MANIFEST),
         (["verify", "v9", "--set", "schedule.lr=-1"], Exit.BAD_MANIFEST),
+        (["smoke", "v9", "v99", "--set", "schedule.lr=-1"], Exit.BAD_MANIFEST),
         (["v99"], Exit.MISSING),
         (["verify", "v99"], Exit.MISSING),
     ],

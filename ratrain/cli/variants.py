@@ -1,11 +1,11 @@
-"""Commands that look at manifests and check them: list, show, diff, check, verify, audit, schema."""
+"""The commands list, show, diff, check, smoke, widen, verify, audit and schema."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,17 +153,41 @@ def _smoke_arguments(parser: argparse.ArgumentParser) -> None:
 def _smoke(args: argparse.Namespace) -> int | None:
     """Train every manifest to the end of a tiny budget, and throw the runs away."""
     from ratrain.config.catalogue import catalogue
-    from ratrain.run.smoke import HEAD, RESUMED_HEAD, resume_once, resumed_row, row, smoke
 
     names = list(dict.fromkeys(args.manifests)) or [entry.id for entry in catalogue()]
-    longest = max(map(len, names))
-    widths = (longest, 13, 12, 34, 11, 7) if args.resume else (longest, 6, 10, 9, 10, 34, 7)
+    resolved: dict[str, tuple[Manifest, Source]] = {}
     failed: list[RatrainError] = []
-    if not args.json:
-        print(aligned(RESUMED_HEAD if args.resume else HEAD, widths))
+
+    def failure(name: str, error: RatrainError) -> None:
+        failed.append(error)
+        print(f"ratrain: {name}: {error}", file=sys.stderr)
+
     for name in names:
         try:
-            manifest, source = resolve_manifest(name, args)
+            resolved[name] = resolve_manifest(name, args)
+        except RatrainError as error:
+            failure(name, error)
+    if resolved:
+        _train_briefly(resolved, args, failure)
+    if failed:
+        print(f"ratrain: {len(failed)} of {len(names)} failed", file=sys.stderr)
+    return failed[0].exit if failed else None
+
+
+def _train_briefly(
+    resolved: dict[str, tuple[Manifest, Source]],
+    args: argparse.Namespace,
+    failure: Callable[[str, RatrainError], None],
+) -> None:
+    """Prints a row for each manifest; one that fails goes to `failure`, and the next is trained."""
+    from ratrain.run.smoke import HEAD, RESUMED_HEAD, resume_once, resumed_row, row, smoke  # imports torch
+
+    longest = max(map(len, resolved))
+    widths = (longest, 13, 12, 34, 11, 7) if args.resume else (longest, 6, 10, 9, 10, 34, 7)
+    if not args.json:
+        print(aligned(RESUMED_HEAD if args.resume else HEAD, widths))
+    for name, (manifest, source) in resolved.items():
+        try:
             if args.resume:
                 resumed = resume_once(manifest, device=args.device)
                 record, cells = resumed.record(), resumed_row(resumed)
@@ -172,11 +196,7 @@ def _smoke(args: argparse.Namespace) -> int | None:
                 record, cells = smoked.record(), row(smoked)
             print(json.dumps(record) if args.json else aligned(cells, widths), flush=True)
         except RatrainError as error:
-            failed.append(error)
-            print(f"ratrain: {name}: {error}", file=sys.stderr)
-    if failed:
-        print(f"ratrain: {len(failed)} of {len(names)} failed", file=sys.stderr)
-    return failed[0].exit if failed else None
+            failure(name, error)
 
 
 def _widen_arguments(parser: argparse.ArgumentParser) -> None:
