@@ -24,7 +24,7 @@ PREFIX = "ratrain_outline_"  # prefix of the names of outlined modules
 _LIGHT = ("pydantic", "pydantic_core", "annotated_types", "typing_extensions")
 _LIGHT_PARTS = ("config", "errors", "events", "registry")  # modules of ratrain that are imported as usual
 _TEXT = ast.parse("from __future__ import annotations").body
-_FAMILIES = ("ratrain.patches.", "ratrain.legacy.", "ratrain.recipe.optim.")  # one kind's options may extend another's
+_FAMILIES = ("ratrain.patches.", "ratrain.recipe.optim.")  # one kind's options may extend another's
 
 
 _made: dict[str, ModuleType] = {}  # by name, PREFIX included
@@ -63,7 +63,10 @@ def outline_package(name: str) -> ModuleType:
     """Returns the outline of a module of the package, built once. Raises WholeFileNeededError."""
     if known := _made.get(PREFIX + name):
         return known
-    spec = find_spec(name)
+    try:
+        spec = find_spec(name)
+    except ImportError:  # of the package that holds the module
+        spec = None
     if spec is None or spec.origin is None:
         raise WholeFileNeededError
     return outline_file(name, Path(spec.origin))
@@ -177,7 +180,7 @@ def _import(statement: ast.Import | ast.ImportFrom, module: ModuleType) -> None:
                 vars(module)[name] = light.get(alias.name, _Absent())
         return
     _bind(source, names, statement, module)
-    if source.startswith(_FAMILIES):
+    if source.startswith((*_FAMILIES, f"{module.__package__}.") if module.__package__ else _FAMILIES):
         there = vars(outline_package(source))
         vars(module).update((name, there[alias.name]) for name, alias in zip(names, statement.names, strict=True))
 

@@ -11,7 +11,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -22,6 +22,7 @@ from ratrain.config.resolve import resolve
 from ratrain.config.schema import ActivationSection, Manifest, ModelSpec, Section
 from ratrain.errors import DataError, MissingError, UsageError
 from ratrain.outline import PREFIX, WholeFileNeededError, is_absent, module_of, outline_file, outline_package
+from ratrain.plugins import offered
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,7 +99,7 @@ class Kinds(Mapping[str, type[Section]]):
         for package in packages:
             for kind in _stems(package):
                 self._add(kind, f"{package}.{kind}")
-        for entry in _offered(group) if group else ():
+        for entry in offered(group) if group else ():
             self._add(entry.name, entry)
         for folder in dict.fromkeys(Path(f).resolve() for f in folders):
             for file in sorted(folder.glob("*.py")):
@@ -108,7 +109,8 @@ class Kinds(Mapping[str, type[Section]]):
         if kind.startswith("_"):
             return
         if kind in self._sources:
-            raise UsageError(f"{source}: the kind {kind!r} exists already ({self._sources[kind]}); rename the file")
+            there = _place(self._sources[kind])
+            raise UsageError(f"{_place(source)}: the kind {kind!r} exists already ({there}); rename the file")
         self._sources[kind] = source
 
     def __iter__(self) -> Iterator[str]:
@@ -165,12 +167,6 @@ def _stems(package: str) -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in _ROOT.joinpath(*package.split(".")[1:]).glob("*.py")))
 
 
-@cache
-def _offered(group: str) -> tuple[EntryPoint, ...]:
-    """Returns the entry points of installed packages in `group`; cached, because the search is slow."""
-    return tuple(entry_points(group=group))
-
-
 def _load(kind: str, source: Origin) -> type[Section]:
     try:
         if isinstance(source, EntryPoint):
@@ -179,16 +175,21 @@ def _load(kind: str, source: Origin) -> type[Section]:
     except Exception as error:
         if isinstance(source, str):
             raise  # a file of the package: a bug in ratrain
-        raise DataError(f"{source}: cannot be imported: {type(error).__name__}: {error}") from error
+        raise DataError(f"{_place(source)}: cannot be imported: {type(error).__name__}: {error}") from error
     if found := _defined(kind, module):
         return found
     raise DataError(f"{source}: defines no class marked @register({kind!r})")
 
 
+def _place(source: Origin) -> str:
+    return source.value if isinstance(source, EntryPoint) else str(source)
+
+
 def _outlined(kind: str, source: Origin) -> type[Section] | None:
     try:
         if isinstance(source, EntryPoint):
-            return None
+            found = vars(outline_package(source.module)).get(source.attr)
+            return found if not is_absent(found) and isinstance(found, type) else None
         module = outline_file(_PLUGIN + kind, source) if isinstance(source, Path) else outline_package(source)
     except WholeFileNeededError:
         return None
@@ -223,7 +224,7 @@ def plugin_files(options: Iterable[Section]) -> list[Path]:
 
 
 def patch_kinds(folders: Iterable[Path] = (), *, beside: Iterable[Path] = ()) -> Kinds:
-    """Returns all patch kinds of the package, legacy, installed plug-ins, `folders`, and patches/ folders.
+    """Returns all patch kinds of the package, entry points (legacy among them), `folders`, and patches/ folders.
 
     The latter are the folders patches/ next to the manifest files in `beside`, if they exist. Raises MissingError if
     one of `folders` does not exist.
@@ -233,7 +234,7 @@ def patch_kinds(folders: Iterable[Path] = (), *, beside: Iterable[Path] = ()) ->
         if not Path(folder).is_dir():
             raise MissingError(f"{folder}: no such folder of patches")
     own = [folder for file in beside if (folder := file.parent / "patches").is_dir()]
-    return Kinds(("ratrain.patches", "ratrain.legacy"), folders=[*own, *folders], group="ratrain.patches")
+    return Kinds(("ratrain.patches",), folders=[*own, *folders], group="ratrain.patches")
 
 
 def optim_kinds() -> Kinds:

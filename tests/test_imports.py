@@ -75,6 +75,18 @@ def test_a_look_and_a_refusal_import_nothing_heavy(argv, code):
     got, _, told = run(*argv, without=HEAVY)
     assert got == code, told[:-1]
     assert len(json.loads(told[-1])) < 400
+    of_legacy = [name for name in json.loads(told[-1]) if name.startswith("ratrain.legacy")]
+    assert not of_legacy or "l6" in argv or argv == ["schema"]  # which name mechanisms of legacy
+
+
+def test_only_a_name_of_legacy_loads_it(tmp_path):
+    for argv in (["v9", *QUICK, "--device", "cpu"], ["report", "@last"], ["runs"], ["check", "v9"], ["v99"]):
+        _, _, told = run(*argv)
+        assert not [name for name in json.loads(told[-1]) if name.startswith("ratrain.legacy")], argv
+    (tmp_path / "metrics.json").write_text("{}")
+    defconfig = ["legacy/defconfigs/gpt2-vanilla-baseline", "--set", "a=1"]
+    for argv in (["convert", "no_file"], ["report", "metrics.json"], defconfig):
+        assert [name for name in json.loads(run(*argv)[2][-1]) if name.startswith("ratrain.legacy.commands")], argv
 
 
 def test_a_run_that_is_done_is_known_without_torch(tmp_path):

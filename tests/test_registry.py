@@ -44,7 +44,7 @@ def test_a_file_of_a_folder_is_a_kind(tmp_path):
 
 def test_an_entry_point_is_a_kind(monkeypatch):
     entry = EntryPoint("from_elsewhere", "ratrain.patches.unified_ra:UnifiedRA", "ratrain.patches")
-    monkeypatch.setattr(registry, "_offered", lambda group: (entry,) if group == "ratrain.patches" else ())
+    monkeypatch.setattr(registry, "offered", lambda group: (entry,) if group == "ratrain.patches" else ())
     assert patch_kinds()["from_elsewhere"] is UnifiedRA
 
 

@@ -6,16 +6,19 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 
 from ratrain import __version__
-from ratrain.cli import ablate, convert, profile, report, runs, text, train
+from ratrain.cli import ablate, check_runs, profile, report, runs, text, train
 from ratrain.cli import variants as look
+from ratrain.cli.arguments import Command
 from ratrain.cli.stdout import discard, outlive_reader, write_any_text
 from ratrain.errors import Exit, ManifestError, MissingError, RatrainError
+from ratrain.plugins import offered
 from ratrain.waiting import settle
 
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS | report.COMMANDS
-COMMANDS |= profile.COMMANDS | convert.COMMANDS
+COMMANDS |= profile.COMMANDS | check_runs.COMMANDS
 
 _WORK = {"train", "--ablate", "calibrate", "prepare"}  # go on when the reader of stdout has left
 
@@ -42,21 +45,22 @@ exit codes: 0 done, 1 bug, 2 usage, 65 bad data or checkpoint, 66 input missing,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. Every RatrainError becomes one message on stderr."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     settle()  # before anything loads torch
     try:
         _prepare_process()
-        command, rest = _command(argv)
-        if command in ("train", "--ablate", "check"):
-            argv = convert.with_manifests(argv)
-            command, rest = _command(argv)
+        command, rest = _command(words)
+        if command in ("train", "--ablate", "check") and any(map(_may_be_foreign, rest)):
+            for entry in offered("ratrain.manifests"):
+                words = entry.load()(words)
+            command, rest = _command(words)
         if command in _WORK:
             outlive_reader()
         parser = _parser(command)
-        COMMANDS[command].add_arguments(parser)
+        _known(command).add_arguments(parser)
         args = parser.parse_args(rest)
-        args.argv = argv
-        code = COMMANDS[command].run(args) or Exit.DONE
+        args.argv = words
+        code = _known(command).run(args) or Exit.DONE
         sys.stdout.flush()
         return code
     except RatrainError as error:
@@ -89,18 +93,44 @@ def _command(argv: list[str]) -> tuple[str, list[str]]:
     if "--ablate" in argv:  # wherever it stands: what follows it is its file
         return "--ablate", [word for word in argv if word != "--ablate"]
     for count in (2, 1):
-        if (name := " ".join(argv[:count])) in COMMANDS:
+        if (name := " ".join(argv[:count])) in COMMANDS or name in _offered():
             return name, argv[count:]
     return "train", argv
 
 
+class _TrainParser(argparse.ArgumentParser):
+    """Lists all commands in its help text; only then are those of entry points imported."""
+
+    def format_help(self) -> str:
+        lines = (f"  {name:11} {_known(name).run.__doc__}" for name in (*COMMANDS, *_offered()))
+        self.epilog = _EPILOG.format(commands="\n".join(lines))
+        return super().format_help()
+
+
+def _offered() -> dict[str, EntryPoint]:
+    """Returns the commands of entry points, which are not imported."""
+    return {entry.name: entry for entry in offered("ratrain.commands")}
+
+
+def _known(name: str) -> Command:
+    return COMMANDS[name] if name in COMMANDS else _offered()[name].load()
+
+
+def _may_be_foreign(word: str) -> bool:
+    """Returns whether `word` names a file that is neither a manifest nor weights, by its ending."""
+    if word.endswith((".toml", ".safetensors")):
+        return False
+    from ratrain.config.find import find_in_package
+
+    return os.path.isfile(word) or find_in_package(word) is not None
+
+
 def _parser(command: str) -> argparse.ArgumentParser:
     if command != "train":
-        return argparse.ArgumentParser(prog=f"ratrain {command}", description=COMMANDS[command].run.__doc__)
-    parser = argparse.ArgumentParser(
+        return argparse.ArgumentParser(prog=f"ratrain {command}", description=_known(command).run.__doc__)
+    parser = _TrainParser(
         prog="ratrain",
         description="Train one variant, described by a manifest.",
-        epilog=_EPILOG.format(commands="\n".join(f"  {name:11} {it.run.__doc__}" for name, it in COMMANDS.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ratrain {__version__}")

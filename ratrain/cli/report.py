@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ratrain.cli.arguments import Command, count, natural
 from ratrain.cli.tables import table
 from ratrain.errors import CannotCreateError, Exit, MissingError, UsageError
+from ratrain.plugins import offered
 
 if TYPE_CHECKING:
     from ratrain.storage.run_log import RunLog
@@ -27,15 +28,11 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     """Tell what a run reached and how its gates went, compare several, or tell what a study came to."""
-    from ratrain.legacy.readers.metrics import is_metrics
     from ratrain.storage.folder import find_run
     from ratrain.storage.run_log import read_run
 
-    old = [name for name in args.run if is_metrics(Path(name))]
-    if old and len(old) < len(args.run):
-        raise UsageError(f"{old[0]}: is of the reference, and compares with no run of ours; report it by itself")
-    if old:
-        _report_old([Path(name) for name in old], args.out)
+    foreign = any(_is_foreign(Path(name)) for name in args.run)
+    if foreign and any(entry.load()(args.run, args.out) for entry in offered("ratrain.reports")):
         return
     studies = [found for name in args.run if (found := _study_of(name, args.out))]
     if studies and len(args.run) > 1:
@@ -64,24 +61,13 @@ def _study_of(name: str, out: Path) -> Path | None:
     return fitting[0]
 
 
-def _report_old(paths: list[Path], out: Path) -> None:
-    from ratrain.atomic import write_file
-    from ratrain.legacy.readers.caveats import caveats
-    from ratrain.legacy.readers.metrics import read_metrics
-    from ratrain.report.reference import HEAD, page, rows
-
-    runs = [run for path in paths for run in read_metrics(path)]
-    warnings = caveats(runs)
-    print(table([HEAD, *rows(runs)]))
-    print("\nnumbers come from the reference; none was measured here. What they are worth:")
-    print("\n".join(f"- {line}" for line in warnings))
-    _make(out)
-    title = ", ".join(path.resolve().name for path in paths)
-    write_file(out / "reference.html", [page(runs, warnings, title).encode()])
-    print(f"\n{out / 'reference.html'}")
+def _is_foreign(path: Path) -> bool:
+    """Returns whether a path exists that is no folder of a run or study."""
+    own = ("resolved.toml", "events.jsonl", "state.json")
+    return path.is_file() or (path.is_dir() and not any((path / name).is_file() for name in own))
 
 
-def _make(out: Path) -> None:
+def make_folder(out: Path) -> None:
     """Makes the folder of a page. Raises CannotCreateError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +94,7 @@ def _report_comparison(logs: list[RunLog], out: Path) -> None:
     from ratrain.report.compare import compare_page, compare_rows
 
     print(table(compare_rows(logs)))
-    _make(out)
+    make_folder(out)
     write_file(out / "comparison.html", [compare_page(logs).encode()])
     print(f"\n{out / 'comparison.html'}")
 

@@ -1,4 +1,4 @@
-"""Old mechanisms, as patches: found by name through the registry, never imported by the engine."""
+"""Mechanisms of the reference, as patches, and readers of its files; the core knows them by the names in plugins.py."""
 
 if not __name__.startswith("ratrain."):
     raise ImportError("this package is imported as ratrain.legacy")

@@ -12,7 +12,7 @@ from ratrain.registry import plugin_files
 
 _SHOWN = 3  # changed files that a message names
 _ROOT = Path(__file__).parents[1]
-# sources that affect the results of every run; the files of the manifest's kinds are added
+# sources that affect the results of every run; files of the manifest's kinds are added, and private modules beside them
 _ALWAYS = (
     "compression/*.py",
     "data/corpus.py",
@@ -23,14 +23,12 @@ _ALWAYS = (
     "engine/parts/*.py",
     "kernels/*/*.py",
     "kernels/products.py",
-    "legacy/_*.py",
     "machine/attention.py",
     "machine/distributed.py",
     "machine/products.py",
     "machine/rng.py",
     "model/*.py",
     "recipe/*.py",
-    "recipe/optim/_*.py",
     "recipe/prune/*.py",
 )
 
@@ -61,3 +59,4 @@ def _package_files(manifest: Manifest) -> Iterator[Path]:
             file = Path(str(getattr(module_of(kind), "__file__", None)))
             if file.is_relative_to(_ROOT) and file.parent != _ROOT / "config" and file != _ROOT / "registry.py":
                 yield file
+                yield from file.parent.glob("_[a-z]*.py")  # shared by the kinds of its folder

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ratrain import convert as converting
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
-from ratrain.convert import convert
 from ratrain.errors import CannotCreateError, DataError, Exit, MissingError
-from ratrain.legacy.readers.checkpoint import is_checkpoint, read_checkpoint
+from ratrain.legacy.checkpoints import to_run as converting
+from ratrain.legacy.checkpoints.read import is_checkpoint, read_checkpoint
+from ratrain.legacy.checkpoints.to_run import convert
 from ratrain.model.build import build
 from ratrain.recipe.groups import group_parameters
 from ratrain.registry import optim_kinds, patch_kinds

@@ -12,12 +12,12 @@ import tomli
 from ratrain.ablation.arms import resolved
 from ratrain.ablation.plan import make_plan
 from ratrain.config.read import read_source
-from ratrain.legacy.readers.convert import comes_to, convert_defconfig
 from ratrain.legacy.readers.defconfig import is_defconfig, read_defconfig, verdicts
 from ratrain.legacy.readers.kconfig import olddefconfig
 from ratrain.legacy.readers.options import options
 from ratrain.legacy.readers.runner import launched
 from ratrain.legacy.readers.symbols import UNDEFINED, UNDEFINED_ACTS, UNDEFINED_FLAGS, UNDEFINED_IDLE, symbols
+from ratrain.legacy.readers.to_manifest import comes_to, convert_defconfig
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ROOT / "ratrain" / "legacy" / "defconfigs"

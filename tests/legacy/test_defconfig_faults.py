@@ -9,7 +9,7 @@ import pytest
 import tomli
 
 from ratrain.errors import Exit, RatrainError
-from ratrain.legacy.readers.convert import convert_defconfig
+from ratrain.legacy.readers.to_manifest import convert_defconfig
 
 GOOD = 'CONFIG_MODEL_SELECT_GPT2=y\nCONFIG_BATCH_SIZE=4\nCONFIG_LEARNING_RATE="6e-4"\nCONFIG_OPTIMIZER_SELECT_ADAMW=y\n'
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from ratrain.errors import DataError, Exit
-from ratrain.legacy.readers.caveats import caveats
-from ratrain.legacy.readers.metrics import is_metrics, read_metrics
+from ratrain.legacy.metrics.caveats import caveats
+from ratrain.legacy.metrics.read import is_metrics, read_metrics
 
 V14 = "crashed on an import; where it had run before, every position saw the future"  # as its manifest says
 STEPS = {  # as train_ra_mla.py wrote them

@@ -1,1 +1,1 @@
-"""What the reference left behind, as ratrain reads it: configurations, checkpoints, metrics. Never written."""
+"""Reads configurations and command lines of the reference and converts them to manifests."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from ratrain.errors import Fault, ManifestError
 from ratrain.legacy.readers import environment as surroundings
-from ratrain.legacy.readers.convert import Asking, conclude
-from ratrain.legacy.readers.converted import Conversion, run_of
+from ratrain.legacy.readers.conversion import Conversion, run_of
 from ratrain.legacy.readers.options import Asked, Option, Said, Trainer, options, read_said
+from ratrain.legacy.readers.to_manifest import Asking, conclude
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,6 @@ from ratrain.config.find import find_manifest
 from ratrain.config.read import read_source
 from ratrain.legacy.readers.options import Asked
 from ratrain.legacy.readers.recipe import SCALES
-from ratrain.legacy.readers.steps import manifest_of
 from ratrain.legacy.readers.tree import Entry, Section, Tree
 
 _APART = (  # what builds another model than the step's
@@ -19,6 +19,9 @@ _APART = (  # what builds another model than the step's
     "mlp-latent-recip", "kvsplice-enable", "double-attention",
 )  # fmt: skip
 _RAMP = Entry({"kind": "ramp", "over": {"fraction": 0.1}}, "the coupling's warm-up, which was documented and never ran")
+_FAMILIES = {"V": ("v", 0, 19), "C": ("c", 1, 3), "L": ("l", 0, 7), "S": ("s", 0, 3), "R": ("r", 0, 3)}
+_NUMBERED = {"ratio": 18, "recip": 5}
+_STEPS = "0 to 18, V0 to V19, C1 to C3, L0 to L7, S0 to S3, R0 to R3"
 
 
 def base_of(asked: Asked, *, study: str, profile: str) -> str:
@@ -30,6 +33,22 @@ def base_of(asked: Asked, *, study: str, profile: str) -> str:
         return manifest_of(step, study=study, profile=profile)
     except ValueError as error:
         raise asked.fault("ra-mla-ablation-step", str(error)) from None
+
+
+def manifest_of(step: str, *, study: str = "ratio", profile: str = "intended") -> str:
+    """The id of the manifest of `step`, whose number is of `study` (ratio or recip). Raises ValueError.
+
+    The V and C series have no manifests of what ran: docs/series.md tells how far it was from what was meant.
+    """
+    match = re.fullmatch(r"([A-Z]?)(\d{1,2})", step.strip().upper(), re.ASCII)
+    if not match:
+        raise ValueError(f"no such step: {step.strip()[:20]!r}; expected some of {_STEPS}")
+    letter, number = match[1], int(match[2])
+    prefix, first, last = _FAMILIES.get(letter, ("", 1, 0)) if letter else (study, 0, _NUMBERED[study])
+    if not first <= number <= last:
+        raise ValueError(f"no such step: {step.strip()!r}; expected some of {_STEPS}")
+    as_run = profile == "as_run" and letter not in ("V", "C")
+    return f"{prefix}{number}{'_as_run' if as_run else ''}"
 
 
 def mechanism(asked: Asked, base: str, *, profile: str) -> Tree:

@@ -23,10 +23,10 @@ from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
 from ratrain.engine.state import kept_by
 from ratrain.errors import CannotCreateError, DataError, ManifestError
-from ratrain.legacy.readers.checkpoint import OldCheckpoint, generation, read_checkpoint
-from ratrain.legacy.readers.described import Described, described
-from ratrain.legacy.readers.forward import old_logits
-from ratrain.legacy.readers.moves import Move, moves
+from ratrain.legacy.checkpoints.described import Described, described
+from ratrain.legacy.checkpoints.forward import old_logits
+from ratrain.legacy.checkpoints.read import OldCheckpoint, generation, read_checkpoint
+from ratrain.legacy.checkpoints.tensors import Move, moves
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2
 from ratrain.registry import optim_kinds, patch_kinds

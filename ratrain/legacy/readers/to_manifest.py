@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ratrain.errors import Fault, ManifestError
 from ratrain.legacy.readers import environment as surroundings
-from ratrain.legacy.readers.converted import (
+from ratrain.legacy.readers.conversion import (
     Conversion,
     Head,
     Run,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ratrain.data.tokenizer import VOCAB
 from ratrain.errors import DataError
-from ratrain.legacy.readers.checkpoint import OldCheckpoint
+from ratrain.legacy.checkpoints.read import OldCheckpoint
 
 _TOKENIZERS = {50304: "gpt2", 50257: "gpt2", 2048: "shakespeare2k"}  # by rows of the table; the reference had 50304
 _HEADS = {"gpt2": 12, "gpt2-medium": 16, "gpt2-large": 20, "gpt2-xl": 25}

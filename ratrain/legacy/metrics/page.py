@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from ratrain.legacy.readers.metrics import OldRun
+from ratrain.legacy.metrics.read import OldRun
 from ratrain.report.drawing import PAINT, SERIES, drawn
 from ratrain.report.html import WIDE_STYLE, document, figure, grid, sections
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from ratrain.config.find import shipped
 from ratrain.config.parse import parse_file
-from ratrain.legacy.readers.metrics import OldRun
+from ratrain.legacy.metrics.read import OldRun
 
 _ALL = (
     "validation losses are means over random batches, drawn anew at each evaluation: two runs of one model differed by"

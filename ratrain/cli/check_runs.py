@@ -1,0 +1,65 @@
+"""`ratrain check runs FILE`: every run of a manifest or study, built, and trained for two steps at the tiny scale."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ratrain.cli.arguments import Command
+from ratrain.errors import Exit, ManifestError, RatrainError
+
+if TYPE_CHECKING:
+    from ratrain.config.schema import Manifest
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a defconfig, a manifest, or an ablation manifest")
+
+
+def _check_runs(args: argparse.Namespace) -> int:
+    """Build every run of a file as it is, and train two steps of it on the CPU, made small."""
+    import time
+
+    import torch
+
+    from ratrain.cli.tables import aligned
+    from ratrain.run.check import check
+    from ratrain.run.smoke import resume_once
+
+    torch.set_num_threads(1)  # shapes this small only lose by more
+    failed = 0
+    for name, manifest, small in _runs(args.file):
+        began = time.perf_counter()
+        try:
+            built = check(manifest)
+            resume_once(small, device="cpu")
+            told = f"{built.parameters:,} parameters"
+        except RatrainError as error:
+            failed, told = failed + 1, str(error.faults[0]) if isinstance(error, ManifestError) else str(error)
+        verdict = f"{time.perf_counter() - began:.1f} s"
+        print(aligned((name, verdict, told), (34, 7, 0)), flush=True)
+    print(f"{failed} cannot be run" if failed else "all can be run")
+    return Exit.BAD_MANIFEST if failed else Exit.DONE
+
+
+def _runs(file: Path) -> Iterator[tuple[str, Manifest, Manifest]]:
+    """Name, manifest, and the same at the tiny scale, of each run."""
+    import tomli
+
+    from ratrain.ablation.arms import resolved
+    from ratrain.ablation.plan import make_plan
+    from ratrain.config.read import read_source
+
+    quick = ["compile.scope=off", "log.trackers=[]"]
+    if "base" in tomli.loads(file.read_text()):
+        small = {arm.name: arm.manifest for arm in make_plan(file, scale="tiny", overrides=quick).arms}
+        for arm in make_plan(file).arms:
+            yield arm.name, arm.manifest, small[arm.name]
+    else:
+        whole = resolved(read_source(file), ())
+        yield whole.id, whole, resolved(read_source(file, scale="tiny", overrides=quick), ())
+
+
+COMMANDS: dict[str, Command] = {"check runs": Command(_arguments, _check_runs)}

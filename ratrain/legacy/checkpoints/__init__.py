@@ -1,0 +1,1 @@
+"""Reads checkpoints of the reference and converts them to runs."""

@@ -1,0 +1,51 @@
+"""`ratrain convert FILE`: a defconfig becomes a manifest, a checkpoint of the reference becomes a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ratrain.cli.arguments import Command
+from ratrain.config.find import find_in_package
+from ratrain.errors import DataError, MissingError
+from ratrain.legacy.commands.defconfig import command_of, converted, reading_arguments, shape_of
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a defconfig, or a checkpoint (.pt)")
+    parser.add_argument("-o", "--to", type=Path, metavar="OUT", help="where the manifest, or the run, goes (stdout)")
+    reading_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    """Turn a configuration or a checkpoint of the reference into a manifest or a run."""
+    from ratrain.atomic import write_file
+    from ratrain.legacy.readers.defconfig import is_defconfig
+
+    file = args.file if args.file.exists() else find_in_package(str(args.file))
+    if file is None:
+        raise MissingError(f"{args.file}: no such file; expected a defconfig or a checkpoint of the reference")
+    if not is_defconfig(file):
+        _convert_checkpoint(args)
+        return
+    found = converted(file, args)
+    if args.to:
+        write_file(args.to, [found.text.encode()])
+        print(f"{args.to}: {shape_of(found)}; {' '.join(['ratrain', *command_of(found, args.to)])} trains it")
+    else:
+        print(found.text, end="")
+
+
+def _convert_checkpoint(args: argparse.Namespace) -> None:
+    from ratrain.legacy.checkpoints.read import is_checkpoint
+
+    if not is_checkpoint(args.file):
+        message = "neither a defconfig (no line is CONFIG_NAME=value) nor a checkpoint (as torch.save writes them)"
+        raise DataError(f"{args.file}: {message}")
+    from ratrain.legacy.checkpoints.to_run import convert
+
+    print("\n".join(convert(args.file, args.to, root=args.out).told()))
+
+
+CONVERT = Command(_convert_arguments, _convert)

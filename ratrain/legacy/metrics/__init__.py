@@ -1,0 +1,1 @@
+"""Reads metrics files of the reference and reports them."""
