@@ -29,7 +29,7 @@ FLOORS = (
     ("sinks", "statistics"),
     ("registry", "outline"),
     ("config", "plugins"),
-    ("atomic", "checksum", "waiting"),
+    ("atomic", "checksum", "lock", "waiting"),
     ("event_log",),
     ("events", "errors"),
     ("kernels",),

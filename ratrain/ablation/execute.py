@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from ratrain.ablation.results import rows_of
 from ratrain.ablation.tuning import tuning
 from ratrain.errors import CannotCreateError, Exit, Fault, ManifestError
 from ratrain.events import Evaluated
+from ratrain.lock import lock
 from ratrain.run.start import Launch, changed_code
 from ratrain.storage.code_digests import some
 from ratrain.storage.folder import RunFolder
@@ -47,16 +47,15 @@ def held(folder: Path) -> Iterator[None]:
     holds the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = lock(folder / "study.lock")
+    except BlockingIOError:
+        raise CannotCreateError(f"{folder}: another process works on this study; wait for it") from None
     except OSError as error:
         raise CannotCreateError(f"{folder}: cannot be created: {error.strerror}; choose another --out") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError:
-        raise CannotCreateError(f"{folder}: another process works on this study; wait for it") from None
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
 def begin(plan: Plan, out: Path, *, amend: bool) -> Study:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from ratrain.atomic import write_file
 from ratrain.errors import CannotCreateError, DiskError
+from ratrain.lock import lock
 
 
 def cache_folder() -> Path:
@@ -57,7 +57,5 @@ def alone(kind: str) -> Iterator[None]:
     with contextlib.ExitStack() as opened:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            opened.callback(os.close, lock)  # releases the lock
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            opened.callback(os.close, lock(folder / "lock", wait=None))
         yield

@@ -10,7 +10,6 @@ never on --jobs or on the point at which an earlier attempt stopped.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import math
@@ -33,6 +32,7 @@ from ratrain.data.shard_writer import ShardWriter, recorded_recipe
 from ratrain.data.shards import MAX_SHARD_TOKENS
 from ratrain.data.tokenizer import VOCAB, load_tokenizer
 from ratrain.errors import CannotCreateError, DataError, MemoryShortError, UsageError
+from ratrain.lock import lock
 
 _CHUNK_LETTERS, _CHUNK_DOCUMENTS = 2**19, 1024  # a worker's task ends at the first of these
 
@@ -136,14 +136,12 @@ def _locked(out: Path) -> Iterator[None]:
     """Creates the folder and locks it. Raises CannotCreateError if another process holds the lock."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY)
+        descriptor = lock(out)
+    except BlockingIOError:
+        raise CannotCreateError(f"{out}: another process is preparing it; wait for it to end") from None
     except OSError as error:
         raise CannotCreateError(f"{out}: cannot be created: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CannotCreateError(f"{out}: another process is preparing it; wait for it to end") from None
         yield
     finally:
         os.close(descriptor)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ratrain.atomic import remove_leftovers, write_file
 from ratrain.errors import CannotCreateError, GaveUpError, MissingError, UsageError
+from ratrain.lock import is_locked, lock
 
 _ATTEMPTS = 3  # attempts in a row that may end without a new checkpoint
 _NAMED = 12  # runs named in a message
-_LOOK = 0.05  # seconds before a second try: far longer than `is_held` holds the lock
+_LOOK = 0.05  # seconds to wait for the lock: far longer than `is_held` holds it
 
 
 class RunFolder:
@@ -36,14 +35,13 @@ class RunFolder:
         """Creates and locks the folder. Raises CannotCreateError if it is not writable or another process holds it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = lock(self.path / "run.lock", wait=_LOOK)
+        except BlockingIOError:
+            raise self.refusal(advice) from None
         except OSError as error:
             raise CannotCreateError(
                 f"{self.path}: cannot be created: {error.strerror}; choose another --out"
             ) from error
-        if not (_taken(self._lock, fcntl.LOCK_EX) or _taken(self._lock, fcntl.LOCK_EX, wait=_LOOK)):
-            self.close()
-            raise self.refusal(advice)
         remove_leftovers(self.path)
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -56,14 +54,7 @@ class RunFolder:
 
     def is_held(self) -> bool:
         """Returns whether a process is training here, by taking a shared lock for a moment."""
-        try:
-            lock = os.open(self.path / "run.lock", os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            return not _taken(lock, fcntl.LOCK_SH)
-        finally:
-            os.close(lock)
+        return is_locked(self.path / "run.lock")
 
     def refusal(self, advice: str) -> CannotCreateError:
         """Returns the error that names the process holding the folder."""
@@ -137,16 +128,6 @@ class RunFolder:
         except OSError as error:
             raise CannotCreateError(f"{self.path}: cannot be moved aside: {error.strerror}") from error
         return old
-
-
-def _taken(lock: int, kind: int, *, wait: float = 0.0) -> bool:
-    """Waits `wait` seconds, then tries to lock an open file; returns whether it succeeded."""
-    time.sleep(wait)
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def listed(checkpoints: Path) -> list[Path]:
