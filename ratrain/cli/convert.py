@@ -1,4 +1,4 @@
-"""`ratrain convert FILE`, and defconfigs wherever a manifest may stand: `ratrain FILE`, `ratrain check FILE`."""
+"""`ratrain convert FILE`, and defconfigs in place of manifests: `ratrain FILE`, `ratrain check FILE`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ if TYPE_CHECKING:
     from ratrain.config.schema import Manifest
     from ratrain.legacy.readers.converted import Conversion
 
-_READINGS = "intent: what the author meant (default); legacy: what the old tools made of it"
-_PROFILES = "intended: mechanisms as they were meant (default); as_run: what the reference computed"
+_READINGS = "intent: the author's intention (default); legacy: the configuration that the old tools made of it"
+_PROFILES = "intended: mechanisms as designed (default); as_run: mechanisms as the reference computed them"
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a defconfig, or a checkpoint (.pt)")
-    parser.add_argument("-o", "--to", type=Path, metavar="OUT", help="where the manifest, or the run, goes (stdout)")
+    parser.add_argument(
+        "-o", "--to", type=Path, metavar="OUT", help="the manifest's file (stdout), or the run's folder"
+    )
     _reading_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
 
 
 def _reading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reading", choices=("intent", "legacy"), default="intent", help=_READINGS)
     parser.add_argument("--profile", choices=("intended", "as_run"), default="intended", help=_PROFILES)
-    parser.add_argument("--strict", action="store_true", help="refuse a defconfig with lines that are ignored")
+    parser.add_argument("--strict", action="store_true", help="refuse a defconfig if a line of it is ignored")
     parser.add_argument(
         "--accept-unknown", action="store_true", help="ignore unknown lines of a defconfig that choose what is trained"
     )
@@ -68,7 +72,7 @@ def _convert_checkpoint(args: argparse.Namespace) -> None:
 
 
 def _converted(file: Path, args: argparse.Namespace) -> Conversion:
-    """The manifest of a defconfig, with what is to be known of it on stderr."""
+    """Converts a defconfig to a manifest; prints warnings and notes on stderr."""
     from ratrain.legacy.readers.convert import convert_defconfig
     from ratrain.legacy.readers.environment import is_dry
 
@@ -91,7 +95,7 @@ def _converted(file: Path, args: argparse.Namespace) -> Conversion:
 
 
 class StrictError(UsageError):
-    """A file with lines that count for nothing, where that is not allowed."""
+    """Lines of a file are ignored although --strict is given."""
 
     exit = Exit.BAD_MANIFEST
 
@@ -107,8 +111,10 @@ def _words(found: Conversion, file: Path) -> list[str]:
 
 
 def with_manifests(argv: Sequence[str]) -> list[str]:
-    """`argv` with the manifest of a defconfig in its place, where one is named: converted into runs/legacy/, with the
-    options of a conversion taken out. `check` looks at each of its runs at the tiny scale."""
+    """Replaces a defconfig in `argv` by its manifest, written to runs/legacy/, and takes out the conversion's options.
+
+    `check FILE` becomes `check runs`, which builds each run and trains it briefly at the tiny scale.
+    """
     words = list(argv)
     files = {n: file for n, word in enumerate(words) if (file := _file(word))}
     if not files:
@@ -134,14 +140,14 @@ def with_manifests(argv: Sequence[str]) -> list[str]:
 
 
 def _file(word: str) -> Path | None:
-    """The file that `word` names and that may be a defconfig: neither a manifest nor weights, by its ending."""
+    """Returns the file named by `word` if it may be a defconfig: neither a manifest nor weights, by its suffix."""
     if word.endswith((".toml", ".safetensors")):
         return None
     return Path(word) if os.path.isfile(word) else _shipped(word)
 
 
 def _shipped(word: str) -> Path | None:
-    """The file of the package that `legacy/...` names where the folder has no link to it."""
+    """Returns the package's file for `legacy/...`, for working directories without a link to the package's folder."""
     if not word.startswith("legacy/"):
         return None
     from ratrain.config.find import find_in_package
@@ -160,7 +166,7 @@ def _written(found: Conversion, out: Path) -> Path:
 
 
 def _untracked(found: Conversion) -> Iterator[str]:
-    """Without trackers that are not installed: the old trainers went on without them."""
+    """Yields the option that drops trackers which are not installed: the old trainers continued without them."""
     import json
 
     import tomli
@@ -170,7 +176,7 @@ def _untracked(found: Conversion) -> Iterator[str]:
     there = [name for name in wanted if find_spec(name)]
     if there != wanted:
         gone = ", ".join(name for name in wanted if name not in there)
-        print(f"note: going on without {gone}: not installed (pip install 'ratrain[trackers]')", file=sys.stderr)
+        print(f"note: continuing without {gone}: not installed (pip install 'ratrain[trackers]')", file=sys.stderr)
         yield from ("--set", f"log.trackers={json.dumps(there)}")
 
 
@@ -179,7 +185,7 @@ def _check_runs_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_runs(args: argparse.Namespace) -> int:
-    """Build every run of a file as it is, and train two steps of it on the CPU, made small."""
+    """Build every run of a file at full size, and train two steps of each on the CPU at the tiny scale."""
     import time
 
     import torch
@@ -188,7 +194,7 @@ def _check_runs(args: argparse.Namespace) -> int:
     from ratrain.run.check import check
     from ratrain.run.smoke import resume_once
 
-    torch.set_num_threads(1)  # shapes this small only lose by more
+    torch.set_num_threads(1)  # more threads slow down shapes this small
     failed = 0
     for name, manifest, small in _runs(args.file):
         began = time.perf_counter()
@@ -200,12 +206,12 @@ def _check_runs(args: argparse.Namespace) -> int:
             failed, told = failed + 1, str(error.faults[0]) if isinstance(error, ManifestError) else str(error)
         verdict = f"{time.perf_counter() - began:.1f} s"
         print(aligned((name, verdict, told), (34, 7, 0)), flush=True)
-    print(f"{failed} cannot be run" if failed else "all can be run")
+    print(f"{failed} runs cannot be trained" if failed else "all runs can be trained")
     return Exit.BAD_MANIFEST if failed else Exit.DONE
 
 
 def _runs(file: Path) -> Iterator[tuple[str, Manifest, Manifest]]:
-    """Name, manifest, and the same at the tiny scale, of each run."""
+    """Yields name, manifest, and manifest at the tiny scale, of each run."""
     import tomli
 
     from ratrain.ablation.arms import resolved
