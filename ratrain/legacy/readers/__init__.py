@@ -1,1 +1,1 @@
-"""What the reference left behind, as ratrain reads it: configurations, checkpoints, metrics. Never written."""
+"""Readers of the reference's files: configurations, checkpoints, metrics. Nothing is written in these formats."""

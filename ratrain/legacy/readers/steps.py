@@ -1,4 +1,4 @@
-"""Which manifest an old step is: `V7` is v7, `12` of the RATIO study ratio12, `L6` l6, and so on."""
+"""Maps an old step to its manifest: `V7` to v7, `12` of the RATIO study to ratio12, `L6` to l6, and so on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ KNOWN = "0 to 18, V0 to V19, C1 to C3, L0 to L7, S0 to S3, R0 to R3"
 
 
 def manifest_of(step: str, *, study: str = "ratio", profile: str = "intended") -> str:
-    """The id of the manifest of `step`, whose number is of `study` (ratio or recip). Raises ValueError.
+    """Returns the manifest id of `step`; bare numbers are of `study` (ratio or recip). Raises ValueError.
 
-    The V and C series have no manifests of what ran: docs/series.md tells how far it was from what was meant.
+    The V and C series have no `as_run` manifests: docs/series.md lists how their runs differed from the intention.
     """
     match = re.fullmatch(r"([A-Z]?)(\d{1,2})", step.strip().upper(), re.ASCII)
     if not match:
