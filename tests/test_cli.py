@@ -63,7 +63,7 @@ def test_every_command_has_help(ratrain, words):
 
 def test_help_lists_the_commands_of_two_words_too(ratrain):
     _, out, _ = ratrain("--help")
-    assert "  runs untag  Take tags off a run." in out
+    assert "  runs untag  Remove tags from a run." in out
 
 
 def test_help_shows_examples_and_exit_codes(ratrain):
@@ -77,7 +77,7 @@ def test_show_prints_a_manifest_that_resolves_to_the_same(ratrain, tmp_path):
     (tmp_path / "again.toml").write_text(shown)
     assert "equal" not in shown
     code, out, _ = ratrain("diff", "again.toml", "v9", "--scale", "tiny")
-    assert (code, out.strip()) == (0, "again.toml and v9 resolve to the same")
+    assert (code, out.strip()) == (0, "again.toml and v9 resolve to the same keys")
 
 
 def test_diff_names_the_keys_that_differ(ratrain):

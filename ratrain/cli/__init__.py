@@ -1,4 +1,4 @@
-"""The command line: `ratrain MANIFEST` trains; the other commands look, check and prepare."""
+"""The command line: `ratrain MANIFEST` trains; the other commands inspect, check, compare and prepare."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ratrain.waiting import settle
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS | report.COMMANDS
 COMMANDS |= profile.COMMANDS | check_runs.COMMANDS
 
-_WORK = {"train", "--ablate", "calibrate", "prepare"}  # go on when the reader of stdout has left
+_WORK = {"train", "--ablate", "calibrate", "prepare"}  # continue after the reader of stdout closed the pipe
 
 _EPILOG = """\
 examples:
   ratrain v9                                        train a variant by its id (or file, or path)
   ratrain v9 --scale tiny --set schedule.lr=1e-3    smaller, with one key changed
-  ratrain manifests/unified_ra_v9.toml --dry-run    build, compile, two steps, and what the run will need
+  ratrain manifests/unified_ra_v9.toml --dry-run    build, compile, two steps; time, memory and disk of the run
   ratrain --ablate ablation_kv.toml                 a study: many arms and seeds, compared with a baseline
   ratrain legacy/defconfigs/gpt2-vanilla-baseline   a configuration of the reference (docs/legacy.md)
   ratrain list                                      every variant
   ratrain sample @last --prompt 'Enter HAMLET'      text from the newest run
 
-commands (the first word is a command if it is one of these, else a manifest; each has --help):
+commands (any other first word is a manifest; each command has --help):
 {commands}
 
 The same command again resumes its run.
@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except RatrainError as error:
-        if str(error):  # what is said already comes without a word
+        if str(error):  # an error that is reported already has no text
             print(f"ratrain: {error}" if not isinstance(error, ManifestError) else error, file=sys.stderr)
         return error.exit
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
-    except BrokenPipeError:  # the reader of our output left: not our fault, and nothing to say
+    except BrokenPipeError:  # the reader of stdout closed the pipe: no failure, and nothing to report
         discard()
         return Exit.DONE
     except OSError as error:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare_process() -> None:
-    """Lets stdout show any text. Raises MissingError in a folder that is gone, where torch would end the process."""
+    """Makes stdout accept any text. Raises MissingError if the working directory is deleted: torch would abort."""
     write_any_text()
     try:
         os.getcwd()
@@ -89,8 +89,8 @@ def _prepare_process() -> None:
 
 
 def _command(argv: list[str]) -> tuple[str, list[str]]:
-    """The command that `argv` begins with, of two words or of one ("train" where with none), and what follows."""
-    if "--ablate" in argv:  # wherever it stands: what follows it is its file
+    """Splits `argv` into a command of one or two words ("train" if it names none) and the arguments."""
+    if "--ablate" in argv:  # at any position; the next word is its file
         return "--ablate", [word for word in argv if word != "--ablate"]
     for count in (2, 1):
         if (name := " ".join(argv[:count])) in COMMANDS or name in _offered():

@@ -1,4 +1,4 @@
-"""`ratrain --ablate FILE`: run a study and tell what came of it."""
+"""`ratrain --ablate FILE`: runs a study and prints its verdicts."""
 
 from __future__ import annotations
 
@@ -49,17 +49,23 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="an ablation manifest: a path, or the name of a shipped one")
     parser.add_argument("--scale", metavar="S", help="overlay of sizes for every arm, in place of the manifest's")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change one key in every arm")
-    parser.add_argument("--seeds", type=_seeds, metavar="N,N,...", help="in place of the manifest's")
-    parser.add_argument("--only", type=_words, default=[], metavar="A,A,...", help="these arms, by name or pattern")
+    parser.add_argument("--seeds", type=_seeds, metavar="N,N,...", help="seeds in place of the manifest's")
+    parser.add_argument(
+        "--only", type=_words, default=[], metavar="A,A,...", help="only these arms, by name or pattern"
+    )
     parser.add_argument("--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patches")
     parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (one per GPU, or per core)")
-    parser.add_argument("--memory", type=_gibibytes, metavar="GIB", help="what a run takes: as many at a time as fit")
+    parser.add_argument(
+        "--memory", type=_gibibytes, metavar="GIB", help="memory of one run; as many run at a time as fit"
+    )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
-    parser.add_argument("--fresh", action="store_true", help="move earlier runs of the same aside and start over")
-    parser.add_argument("--accept-code-change", action="store_true", help="go on though sources changed; recorded")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="move the study's earlier runs aside and start over")
+    parser.add_argument("--accept-code-change", action="store_true", help="continue with changed sources; recorded")
     parser.add_argument("--amend", action="store_true", help="add arms or seeds to a study's plan, as exploratory")
-    parser.add_argument("--no-costs", action="store_true", help="do not measure what a step of each arm costs")
+    parser.add_argument("--no-costs", action="store_true", help="do not measure the cost of a step of each arm")
     parser.add_argument("--dry-run", action="store_true", help="check the arms, print the plan and run nothing")
     parser.add_argument("--json", action="store_true", help="the results as one JSON document on stdout")
 
@@ -104,7 +110,7 @@ def _ablate(args: argparse.Namespace) -> int:
 
 
 def _run(plan: Plan, study: Study, args: argparse.Namespace) -> tuple[Study, int]:
-    """Runs what is not done yet; the study as it is then, and the exit code."""
+    """Runs the tasks that are not done; returns the updated study and the exit code."""
     from ratrain.ablation.board import LineBoard, Standing, board
     from ratrain.ablation.execute import Execution
     from ratrain.run.start import Launch
@@ -126,7 +132,7 @@ def _run(plan: Plan, study: Study, args: argparse.Namespace) -> tuple[Study, int
 
 
 def _costs(args: argparse.Namespace, study: str, tasks: Sequence[Task]) -> dict[str, float]:
-    """What a step of each arm takes, the first one's being 1: as the study has it on record, else measured now."""
+    """Returns the cost of a step by arm, relative to the first arm: as the study recorded it, else measured now."""
     from ratrain.ablation.costs import step_costs
     from ratrain.ablation.record import read_study
 
@@ -141,7 +147,7 @@ def _costs(args: argparse.Namespace, study: str, tasks: Sequence[Task]) -> dict[
 
 
 def _devices(args: argparse.Namespace) -> list[str]:
-    """A device for each run at a time: one on each, or as many as have the memory that a run is said to take."""
+    """Returns a device for each concurrent run: one run per GPU or core, or as many as fit with --memory each."""
     from ratrain.machine.device import pick_device
 
     picked = pick_device(args.device)
@@ -160,7 +166,7 @@ def _devices(args: argparse.Namespace) -> list[str]:
 
 
 def _fitting(free: int, each: float | None, where: str) -> int:
-    """How many runs of `each` GiB fit into `free` bytes. Raises MemoryShortError where none does."""
+    """Returns the number of runs of `each` GiB that fit into `free` bytes. Raises MemoryShortError if none fits."""
     if each is None:
         return 1 << 30
     if (fit := int(free / 2**30 / each)) < 1:
@@ -169,7 +175,7 @@ def _fitting(free: int, each: float | None, where: str) -> int:
 
 
 def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
-    """What the runs that are not done yet will take, from a short probe of the baseline."""
+    """Estimates time and disk of the runs that are not done, from a short probe of the baseline."""
     from ratrain.ablation.estimate import Estimate, estimate, probe
     from ratrain.ablation.execute import done_runs
     from ratrain.machine.device import pick_device
@@ -183,7 +189,7 @@ def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
     if pick_device(args.device).type == "cpu":
         import torch
 
-        torch.set_num_threads(1)  # as each of the study's processes has
+        torch.set_num_threads(1)  # as in each process of the study
     return estimate(plan, left.values(), probe(plan, device=devices[0]), lanes=len(devices))
 
 
@@ -211,23 +217,23 @@ def _print_plan(plan: Plan, needs: Estimate, args: argparse.Namespace) -> None:
     if more:
         print(f"{foretold(more, '' if where != 'unknown' else ' sd')} ({_NOISE[where]})")
     if not needs.runs:
-        print("all are done")
+        print("all runs are done")
         return
     print(
-        f"{needs.runs} are left: about {_time(needs.seconds)}, {needs.lanes} at a time (the baseline makes "
+        f"{needs.runs} runs are left: about {_time(needs.seconds)}, {needs.lanes} at a time (the baseline makes "
         f"{needs.rate:,.0f} tokens/s here), and {needs.disk / 2**20:,.0f} MiB of checkpoints; nothing was written"
     )
 
 
 _NOISE = {
-    "measured": "by the noise of the runs that are done",
-    "stated": "by verdict.noise, the noise of a run within its seed",
-    "unknown": "sd: the noise of a run within its seed, which is not known yet; verdict.noise states it",
+    "measured": "from the measured noise of the runs that are done",
+    "stated": "from verdict.noise, the stated noise of a run within its seed",
+    "unknown": "sd: the noise of a run within its seed, not measured yet; verdict.noise states it",
 }
 
 
 def _foresight(plan: Plan, out: Path) -> tuple[str, dict[int, float]]:
-    """Where the noise is known from, and the smallest detectable effect by seeds."""
+    """Returns the source of the noise figure, and the smallest detectable effect by number of seeds."""
     from ratrain.ablation.conclusion import conclude
     from ratrain.ablation.execute import study_folder
     from ratrain.ablation.record import Study, planned
@@ -236,7 +242,9 @@ def _foresight(plan: Plan, out: Path) -> tuple[str, dict[int, float]]:
     record, rule = planned(plan), plan.study.verdict
     found = conclude(Study(study_folder(plan, out), record, record))
     known = found.judgement.sd if found and math.isfinite(found.judgement.sd) else 0.0
-    stated = rule.noise if plan.base.manifest.scale == plan.study.scale else None  # of another scale it says nothing
+    stated = (
+        rule.noise if plan.base.manifest.scale == plan.study.scale else None
+    )  # noise does not carry over to other scales
     where = "measured" if known else "stated" if stated else "unknown"
     arms, counts = len(plan.of_role("arm", "control")), range(3, max(10, len(plan.seeds)) + 1)
     options = {"arms": arms, "alpha": rule.alpha, "spending": rule.spending, "counts": counts}

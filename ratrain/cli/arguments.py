@@ -1,4 +1,4 @@
-"""What commands share: the options of a manifest, its resolution, the parsing of numbers."""
+"""Shared parts of the commands: the options of a manifest, its resolution, parsers of numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # imported where used: --help and list answer without torch, pydantic or rich
+if TYPE_CHECKING:  # imported in functions: --help and list need no torch, pydantic or rich
     from ratrain.config.read import Source
     from ratrain.config.schema import Manifest
     from ratrain.registry import Kinds
@@ -16,14 +16,14 @@ if TYPE_CHECKING:  # imported where used: --help and list answer without torch, 
 
 @dataclass(frozen=True)
 class Command:
-    """What the first word of a command line names: its options, and what runs. The docstring of `run` is its help."""
+    """A command: its options, and the function that runs it. The docstring of `run` is the help text."""
 
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int | None]
 
 
 def manifest_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", metavar="B", help="what the variant stands on: gpt2 (default), modern")
+    parser.add_argument("--base", metavar="B", help="base model: gpt2 (default), modern")
     parser.add_argument("--scale", metavar="S", help="overlay of sizes: tiny, study, laptop (default), gpt2_124m, ...")
     parser.add_argument(
         "--set", action="append", default=[], metavar="K=V", help="change one key, e.g. schedule.lr=3e-4"
@@ -34,21 +34,21 @@ def manifest_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def natural(text: str) -> int:
-    """A seed: from 0 up to what a 63-bit generator takes."""
+    """Parses a seed: a whole number that a 63-bit generator accepts."""
     if not text.isdecimal() or int(text[:20]) >= 2**63:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1, got {text!r}")
     return int(text)
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on."""
+    """Parses a whole number of at least 1."""
     if not text.isdecimal() or not int(text[:9]):
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
     return int(text[:9])
 
 
 def open_manifest(name: str, args: argparse.Namespace) -> tuple[Source, Kinds]:
-    """The merged manifest called `name`, and the kinds it may name: also those of patches/ beside its files."""
+    """Returns the merged manifest called `name` and all patch kinds, with those of patches/ beside its files."""
     from ratrain.config.read import find_manifest, read_source
     from ratrain.registry import patch_kinds
 
@@ -60,7 +60,7 @@ def open_manifest(name: str, args: argparse.Namespace) -> tuple[Source, Kinds]:
 
 
 def read_manifest(name: str, args: argparse.Namespace) -> tuple[Manifest, Source]:
-    """The manifest called `name`, for a look at it: nothing can be built from it, and no torch is imported for it."""
+    """Returns the manifest called `name` for inspection: without torch, and without classes to build it."""
     from ratrain.registry import declared
 
     source, kinds = open_manifest(name, args)
@@ -68,13 +68,13 @@ def read_manifest(name: str, args: argparse.Namespace) -> tuple[Manifest, Source
 
 
 def resolve_manifest(name: str, args: argparse.Namespace) -> tuple[Manifest, Source]:
-    """The manifest called `name`, such that it can be built. A refusal comes before torch is imported."""
+    """Returns the manifest called `name`, ready to build. Its faults are raised before torch is imported."""
     manifest, source = read_manifest(name, args)
     return buildable(manifest, source, args), source
 
 
 def buildable(manifest: Manifest, source: Source, args: argparse.Namespace) -> Manifest:
-    """What `read_manifest` gave, with the classes that can build: the files of its kinds are imported."""
+    """Returns a manifest of `read_manifest`, ready to build: imports the files of its kinds."""
     from ratrain.config.resolve import with_kinds
     from ratrain.registry import optim_kinds, patch_kinds
 

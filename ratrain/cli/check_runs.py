@@ -19,7 +19,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_runs(args: argparse.Namespace) -> int:
-    """Build every run of a file as it is, and train two steps of it on the CPU, made small."""
+    """Build every run of a file at full size, and train two steps of each on the CPU at the tiny scale."""
     import time
 
     import torch
@@ -28,7 +28,7 @@ def _check_runs(args: argparse.Namespace) -> int:
     from ratrain.run.check import check
     from ratrain.run.smoke import resume_once
 
-    torch.set_num_threads(1)  # shapes this small only lose by more
+    torch.set_num_threads(1)  # more threads slow down shapes this small
     failed = 0
     for name, manifest, small in _runs(args.file):
         began = time.perf_counter()
@@ -40,12 +40,12 @@ def _check_runs(args: argparse.Namespace) -> int:
             failed, told = failed + 1, str(error.faults[0]) if isinstance(error, ManifestError) else str(error)
         verdict = f"{time.perf_counter() - began:.1f} s"
         print(aligned((name, verdict, told), (34, 7, 0)), flush=True)
-    print(f"{failed} cannot be run" if failed else "all can be run")
+    print(f"{failed} runs cannot be trained" if failed else "all runs can be trained")
     return Exit.BAD_MANIFEST if failed else Exit.DONE
 
 
 def _runs(file: Path) -> Iterator[tuple[str, Manifest, Manifest]]:
-    """Name, manifest, and the same at the tiny scale, of each run."""
+    """Yields name, manifest, and manifest at the tiny scale, of each run."""
     import tomli
 
     from ratrain.ablation.arms import resolved

@@ -1,4 +1,4 @@
-"""`ratrain prepare`: what the command line says becomes shards; progress and the keys to set go to stderr."""
+"""`ratrain prepare`: turns text into token shards; prints progress and the manifest's keys on stderr."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ from ratrain.data.prepare import Progress, prepare
 from ratrain.data.tokenizer import VOCAB
 from ratrain.errors import UsageError
 
-_NAMED_TOKENS = 100_000_000  # of a named set: what the reference took of each
+_NAMED_TOKENS = 100_000_000  # default of a named set, as in the reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `ratrain prepare`."""
+    """Adds the arguments of `ratrain prepare`."""
     names = ", ".join(("shakespeare", *SETS))
     parser.add_argument(
         "inputs", nargs="+", type=Path, metavar="INPUT", help=f"{', '.join(SUFFIXES)} files, folders, or one of {names}"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the shards (of a named set: data/NAME)")
     parser.add_argument("--tokenizer", default="gpt2", choices=tuple(VOCAB), help="gpt2 (default) or shakespeare2k")
-    parser.add_argument("--val-fraction", type=float, default=0.01, metavar="F", help="of the documents (0.01)")
-    parser.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="per file (100000000)")
+    parser.add_argument(
+        "--val-fraction", type=float, default=0.01, metavar="F", help="share of validation documents (0.01)"
+    )
+    parser.add_argument(
+        "--shard-tokens", type=int, default=100_000_000, metavar="N", help="tokens per file (100000000)"
+    )
     parser.add_argument(
         "--field", default="text", metavar="NAME", help="field of a JSON line, column of a table (text)"
     )
     parser.add_argument(
-        "--tokens", type=int, metavar="N", help="end with the document that reaches N; 0: all (named sets: 100000000)"
+        "--tokens", type=int, metavar="N", help="stop after the document that reaches N; 0: all (named sets: 100000000)"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
-    parser.add_argument("--fresh", action="store_true", help="move what is in DIR aside and begin anew")
+    parser.add_argument("--fresh", action="store_true", help="move the contents of DIR aside and start over")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prepare as the command line says; progress and the key for a manifest go to stderr."""
+    """Prepares shards as the command line says; prints progress and the manifest's keys on stderr."""
     from ratrain.data.corpus import EMBEDDED
 
     name = str(args.inputs[0])
     if name == EMBEDDED and not args.inputs[0].exists():
         if len(args.inputs) > 1 or args.out is not None:
-            raise UsageError(
-                f"{EMBEDDED} travels with ratrain and is not written anywhere; leave --out and others away"
-            )
+            raise UsageError(f"{EMBEDDED} is inside the package and needs no shards; leave out --out and other inputs")
         _tell_keys(EMBEDDED, args.tokenizer)
         return
     is_named = name in SETS and not args.inputs[0].exists()
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     if summary.skipped:
         print(f"skipped: {summary.skipped:,} records whose text is null", file=sys.stderr)
     if not any(out.glob("*val*.bin")):
-        print(f"no val shard: lay a val_*.bin of your own into {out} before training on it", file=sys.stderr)
+        print(f"no validation shard: add a val_*.bin of your own to {out} before training on it", file=sys.stderr)
         return
     _tell_keys(out, args.tokenizer)
 
@@ -86,7 +88,7 @@ def _tell_keys(source: Path | str, tokenizer: str) -> None:
 
 
 class _ProgressLine:
-    """One line on stderr, redrawn on a terminal ten times a second at most, elsewhere repeated once a second."""
+    """Prints progress on stderr: one line redrawn up to ten times a second on a terminal, else a line per second."""
 
     def __init__(self):
         self.is_terminal = sys.stderr.isatty()

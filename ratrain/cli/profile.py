@@ -1,4 +1,4 @@
-"""`ratrain profile MANIFEST`: where the time and the bytes of a step go."""
+"""`ratrain profile MANIFEST`: time and bytes of a train step by phase."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--steps", type=count, default=10, metavar="N", help="steps under the profiler (10)")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where trace, memory and table go (profile-<id>-<scale>)"
+        "--out", type=Path, metavar="DIR", help="folder for trace, memory and table (profile-<id>-<scale>)"
     )
     parser.add_argument("--json", action="store_true", help="profile.json on stdout instead of the table")
 
 
 def _profile(args: argparse.Namespace) -> None:
-    """Show where the time and the bytes of a train step go, against the roofline of this machine."""
+    """Show time and bytes of a train step by phase, against the roofline of this machine."""
     manifest, source = resolve_manifest(args.manifest, args)
     from ratrain.machine.device import pick_device
     from ratrain.profile.folder import default_folder

@@ -1,4 +1,4 @@
-"""Commands that tell what runs and studies came to, and whether that is so: report, replay."""
+"""The commands report (results of runs and studies) and replay (repeats steps to confirm a log)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         nargs="+",
-        help="a run folder, an id, a prefix of its name, @last; several are compared; or a study; or metrics files of "
+        help="a run folder, an id, a prefix of its name, or @last; several are compared; or a study; or metrics of "
         "the reference (training_metrics.json, all_results.json, a test_matrix_results folder)",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
 
 
 def _report(args: argparse.Namespace) -> None:
-    """Tell what a run reached and how its gates went, compare several, or tell what a study came to."""
+    """Report losses and gates of a run, compare several runs, or report the verdicts of a study."""
     from ratrain.storage.folder import find_run
     from ratrain.storage.run_log import read_run
 
@@ -48,7 +50,7 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _study_of(name: str, out: Path) -> Path | None:
-    """The study's folder: a path, or the beginning of a study's name where no run's begins so. Raises UsageError."""
+    """Finds a study by path, or by a prefix of its name that no run's name shares. Raises UsageError if several fit."""
     places = [Path(name), out / "studies" / name]
     found = [place for place in places if (place / "events.jsonl").is_file() and not (place / "resolved.toml").exists()]
     if found or name.startswith("@") or Path(name).is_absolute() or (Path(name) / "resolved.toml").is_file():
@@ -57,7 +59,7 @@ def _study_of(name: str, out: Path) -> Path | None:
     if not name or not fitting or any(out.glob(f"{name}*/s*/resolved.toml")):
         return None
     if len(fitting) > 1:
-        raise UsageError(f"{name}: fits {', '.join(study.name for study in fitting)}")
+        raise UsageError(f"{name}: expected one study; it fits {', '.join(study.name for study in fitting)}")
     return fitting[0]
 
 
@@ -68,7 +70,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def make_folder(out: Path) -> None:
-    """Makes the folder of a page. Raises CannotCreateError."""
+    """Creates the folder of a page. Raises CannotCreateError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -118,17 +120,21 @@ def _report_run(log: RunLog) -> None:
 
 def _replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run folder, an id, a prefix of its name, or @last; with --arm a study")
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
-    parser.add_argument("--arm", metavar="A", help="RUN is the folder of a study, or its name: this arm of it")
-    parser.add_argument("--seed", type=natural, default=1, metavar="N", help="with --arm: of this seed (1)")
-    parser.add_argument("--from", dest="begin", type=natural, default=0, metavar="STEP", help="a checkpoint's (0)")
-    parser.add_argument("--steps", type=count, default=50, metavar="N", help="how many (50)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
+    parser.add_argument("--arm", metavar="A", help="arm to replay, if RUN is a study's folder or name")
+    parser.add_argument("--seed", type=natural, default=1, metavar="N", help="seed of the arm's run (1)")
+    parser.add_argument(
+        "--from", dest="begin", type=natural, default=0, metavar="STEP", help="begin at a checkpoint (0)"
+    )
+    parser.add_argument("--steps", type=count, default=50, metavar="N", help="steps to repeat (50)")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _replay(args: argparse.Namespace) -> int:
-    """Take some steps of a finished run again, and compare losses and weights with what it logged."""
+    """Repeat some steps of a finished run, and compare losses and weights with its log."""
     from ratrain.run.replay import TOLERANCE, replay
 
     found = replay(_run_of(args), begin=args.begin, steps=args.steps, device=args.device)
@@ -138,16 +144,16 @@ def _replay(args: argparse.Namespace) -> int:
     print(f"{found.run}, steps {found.begin + 1} to {found.end}")
     print(f"losses         {found.equal} of {found.compared} equal to the bit, largest difference {found.largest:.2g}")
     for step, same in found.weights.items():
-        print(f"weights        {'equal to the bit' if same else 'other bits'} at step {step}")
+        print(f"weights        {'equal to the bit' if same else 'different bits'} at step {step}")
     for line in found.unlike:
-        print(f"not as it was  {line}")
+        print(f"changed since  {line}")
     told = "the log holds" if found.exact else f"the log holds within {TOLERANCE:g}" if found.holds else "NOT as logged"
     print(told)
     return Exit.DONE if found.holds else Exit.BAD_DATA
 
 
 def _run_of(args: argparse.Namespace) -> Path:
-    """RUN itself, or the run of an arm and seed of the study that it names."""
+    """Returns the folder of RUN or, if RUN is a study, of its run with --arm and --seed."""
     from ratrain.ablation.record import read_study
     from ratrain.storage.folder import find_run
 

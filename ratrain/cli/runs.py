@@ -1,4 +1,4 @@
-"""Commands about runs that exist: list, delete, tag, note, follow, calibrate."""
+"""Commands about existing runs: list, delete, tag, note, follow, calibrate, export, prune their caches."""
 
 from __future__ import annotations
 
@@ -21,20 +21,26 @@ def _run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) ->
     parser.add_argument(
         "run", nargs="+" if several else None, help="a run folder, an id, a prefix of its name, or @last"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
 
 
 def _runs_arguments(parser: argparse.ArgumentParser) -> None:
     from ratrain.storage.listing import ORDERS
 
     parser.add_argument("glob", nargs="?", metavar="GLOB", help="an id or a pattern of names, e.g. 'v9-*/s1' (all)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
-    parser.add_argument("--sort", choices=ORDERS, default=ORDERS[0], help=f"what comes first ({ORDERS[0]}: the newest)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
+    parser.add_argument(
+        "--sort", choices=ORDERS, default=ORDERS[0], help=f"order of the list ({ORDERS[0]}: newest first)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _runs(args: argparse.Namespace) -> None:
-    """List runs: how far they are, their loss and speed, tags and note."""
+    """List runs with progress, loss, speed, tags and note."""
     from ratrain.storage.listing import list_runs
     from ratrain.storage.listing import table as table_of_runs
 
@@ -44,12 +50,12 @@ def _runs(args: argparse.Namespace) -> None:
     elif runs:
         print(table_of_runs(runs, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     else:
-        print(f"no runs in {args.out}" + (f" fit {args.glob}" if args.glob else ""))
+        print(f"no runs in {args.out}" + (f" match {args.glob}" if args.glob else ""))
 
 
 def _rm_arguments(parser: argparse.ArgumentParser) -> None:
     _run_arguments(parser, several=True)
-    parser.add_argument("--yes", action="store_true", help="without asking")
+    parser.add_argument("--yes", action="store_true", help="delete without asking")
 
 
 def _rm(args: argparse.Namespace) -> None:
@@ -72,7 +78,7 @@ def _rm(args: argparse.Namespace) -> None:
 
 
 def _agreed(question: str) -> bool:
-    """Whether a person at the terminal says yes. Raises UsageError where there is no terminal."""
+    """Whether the user at the terminal answers yes. Raises UsageError without a terminal."""
     if sys.stdin is None or not sys.stdin.isatty():  # None: it was closed
         raise UsageError("there is no terminal to ask on; --yes deletes without asking")
     try:
@@ -96,7 +102,7 @@ def _tag(args: argparse.Namespace) -> None:
 
 
 def _untag(args: argparse.Namespace) -> None:
-    """Take tags off a run."""
+    """Remove tags from a run."""
     from ratrain.storage.folder import find_run
     from ratrain.storage.notes import untag
 
@@ -106,7 +112,7 @@ def _untag(args: argparse.Namespace) -> None:
 
 def _note_arguments(parser: argparse.ArgumentParser) -> None:
     _run_arguments(parser)
-    parser.add_argument("text", nargs="+", metavar="TEXT", help="in place of its note; '' takes the note off")
+    parser.add_argument("text", nargs="+", metavar="TEXT", help="replaces the note; '' removes it")
 
 
 def _note(args: argparse.Namespace) -> None:
@@ -120,12 +126,12 @@ def _note(args: argparse.Namespace) -> None:
 
 def _tail_arguments(parser: argparse.ArgumentParser) -> None:
     _run_arguments(parser)
-    parser.add_argument("-n", type=natural, default=10, dest="lines", metavar="N", help="lines to begin with (10)")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends, or Ctrl-C")
+    parser.add_argument("-n", type=natural, default=10, dest="lines", metavar="N", help="lines to show first (10)")
+    parser.add_argument("-f", "--follow", action="store_true", help="print new lines until the run ends, or Ctrl-C")
 
 
 def _tail(args: argparse.Namespace) -> None:
-    """Show the end of a run's log, and follow it."""
+    """Show the end of a run's log; -f follows it."""
     from ratrain.storage.folder import find_run
     from ratrain.storage.listing import failure, tail
 
@@ -133,7 +139,7 @@ def _tail(args: argparse.Namespace) -> None:
     try:
         for line in tail(run, args.lines, follow=args.follow):
             print(line, end="", flush=True)
-    except KeyboardInterrupt:  # the way to leave: the run is another process, and goes on
+    except KeyboardInterrupt:  # ends this command only; the run is another process
         return
     if (reason := failure(run)) is not None:
         print(f"ratrain: {reason}", file=sys.stderr)
@@ -159,17 +165,23 @@ def _rules(text: str) -> list[str]:
 def _prune_eval_arguments(parser: argparse.ArgumentParser) -> None:
     _run_arguments(parser)
     parser.add_argument(
-        "--keep", type=_shares, default=[0.1, 0.2, 0.382, 0.6, 1.0], metavar="F,F,...", help="fractions"
+        "--keep", type=_shares, default=[0.1, 0.2, 0.382, 0.6, 1.0], metavar="F,F,...", help="fractions kept"
     )
     parser.add_argument(
-        "--rule", type=_rules, default=["mass", "random", "window"], metavar="R,R,...", help="who stays"
+        "--rule",
+        type=_rules,
+        default=["mass", "random", "window"],
+        metavar="R,R,...",
+        help="rules that choose the tokens kept",
     )
-    parser.add_argument("--mode", choices=("v_only", "kv"), default="kv", help="what leaves: values, or keys too (kv)")
+    parser.add_argument(
+        "--mode", choices=("v_only", "kv"), default="kv", help="prune values only, or keys as well (kv)"
+    )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
 
 
 def _prune_eval(args: argparse.Namespace) -> None:
-    """Tell what a trained run loses when its KV cache is pruned without further training."""
+    """Measure the loss of a trained run with pruned KV caches, without further training."""
     from ratrain.atomic import write_file
     from ratrain.report.figures import prune_figure
     from ratrain.run.prune_eval import HEAD, prune_eval, row
@@ -193,17 +205,19 @@ def _warn(message: str) -> None:
 
 def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN[@STEP]", help="a run folder, an id, a prefix of its name, or @last")
-    parser.add_argument("--channels", metavar="K", help="of the head dimension: a fraction, or a count (0.5)")
+    parser.add_argument("--channels", metavar="K", help="value channels kept per head: a fraction, or a count (0.5)")
     parser.add_argument("--transform", metavar="T", help="spline (default), or pca")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="e.g. patch.kv_splice.vectors=8192")
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
-    parser.add_argument("--fresh", action="store_true", help="move an earlier one of the same aside and start over")
+    parser.add_argument("--fresh", action="store_true", help="move an earlier run of this recipe aside and start over")
     parser.add_argument("--json", action="store_true", help="events as JSON lines on stdout")
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    """Fit KV splice to a trained run: a new run with its weights, whose cache keeps values in fewer channels."""
+    """Fit KV splice to a trained run: a new run with the same weights that caches values in fewer channels."""
     from ratrain.config.read import located
     from ratrain.run.calibrate import calibrate, spliced
     from ratrain.run.start import AlreadyDone, Launch
@@ -230,12 +244,12 @@ def _calibrate(args: argparse.Namespace) -> None:
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     _run_arguments(parser)
     parser.add_argument("-o", "--to", type=Path, metavar="FILE", help="the file (weights.safetensors in the run)")
-    parser.add_argument("--dense", action="store_true", help="pruned matrices as they are, for any safetensors reader")
+    parser.add_argument("--dense", action="store_true", help="pruned matrices in full, for any safetensors reader")
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _export(args: argparse.Namespace) -> None:
-    """Write a run's newest weights to one file: pruned matrices as a mask of bits and the values that stay."""
+    """Write a run's newest weights to one file: pruned matrices as a bit mask and the remaining values."""
     from ratrain.run.export import export
     from ratrain.storage.folder import find_run
 

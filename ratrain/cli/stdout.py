@@ -1,4 +1,4 @@
-"""stdout: any text can be written to it, and a command that does work survives its reader (`ratrain v9 | head`)."""
+"""stdout accepts any text, and commands that do work continue after its reader is gone (`ratrain v9 | head`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 class _Lasting(io.TextIOWrapper):
-    """A text stream that discards what is written once the reading end of its pipe is closed."""
+    """A text stream that discards its output once the reading end of its pipe is closed."""
 
     def write(self, text: str) -> int:
         try:
@@ -31,7 +31,7 @@ def write_any_text() -> None:
 
 
 def outlive_reader() -> None:
-    """Lets this process go on when the reader of its stdout leaves. Without it, BrokenPipeError ends the command.
+    """Keeps a command running when the reader of stdout closes the pipe, instead of ending it by BrokenPipeError.
 
     A stdout that was replaced in this process, by a test or a notebook, stays as it is.
     """

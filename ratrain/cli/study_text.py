@@ -1,4 +1,4 @@
-"""What a study says in a terminal: its table, the noise that verdicts stand on, what to know before believing them."""
+"""Formats a study's results for a terminal: table, noise behind the verdicts, warnings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ratrain.report.study.table import HEAD, cells
 
 
 def told(study: Study, rows: Sequence[Row], found: Conclusion | None) -> Iterator[str]:
-    """Line by line."""
+    """Yields the results line by line."""
     begun = [row for row in rows if row.begun]
     yield table([HEAD, *cells(begun, found)])
     yield ""
@@ -28,7 +28,7 @@ def told(study: Study, rows: Sequence[Row], found: Conclusion | None) -> Iterato
 def _noise(found: Conclusion) -> Iterator[str]:
     judgement = found.judgement
     if not judgement.looks:
-        yield "no verdicts: they need three seeds or more that all arms have finished"
+        yield "no verdicts: every arm must finish at least three seeds first"
     yield f"noise of a run within its seed: {judgement.sd:.4f} nats ({judgement.df:.0f} degrees of freedom)"
     for kind, part in found.noise.items():
         low, high = (math.sqrt(limit) for limit in part.interval)
@@ -38,12 +38,12 @@ def _noise(found: Conclusion) -> Iterator[str]:
         yield f"pairing by seed: {found.pairing.ratio:.2f} [{low:.2f}, {high:.2f}] of the unpaired variance"
     if found.evaluation:
         low, high = min(found.evaluation.values()), max(found.evaluation.values())
-        yield f"noise of the evaluation: {low:.4f} to {high:.4f}, other {found.unit}s"
+        yield f"noise of the evaluation: {low:.4f} to {high:.4f}, over other {found.unit}s"
     if found.more:
         yield foretold(found.more)
 
 
 def foretold(more: Mapping[int, float], unit: str = "") -> str:
-    """What more seeds buy, in nats or in `unit`."""
+    """Formats the smallest detectable effect by number of seeds, in nats or in `unit`."""
     counts = ", ".join(f"{seeds}: {effect:.4f}{unit}" for seeds, effect in more.items())
-    return f"smallest effect that is found four times of five, by seeds: {counts}"
+    return f"smallest effect detected in four of five studies, by number of seeds: {counts}"

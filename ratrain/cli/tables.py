@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """One line of a table whose rows come one by one."""
+    """Formats one row of a table with fixed column widths."""
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """All rows, as wide as they need."""
+    """Formats all rows, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(aligned(row, widths) for row in rows)

@@ -1,4 +1,4 @@
-"""Commands about text: prepare makes tokens of it, sample draws it from a run."""
+"""Commands about text: prepare tokenizes it, sample draws it from a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    """Turn text, local or known by name, into token shards that a manifest's data.source can name."""
+    """Turn local text or a named data set into token shards for a manifest's data.source."""
     from ratrain.cli.prepare import run
 
     run(args)
@@ -33,13 +33,17 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run folder, a prefix of its name, or @last")
     parser.add_argument("--prompt", default="", help="text to continue (by default a new document)")
     parser.add_argument("--tokens", type=natural, default=200, metavar="N", help="tokens to draw (200)")
-    parser.add_argument("--temperature", type=_temperature, default=0.8, metavar="T", help="0: the likeliest (0.8)")
     parser.add_argument(
-        "--top-k", type=natural, default=50, metavar="K", help="draw among the K likeliest; 0: all (50)"
+        "--temperature", type=_temperature, default=0.8, metavar="T", help="0: the likeliest token (0.8)"
     )
-    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the draws (0)")
-    parser.add_argument("--stats", action="store_true", help="bytes of the KV cache a token, and tokens/s, on stderr")
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+    parser.add_argument(
+        "--top-k", type=natural, default=50, metavar="K", help="draw among the K likeliest tokens; 0: all (50)"
+    )
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of the draws (0)")
+    parser.add_argument("--stats", action="store_true", help="KV cache bytes per token, and tokens/s, on stderr")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
 
 

@@ -31,19 +31,23 @@ if TYPE_CHECKING:
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", help="path, file name or id of a manifest")
     manifest_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
     parser.add_argument("--seed", type=natural, metavar="N", help="sets seed.init and seed.data")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--devices", type=count, default=None, metavar="N", help="GPUs, or CPU processes, to train on")
-    parser.add_argument("--dry-run", action="store_true", help="build, compile, two real steps; say what a run needs")
-    parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto", help="go on from a checkpoint")
-    parser.add_argument("--fresh", action="store_true", help="move an earlier run of the same aside and start over")
-    parser.add_argument("--accept-code-change", action="store_true", help="go on though sources changed; recorded")
+    parser.add_argument("--dry-run", action="store_true", help="build, compile, two real steps; needs of the run")
+    parser.add_argument(
+        "--resume", choices=("auto", "must", "never"), default="auto", help="continue from a checkpoint"
+    )
+    parser.add_argument("--fresh", action="store_true", help="move an earlier run of this recipe aside, start over")
+    parser.add_argument("--accept-code-change", action="store_true", help="continue with changed sources; recorded")
     parser.add_argument("--branch", metavar="RUN@STEP", help="begin at a checkpoint of another run")
     parser.add_argument(
         "--init-from",
         metavar="P",
-        help="begin with a GPT-2 as Hugging Face lays it out: a folder, or a .safetensors file",
+        help="begin with GPT-2 weights in the layout of Hugging Face: a folder, or a .safetensors file",
     )
     parser.add_argument("--json", action="store_true", help="events as JSON lines on stdout")
 
@@ -54,7 +58,7 @@ def _train(args: argparse.Namespace) -> int | None:
     from ratrain.run.start import AlreadyDone
 
     try:
-        if "WORLD_SIZE" not in os.environ:  # else whoever started this process has looked, and spoken
+        if "WORLD_SIZE" not in os.environ:  # else a process of --devices or torchrun
             _look(manifest, args)
             if not args.json:
                 told = sys.stderr if args.dry_run else sys.stdout
@@ -75,7 +79,7 @@ def _train(args: argparse.Namespace) -> int | None:
 
 
 def _look(manifest: Manifest, args: argparse.Namespace) -> None:
-    """Looks whether there is anything to do, before torch is imported. Raises AlreadyDone, and what forbids a start."""
+    """Checks whether the run may start, before torch is imported. Raises AlreadyDone, or the reason to refuse it."""
     from ratrain.run.start import may_start
 
     if not (args.dry_run or args.fresh or args.branch):
@@ -84,7 +88,7 @@ def _look(manifest: Manifest, args: argparse.Namespace) -> None:
 
 
 def _run(manifest: Manifest, source: Source, args: argparse.Namespace) -> Path | None:
-    """Trains and returns the run's folder; or rehearses."""
+    """Trains and returns the run's folder; with --dry-run prints the needs of the run and returns None."""
     from ratrain.run.dry_run import dry_run
     from ratrain.run.launch import train
     from ratrain.sinks.jsonl import JsonStream
@@ -110,7 +114,7 @@ def _launch(args: argparse.Namespace) -> Launch:
 
 
 def _resolved(args: argparse.Namespace) -> tuple[Manifest, Source]:
-    """The manifest. Where its pretrained weights have gone, a run that began with them is known by its own account."""
+    """Returns the manifest. If its pretrained weights are gone, an earlier run that recorded their SHA-256 is found."""
     from ratrain.config.identity import run_folder
     from ratrain.config.lines import quoted
     from ratrain.config.weights import remembered_sha256

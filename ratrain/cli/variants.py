@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "words", nargs="*", metavar="WORD", help="in the id, title, file or a mechanism; all, where several"
+        "words", nargs="*", metavar="WORD", help="word in the id, title, file or a mechanism; several must all match"
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _list(args: argparse.Namespace) -> None:
-    """List every shipped variant and scale; without a word, old studies in a line."""
+    """List every shipped variant and scale, or the variants that match all words."""
     from ratrain.config.catalogue import catalogue
     from ratrain.config.find import scales
 
@@ -66,7 +66,7 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    """Show a manifest with every key resolved, and where each value comes from."""
+    """Show a manifest with every key resolved, and the origin of each value."""
     manifest, source = read_manifest(args.manifest, args)
     from ratrain.config.identity import recipe_hash
     from ratrain.config.render import render
@@ -91,11 +91,11 @@ def _diff(args: argparse.Namespace) -> None:
     for key, a, b in rows:
         print(f"{key}: {a!r} -> {b!r}")
     if not rows:
-        print(f"{args.a} and {args.b} resolve to the same")
+        print(f"{args.a} and {args.b} resolve to the same keys")
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifests", nargs="*", help="manifests to check (all that are shipped)")
+    parser.add_argument("manifests", nargs="*", help="manifests to check (all shipped ones)")
     manifest_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
@@ -123,7 +123,7 @@ def _check(args: argparse.Namespace) -> int | None:
 
 
 def _checked(read: Sequence[tuple[Manifest, Source]], args: argparse.Namespace) -> list[Fault]:
-    """Prints what the manifests build; the faults of those that do not."""
+    """Prints a table of the manifests that can be built; returns the faults of the others, and twins."""
     from ratrain.run.check import check, table, twins
 
     checked, faults = [], []
@@ -140,18 +140,18 @@ def _checked(read: Sequence[tuple[Manifest, Source]], args: argparse.Namespace) 
 
 
 def _smoke_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifests", nargs="*", help="manifests to train (all that are shipped)")
+    parser.add_argument("manifests", nargs="*", help="manifests to train (all shipped ones)")
     manifest_arguments(parser)
     parser.set_defaults(scale="tiny")
     parser.add_argument(
         "--resume", action="store_true", help="two steps each: all mechanisms off, a restart, all of them on"
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
-    parser.add_argument("--json", action="store_true", help="one JSON line a manifest")
+    parser.add_argument("--json", action="store_true", help="one JSON line per manifest")
 
 
 def _smoke(args: argparse.Namespace) -> int | None:
-    """Train every manifest to the end of a tiny budget, and throw the runs away."""
+    """Train every manifest to the end of a tiny budget, without keeping the runs."""
     from ratrain.config.catalogue import catalogue
 
     names = list(dict.fromkeys(args.manifests)) or [entry.id for entry in catalogue()]
@@ -179,7 +179,7 @@ def _train_briefly(
     args: argparse.Namespace,
     failure: Callable[[str, RatrainError], None],
 ) -> None:
-    """Prints a row for each manifest; one that fails goes to `failure`, and the next is trained."""
+    """Prints a row for each manifest. Hands its error to `failure` if it fails, and continues with the next."""
     from ratrain.run.smoke import HEAD, RESUMED_HEAD, resume_once, resumed_row, row, smoke  # imports torch
 
     longest = max(map(len, resolved))
@@ -200,9 +200,11 @@ def _train_briefly(
 
 
 def _widen_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifest", help="the variant whose cost is to be met")
+    parser.add_argument("manifest", help="the variant whose cost to match")
     manifest_arguments(parser)
-    parser.add_argument("--by", choices=("parameters", "flops"), default="parameters", help="what to meet (parameters)")
+    parser.add_argument(
+        "--by", choices=("parameters", "flops"), default="parameters", help="cost to match (parameters)"
+    )
 
 
 def _widen(args: argparse.Namespace) -> None:
@@ -217,8 +219,8 @@ def _widen(args: argparse.Namespace) -> None:
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifest", help="a manifest, your own patch's for instance")
-    parser.add_argument("--base", metavar="B", help="what it stands on: gpt2 (default), modern")
+    parser.add_argument("manifest", help="a manifest, for instance of your own patch")
+    parser.add_argument("--base", metavar="B", help="base model: gpt2 (default), modern")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change one key")
     parser.add_argument(
         "--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patch files"
@@ -226,7 +228,7 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    """Run every contract on one manifest, made small: causality, checkpoints, gradients, graphs, decoding, ..."""
+    """Run every contract on one manifest at a small size: causality, checkpoints, gradients, graphs, decoding, ..."""
     args.scale = None
     name = read_manifest(args.manifest, args)[0].id  # a refusal comes before torch is imported
     from ratrain.api import verify
@@ -244,21 +246,21 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _audit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "target", metavar="FILE.py:NAME", help="a class or function that makes a model; MODULE:NAME too"
+        "target", metavar="FILE.py:NAME", help="a class or function that returns a model; or MODULE:NAME"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="K=V", help="an argument of it, or of its config class"
+        "--set", action="append", default=[], metavar="K=V", help="an argument of NAME, or of its config class"
     )
     parser.add_argument(
-        "--optimizer", metavar="FILE.py:FN", help="what makes the optimizer, or its groups, of the model"
+        "--optimizer", metavar="FILE.py:FN", help="function of the model that returns its optimizer, or its groups"
     )
-    parser.add_argument("--vocab", type=count, metavar="N", help="kinds of token, where they cannot be told")
-    parser.add_argument("--length", type=count, metavar="N", help="tokens that are looked at (all it takes, up to 64)")
+    parser.add_argument("--vocab", type=count, metavar="N", help="vocabulary size, if it cannot be inferred")
+    parser.add_argument("--length", type=count, metavar="N", help="tokens per input (its maximum, up to 64)")
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _audit(args: argparse.Namespace) -> int:
-    """Look for leaks, dead parameters and wrong decay in anybody's decoder; exit code 65 where it is not sound."""
+    """Check any decoder for leaks, dead parameters and wrong decay; exit code 65 if it is unsound."""
     from dataclasses import asdict
 
     from ratrain.audit.audit import audit

@@ -17,7 +17,7 @@ class CrossTokenSection(Section):
     stat: Literal["topk", "max", "entropy", "rms"] = "topk"
     apply: Literal["output", "weights"] = Field(default="output", description="weights: as_run only")
     alpha: PositiveFloat = Field(default=0.2, le=1, description="share of the output that is gated")
-    k: PositiveInt = Field(default=_K, description="topk: keys whose mass counts")
+    k: PositiveInt = Field(default=_K, description="topk: number of keys whose mass is summed")
     head_average: bool = Field(default=False, description="the statistic of the mean over heads")
     detach: bool = Field(default=False, description="no gradient through the statistic")
 
@@ -39,9 +39,11 @@ class CrossSection(Section):
     """Mechanism 2."""
 
     alpha: PositiveFloat = 0.3
-    sparse: Literal["none", "topk", "rms"] = Field(default="topk", description="which attention weights of a row stay")
-    k: PositiveInt = Field(default=_K, description="topk: how many")
-    tau: PositiveFloat = Field(default=_TAU, description="rms: from how many root mean squares on")
+    sparse: Literal["none", "topk", "rms"] = Field(
+        default="topk", description="rule that selects the attention weights of a row"
+    )
+    k: PositiveInt = Field(default=_K, description="topk: weights per row")
+    tau: PositiveFloat = Field(default=_TAU, description="rms: threshold, in root mean squares of the row")
     normalize: bool = Field(default=True, description="rows made to sum to 1 again")
     width: PositiveInt | None = Field(
         default=None, description="channels that are mixed; none: all, by one F x F matrix"
@@ -59,6 +61,6 @@ class CrossSection(Section):
 class LatentMLPSection(Section):
     """Mechanism 3."""
 
-    alpha: PositiveFloat = Field(default=0.2, description="of latents in the MLP")
-    back: PositiveFloat = Field(default=0.2, description="of what the MLP sends back, in the next block's latents")
+    alpha: PositiveFloat = Field(default=0.2, description="weight of the latents in the MLP")
+    back: PositiveFloat = Field(default=0.2, description="weight of the MLP's answer in the next block's latents")
     tying: Literal["tied_transpose", "untied", "per_head_scalar"] = "tied_transpose"

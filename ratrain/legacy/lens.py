@@ -40,7 +40,7 @@ class ContextSection(Section):
 
     rank: PositiveInt | Part = Field(default=1 / 6, description="channels of the summary: a number, or part of n_embd")
     alpha: PositiveFloat = Field(default=0.1, le=1, description="initial share, learned")
-    conductor: bool = Field(default=False, description="only where the route to attention is below one half")
+    conductor: bool = Field(default=False, description="only while the route to attention is below one half")
 
 
 class RouteSection(Section):
@@ -57,7 +57,7 @@ class Lens(Patch):
 
     target: str = "blocks.*"  # narrowed to the smallest part of a block that the active options need
     profile: Literal["intended", "as_run"] = Field(
-        default="intended", description="as_run: what the reference computed"
+        default="intended", description="as_run: as the reference computed it"
     )
     reciprocity: bool = True
     discoverability: bool = True
@@ -73,7 +73,7 @@ class Lens(Patch):
         if not self.mlp and (self.context or self.route):
             raise ValueError("mlp = false leaves nothing for context and route to act on")
         if self.context and self.context.conductor and not self.route:
-            raise ValueError("context.conductor looks at the route; give route = {}")
+            raise ValueError("context.conductor depends on the route; give route = {}")
         if not (self.as_run or self._lenses or self.compress or self._whole):
             raise ValueError("nothing is on; give a lens, compress, context or route, or drop the patch")
         return self

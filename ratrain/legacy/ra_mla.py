@@ -51,7 +51,7 @@ class RAMLA(Patch):
 
     target: str = "blocks.*"  # narrowed to the smallest part of a block that the active options need
     profile: Literal["intended", "as_run"] = Field(
-        default="intended", description="as_run: what the reference computed"
+        default="intended", description="as_run: as the reference computed it"
     )
     latent: PositiveInt | Part | None = Field(
         default=None, description="channels of keys and values: a number, or part of n_embd; none: the base's q, k, v"
@@ -71,7 +71,7 @@ class RAMLA(Patch):
     def _known(cls, profile: Any) -> Any:
         if profile == "as_run_2025_11_03":
             raise ValueError(
-                "what ran on 2025-11-03 (weights of mechanisms fixed, coupling 1) cannot be trained here for now; "
+                "the model of 2025-11-03 (fixed weights of mechanisms, coupling 1) cannot be trained here for now; "
                 "expected 'intended' or 'as_run'"
             )
         return profile
@@ -82,7 +82,7 @@ class RAMLA(Patch):
             if self.as_run:
                 raise ValueError("profile = 'as_run' is always latent attention: give latent (the reference had 64)")
             if not (self.per_head_q and self.per_head_v):
-                raise ValueError("per_head_q and per_head_v are about latent attention; give latent, or drop them")
+                raise ValueError("per_head_q and per_head_v need latent attention; give latent, or drop them")
             if self.latent_mlp:
                 raise ValueError("latent_mlp (mechanism 3) needs latents to share; give latent")
             if not (self.alpha or self.cross_token or self.gate or self.cross):
@@ -90,7 +90,7 @@ class RAMLA(Patch):
         if not self.alpha and self.window != _WINDOW:
             raise ValueError("alpha = 0 leaves no band that window could bound; drop window")
         if self.coupling and not self.as_run:
-            raise ValueError("coupling is the reference's; with profile = 'intended' the activation is what couples")
+            raise ValueError("coupling needs profile = 'as_run'; drop it: 'intended' couples by the activation")
         if self.cross_token and self.cross_token.apply == "weights" and not self.as_run:
             raise ValueError("cross_token.apply = 'weights' equals 'output' with profile = 'intended'")
         if self.cross_token and self.as_run and self.cross_token.apply == "output" and self.cross_token.alpha != 0.2:
@@ -136,7 +136,7 @@ class RAMLA(Patch):
             return ReciprocalAttention(old, spec, qkv=old.qkv, core=core, proj=old.proj)
         if spec.pos == "rope" or spec.qk_norm != "none":
             raise ValueError(
-                "latent keys belong to no head: model.pos = 'rope' and model.qk_norm have nothing to act on"
+                "latent keys belong to no head; expected model.pos other than 'rope', and model.qk_norm = 'none'"
             )
         qkv = LatentQKV(spec, self._latent(spec), per_head_q=self.per_head_q, as_run=self.as_run)
         drawn = TorchLinear if self.as_run else Linear

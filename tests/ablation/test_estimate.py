@@ -45,7 +45,7 @@ def test_a_dry_run_tells_what_is_left_and_writes_nothing(study, ratrain, tmp_pat
     assert json.loads(out)["needs"]["runs"] == 2
     assert not (tmp_path / "runs").exists()
     assert ratrain(*words, "--json")[0] == 0
-    assert "all are done" in ratrain(*words, "--dry-run")[1]
+    assert "all runs are done" in ratrain(*words, "--dry-run")[1]
 
 
 def test_a_dry_run_foretells_what_so_many_seeds_find(study, ratrain, tmp_path):
@@ -60,8 +60,10 @@ def test_a_dry_run_foretells_what_so_many_seeds_find(study, ratrain, tmp_path):
     unknown, known = told(""), told("\n[verdict]\nnoise = 0.02\n")
     unit = more_seeds(1.0, arms=3)
     assert f"3: {unit[3]:.4f} sd" in unknown
-    assert "which is not known yet" in unknown
+    assert "not measured yet" in unknown
     assert f"3: {0.02 * unit[3]:.4f}, " in known
-    assert "by verdict.noise" in known
-    assert "not known yet" in told("\n[verdict]\nnoise = 0.02\n", "--scale", "study", "--set", "train.budget.steps=6")
+    assert "from verdict.noise, the stated noise" in known
+    assert "not measured yet" in told(
+        "\n[verdict]\nnoise = 0.02\n", "--scale", "study", "--set", "train.budget.steps=6"
+    )
     assert f"plan {planned(make_plan(study(text))).hash[:8]}" in unknown

@@ -201,7 +201,7 @@ def test_the_environment_counts_on_command_lines_too():
         (["--architecture", "unified-ra"], "--architecture: unified-ra needs its step: --ra-step V1"),
         (["--architecture", "vanilla", "--ra-step", "V1"], "--ra-step: --architecture vanilla has no steps"),
         (["--ablation-mode"], "--ablation-mode: expected the steps"),
-        (["--ra-mla-ablation-step", "5", "--use-lens"], "--use-lens: step 5 says what the model is"),
+        (["--ra-mla-ablation-step", "5", "--use-lens"], "--use-lens: step 5 determines the model; leave this out"),
         (["--latent-dim", "4096"], "--latent-dim: must be from 1 to 768"),
     ],
 )

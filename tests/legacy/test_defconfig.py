@@ -252,10 +252,10 @@ def test_lines_without_effect_are_told_with_their_reason():
     text = convert_defconfig(OURS / "gpt2" / "gpt2-adamwprune-bitter3-bitter4-test").text
     assert re.search("line \\d+, ADAMWPRUNE_TARGET_SPARSITY: no run here is pruned by AdamWPrune, or", text)
     text = convert_defconfig(OURS / "gpt2" / "adamwspam-movement-vs-adamwprune-50").text
-    assert re.search("line \\d+, ADAMWPRUNE_AMSGRAD: the base adamw alone has it as a choice", text)
+    assert re.search("line \\d+, ADAMWPRUNE_AMSGRAD: only the base adamw has this choice", text)
     text = convert_defconfig(OURS / "gpt2-unified-ra-ablation").text
     for name in ("RA_ALPHA", "RA_WINDOW", "PER_HEAD_Q_LATENT"):
-        assert re.search(f"line \\d+, RA_MLA_{name}: the ablation's steps say what the model is", text)
+        assert re.search(f"line \\d+, RA_MLA_{name}: the ablation's steps determine the model", text)
 
 
 def test_a_checkpoint_interval_in_epochs_is_told_and_one_in_steps_is_followed(tmp_path):

@@ -113,7 +113,7 @@ def test_an_unknown_symbol_that_is_off_chooses_nothing(ratrain, line):
 def test_a_line_that_is_said_again_is_told(ratrain):
     code, out, err = ratrain("convert", written(f"{GOOD}CONFIG_BATCH_SIZE=8\n"))
     assert (code, "micro_batch = 8" in out) == (0, True)
-    assert err == "warning: old:2: BATCH_SIZE: line 5 says it again, and counts\n"
+    assert err == "warning: old:2: BATCH_SIZE: line 5 sets it again, and that line counts\n"
 
 
 def test_strict_passes_a_file_whose_lines_all_count_or_say_why_not(ratrain):
@@ -123,7 +123,7 @@ def test_strict_passes_a_file_whose_lines_all_count_or_say_why_not(ratrain):
 def test_the_legacy_reading_tells_what_the_old_tools_dropped_and_changed(ratrain):
     _, out, err = ratrain("convert", "--reading", "legacy", written(f"{GOOD}CONFIG_BATCH_SIZE=64  # fits\n"))
     assert "micro_batch = 512" in out
-    assert "warning: old:5: BATCH_SIZE: the old tools made '512' of '64'\n" in err
+    assert "warning: old:5: BATCH_SIZE: the old tools changed '64' to '512'\n" in err
 
 
 def test_comments_behind_values_are_comments(ratrain):

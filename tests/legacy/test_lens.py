@@ -155,7 +155,7 @@ def test_what_attention_put_out_learns_nothing_from_the_summary(old_model):
     [
         ({"reciprocity": False, "discoverability": False}, "nothing is on"),
         ({"mlp": False, "route": {}}, "nothing for context and route"),
-        ({"context": {"conductor": True}}, "looks at the route"),
+        ({"context": {"conductor": True}}, "depends on the route; give route"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):

@@ -154,10 +154,10 @@ def test_as_run_the_band_was_of_rank_one(old_model, tokens):
     [
         ({"alpha": 0.0}, "nothing is on"),
         ({"latent_mlp": {}}, "needs latents to share"),
-        ({"per_head_q": False}, "about latent attention"),
+        ({"per_head_q": False}, "need latent attention; give latent"),
         ({"profile": "as_run"}, "always latent attention"),
         ({"profile": "as_run_2025_11_03", "latent": 4}, "cannot be trained here for now"),
-        ({"coupling": 1}, "activation is what couples"),
+        ({"coupling": 1}, "coupling needs profile = 'as_run'"),
         ({"cross_token": {"apply": "weights"}}, "equals 'output'"),
         ({"cross": {"sparse": "none", "k": 4}}, "does not read k"),
         ({"cross": {"sparse": "topk", "tau": 0.4}}, "does not read tau"),

@@ -299,7 +299,7 @@ def test_without_validation_documents_nothing_is_advised_that_would_fail(tmp_pat
     assert main(["prepare", str(source), "--out", str(tmp_path / "out"), "--val-fraction", "0", "--jobs", "1"]) == 0
     told = capsys.readouterr().err
     assert "skipped: 1 records whose text is null" in told
-    assert "no val shard: lay a val_*.bin of your own into" in told
+    assert "no validation shard: add a val_*.bin of your own to" in told
     assert "use it" not in told
 
 

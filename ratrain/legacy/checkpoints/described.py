@@ -1,4 +1,4 @@
-"""The manifest that stands for an old checkpoint: shapes from its tensors, the rest from the trainer's arguments."""
+"""Builds a manifest for an old checkpoint: shapes from its tensors, the rest from the trainer's arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DATA = {"shakespeare": "shakespeare"}  # embedded; the others are prepared into
 
 @dataclass(frozen=True)
 class Described:
-    """What is read off a checkpoint beside its tensors."""
+    """Facts about a checkpoint beside its tensors."""
 
     n_layer: int
     n_head: int
@@ -35,7 +35,7 @@ class Described:
 
 
 def described(old: OldCheckpoint, generation: str) -> Described:
-    """Raises DataError where neither tensors nor arguments tell what has to be known."""
+    """Describes a checkpoint. Raises DataError if a fact is in neither its tensors nor its arguments."""
     n_layer = 1 + max(int(found[1]) for name in old.weights if (found := re.match(r"transformer\.h\.(\d+)\.", name)))
     n_head, rank, route = _n_head(old), _rank(old), generation == "lens" and _has_route(old)
     tree = {
@@ -66,7 +66,7 @@ def _word(name: str) -> str:
 
 
 def _shape(old: OldCheckpoint, name: str) -> tuple[int, ...]:
-    """Of a tensor of the first block, empty where there is none."""
+    """Returns the shape of a tensor of the first block, () if there is none."""
     tensor = old.weights.get(f"transformer.h.0.{name}")
     return () if tensor is None else tuple(tensor.shape)
 
@@ -79,7 +79,7 @@ def _n_head(old: OldCheckpoint) -> int:
     model = str(old.config.get("model_name", old.config.get("model", "")))
     found = old.config.get("n_head", _HEADS.get(model))
     if not isinstance(found, int) or width % found:
-        raise DataError(f"{old.path}: does not tell how many heads it has: its config names no GPT-2 size, nor n_head")
+        raise DataError(f"{old.path}: the number of heads is unknown; expected n_head or a GPT-2 size in its config")
     return found
 
 
@@ -89,13 +89,13 @@ def _rank(old: OldCheckpoint) -> int:
         return told
     step = re.fullmatch(r"V(\d+)", old.step_name)
     if _shape(old, "attn.c_attn.weight") and "transformer.h.0.attn.w_std" in old.weights and step is None:
-        raise DataError(f"{old.path}: does not tell how many channels its second gate has: no ra_v5_R in its config")
+        raise DataError(f"{old.path}: the channels of its second gate are unknown; expected ra_v5_R in its config")
     return next((rank for rank, steps in _RANKS.items() if step and int(step[1]) in steps), 4)
 
 
 def _has_route(old: OldCheckpoint) -> bool:
     if not old.step_name:
-        raise DataError(f"{old.path}: does not tell its lens step, on which its route depends: no ra_mla_ablation_step")
+        raise DataError(f"{old.path}: its lens step is unknown; expected ra_mla_ablation_step in its config")
     return old.step_name not in _STILL
 
 
@@ -124,14 +124,16 @@ def _tokenizer(old: OldCheckpoint) -> str:
     rows = len(old.weights["transformer.wte.weight"])
     if rows not in _TOKENIZERS:
         known = ", ".join(map(str, _TOKENIZERS))
-        raise DataError(f"{old.path}: its token table has {rows} rows, which no tokenizer here has; expected {known}")
+        raise DataError(
+            f"{old.path}: its token table has {rows} rows, and no tokenizer here has as many; expected {known}"
+        )
     return _TOKENIZERS[rows]
 
 
 def _optim(old: OldCheckpoint) -> dict[str, Any]:
     name = str(old.config.get("optimizer", "adamw"))
     kind = _OPTIMIZERS.get(name, "adamw")
-    # as it ran: no decay on one GPU, whatever was asked, and no clipping under adamw and sinkgd
+    # as it ran: no decay on one GPU, and no clipping under adamw and sinkgd
     common = {"kind": kind, "weight_decay": 0.0, "clip": 1.0 if kind == "adamw_amsgrad" else 0.0}
     if kind == "sinkgd_legacy":
         return common | {
@@ -182,7 +184,7 @@ def _ra_mla(old: OldCheckpoint, generation: str) -> dict[str, Any]:
     config = old.config
     couplings = {float(tensor) for name, tensor in old.weights.items() if name.endswith(".coupling_scale")}
     if len(couplings) > 1 or not couplings <= {0.0, 1.0}:
-        raise DataError(f"{old.path}: its blocks are coupled by {sorted(couplings)}; expected 0 or 1 in all of them")
+        raise DataError(f"{old.path}: its blocks have couplings {sorted(couplings)}; expected 0 in all, or 1 in all")
     options: dict[str, Any] = {
         "profile": "as_run",
         "latent": _shape(old, "attn.k_down.weight")[0],

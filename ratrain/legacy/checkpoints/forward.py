@@ -1,4 +1,4 @@
-"""What an old checkpoint computes, from its own tensors: the reference's forward pass in evaluation, written anew.
+"""Computes the logits of an old checkpoint from its own tensors: the reference's forward pass in evaluation.
 
 Only to hold a converted model against. A single pass, so that what a block's MLP sent to the next pass is not there.
 Shape letters: B batch, T tokens, C channels, H heads, D head_dim, L latent channels, F hidden channels.
@@ -36,7 +36,7 @@ def old_logits(
 
 
 class _Part:
-    """Tensors below a prefix, in float64 as they are asked for."""
+    """Tensors below a prefix, converted to float64 on access."""
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str):
         self.tensors, self.prefix = tensors, prefix
@@ -129,7 +129,7 @@ def _latent_attention(
     if alpha > 0 and coupling > 0:
         at = torch.arange(x.shape[1])
         band = (at[:, None] - at).abs() <= int(config.get("ra_window", 64))
-        sums = q.sum(-1)[..., None] * k.sum(-1)[:, None, None]  # which contracted nothing: two sums, not a product
+        sums = q.sum(-1)[..., None] * k.sum(-1)[:, None, None]  # the reference's einsum: two sums, not a product
         scores = scores + coupling * alpha * scale * sums * band
     probs = _attended(scores)
     if "ra_ct_scale" in p and config.get("ra_ct_apply", "output") == "weights":
@@ -168,7 +168,7 @@ def _enriched(p: _Part, latent: Tensor, n_head: int) -> Tensor:
 
 
 def _sparse(w: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """Mechanism 2: which attention weights [B, T, T] carry hidden channels over."""
+    """Mechanism 2: the attention weights [B, T, T] that mix hidden channels."""
     mode = config.get("mlp_sparse_mode", "topk")
     if mode == "none":
         return w

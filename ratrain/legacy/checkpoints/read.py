@@ -1,9 +1,9 @@
-"""Checkpoints of the reference: tensors and plain containers, and nothing else; which generation wrote them.
+"""Reads checkpoints of the reference, of tensors and plain containers only, and determines their generation.
 
     A1, A2   2025-10-18 to 11-01   an extra `core` level; mechanisms that were connected to nothing
     B        2025-11-02 to 11-04   weights of mechanisms in the configuration only
     C        2025-11-05 to 11-12   with weights of their own, coupling 1
-    D        2025-11-13            with a stored coupling (0 in all that was trained)
+    D        2025-11-13            with a stored coupling (0 in all trained models)
 
 and, beside these RA+MLA models, lens models, the V-series, and plain GPT-2. The optimizer numbered parameters in the
 order of the state dict, the tied head left out.
@@ -28,7 +28,7 @@ from ratrain.errors import DataError, MissingError
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _PREFIX = re.compile(r"^((module|_orig_mod)\.)+")
 _PLAIN = (str, bytes, bool, int, float, type(None), torch.dtype, torch.device, torch.Size)
-# neither trained nor computed with: causal masks, a flag, which weights are pruned, the head that is the table
+# neither trained nor used to compute: causal masks, a flag, pruning masks, the head tied to the table
 _MASK = re.compile(r"\.adamprune_mask$")
 _UNREAD = re.compile(r"\.attn\.(bias|_gates_dirty)$|\.adamprune_mask$|^lm_head\.weight$")
 _BUFFERS = re.compile(r"\.(coupling_scale|route_bias_add)$")
@@ -36,32 +36,32 @@ _BUFFERS = re.compile(r"\.(coupling_scale|route_bias_add)$")
 
 @dataclass(frozen=True)
 class OldCheckpoint:
-    """A checkpoint of the reference by its own names, without prefixes."""
+    """A checkpoint of the reference; tensors have their own names without prefixes."""
 
     path: Path
     step: int
-    weights: Mapping[str, Tensor]  # fp32, in the order of the state dict; what is pruned is zero
+    weights: Mapping[str, Tensor]  # fp32, in the order of the state dict; pruned weights are zero
     config: Mapping[str, Any]  # the trainer's arguments
     optimizer: Mapping[str, Any]
     loss: float | None
-    was_wrapped: bool  # by DDP, whose optimizer numbered parameters otherwise
+    was_wrapped: bool  # by DDP; its optimizer numbered parameters in another order
 
     @property
     def step_name(self) -> str:
-        """Of an ablation, empty outside of one."""
+        """The ablation step, empty outside of an ablation."""
         return str(self.config.get("ra_mla_ablation_step") or "")
 
     @property
     def parameters(self) -> list[str]:
-        """Names in the order in which the optimizer numbered them."""
+        """Parameter names in the optimizer's order."""
         fixed = {name for name in self.weights if _BUFFERS.search(name)}
-        if not self.config.get("ra_alpha"):  # then it was a constant
+        if not self.config.get("ra_alpha"):  # alpha was a constant then
             fixed |= {name for name in self.weights if name.endswith(".attn.ra_alpha")}
         return [name for name in self.weights if name not in fixed]
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file begins as torch.save's do."""
+    """Whether a file begins as those of torch.save."""
     try:
         with path.open("rb") as file:
             return file.read(4).startswith((_ZIP, _PICKLE))
@@ -70,7 +70,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def read_checkpoint(path: Path) -> OldCheckpoint:
-    """The checkpoint in a file. Nothing of it is executed. Raises MissingError, DataError."""
+    """Reads a checkpoint without executing any of it. Raises MissingError, DataError."""
     data = _load(path)
     if not isinstance(data, Mapping):
         raise DataError(f"{path}: is a {type(data).__name__}; expected the dictionary that the reference saved")
@@ -115,16 +115,16 @@ def _load(path: Path) -> Any:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    """Which class or function the file asks for; torch names it in the error, or finds it without loading."""
+    """Returns the message for a file that asks for classes or functions, with their names if torch finds them."""
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # a file of another layout, or one that is broken on purpose
+    except Exception:  # a file of another layout, or a malicious one
         names = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
     if not names:
         return f"{path}: is not a whole checkpoint: {_first_line(error)}"
     return (
-        f"{path}: asks for {', '.join(names)}, which loading would run; only tensors and plain containers are read."
-        " Where you trust the file, save its model_state_dict and config (as a dict) again, by themselves"
+        f"{path}: asks to run {', '.join(names)}; only tensors and plain containers are read."
+        " If you trust the file, save its model_state_dict and its config (as a dict) to a new file"
     )
 
 
@@ -154,15 +154,15 @@ def _weights(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             found[weight] = found[weight] * whole[name].to(torch.float32)
     head, table = whole.get("lm_head.weight"), whole.get("transformer.wte.weight")
     if head is not None and table is not None and not torch.equal(head, table):
-        raise DataError(f"{path}: its head is another matrix than its token table; the reference always tied them")
+        raise DataError(f"{path}: its head differs from its token table; expected tied weights, as in the reference")
     bad = [name for name, tensor in found.items() if not tensor.isfinite().all()]
     if bad:
-        raise DataError(f"{path}: {bad[0]} holds what is not a finite number")
+        raise DataError(f"{path}: {bad[0]} is not finite; expected a checkpoint with finite weights")
     return found
 
 
 def generation(old: OldCheckpoint) -> str:
-    """Plain, V, lens, C or D. Raises DataError for A1, A2, B and what is not of the reference, with the reason."""
+    """Returns plain, V, lens, C or D. Raises DataError with the reason for A1, A2, B and other files."""
     names = {re.sub(r"^transformer\.h\.\d+\.", "", name) for name in old.weights}
     reason = _unsupported(names, old)
     if reason:
@@ -175,27 +175,27 @@ def generation(old: OldCheckpoint) -> str:
 
 
 def _unsupported(names: set[str], old: OldCheckpoint) -> str:
-    """Why there is no model here for it, empty where there is one."""
+    """Returns the reason if there is no model for the checkpoint, else an empty text."""
     if any(name.startswith("attn.core.") for name in names):
         which = "A2" if any(name.startswith("mlp.coupler.") for name in names) else "A1"
         return (
-            f"is of generation {which} (before 2025-11-02), whose mechanisms were connected to nothing and whose band"
-            " was a constant: generations C and D, lens, V-series and plain models are read"
+            f"is of generation {which} (before 2025-11-02): its mechanisms were not connected, and its band"
+            " was a constant. Generations C and D, lens, V-series and plain models are read"
         )
     if "attn.k_down.weight" in names and "attn.gates" not in names and "attn.ra_alpha" not in names:
         return (
-            "is of generation B (2025-11-02 to 11-04), which kept the weights of its mechanisms as constants in its"
-            " configuration, and runs nowhere here: generations C and D, lens, V-series and plain models are read"
+            "is of generation B (2025-11-02 to 11-04): the weights of its mechanisms were constants in"
+            " its configuration, and no model has them. Generations C and D, lens, V-series and plain models are read"
         )
     if "mlp.fc_gate.weight" in names:
-        return "is of the first lens version, which was gone on the day that it came; no other file has its gated MLP"
+        return "is of the first lens version, with a gated MLP that existed for one day; there is no model for it"
     if old.config.get("use_rwr") or "attn.rwr_attn.u_h" in names:
-        return "is a random-walk model, which saw the future in training: nothing that reads text forward can use it"
+        return "is a random-walk model: it saw later tokens in training, so it cannot generate text"
     if "mlp.w_std" in names and not {"attn.w_std", "attn.c_attn.bias"} & names:
-        return "has pruned attention that saw the future in training (steps V14, V15, V17, V18)"
+        return "has pruned attention that saw later tokens in training (steps V14, V15, V17, V18)"
     if not {"attn.c_attn.weight", "attn.gates", "attn.k_down.weight"} & names:
         some = ", ".join([*old.weights][:3])
-        return f"is no GPT-2 of the reference (it holds {some})"
+        return f"holds {some}; expected a GPT-2 of the reference"
     return ""
 
 

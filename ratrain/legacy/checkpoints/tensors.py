@@ -1,6 +1,6 @@
-"""Where each tensor of an old checkpoint goes: ours by name, from which of theirs, cut and joined how.
+"""Maps the tensors of an old checkpoint to the model's: sources by name, and how they are cut and joined.
 
-What is done to a weight is done to its moments too; `adjust` is what is done to the weight alone.
+A weight's moments are cut and joined alike; `adjust` applies to the weight alone.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 Pick = Callable[[Sequence[Tensor]], Tensor]
-_FLOOR = 1e-8  # of a gate, below which the reference had none
-_LEAST = 1e-7  # of the share of self-restart, that a sigmoid reaches
+_FLOOR = 1e-8  # the reference clamped its gates from below to this
+_LEAST = 1e-7  # smallest share of self-restart, so that its logit is finite
 
 
 @dataclass(frozen=True)
 class Move:
-    """One of our tensors, made of `sources`."""
+    """A tensor of the model, made of the old tensors `sources`."""
 
     sources: tuple[str, ...]
     pick: Pick
@@ -35,12 +35,12 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:
-    """A number as [1]; numbers per head as they are."""
+    """A scalar becomes [1]; a vector over heads stays."""
     return parts[0].reshape(-1)
 
 
 def moves(weights: Mapping[str, Tensor], n_layer: int, *, rows: int, route: bool = False) -> dict[str, Move]:
-    """For every tensor of `weights`; the token table gets `rows`. `route`: whether a lens model's gate was in use."""
+    """Returns the move of every tensor; the token table gets `rows` rows. `route`: whether a lens model used it."""
     names = set(weights)
 
     def table(parts: Sequence[Tensor]) -> Tensor:
@@ -65,7 +65,7 @@ def moves(weights: Mapping[str, Tensor], n_layer: int, *, rows: int, route: bool
 
 
 def _acts(weights: Mapping[str, Tensor], theirs: str) -> bool:
-    """Whether the coupling of a block is on: it is where none is stored (generation C)."""
+    """Whether the coupling of a block is on. Generation C stored none, and had it on."""
     stored = weights.get(f"{theirs}.attn.coupling_scale")
     return stored is None or bool(stored)
 
@@ -79,7 +79,7 @@ def _layer(ours: str, theirs: str, names: set[str]) -> dict[str, Move]:
 
 
 class _Block:
-    """Collects the moves of one block; what the checkpoint lacks is passed over."""
+    """Collects the moves of one block; a move whose sources are not in the checkpoint is skipped."""
 
     def __init__(self, ours: str, theirs: str, names: set[str]):
         self.ours, self.theirs, self.names = ours, theirs, names
@@ -114,19 +114,19 @@ def _series(b: _Block) -> None:
 
 
 def _as_logit(alpha: Tensor) -> Tensor:
-    """w with sigmoid(w) / 2 = alpha, which the reference clipped to 0..0.5."""
+    """Returns w with sigmoid(w) / 2 = alpha; the reference clipped alpha to 0..0.5."""
     return (2 * alpha.double()).clamp(_LEAST, 1 - _LEAST).logit().float()
 
 
 def _latent(b: _Block, *, acts: bool) -> None:
-    """RA+MLA; what did nothing, for its coupling was 0, is idle here."""
+    """RA+MLA; parts that had no effect at a coupling of 0 go to idle parameters."""
     q = "attn.q_to_latent_shared.weight" if b.has("attn.q_to_latent_shared.weight") else "attn.q_proj.weight"
     b.move("attn.qkv.weight", q, "attn.k_down.weight", "attn.v_down.weight", pick=_joined)
     b.move("attn.core.maps.a", "attn.q_to_latent")
     b.move("attn.core.maps.u", "attn.v_up")
     b.move("attn.core.maps.u", "attn.v_up_shared.weight", pick=lambda parts: parts[0].mT[None])
     b.layer("attn.proj", "attn.out_proj")
-    band, floor = ("alpha", lambda a: a.clamp(min=0)) if acts else ("idle.alpha", None)  # a negative one was never read
+    band, floor = ("alpha", lambda a: a.clamp(min=0)) if acts else ("idle.alpha", None)  # a negative one was ignored
     b.move(f"attn.core.{band}", "attn.ra_alpha", pick=_flat, adjust=floor)
     b.move("attn.core.cross_token.weight", "attn.ra_ct_scale")
     b.move("attn.core.cross_token.bias", "attn.ra_ct_bias")
@@ -162,7 +162,7 @@ def _lens(b: _Block, *, route: bool) -> None:
     b.layer("mlp.up", "mlp.fc1")
     b.layer("mlp.down", "mlp.fc2")
     b.move("route.raw" if route else "idle.route_raw", "mlp.route_gate_raw", pick=_flat)
-    if route:  # of -3.2 from beginning to end
+    if route:  # the bias moved from 0 to -3.2
         b.move("route.anneal", "mlp.route_bias_add", adjust=lambda added: added / -3.2)
     b.move("mlp.context.alpha", "mlp.ctx_alpha", pick=_flat)
     b.layer("mlp.context.down", "mlp.ctx_down")

@@ -13,9 +13,13 @@ from ratrain.legacy.commands.defconfig import command_of, converted, reading_arg
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a defconfig, or a checkpoint (.pt)")
-    parser.add_argument("-o", "--to", type=Path, metavar="OUT", help="where the manifest, or the run, goes (stdout)")
+    parser.add_argument(
+        "-o", "--to", type=Path, metavar="OUT", help="the manifest's file (stdout), or the run's folder"
+    )
     reading_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders are (runs)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -16,21 +16,21 @@ from ratrain.errors import Exit, UsageError
 if TYPE_CHECKING:
     from ratrain.legacy.readers.conversion import Conversion
 
-_READINGS = "intent: what the author meant (default); legacy: what the old tools made of it"
-_PROFILES = "intended: mechanisms as they were meant (default); as_run: what the reference computed"
+_READINGS = "intent: the author's intention (default); legacy: the configuration that the old tools made of it"
+_PROFILES = "intended: mechanisms as designed (default); as_run: mechanisms as the reference computed them"
 
 
 def reading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reading", choices=("intent", "legacy"), default="intent", help=_READINGS)
     parser.add_argument("--profile", choices=("intended", "as_run"), default="intended", help=_PROFILES)
-    parser.add_argument("--strict", action="store_true", help="refuse a defconfig with lines that are ignored")
+    parser.add_argument("--strict", action="store_true", help="refuse a defconfig if a line of it is ignored")
     parser.add_argument(
         "--accept-unknown", action="store_true", help="ignore unknown lines of a defconfig that choose what is trained"
     )
 
 
 def converted(file: Path, args: argparse.Namespace) -> Conversion:
-    """The manifest of a defconfig, with what is to be known of it on stderr."""
+    """Converts a defconfig to a manifest; prints warnings and notes on stderr."""
     from ratrain.legacy.readers.environment import is_dry
     from ratrain.legacy.readers.to_manifest import convert_defconfig
 
@@ -53,7 +53,7 @@ def converted(file: Path, args: argparse.Namespace) -> Conversion:
 
 
 class StrictError(UsageError):
-    """A file with lines that count for nothing, where that is not allowed."""
+    """Lines of a file are ignored although --strict is given."""
 
     exit = Exit.BAD_MANIFEST
 
@@ -69,8 +69,10 @@ def command_of(found: Conversion, file: Path) -> list[str]:
 
 
 def with_manifests(argv: Sequence[str]) -> list[str]:
-    """`argv` with the manifest of a defconfig in its place, where one is named: converted into runs/legacy/, with the
-    options of a conversion taken out. `check` looks at each of its runs at the tiny scale."""
+    """Replaces a defconfig in `argv` by its manifest, written to runs/legacy/, and takes out the conversion's options.
+
+    `check FILE` becomes `check runs`, which builds each run and trains it briefly at the tiny scale.
+    """
     words = list(argv)
     files = {n: file for n, word in enumerate(words) if (file := _file(word))}
     if not files:
@@ -96,7 +98,7 @@ def with_manifests(argv: Sequence[str]) -> list[str]:
 
 
 def _file(word: str) -> Path | None:
-    """The file that `word` names and that may be a defconfig: neither a manifest nor weights, by its ending."""
+    """Returns the file named by `word` if it may be a defconfig: neither a manifest nor weights, by its suffix."""
     if word.endswith((".toml", ".safetensors")):
         return None
     return Path(word) if os.path.isfile(word) else find_in_package(word)
@@ -113,7 +115,7 @@ def _written(found: Conversion, out: Path) -> Path:
 
 
 def _untracked(found: Conversion) -> Iterator[str]:
-    """Without trackers that are not installed: the old trainers went on without them."""
+    """Yields the option that drops trackers which are not installed: the old trainers continued without them."""
     import json
 
     import tomli
@@ -123,5 +125,5 @@ def _untracked(found: Conversion) -> Iterator[str]:
     there = [name for name in wanted if find_spec(name)]
     if there != wanted:
         gone = ", ".join(name for name in wanted if name not in there)
-        print(f"note: going on without {gone}: not installed (pip install 'ratrain[trackers]')", file=sys.stderr)
+        print(f"note: continuing without {gone}: not installed (pip install 'ratrain[trackers]')", file=sys.stderr)
         yield from ("--set", f"log.trackers={json.dumps(there)}")

@@ -23,11 +23,13 @@ def report(names: Sequence[str], out: Path) -> bool:
     if not paths:
         return False
     if len(paths) < len(names):
-        raise UsageError(f"{paths[0]}: is of the reference, and compares with no run of ours; report it by itself")
+        raise UsageError(
+            f"{paths[0]}: metrics of the reference cannot be compared with runs of ratrain; report them separately"
+        )
     runs = [run for path in paths for run in read_metrics(path)]
     warnings = caveats(runs)
     print(table([HEAD, *rows(runs)]))
-    print("\nnumbers come from the reference; none was measured here. What they are worth:")
+    print("\nnumbers come from the reference; none was measured here. Their known faults:")
     print("\n".join(f"- {line}" for line in warnings))
     make_folder(out)
     title = ", ".join(path.resolve().name for path in paths)

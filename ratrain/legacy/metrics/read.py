@@ -1,8 +1,8 @@
 """Metrics files of the reference: a run's training_metrics.json or metrics.json, all_results.json, a matrix's folder.
 
-Two trainers wrote them. train_ra_mla.py (steps, whatever their letter) has `eval_iteration`, `train_loss`, `val_loss`
-beside its timings; train.py has `val_losses`, `iterations` and a summary. all_results.json is a list of either, with
-what the matrix knew of each test.
+Two trainers wrote them. train_ra_mla.py (all ablation steps) has `eval_iteration`, `train_loss`, `val_loss` beside its
+timings; train.py has `val_losses`, `iterations` and a summary. all_results.json is a list of either, with the matrix's
+facts of each test.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KNOWN = f"expected one of {', '.join((*_OWN, _ALL))} of the reference, or a fol
 
 @dataclass(frozen=True)
 class OldRun:
-    """What one file or entry tells of a run; losses are in nats per token."""
+    """A run of the reference, from one file or entry; losses are in nats per token."""
 
     name: str
     trainer: str  # the script that wrote it; empty for a run that failed
@@ -35,27 +35,27 @@ class OldRun:
     iterations: int = 0
     milliseconds: float | None = None  # of an iteration, the median
     seconds: float | None = None  # of the whole test
-    sparsity: float = 0.0  # that was reached, or else asked for
-    told: Mapping[str, Any] = field(default_factory=dict)  # what the matrix says of the test
+    sparsity: float = 0.0  # as reached, else as asked for
+    told: Mapping[str, Any] = field(default_factory=dict)  # the matrix's facts of the test
     failed: str = ""
 
     @property
     def step(self) -> str | None:
-        """The step of an ablation, which only the test's name tells."""
+        """The step of an ablation, from the test's name."""
         found = re.search(r"_ramla_step([A-Z]?\d+)$", self.name)
         return found[1] if found else None
 
 
 def is_metrics(path: Path) -> bool:
-    """Whether `path` is to be read here: a JSON file, or a folder of a matrix."""
+    """Whether `path` is a JSON file, or a folder with metrics files."""
     return path.suffix == ".json" and path.is_file() if not path.is_dir() else bool(_parts(path))
 
 
 def read_metrics(path: Path) -> list[OldRun]:
-    """Every run that the file or folder tells of. Raises DataError."""
+    """Reads every run of the file or folder. Raises DataError."""
     if not path.is_dir():
         return _entries(path)
-    # `make summary` and `make continue` emptied the list of all results, so that the tests' own folders are asked first
+    # `make summary` and `make continue` emptied the list of all results: files in the tests' own folders come first
     listed = {run.name: run for run in _entries(path / _ALL)} if (path / _ALL).is_file() else {}
     found = dict(listed)
     for file in _parts(path):
@@ -67,12 +67,12 @@ def read_metrics(path: Path) -> list[OldRun]:
         if name not in found:
             found[name] = OldRun(name, "", failed=_first_line(file))
     if not found:
-        raise DataError(f"{path}: tells of no run; {_KNOWN}")
+        raise DataError(f"{path}: holds no run; {_KNOWN}")
     return list(found.values())
 
 
 def _parts(folder: Path) -> list[Path]:
-    """Metrics files in a matrix's folder, those of its tests too."""
+    """Lists the metrics files in a matrix's folder and in the folders of its tests."""
     if (folder / "events.jsonl").exists():  # a run or a study of ours
         return []
     names = [*_OWN, _ALL]
@@ -148,7 +148,7 @@ def _vanilla_run(numbers: _Numbers) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Numbers and lists of them in a JSON object; what is neither is refused by its key."""
+    """Reads numbers and lists of numbers from a JSON object; other values raise DataError with their key."""
 
     data: Mapping[str, Any]
     where: str

@@ -16,26 +16,26 @@ from ratrain.legacy.readers.to_manifest import Asking, conclude
 
 @dataclass(frozen=True)
 class Line:
-    """What an old command line comes to, and the options that `ratrain` is given beside the manifest."""
+    """The manifest of an old command line, and the options for `ratrain` beside it."""
 
     found: Conversion
     words: tuple[str, ...]
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of every option that an old command line may have. The defaults depend on the trainer, and come later."""
+    """Returns the parser of all options of old command lines; defaults depend on the trainer and are set later."""
     made = argparse.ArgumentParser(
         prog="python -m ratrain.legacy.train",
         usage="%(prog)s [options]",
-        description="Train as the reference's train.py and train_ra_mla.py did: what is asked for becomes a manifest.",
-        epilog="docs/legacy.md says what each option becomes. Options of one trainer are accepted for both.",
+        description="Train as the reference's train.py and train_ra_mla.py did: the command line becomes a manifest.",
+        epilog="docs/legacy.md lists the key of each option. Options of one trainer are accepted for both.",
         allow_abbrev=False,
     )
     for option in options().values():
         if not option.is_setting:
             _add(made, option)
     made.add_argument(
-        "--profile", choices=("intended", "as_run"), default="intended", help="as_run: as it was computed"
+        "--profile", choices=("intended", "as_run"), default="intended", help="as_run: as the reference computed"
     )
     return made
 
@@ -54,7 +54,7 @@ def _add(made: argparse.ArgumentParser, option: Option) -> None:
 
 
 def read_command_line(argv: Sequence[str], environment: Mapping[str, str]) -> Line:
-    """The runs that an old command line asks for. Raises ManifestError; SystemExit where argparse refuses it."""
+    """Converts an old command line to runs. Raises ManifestError, or SystemExit if argparse refuses it."""
     parsed = vars(parser().parse_args(list(argv)))
     profile = parsed.pop("profile")
     given: dict[str, Said] = {}
@@ -80,17 +80,17 @@ def read_command_line(argv: Sequence[str], environment: Mapping[str, str]) -> Li
 
 
 def _trainer(given: Mapping[str, Said]) -> Trainer:
-    """Whose command line it is: train_ra_mla.py's where one option is its own, or a step is named."""
+    """Returns the trainer: train_ra_mla.py if one option exists only there, or a step is named."""
     own = {name for name in given if {*options()[name].defaults} == {"ra_mla"}}
     steps = {"ra-step", "ablation-mode", "ablation-steps"} & {*given}
     return "train_ra_mla.py" if own or steps else "train.py"
 
 
 def _steps(given: Mapping[str, Said]) -> list[str | None]:
-    """The steps that are asked for; [None] where none is. Raises ManifestError where options say different things."""
+    """Returns the steps that are named, [None] if none is. Raises ManifestError if options contradict each other."""
     named = [name for name in ("ra-mla-ablation-step", "ra-step", "ablation-steps") if name in given]
     if len(named) > 1:
-        raise _fault(named[1], f"--{named[0]} names steps as well; expected one of the two")
+        raise _fault(named[1], f"--{named[0]} names steps as well; leave one of the two out")
     if "ablation-mode" in given and named != ["ablation-steps"]:
         raise _fault("ablation-mode", 'expected the steps: --ablation-steps "V0,V1,V3"')
     kind = given["architecture"].value if "architecture" in given else None
@@ -111,7 +111,7 @@ def _fault(name: str, message: str) -> ManifestError:
 
 
 def _name(asked: Sequence[Asking], argv: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Tells what it is, and this command line from others."""
+    """Returns a name from the steps and a hash of the command line."""
     steps = [step for _, step, _ in asked if step is not None]
     what = f"{steps[0]}-to-{steps[-1]}" if len(steps) > 1 else steps[0] if steps else "gpt2"
     limits = [f"{name}={said.value}" for name, said in surroundings.overrides(environment).items()]
@@ -119,9 +119,9 @@ def _name(asked: Sequence[Asking], argv: Sequence[str], environment: Mapping[str
 
 
 def _words(given: Mapping[str, Said]) -> list[str]:
-    """What is an option of the command here, and no key of a manifest."""
+    """Returns the options that `ratrain` takes as options, not as manifest keys."""
     words: list[str] = []
-    if "device" in given and given["device"].value != "cuda":  # which fell back to the CPU where there is none
+    if "device" in given and given["device"].value != "cuda":  # cuda fell back to the CPU, as auto does
         words += ["--device", given["device"].value]
     for name in ("output-dir", "checkpoint-dir"):
         if name in given:

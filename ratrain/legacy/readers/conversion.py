@@ -1,4 +1,4 @@
-"""Old runs as one manifest: of a variant where there is one, of an ablation where there are several."""
+"""Writes old runs as one manifest: one run as a variant, several as an ablation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ratrain.legacy.readers.options import Asked
 from ratrain.legacy.readers.recipe import SCALES, recipe
 from ratrain.legacy.readers.tree import Entry, Tree, line, lines, plain, toml
 
-_WHOLE = ("optim", "prune")  # sections that are said whole where they differ: their keys depend on their kind
+_WHOLE = ("optim", "prune")  # sections written whole if they differ: their keys depend on their kind
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ class Run:
 
 @dataclass
 class Conversion:
-    """The text of a manifest, and what there is to say of it. `ignored` are lines that meant something nobody knows,
-    or that the old tools dropped or changed; `jobs` and `dry_run` are of the command that runs it."""
+    """The text of a manifest, with warnings and notes.
+
+    `ignored`: lines with an unknown meaning, or that the old tools dropped or changed. `jobs` and `dry_run`: options
+    for the command that runs it.
+    """
 
     name: str
     text: str
@@ -43,16 +46,16 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Head:
-    """What the manifest says of itself, in comments at its top."""
+    """Name, scale, and comments at the top of the manifest."""
 
     name: str
-    origin: str  # what was converted, and how
+    origin: str  # the source of the conversion, reading and profile
     told: Sequence[str] = ()
     scale: str = SCALES["gpt2"][0]
 
 
 def run_of(name: str, asked: Asked, *, study: str, profile: str) -> Run:
-    """Raises ManifestError where an option cannot be followed."""
+    """Converts one run. Raises ManifestError if an option cannot be followed."""
     base = base_of(asked, study=study, profile=profile)
     tree = recipe(asked, profile=profile) | mechanism(asked, base, profile=profile)
     own = own_optim(base)
@@ -62,25 +65,25 @@ def run_of(name: str, asked: Asked, *, study: str, profile: str) -> Run:
 
 
 def slug(name: str) -> str:
-    """`name` as an id."""
+    """Turns `name` into an id."""
     return re.sub(r"[^a-z0-9_.-]+", "-", name.lower()).strip("-_.") or "old"
 
 
 def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The runs without those that would train what an earlier one trains, and what to say of these."""
+    """Drops runs that equal an earlier run; returns the others, and a note on each dropped one."""
     found: list[Run] = []
     told = []
     for run in runs:
         twin = next((one for one in found if one.base == run.base and values_of(one.tree) == values_of(run.tree)), None)
         if twin:
-            told.append(f"{run.name} would train what {twin.name} trains, and is left out")
+            told.append(f"{run.name} equals {twin.name} and is left out")
         else:
             found.append(run)
     return found, told
 
 
 def single(head: Head, run: Run) -> str:
-    """The manifest of one run."""
+    """Returns the manifest of one run."""
     extends = [f"{run.base}.toml" if run.base != "v0" else "gpt2.toml", f"scale/{head.scale}.toml"]
     if run.base != "v0":
         extends[0] = _file_of(run.base)
@@ -89,8 +92,10 @@ def single(head: Head, run: Run) -> str:
 
 
 def study(head: Head, runs: Sequence[Run], baseline: str | None = None) -> str:
-    """The ablation manifest of several runs; they are compared with the first that puts nothing into the model, else
-    with the first of all, or with the manifest `baseline`."""
+    """Returns the ablation manifest of several runs.
+
+    The baseline is the manifest `baseline`, else the first run without patches and pruning, else the first run.
+    """
     clean = [run for run in runs if not _added(run.tree)]
     first = (clean or runs)[0]
     shared = {
@@ -107,7 +112,7 @@ def study(head: Head, runs: Sequence[Run], baseline: str | None = None) -> str:
         line("base", Entry(baseline or first.base, "BASELINE" if baseline else f"was {first.name}")),
         f"scale = {toml(head.scale)}",
         line("seed.init", Entry([1], "each was run once; verdicts take three seeds or more: --seeds 1,2,3")),
-        line("controls", Entry(False, "nothing runs that is not asked for")),
+        line("controls", Entry(False, "only the runs of the file")),
     ]
     if plain_arms:
         names = ", ".join(run.name for run in plain_arms)
@@ -120,7 +125,7 @@ def study(head: Head, runs: Sequence[Run], baseline: str | None = None) -> str:
 
 
 def _file_of(base: str) -> str:
-    """How `extends` names the manifest with this id."""
+    """Returns the path of the manifest with this id, as `extends` takes it."""
     from ratrain.config.find import SHIPPED, find_manifest
 
     return find_manifest(base).relative_to(SHIPPED).as_posix()
@@ -132,12 +137,12 @@ def is_plain(run: Run, base: str) -> bool:
 
 
 def _added(tree: Tree) -> list[str]:
-    """The sections that put something into the model, or prune it."""
+    """Returns the names of the sections that patch the model or prune it."""
     return [name for name in tree if name == "prune" or name.startswith("patch.")]
 
 
 def _changes(run: Run, shared: Tree) -> dict[str, Any]:
-    """Dotted keys, and sections as tables, in which the run differs from what is shared."""
+    """Returns the differences of a run to the shared keys: dotted keys, and whole sections as tables."""
     found: dict[str, Any] = {}
     for name, section in run.tree.items():
         mine = {key: entry.value for key, entry in section.items() if key != "run_name"}
@@ -152,7 +157,7 @@ def _changes(run: Run, shared: Tree) -> dict[str, Any]:
         if name.count(".") == 1 and name.startswith("patch.") and name not in run.tree:
             found[name] = {"enabled": False}
         elif name == "prune" and name not in run.tree:
-            message = f"{run.name} prunes nothing and what it is compared with does; name one that does not first"
+            message = f"{run.name} does not prune, and its baseline does; put a run without pruning first"
             raise ManifestError([Fault("", "", message)])
     return found
 
@@ -162,7 +167,7 @@ def _compact(changes: Mapping[str, Any]) -> list[str]:
 
 
 def values_of(tree: Tree) -> dict[str, dict[str, Any]]:
-    """The sections as plain values, without the name that trackers show."""
+    """Returns the sections as plain values, without log.run_name."""
     return {
         name: {key: entry.value for key, entry in section.items() if key != "run_name"}
         for name, section in tree.items()

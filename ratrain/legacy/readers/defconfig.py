@@ -1,4 +1,4 @@
-"""A defconfig of the old tools, line by line: what each line sets, and why it does not where it does not."""
+"""Reads a defconfig of the old tools line by line: values, ignored lines, and the reasons."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ratrain.legacy.readers.symbols import (
     symbols,
 )
 
-MAX_BYTES = 100_000  # the longest that is known has 7 kB
+MAX_BYTES = 100_000  # the longest known file has 7 kB
 _SETS = re.compile(r"CONFIG_(?P<name>\w+)(?P<space>\s*)=(?P<rest>.*)", re.ASCII)
 _UNSETS = re.compile(r"#\s*CONFIG_(?P<name>\w+) is not set", re.ASCII)
 _BARE = re.compile(r"(?P<name>[A-Z][A-Z0-9_]+)\s*=(?P<rest>.*)", re.ASCII)
 _ACCEPT = "--accept-unknown ignores the line"
-_NOTE = re.compile(r"\s+#.*$|\s+$")  # what people write behind a value
+_NOTE = re.compile(r"\s+#.*$|\s+$")  # a comment or spaces after a value
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line that sets a symbol: `value` as it is meant, `taken` as the old tool took it, None where it did not."""
+    """A line that sets a symbol: `value` as intended; `taken` as the old tool read it, None if it dropped it."""
 
     number: int
     name: str
@@ -43,9 +43,9 @@ class Line:
 
 @dataclass
 class Defconfig:
-    """A file that was read. `lines` by symbol, the last line of each; `ignored` and `faults` say where and why.
+    """The contents of a defconfig. `lines` holds the last line of each symbol; `ignored` and `faults` have reasons.
 
-    `unknown` are lines that choose what is trained by a symbol that nobody knows: without them it is something else.
+    `unknown`: lines with an unknown symbol that, by its name, selects a part of the model or of its training.
     """
 
     label: str
@@ -60,17 +60,17 @@ class Defconfig:
 
     @property
     def declared(self) -> Mapping[str, str]:
-        """What each symbol is said to be."""
+        """The declared value of each symbol."""
         return {name: line.value for name, line in self.lines.items()}
 
     @property
     def taken(self) -> Mapping[str, str]:
-        """The same, of those that Kconfig defined and in a form that it took."""
+        """The values as Kconfig read them, without lines that it dropped."""
         return {name: line.taken for name, line in self.lines.items() if line.taken is not None}
 
 
 def is_defconfig(path: str | Path) -> bool:
-    """Whether the file begins as defconfigs do: the first line that is no comment sets a symbol, or one is unset."""
+    """Whether a line at the beginning of the file sets or unsets a symbol."""
     if not os.path.isfile(path):
         return False
     try:
@@ -82,14 +82,14 @@ def is_defconfig(path: str | Path) -> bool:
 
 
 def read_defconfig(path: Path) -> Defconfig:
-    """The file's lines. Raises MissingError, and ManifestError where it is no text; other faults are in the result."""
+    """Reads the file. Raises MissingError, and ManifestError if it is not text; other faults are in the result."""
     label = label_of(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise MissingError(f"{label}: cannot be read: {error.strerror}") from None
     if len(raw) > MAX_BYTES:
-        raise ManifestError([Fault(label, "", f"larger than {MAX_BYTES} bytes; this is no defconfig")])
+        raise ManifestError([Fault(label, "", f"larger than {MAX_BYTES} bytes; expected a defconfig")])
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,7 +103,7 @@ def read_defconfig(path: Path) -> Defconfig:
 
 
 def _take(found: Defconfig, number: int, text: str) -> None:
-    """Adds what one line says to `found`."""
+    """Adds one line to `found`."""
     where = f"{found.label}:{number}"
     if match := _UNSETS.match(text):
         symbol = symbols().get(match["name"])
@@ -137,7 +137,7 @@ def _set(found: Defconfig, where: str, number: int, name: str, rest: str, *, exa
 
 
 def _set_unknown(found: Defconfig, where: str, name: str, value: str) -> None:
-    """Adds a line whose symbol nobody knows to the lines that are ignored, or to those that choose what is trained."""
+    """Adds a line with an unknown symbol to `ignored`, or to `unknown` if it selects a part of the training."""
     near = did_you_mean(name, [*known_names()])
     choice = chosen_by(name)
     if value in ("n", "", '""') or not (choice or name in UNDEFINED_REFUSED):
@@ -151,18 +151,18 @@ def _set_unknown(found: Defconfig, where: str, name: str, value: str) -> None:
 
 
 def _add(found: Defconfig, line: Line) -> None:
-    """The last line of a symbol counts, in its own place."""
+    """Adds a line. The last line of a symbol counts, and takes its own position in the order."""
     before = found.lines.pop(line.name, None)
     if before is not None and before.value != line.value:
         where = f"{found.label}:{before.number}"
-        found.ignored.append(Fault(where, line.name, f"line {line.number} says it again, and counts"))
+        found.ignored.append(Fault(where, line.name, f"line {line.number} sets it again, and that line counts"))
     if line.name not in known_names() and line.value == "n":
-        return  # what is switched off need not exist
+        return  # an unknown symbol that is off changes nothing
     found.lines[line.name] = line
 
 
 def _meant(text: str, kind: Definition | None) -> str:
-    """The value of a line: without quotes and comments, in the form of its type. Raises ValueError."""
+    """Returns the value without quotes and comments, checked by its type. Raises ValueError."""
     quote = text[:1] == '"'
     if quote:
         value, closed, _ = text[1:].partition('"')
@@ -178,7 +178,7 @@ def _meant(text: str, kind: Definition | None) -> str:
         if value[:1] not in ("y", "n") or quote:
             raise ValueError(f"expected y or n, got {text[:40]!r}")
         return value[0]
-    if value == "n":  # `is not set`, spelled otherwise
+    if value == "n":  # another spelling of `is not set`
         return value
     if not re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
         raise ValueError(f"expected a whole number, got {text[:40]!r}")
@@ -189,7 +189,7 @@ def _meant(text: str, kind: Definition | None) -> str:
 
 
 def _taken(rest: str, kind: Definition) -> str | None:
-    """The value as Kconfig took it: a number to the end of the line, text in quotes, the first letter of y and n."""
+    """Returns the value as Kconfig read it: a number to the end of the line, text in quotes, y or n by one letter."""
     if kind.type == "bool":
         return rest[0] if rest[:1] in ("y", "n") else None
     if kind.type == "int":
@@ -198,7 +198,7 @@ def _taken(rest: str, kind: Definition) -> str | None:
 
 
 def verdicts(found: Defconfig) -> tuple[list[Fault], list[Fault]]:
-    """Of lines that set what does nothing here: (why not, what is refused)."""
+    """Returns the faults of symbols without effect here, and of symbols that are refused."""
     idle, refused = [], []
     for name, line in found.lines.items():
         meant = UNDEFINED.get(name, name)

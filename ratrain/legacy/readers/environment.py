@@ -1,4 +1,4 @@
-"""What the old tools read of their environment, and `make NAME=value` hands on: limits, trackers, a baseline."""
+"""Environment variables of the old tools, also set by `make NAME=value`: limits, trackers, a baseline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ratrain.config.find import find_manifest, own_id
 from ratrain.errors import MissingError, UsageError
 from ratrain.legacy.readers.options import Said, read_said
 
-_OPTIONS = {  # variable: option; of two for one option the first counts
+_OPTIONS = {  # variable: option; the first variable of an option counts
     "GPT2_MAX_ITERS": "override-iters",
     "MAX_ITERS": "override-iters",
     "GPT2_MAX_TIME": "override-time",
@@ -20,7 +20,7 @@ _OFF = ("", "0", "n", "no", "false")
 
 
 def overrides(environment: Mapping[str, str]) -> dict[str, Said]:
-    """Options that the environment gives. Raises ManifestError for a limit that is no number."""
+    """Returns the options set by the environment. Raises ManifestError for a limit that is not a number."""
     found: dict[str, Said] = {}
     for name, option in _OPTIONS.items():
         if text := environment.get(name, "").strip():
@@ -31,12 +31,12 @@ def overrides(environment: Mapping[str, str]) -> dict[str, Said]:
 
 
 def notices(environment: Mapping[str, str]) -> list[str]:
-    """What is heard and has nothing to do."""
+    """Returns notes on variables that have no effect."""
     told = []
     if environment.get("EPOCHS", "").strip():
-        told.append("EPOCHS counts for the image models alone; GPT2_MAX_ITERS says how long this goes on")
+        told.append("EPOCHS applies only to the image models; GPT2_MAX_ITERS limits this run")
     if environment.get("CONTINUE", "").strip() not in _OFF:
-        told.append("CONTINUE: the same command always goes on with what it had begun")
+        told.append("CONTINUE: the same command always resumes its run")
     return told
 
 
@@ -45,7 +45,7 @@ def is_dry(environment: Mapping[str, str]) -> bool:
 
 
 def baseline(environment: Mapping[str, str]) -> str | None:
-    """The id of the manifest that runs are compared with instead of the first of them. Raises UsageError."""
+    """Returns the id of the manifest to compare runs with, None for the first run. Raises UsageError."""
     name = environment.get("BASELINE", "").strip()
     if not name:
         return None
@@ -53,5 +53,5 @@ def baseline(environment: Mapping[str, str]) -> str | None:
         return own_id(find_manifest(name)) or name
     except MissingError:
         hint = "expected a manifest such as BASELINE=v0, which is trained once and then reused by every study"
-        what = "a run of wandb, whose numbers come of other data and code" if name.count("/") == 2 else "no manifest"
+        what = "a run of wandb, with other data and code" if name.count("/") == 2 else "not a manifest"
         raise UsageError(f"BASELINE={name}: this is {what}; {hint}") from None

@@ -1,5 +1,7 @@
-"""What the author of a defconfig meant: the reading `intent`. What is declared counts, whatever the old tools dropped,
-and nothing runs that is not declared; the rest has the old Kconfig's default."""
+"""The reading `intent` of a defconfig: the author's intention.
+
+Every declared line counts, also one that the old tools dropped; undeclared options have the old Kconfig's default.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from ratrain.legacy.readers.matrix import METHODS, OPTIMIZERS, SPARSITIES, VARIA
 from ratrain.legacy.readers.options import Said, read_said
 from ratrain.legacy.readers.symbols import UNDEFINED, symbols
 
-_OPTIONS = {  # option: the symbols that say it, the strongest first; the last one's default counts where none does
+_OPTIONS = {  # option: its symbols, the strongest first; if none is declared, the last one's default counts
     "batch-size": ("BATCH_SIZE",),
     "gradient-accumulation": ("GPT2_GRADIENT_ACCUMULATION",),
     "block-size": ("GPT2_BLOCK_SIZE",),
@@ -42,7 +44,7 @@ _OPTIONS = {  # option: the symbols that say it, the strongest first; the last o
     "pruning-warmup": ("PRUNING_WARMUP", "ADAMWPRUNE_WARMUP_STEPS"),
     "prune-every": ("PRUNING_FREQUENCY", "ADAMWPRUNE_FREQUENCY"),
 }
-_IF_SAID = {  # the same, where only what is declared counts
+_IF_SAID = {  # the same for options without a default: only a declared symbol counts
     "data-dir": ("DATA_DIR",),
     "clip": ("GRADIENT_CLIP_NORM",),
     "prune-end": ("ADAMWPRUNE_RAMP_END_STEP",),
@@ -76,7 +78,7 @@ _SIZES = {"124M": "gpt2", "350M": "gpt2-medium", "774M": "gpt2-large", "1558M": 
 
 
 class Intent:
-    """A defconfig as its author meant it. Raises ManifestError where a value cannot be read."""
+    """A defconfig by its author's intention. Raises ManifestError if a value cannot be read."""
 
     def __init__(self, file: Defconfig):
         self._file = file
@@ -86,27 +88,28 @@ class Intent:
             is_bool = meant in symbols() and symbols()[meant].first.type == "bool"
             if (meant == name or meant not in file.lines) and (is_bool or line.value != "n"):  # n: `is not set`
                 self._values[meant] = line.value
-        self._assumed: dict[str, str] = {}  # by axis of the matrix: who said it where no line does
+        self._assumed: dict[str, str] = {}  # by axis of the matrix: the source of its default
         self._lines = {UNDEFINED.get(name, name): line for name, line in file.lines.items()}
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     def tests(self) -> list[Test]:
-        """The runs that are declared, in the old runner's order. Raises ManifestError for a model that is not GPT-2."""
+        """Returns the declared runs, in the old runner's order. Raises ManifestError for other models than GPT-2."""
         self._check_model()
         steps = self._steps()
         axes = Axes(self._optimizers(), self._methods(), self._sparsities(), self._variants(), steps)
         tests = list(tests_of(axes))
         if not tests:
-            message = f"no run comes of optimizers {', '.join(axes.optimizers)} and pruning {', '.join(axes.methods)}"
+            message = (
+                f"no run results from optimizers {', '.join(axes.optimizers)} and pruning {', '.join(axes.methods)}"
+            )
             hint = "AdamWPrune goes with state pruning, every other optimizer with magnitude and movement"
             raise ManifestError([Fault(self._file.label, "", f"{message}; {hint}")])
         return tests
 
     @property
     def is_recip(self) -> bool:
-        """Whether steps 0 to 5 are those of the reciprocal study, which had the numbers first: its file says how much
-        each mechanism of the MLP counts."""
+        """Whether steps 0 to 5 are of the earlier reciprocal study: its files set the alpha of an MLP mechanism."""
         told = any(name.startswith("RA_MLA_MLP_") and name.endswith("_ALPHA") for name in self._values)
         return told and all(step in tuple("012345") for step in self._steps())
 
@@ -176,7 +179,7 @@ class Intent:
     def _by(self, axis: str, plural: str) -> str:
         if axis in self._assumed:
             return f"assumed: no {axis} is declared; the default of {self._assumed[axis]}"
-        return f"of the {plural} that are declared"
+        return f"of the declared {plural}"
 
     def _steps(self) -> list[str]:
         vanilla = self._values.get("RA_MLA_ABLATION_STEPS") and "GPT2_VANILLA_ABLATION_STEPS" in self._file.lines
@@ -192,7 +195,7 @@ class Intent:
     # -- options -------------------------------------------------------------------------------------------------------
 
     def options(self, test: Test) -> dict[str, Said]:
-        """What one run is asked to be."""
+        """Returns the options of one run."""
         return dict(self._said_for(test))
 
     def _said_for(self, test: Test) -> Iterator[tuple[str, Said]]:
@@ -205,7 +208,7 @@ class Intent:
                 yield option, said
         yield from self._chosen(test)
         yield "optimizer", Said(test.optimizer, self._by("optimizer", "optimizers"))
-        yield "pruning-method", Said(test.pruning, "of the methods that are declared")
+        yield "pruning-method", Said(test.pruning, "of the declared methods")
         if test.sparsity is not None:
             by, where = self._by("sparsity", "sparsities"), self._where("TARGET_SPARSITY")
             yield "target-sparsity", read_said("target-sparsity", test.sparsity, by=by, where=where)
@@ -216,7 +219,7 @@ class Intent:
             yield "ra-mla-ablation-step", Said(test.step, self._written(by), self._where(by))
 
     def _chosen(self, test: Test) -> Iterator[tuple[str, Said]]:
-        """What several symbols say together."""
+        """Yields options that depend on several symbols."""
         yield "dataset", self._dataset()
         size = next((size for size in _SIZES if self._is_on(f"GPT2_MODEL_{size}")), None)
         size = size or self._values.get("GPT2_MODEL_SIZE") or "124M"
@@ -225,7 +228,7 @@ class Intent:
         yield "model-name", Said(_SIZES[size], f"GPT2_MODEL_{size}")
         decay = ("WEIGHT_DECAY", "ADAMWPRUNE_WEIGHT_DECAY", _DECAY.get(test.optimizer, "WEIGHT_DECAY"))
         for option in ("weight-decay", "adamwprune-weight-decay"):
-            if said := self._first(option, decay):  # one rule for all that are compared
+            if said := self._first(option, decay):  # one rule for all optimizers that are compared
                 yield option, said
         for option, key in (("beta1", "BETA1"), ("beta2", "BETA2"), ("epsilon", "EPSILON")):
             if said := self._first(option, (f"{test.optimizer.upper()}_{key}",)):
@@ -237,7 +240,7 @@ class Intent:
             yield "gpus", said
         yield "tracker", self._tracker()
         every = self._first("checkpoint-every", ("CHECKPOINT_INTERVAL",)) if self._is_on("SAVE_CHECKPOINT") else None
-        if every and every.value >= 100:  # as many epochs nobody trained: iterations are meant
+        if every and every.value >= 100:  # so many epochs were never trained: iterations are meant
             yield "checkpoint-every", every
         if self._values.get("MIXED_PRECISION") == "n":
             yield "dtype", Said("float32", "MIXED_PRECISION")
@@ -265,7 +268,7 @@ class Intent:
         return Said(",".join(on) or "none", " and ".join(f"ENABLE_{name.upper()}" for name in on))
 
     def _first(self, option: str, names: tuple[str, ...]) -> Said | None:
-        """What the first of these symbols that is declared says."""
+        """Returns the value of the first declared symbol, None if none is declared."""
         for name in names:
             if (value := self._values.get(name)) is not None:
                 return read_said(option, value, by=name, where=self._where(name))
@@ -287,7 +290,7 @@ class Intent:
         return ManifestError([Fault(self._where(name), self._written(name), message)])
 
     def _written(self, name: str) -> str:
-        """The symbol as the file has it, by another name perhaps."""
+        """Returns the symbol's line in the file, which may have another name."""
         return self._lines[name].name if name in self._lines else name
 
 

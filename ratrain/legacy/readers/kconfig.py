@@ -1,4 +1,4 @@
-"""What the old `conf --olddefconfig` made of a file: the reading `legacy`. Nothing here judges; it reproduces."""
+"""Reproduces the old `conf --olddefconfig`, errors included: the reading `legacy`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOKEN = re.compile(r'\s*(&&|\|\||[()!=>]|"[^"]*"|\w+)')
 
 @dataclass(frozen=True)
 class Effective:
-    """The symbols of the .config that came out, what of the file was dropped, and what was changed: (said, became)."""
+    """Symbols of the resulting .config, symbols dropped, and values changed: (declared, resulting)."""
 
     values: dict[str, str]
     ignored: tuple[str, ...]
@@ -22,7 +22,7 @@ class Effective:
 
 
 def olddefconfig(declared: Mapping[str, str], taken: Mapping[str, str]) -> Effective:
-    """Of what a file declares, of which `taken` is in a form that the tool took; both by name in the file's order."""
+    """Returns the .config of declared values, of which the tool could read `taken`; both in the file's order."""
     kconfig = _Kconfig(taken)
     values = {name: value for name in symbols() if (value := kconfig.written(name)) is not None}
     lost = {name: said for name, said in declared.items() if values.get(name, "n") != said}
@@ -32,7 +32,7 @@ def olddefconfig(declared: Mapping[str, str], taken: Mapping[str, str]) -> Effec
 
 
 class _Kconfig:
-    """Values on demand, each once."""
+    """Computes the value of each symbol once, on demand."""
 
     def __init__(self, declared: Mapping[str, str]):
         self._declared = declared
@@ -48,7 +48,7 @@ class _Kconfig:
                     self._selected_by.setdefault(target, []).append(name)
 
     def written(self, name: str) -> str | None:
-        """What .config says of it; None where it says nothing."""
+        """Returns the value of a symbol in .config, None if it is not written there."""
         value, said = self._of(name)
         return value if said else None
 
@@ -91,7 +91,7 @@ class _Kconfig:
         return any(not one.hidden and self._holds(one.needs) for one in symbol.definitions)
 
     def _default(self, symbol: Symbol) -> str | None:
-        """The first whose definition and condition hold."""
+        """Returns the first default whose definition and condition hold."""
         for one in symbol.definitions:
             for value, condition in one.defaults:
                 if self._holds(one.needs) and self._holds(condition):
@@ -99,7 +99,7 @@ class _Kconfig:
         return None
 
     def _chosen(self, choice: str) -> str:
-        """The member of a choice that is y: the last that the file sets, else the default, else the first."""
+        """Returns the member of a choice that is y: the last set by the file, else the default, else the first."""
         members = [name for name in self._choices[choice] if self._visible(symbols()[name])]
         said = [name for name in self._declared if name in members and self._declared[name] == "y"]
         return said[-1] if said else choice if choice in members else members[0]
@@ -120,7 +120,7 @@ class _Condition:
         found = self._both()
         while self._next == "||":
             self._advance()
-            found = self._both() or found  # both sides are read, whatever the first says
+            found = self._both() or found  # both sides are parsed, even if the first holds
         return found
 
     def _both(self) -> bool:

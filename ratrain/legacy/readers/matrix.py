@@ -1,5 +1,7 @@
-"""Which tests a configuration asks for: optimizers x pruning x sparsities x variants x steps, as the old runner made
-them. What is given are lists that are settled; the two readings settle them differently."""
+"""The tests of a configuration, as the old runner made them: optimizers x pruning x sparsities x variants x steps.
+
+The two readings determine these lists differently.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ VARIANTS = tuple(f"bitter{n}" for n in range(10))
 
 @dataclass(frozen=True)
 class Axes:
-    """What is combined; `steps` are of an ablation, empty outside of one."""
+    """The lists to combine; `steps` is empty outside of an ablation."""
 
     optimizers: Sequence[str]
     methods: Sequence[str]
@@ -35,7 +37,7 @@ class Test:
 
     @property
     def id(self) -> str:
-        """As the old runner named it, without the model."""
+        """The old runner's name of the test, without the model."""
         parts = [self.optimizer, *([self.variant] if self.variant else [])]
         if self.step is not None:
             parts.append(f"ramla_step{self.step}")
@@ -49,12 +51,12 @@ class Test:
 def _percent(sparsity: str) -> str:
     try:
         return f"{float(sparsity) * 100:g}"
-    except ValueError:  # told as a fault where it is read
+    except ValueError:  # reported as a fault when the option is read
         return sparsity
 
 
 def tests_of(axes: Axes) -> Iterator[Test]:
-    """In the old runner's order. AdamWPrune goes with state pruning and none, every other optimizer with the rest."""
+    """Yields the tests in the old runner's order. AdamWPrune takes only state pruning or none; others never state."""
     for optimizer in axes.optimizers:
         is_prune = optimizer == "adamwprune"
         variants = list(axes.variants) if is_prune else [None]

@@ -1,4 +1,4 @@
-"""What an old run put into the model, as a manifest to extend and sections over it: a step, or RA+MLA, lens, walk."""
+"""Converts an old run's mechanism to a manifest to extend and sections over it: a step, or RA+MLA, lens, walk."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ratrain.legacy.readers.options import Asked
 from ratrain.legacy.readers.recipe import SCALES
 from ratrain.legacy.readers.tree import Entry, Section, Tree
 
-_APART = (  # what builds another model than the step's
+_APART = (  # options that build another model than the step's
     "use-lens", "use-rwr", "lens-kv-compression", "lens-ctx-conductor", "mlp-attn-gate", "mlp-cross-token",
     "mlp-latent-recip", "kvsplice-enable", "double-attention",
 )  # fmt: skip
-_RAMP = Entry({"kind": "ramp", "over": {"fraction": 0.1}}, "the coupling's warm-up, which was documented and never ran")
+_RAMP = Entry({"kind": "ramp", "over": {"fraction": 0.1}}, "the coupling's warm-up: documented, but it never ran")
 _FAMILIES = {"V": ("v", 0, 19), "C": ("c", 1, 3), "L": ("l", 0, 7), "S": ("s", 0, 3), "R": ("r", 0, 3)}
 _NUMBERED = {"ratio": 18, "recip": 5}
 _STEPS = "0 to 18, V0 to V19, C1 to C3, L0 to L7, S0 to S3, R0 to R3"
 
 
 def base_of(asked: Asked, *, study: str, profile: str) -> str:
-    """The id of the manifest that the run builds on."""
+    """Returns the id of the manifest that the run extends."""
     step = asked.value("ra-mla-ablation-step")
     if step is None:
         return "double_attention" if asked.value("double-attention") else "v0"
@@ -36,9 +36,9 @@ def base_of(asked: Asked, *, study: str, profile: str) -> str:
 
 
 def manifest_of(step: str, *, study: str = "ratio", profile: str = "intended") -> str:
-    """The id of the manifest of `step`, whose number is of `study` (ratio or recip). Raises ValueError.
+    """Returns the manifest id of `step`; bare numbers are of `study` (ratio or recip). Raises ValueError.
 
-    The V and C series have no manifests of what ran: docs/series.md tells how far it was from what was meant.
+    The V and C series have no `as_run` manifests: docs/series.md lists how their runs differed from the intention.
     """
     match = re.fullmatch(r"([A-Z]?)(\d{1,2})", step.strip().upper(), re.ASCII)
     if not match:
@@ -52,13 +52,13 @@ def manifest_of(step: str, *, study: str = "ratio", profile: str = "intended") -
 
 
 def mechanism(asked: Asked, base: str, *, profile: str) -> Tree:
-    """The sections that set the run apart from the manifest `base`."""
+    """Returns the sections in which the run differs from the manifest `base`."""
     if asked.value("ra-mla-ablation-step") is not None:
         return _over_step(asked, base, profile=profile)
     if asked.trainer == "train.py":
         return {}
     if asked.value("double-attention"):
-        raise asked.fault("double-attention", "ENABLE_RA_MLA says what attention is as well; leave one of the two out")
+        raise asked.fault("double-attention", "ENABLE_RA_MLA selects the attention as well; leave one of the two out")
     if asked.value("use-lens"):
         return {"patch.lens": _lens(asked, profile)}
     if asked.value("use-rwr"):
@@ -70,23 +70,23 @@ def mechanism(asked: Asked, base: str, *, profile: str) -> Tree:
 
 
 def own_optim(base: str) -> dict[str, Any] | None:
-    """The optimizer that the manifest itself chooses: that of the S steps, which overrode what was asked for."""
+    """Returns the optimizer of the manifest itself, if it is not AdamW: S steps overrode the configured one."""
     optim = _tree_of(base, Path.cwd()).get("optim", {})
     return dict(optim) if optim.get("kind", "adamw") != "adamw" else None
 
 
 @cache
 def _tree_of(base: str, here: Path) -> Mapping[str, Any]:
-    """The keys of the manifest `base` as it is found from the folder `here`."""
+    """Returns the keys of the manifest `base`, as found from the folder `here`."""
     return read_source(find_manifest(base)).tree
 
 
 def _over_step(asked: Asked, base: str, *, profile: str) -> Tree:
-    """What a configuration says beside its step, where the step leaves it open."""
+    """Returns the options beside a step that the step does not determine."""
     for name in _APART:
         if asked.given(name) and asked.value(name):
             step = asked.value("ra-mla-ablation-step")
-            raise asked.fault(name, f"step {step} says what the model is; leave this out, or the step")
+            raise asked.fault(name, f"step {step} determines the model; leave this out, or the step")
     patches = _tree_of(base, Path.cwd()).get("patch", {})
     tree: Tree = {}
     if "unified_ra" in patches and asked.value("per-head-gates") is False:
@@ -100,7 +100,7 @@ def _over_step(asked: Asked, base: str, *, profile: str) -> Tree:
 
 
 def _ra_mla(asked: Asked, profile: str) -> Tree:
-    """Latent attention with what of the band and the MLP's mechanisms is on."""
+    """Returns latent attention, with the band and the MLP's mechanisms that are on."""
     alpha = asked.value("ra-alpha")
     patch: Section = _profiled(profile)
     patch["latent"] = _part(asked, "latent-dim", _width(asked))
@@ -137,9 +137,9 @@ def _cross(asked: Asked) -> Section:
 
 
 def _lens(asked: Asked, profile: str) -> Section:
-    """All that the study had but compression: so it was where no step named less."""
+    """Returns the lens model without a step: all parts of the study except compression, unless that is on."""
     section = _profiled(profile)
-    section["reciprocity"] = Entry(asked.value("ra-alpha") > 0, f"{asked['ra-alpha'].by} is above 0, or not")
+    section["reciprocity"] = Entry(asked.value("ra-alpha") > 0, f"whether {asked['ra-alpha'].by} is above 0")
     if asked.value("lens-kv-compression"):
         section["compress"] = _part(asked, "lens-kv-latent-dim", _width(asked))
     rank = _part(asked, "lens-ctx-rank", _width(asked))
@@ -154,7 +154,7 @@ def _walk(asked: Asked, profile: str) -> Section:
     section = _profiled(profile) | _entries(asked, **{key: f"rwr-{name}" for key, name in names.items()})
     section |= _entries(asked, gamma="rwr-lens-strength", reversible="rwr-reversible")
     beta = asked["rwr-reciprocal-beta"]
-    if beta.value != 0.5:  # which meant off
+    if beta.value != 0.5:  # 0.5 meant off
         section["reciprocal"] = Entry(beta.value, beta.by)
     if asked.value("rwr-use-discoverability"):
         section |= _entries(asked, discoverability="rwr-use-discoverability")
@@ -174,9 +174,9 @@ def _width(asked: Asked) -> int:
 
 
 def _part(asked: Asked, name: str, whole: int) -> Entry:
-    """So many channels, as a part of all, which a smaller scale has too."""
+    """Returns a number of channels as a fraction of `whole`, so that other scales keep the proportion."""
     count = asked.value(name)
     if not 0 < count <= whole:
-        raise asked.fault(name, f"must be from 1 to {whole}, the channels that there are; got {count}")
+        raise asked.fault(name, f"must be from 1 to {whole}, the number of channels; got {count}")
     value = count / whole if count < whole else whole
     return Entry(value, f"{count} of {whole}: {asked[name].by}")

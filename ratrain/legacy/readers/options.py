@@ -1,4 +1,4 @@
-"""The options of the reference's trainers: every reading of an old file, and every old command line, comes to these."""
+"""The options of the reference's trainers; every reading of a file and every old command line yields these."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORDS = {"true": True, "y": True, "1": True, "false": False, "n": False, "0": F
 
 @dataclass(frozen=True)
 class Option:
-    """One line of `options.toml`. `defaults` by who knew it: train, ra_mla, planned, setting."""
+    """One line of `options.toml`. `defaults`: by trainer, of train, ra_mla, planned, setting."""
 
     name: str
     type: Literal["int", "float", "text", "flag"]
@@ -30,11 +30,11 @@ class Option:
 
     @property
     def is_setting(self) -> bool:
-        """Whether no command line has it."""
+        """Whether no command line has this option."""
         return "setting" in self.defaults
 
     def read(self, text: str) -> Any:
-        """The value that `text` means. Raises ValueError."""
+        """Parses `text`. Raises ValueError."""
         if self.type == "flag":
             if text not in _WORDS:
                 raise ValueError(f"expected y or n, got {text!r}")
@@ -52,7 +52,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Said:
-    """A value, who said it (for a comment), where (for a fault), and whether it is no default."""
+    """A value, its source (for a comment), its position (for a fault), and whether it was given."""
 
     value: Any
     by: str
@@ -62,7 +62,7 @@ class Said:
 
 @cache
 def options() -> Mapping[str, Option]:
-    """All of them, by name without dashes in front."""
+    """Returns all options, by name without leading dashes."""
     table = tomli.loads(Path(__file__).with_name("options.toml").read_text())
     return {name: _option(name, dict(said)) for name, said in table.items()}
 
@@ -73,7 +73,7 @@ def _option(name: str, said: dict[str, Any]) -> Option:
 
 
 class Asked(Mapping[str, Said]):
-    """What a run is asked to be: an option that nobody gave has its trainer's default."""
+    """The options of a run; an option that is not given has its trainer's default."""
 
     def __init__(self, trainer: Trainer, given: Mapping[str, Said]):
         self.trainer: Trainer = trainer
@@ -108,12 +108,12 @@ class Asked(Mapping[str, Said]):
         return ManifestError([Fault(said.where, said.by if said.given else f"--{name}", message)])
 
     def also(self, given: Mapping[str, Said]) -> Asked:
-        """The same, with more that is given."""
+        """Returns the same options with more given ones."""
         return Asked(self.trainer, {**self._given, **given})
 
 
 def read_said(name: str, text: str, *, by: str, where: str) -> Said:
-    """`text` as the value of an option. Raises ManifestError."""
+    """Parses `text` as the value of an option. Raises ManifestError."""
     try:
         return Said(options()[name].read(text), by, where)
     except ValueError as error:

@@ -7,7 +7,7 @@ from ratrain.legacy.readers.tree import Entry, Section, Tree
 
 SCALES = {"gpt2": ("gpt2_124m", 768), "gpt2-medium": ("gpt2_350m", 1024), "gpt2-large": ("gpt2_774m", 1280),
           "gpt2-xl": ("gpt2_1558m", 1600)}  # by --model-name: the scale, and n_embd  # fmt: skip
-# what train.py made of exactly 10 000 iterations; bitter0, 1 and 7 kept them
+# train.py raised exactly 10 000 iterations to these; bitter0, 1 and 7 kept them
 _LONGER = {
     "bitter2": 12_100,
     **dict.fromkeys(("bitter3", "bitter4", "bitter5", "bitter6", "bitter8", "bitter9"), 13_000),
@@ -17,7 +17,7 @@ _NEVER = 1e12  # a theta that cuts nothing
 
 
 def recipe(asked: Asked, *, profile: str) -> Tree:
-    """All that does not belong to a mechanism."""
+    """Returns all sections that do not belong to a mechanism."""
     tree: Tree = {
         "model": _model(asked),
         "data": _data(asked),
@@ -41,7 +41,7 @@ def prunes(asked: Asked) -> bool:
 
 
 def iterations(asked: Asked) -> int:
-    """Of which warm-up and ramps are fractions, whatever limit the run has."""
+    """Returns the iterations that warm-up and ramps are fractions of, also for a run limited by time."""
     count = asked.value("max-iters")
     if not count:
         raise asked.fault("max-iters", "must be at least 1")
@@ -65,7 +65,7 @@ def _model(asked: Asked) -> Section:
 def _data(asked: Asked) -> Section:
     name, folder = asked.value("dataset"), asked.value("data-dir")
     if name == "shakespeare" and not asked.given("data-dir"):
-        where = Entry("shakespeare", f"{asked['dataset'].by}; embedded: all of the works, where the old set was 1 MB")
+        where = Entry("shakespeare", f"{asked['dataset'].by}; embedded: all of the works; the old set had 1 MB")
     elif "/" in name:
         where = _entry(asked, "dataset")
     else:
@@ -75,7 +75,7 @@ def _data(asked: Asked) -> Section:
 
 
 def optim(asked: Asked, *, profile: str) -> Section:
-    """The optimizer's section. AdamWPrune is its base, by whose moments the section [prune] prunes."""
+    """Returns the optimizer's section. AdamWPrune becomes its base optimizer; [prune] uses that one's moments."""
     name = asked.value("optimizer")
     decay, clip = asked["weight-decay"], _entry(asked, "clip")
     if profile == "as_run":
@@ -112,9 +112,9 @@ def _spam(asked: Asked) -> Section:
     steps = warmup.value if every and asked.value("spam-warmup") else 0
     told = warmup.by
     if every and steps > every:
-        steps, told = every, f"{warmup.by} says {steps}, after which the rate would never be back"
+        steps, told = every, f"{warmup.by} is {steps}; a longer warm-up than the interval would never end"
     elif every and steps == every:
-        told = f"{warmup.by}; as long as the interval: the learning rate is in a warm-up all the time"
+        told = f"{warmup.by}; as long as the interval: the learning rate is always in a warm-up"
     cuts = asked.value("spam-enable-clip")
     return {
         "theta": Entry(theta.value, f"{theta.by}; the paper has 5000")
@@ -127,18 +127,18 @@ def _spam(asked: Asked) -> Section:
 
 
 def _optim_as_run(asked: Asked, name: str) -> Section:
-    """What the trainer computed: decay by AdamWPrune and DDP alone, AMSGrad wherever SPAM was meant, and more."""
+    """Returns the optimizer as the trainer computed it: for example decay only with AdamWPrune or under DDP."""
     steps_alone = asked.trainer == "train_ra_mla.py"
     betas = _betas(asked, "beta1", "beta2")
-    decay = Entry(0.0, "on one GPU the reference decayed nothing")
-    clip = Entry(0.0, "its second trainer clipped nothing here") if steps_alone else _entry(asked, "clip")
+    decay = Entry(0.0, "on one GPU the reference applied no decay")
+    clip = Entry(0.0, "its second trainer did not clip here") if steps_alone else _entry(asked, "clip")
     if asked.value("gpus") > 1:
-        decay = Entry(asked.value("weight-decay"), f"{asked['weight-decay'].by}, under DDP; there on embeddings too")
+        decay = Entry(asked.value("weight-decay"), f"{asked['weight-decay'].by}, under DDP, on embeddings too")
     if name == "adamwprune":
         base = asked.value("adamwprune-base-optimizer-name")
         kind = "spam_legacy" if base == "adamwspam" and not steps_alone else "adamwadv"
         betas = _betas(asked, "adamwprune-beta1", "adamwprune-beta2")
-        decay = Entry(asked.value("adamwprune-weight-decay"), "there on every tensor")
+        decay = Entry(asked.value("adamwprune-weight-decay"), "on every tensor, as it ran")
     elif name == "adamwspam":
         kind = "adamw_amsgrad" if steps_alone else "spam_legacy"
         clip = _entry(asked, "clip")
@@ -173,7 +173,7 @@ def _schedule(asked: Asked) -> Section:
 
 
 def _fraction(asked: Asked, name: str, steps: int, total: int) -> Entry:
-    """So many steps of a run, as a fraction: that another budget or scale keeps its proportions."""
+    """Returns a number of steps as a fraction, so that another budget or scale keeps the proportions."""
     if steps >= total:
         raise asked.fault(name, f"must be below the {total} iterations of {asked['max-iters'].by}, got {steps}")
     return Entry({"fraction": steps / total}, f"{steps} of {total} steps: {asked[name].by}")
@@ -197,7 +197,7 @@ def _train(asked: Asked) -> Section:
 
 
 def _budget(asked: Asked) -> Entry:
-    """The limit that the environment sets, else the file; of two in a file the time, which its runs had in common."""
+    """Returns the limit: the environment's, else the file's time, shared by all its runs, else its steps."""
     for name, unit in (("override-iters", "steps"), ("override-time", "seconds")):
         if limit := asked.value(name):
             return Entry({unit: limit}, f"{asked[name].by}, in place of the file's limit")
@@ -205,7 +205,7 @@ def _budget(asked: Asked) -> Entry:
     if seconds.value:
         why = f"the reference stopped at {total} steps if those came first; its rate fell over steps, not over time"
         return Entry({"seconds": float(seconds.value)}, f"{seconds.by}; {why}")
-    longer = f" says {steps.value}, which train.py made longer for this variant" if total != steps.value else ""
+    longer = f" is {steps.value}; train.py raised it for this variant" if total != steps.value else ""
     return Entry({"steps": total}, f"{steps.by}{longer}")
 
 
@@ -251,9 +251,9 @@ def _prune(asked: Asked, *, profile: str) -> Section:
     section["end"] = _prune_end(asked, total, section["start"].value["fraction"], profile)
     section["every"] = _entry(asked, "prune-every")
     if profile == "as_run":
-        section["embedding"] = Entry(True, "with the head that it is tied to")
+        section["embedding"] = Entry(True, "tied to the head, and pruned with it")
         if method.value != "state":
-            section["every"] = Entry(1, f"{method.value} looked at every step")
+            section["every"] = Entry(1, f"{method.value} pruned at every step")
     return section
 
 

@@ -1,4 +1,4 @@
-"""What the old runner made of a .config: its tests, and the arguments of their trainer. The reading `legacy`."""
+"""Reproduces the old runner: the tests of a .config, and their trainer's arguments. For the reading `legacy`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ratrain.legacy.readers.matrix import METHODS, OPTIMIZERS, SPARSITIES, VARIANTS, Axes, Test, tests_of
 from ratrain.legacy.readers.options import Trainer
 
-_PLAIN = (  # option, symbol: sent wherever the symbol has a value, in this order
+_PLAIN = (  # option, symbol: sent if the symbol has a value, in this order
     ("dataset", "GPT2_DATASET_NAME"),
     ("batch-size", "BATCH_SIZE"),
     ("block-size", "GPT2_BLOCK_SIZE"),
@@ -19,7 +19,7 @@ _SCHEDULE = (
     ("eval-interval", "GPT2_EVAL_INTERVAL"),
     ("eval-samples", "GPT2_EVAL_SAMPLES"),
 )
-# what train_ra_mla.py read of config.py where no step was given
+# read by train_ra_mla.py from config.py if no step was given
 _ATTRIBUTES = {
     "latent-dim": "RA_MLA_LATENT_DIM",
     "ra-window": "RA_MLA_RA_WINDOW",
@@ -32,7 +32,7 @@ _ATTRIBUTES = {
 
 @dataclass(frozen=True)
 class Launched:
-    """One test: its name, its trainer, the arguments that the trainer was given, and what it read of config.py."""
+    """One test: its name, its trainer, the trainer's arguments, and the attributes read from config.py."""
 
     test: Test
     trainer: Trainer
@@ -45,8 +45,10 @@ class Launched:
 
 
 def launched(config: Mapping[str, str], name: str) -> Iterator[Launched]:
-    """The tests of a .config, by its effective symbols. `name` stands in for a project that it does not name: the
-    old default was made of the folder and the host."""
+    """Yields the tests of a .config, by its effective symbols.
+
+    `name` is the default project; the old default was made of the folder and the host.
+    """
     steps = "y" in (_of(config, "RA_MLA_ABLATION_MODE"), _of(config, "ENABLE_RA_MLA"))
     trainer: Trainer = "train_ra_mla.py" if steps else "train.py"
     for test in tests_of(_axes(config)):
@@ -87,7 +89,7 @@ def _steps(config: Mapping[str, str]) -> list[str]:
 
 
 def _arguments(config: Mapping[str, str], test: Test, name: str) -> Iterator[str]:
-    """In the order in which they were sent."""
+    """Yields the arguments in the runner's order."""
     yield from ("--optimizer", test.optimizer)
     yield from _sent(config, _PLAIN)
     if _is_on(config, "GPT2_COMPILE") or _is_on(config, "COMPILE_MODEL"):
@@ -101,7 +103,7 @@ def _arguments(config: Mapping[str, str], test: Test, name: str) -> Iterator[str
     if _is_on(config, "GPT2_DECAY_LR"):
         yield "--decay-lr"
     yield from _sent(config, (("min-lr", "GPT2_MIN_LR"), ("learning-rate", "LEARNING_RATE")))
-    # GPT2_WEIGHT_DECAY was asked for first, which nothing defined: AdamWPrune's went to every optimizer of the matrix
+    # GPT2_WEIGHT_DECAY, read first, was never defined: AdamWPrune's value went to every optimizer of the matrix
     yield from _sent(config, (("weight-decay", "ADAMWPRUNE_WEIGHT_DECAY"),))
     yield from ("--pruning-method", test.pruning)
     if test.sparsity is not None:
@@ -143,7 +145,7 @@ def _sent(config: Mapping[str, str], options) -> Iterator[str]:
 
 
 def _attributes(config: Mapping[str, str], test: Test, trainer: str) -> Iterator[tuple[str, str]]:
-    """Options that no trainer had, for what the trainers read of config.py beside their arguments."""
+    """Yields, as options, the attributes that the trainers read from config.py beside their arguments."""
     if _is_on(config, "GPT2_USE_DDP"):
         yield "gpus", _of(config, "GPT2_DDP_NUM_GPUS") or "1"
     if trainer == "train_ra_mla.py":

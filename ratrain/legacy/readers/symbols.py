@@ -1,4 +1,4 @@
-"""What the old Kconfig knew: the symbols of `symbols.toml`, and names that files set though nothing defined them."""
+"""Symbols of the old Kconfig, from `symbols.toml`, and names that files set although no Kconfig defined them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tomli
 
 # names that no Kconfig defined, so that the old tools dropped them, and the symbols that they evidently mean;
-# without one they have a meaning of their own, said in `UNDEFINED_ACTS`
+# names with a meaning of their own are in `UNDEFINED_ACTS`
 UNDEFINED = {
     "MAX_ITERS": "GPT2_MAX_ITERS",
     "LOG_INTERVAL": "GPT2_LOG_INTERVAL",
@@ -52,7 +52,7 @@ UNDEFINED_IDLE = {
 UNDEFINED_REFUSED = {
     "HYPER_PARAM_AUTO": "it chose the batch by the GPU's memory; name it: BATCH_SIZE, GPT2_GRADIENT_ACCUMULATION",
 }
-# words of a name that choose what is trained: what they choose, and a line that does
+# words in a name that select a part of the training: the part, and an example of a line that selects one
 _CHOICES = (
     ({"DATASET", "DATASETS"}, "a dataset", "GPT2_DATASET_FINEWEBEDU=y"),
     ({"ABLATION"}, "an ablation", 'RA_MLA_ABLATION_MODE=y and RA_MLA_ABLATION_STEPS="V0,V1"'),
@@ -69,7 +69,7 @@ Type = Literal["bool", "int", "string"]
 
 @dataclass(frozen=True)
 class Definition:
-    """One definition of a symbol; `defaults` are (value, condition), of which the first that holds counts."""
+    """One definition of a symbol. `defaults`: pairs (value, condition); the first whose condition holds counts."""
 
     type: Type
     defaults: tuple[tuple[str, str], ...] = ()
@@ -82,7 +82,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class Symbol:
-    """A name that a defconfig may set; exactly one of `acts`, `idle`, `refused` is said, of a hidden one none."""
+    """A name that a defconfig may set; exactly one of `acts`, `idle`, `refused` is given, none for a hidden symbol."""
 
     name: str
     definitions: tuple[Definition, ...]
@@ -101,19 +101,19 @@ class Symbol:
 
 @cache
 def symbols() -> Mapping[str, Symbol]:
-    """All that Kconfig defined, in the order in which it read them."""
+    """Returns all symbols that Kconfig defined, in its reading order."""
     tables = tomli.loads(Path(__file__).with_name("symbols.toml").read_text())
     return {name: _symbol(name, said) for table in tables.values() for name, said in table.items()}
 
 
 @cache
 def known_names() -> Mapping[str, None]:
-    """Every name that means something in a defconfig, in order."""
+    """Returns every name with a meaning in a defconfig, in order."""
     return dict.fromkeys([*symbols(), *UNDEFINED, *UNDEFINED_ACTS, *UNDEFINED_IDLE])
 
 
 def chosen_by(name: str) -> tuple[str, str] | None:
-    """What an unknown symbol chooses by its name, and a line that chooses such; None where it is no such choice."""
+    """Returns the part of the training that an unknown symbol selects by its name, and an example line, or None."""
     words = set(name.split("_"))
     if any(word.startswith("ADAM") for word in words):
         words.add("OPTIMIZER")
@@ -123,7 +123,7 @@ def chosen_by(name: str) -> tuple[str, str] | None:
 def _symbol(name: str, said: Any) -> Symbol:
     entries = said if isinstance(said, list) else [said]
     verdict = {key: entries[0].get(key, "") for key in ("acts", "idle", "refused")}
-    # the whole of gpt2/Kconfig was read only where the model was GPT-2
+    # the whole of gpt2/Kconfig was read only if the model was GPT-2
     gate = "MODEL_GPT2" if name.startswith("GPT2_") else ""
     return Symbol(name, tuple(_definition(entry, gate) for entry in entries), **verdict)
 

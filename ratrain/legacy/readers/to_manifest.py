@@ -1,4 +1,4 @@
-"""A defconfig of the reference as a manifest: the way from a file to its runs, by either reading."""
+"""Converts a defconfig of the reference to a manifest, by either reading."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ratrain.legacy.readers.without_effect import without_effect
 
 Reading = Literal["intent", "legacy"]
 READINGS, PROFILES = ("intent", "legacy"), ("intended", "as_run")
-Asking = tuple[str, str | None, Asked]  # the name of a run, its step, what it is asked to be
+Asking = tuple[str, str | None, Asked]  # name, step and options of a run
 
 
 def convert_defconfig(
@@ -42,9 +42,9 @@ def convert_defconfig(
     environment: Mapping[str, str] | None = None,
     accept_unknown: bool = False,
 ) -> Conversion:
-    """The manifest of a defconfig. Raises ManifestError with everything that is wrong with the file.
+    """Converts a defconfig. Raises ManifestError with all faults of the file.
 
-    Unknown lines that choose what is trained are faults too, unless `accept_unknown`.
+    Unknown lines that select a part of the training are faults too, unless `accept_unknown`.
     """
     file = read_defconfig(path)
     idle, refused = verdicts(file)
@@ -72,7 +72,7 @@ def convert_defconfig(
 
 
 def _read(file: Defconfig, reading: Reading, profile: str, given: Mapping[str, Said]) -> tuple[list[Asking], list[Run]]:
-    """What each run is asked to be, and the runs. Raises ManifestError."""
+    """Returns the options of each run, and the runs. Raises ManifestError."""
     if reading == "legacy":
         asked, numbered = list(_legacy(file, olddefconfig(file.declared, file.taken))), "ratio"
     else:
@@ -84,7 +84,7 @@ def _read(file: Defconfig, reading: Reading, profile: str, given: Mapping[str, S
 def comes_to(
     file: Defconfig, reading: Reading = "intent", profile: str = "intended", given: Mapping[str, Said] | None = None
 ) -> Any:
-    """All that depends on the file's lines, for comparison: its runs and its command, or the refusal."""
+    """Returns all results that depend on the file's lines, to compare: runs and command, or the error."""
     try:
         asked, runs = _read(file, reading, profile, given or {})
     except ManifestError as error:
@@ -95,7 +95,7 @@ def comes_to(
 
 
 def _command(file: Defconfig) -> tuple[int, bool]:
-    """Of the command that trains the file: runs side by side, and whether it only looks."""
+    """Returns options of the command: the number of parallel runs, and whether it is a dry run."""
     jobs = file.declared.get("PARALLEL_JOBS", file.declared.get("TEST_PARALLEL_JOBS", ""))
     return int(jobs) if jobs.isdecimal() else 1, file.declared.get("DRY_RUN") == "y"
 
@@ -103,16 +103,16 @@ def _command(file: Defconfig) -> tuple[int, bool]:
 def conclude(
     name: str, runs: list[Run], origin: str, asked: list[Asking], *, told: list[str], baseline: str | None
 ) -> Conversion:
-    """The runs as one manifest; with a `baseline`, without steps that are numbered 0."""
+    """Returns the runs as one manifest; a `baseline` replaces the steps numbered 0."""
     if baseline:
         steps = [step or "" for _, step, _ in asked]
         left = [run for run, step in zip(runs, steps, strict=True) if not re.fullmatch("[A-Z]?0", step)]
         left = [run for run in left if not is_plain(run, baseline)]
-        runs, baseline = (left, baseline) if left else (runs, None)  # else it is the baseline itself
+        runs, baseline = (left, baseline) if left else (runs, None)  # else only the baseline itself is left
     kept, twins = distinct(runs)
     scale = SCALES[asked[0][2].value("model-name")][0]
     said = [f"  {text}" for text in told]
-    head = Head(name, origin, [*(["lines that do nothing, and why:", *said] if said else []), *twins], scale)
+    head = Head(name, origin, [*(["lines without effect, and why:", *said] if said else []), *twins], scale)
     is_study = len(kept) > 1 or baseline is not None
     text = study(head, kept, baseline) if is_study else single(head, kept[0])
     return Conversion(slug(name), text, kept, is_study, notices=twins)
@@ -131,13 +131,21 @@ def _legacy(file: Defconfig, effective: Effective) -> Iterator[Asking]:
         raise ManifestError([Fault(file.label, "MODEL", message)])
     tests = list(launched(effective.values, file.name))
     if not tests:
-        raise ManifestError([Fault(file.label, "", "the old runner made no test of this")])
+        raise ManifestError(
+            [
+                Fault(
+                    file.label,
+                    "",
+                    "the old runner made no test of this file; --reading intent takes the declared lines",
+                )
+            ]
+        )
     for one in tests:
         yield one.test.id, one.test.step, asked_by(one)
 
 
 def asked_by(one: Launched) -> Asked:
-    """What an old command line asks for, with what its trainer read of config.py."""
+    """Returns the options of an old command line, with the attributes its trainer read from config.py."""
     given: dict[str, Said] = {}
     words = iter(one.args)
     for word in words:
@@ -150,8 +158,8 @@ def asked_by(one: Launched) -> Asked:
 
 
 def _lost(file: Defconfig, effective: Effective) -> Iterator[Fault]:
-    """Lines that the old tools dropped, and those that they changed."""
+    """Yields the lines that the old tools dropped or changed."""
     for name in effective.ignored:
         yield Fault(file.where(name), name, "the old tools dropped it")
     for name, (said, became) in effective.changed.items():
-        yield Fault(file.where(name), name, f"the old tools made {became!r} of {said!r}")
+        yield Fault(file.where(name), name, f"the old tools changed {said!r} to {became!r}")

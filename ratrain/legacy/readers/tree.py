@@ -1,4 +1,4 @@
-"""A manifest in the making: sections of keys, each with its value and the comment that says where it comes from."""
+"""A manifest under construction: sections of keys, each with its value and a comment on its origin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ratrain.config.lines import dotted, quoted
 
 @dataclass(frozen=True)
 class Entry:
-    """A value, and what to say of it."""
+    """A value and its comment."""
 
     value: Any
     why: str = ""
@@ -21,7 +21,7 @@ Tree = dict[str, Section]  # by dotted name, in the order of a manifest
 
 
 def toml(value: Any) -> str:
-    """As a manifest writes it."""
+    """Formats a value as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -34,7 +34,7 @@ def toml(value: Any) -> str:
 
 
 def lines(tree: Tree, prefix: str = "") -> list[str]:
-    """The sections as lines, each after an empty one."""
+    """Formats the sections as lines, with an empty line before each."""
     found: list[str] = []
     for name, section in tree.items():
         if section:
@@ -47,5 +47,5 @@ def line(key: str, entry: Entry) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` fit for a comment: one line without what TOML refuses."""
+    """Makes `text` fit for a TOML comment: one line, unprintable characters replaced."""
     return "".join(char if char.isprintable() else "?" for char in text)

@@ -1,4 +1,4 @@
-"""Lines of a defconfig that could hold any other value: found by reading the file with other values in their place."""
+"""Finds lines of a defconfig without effect, by reading the file with other values in their place."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ratrain.legacy.readers.defconfig import Defconfig, Line
 from ratrain.legacy.readers.matrix import OPTIMIZERS
 
 _NUMBER = re.compile(r"-?\d+(\.\d*)?([eE][-+]?\d+)?", re.ASCII)
-_EPOCHS = "below 100 it counts epochs, of which GPT-2 trains none; from 100 up it is read as steps"
-_STEPS_DECIDE = "the ablation's steps say what the model is"
+_EPOCHS = "below 100 it counts epochs, and GPT-2 trains none; from 100 up it counts steps"
+_STEPS_DECIDE = "the ablation's steps determine the model"
 
 
 def without_effect(file: Defconfig, comes_to: Callable[[Defconfig], Any]) -> list[Fault]:
-    """The lines without which, and with any other value, `comes_to` is the same, each with the likely reason."""
+    """Returns the lines whose value can change without changing `comes_to`, each with the likely reason."""
     whole = comes_to(file)
     return [
         Fault(file.where(name), name, _why(file, name))
@@ -31,7 +31,7 @@ def _with(file: Defconfig, line: Line) -> Defconfig:
 
 
 def _others(line: Line) -> Iterator[Line]:
-    """The line with other values: smaller and larger numbers, the other of y and n, another word."""
+    """Yields the line with other values: smaller and larger numbers, the other of y and n, another word."""
     if line.value in ("y", "n"):
         values = ["n" if line.value == "y" else "y"]
     elif not _NUMBER.fullmatch(line.value):
@@ -45,7 +45,7 @@ def _others(line: Line) -> Iterator[Line]:
 
 
 def _taken(line: Line, value: str) -> str | None:
-    """`value` as Kconfig takes it in place of what it took: a word is no number."""
+    """Returns `value` as Kconfig would read it in this line, None if it would drop it."""
     if line.taken is None or (line.taken.lstrip("-").isdecimal() and not value.isdecimal()):
         return None
     return value
@@ -60,11 +60,11 @@ def _why(file: Defconfig, name: str) -> str:
     if name.startswith("RA_MLA_ABLATION_"):
         return "RA_MLA_ABLATION_STEPS names the steps" if is_study else "RA_MLA_ABLATION_MODE is off"
     if name.startswith("RA_MLA_"):
-        return _STEPS_DECIDE if is_study else "nothing that is switched on here reads it"
+        return _STEPS_DECIDE if is_study else "no mechanism that is on reads it"
     if name == "ADAMWPRUNE_AMSGRAD":
-        return "the base adamw alone has it as a choice, and the old trainer took every value for true"
+        return "only the base adamw has this choice, and the old trainer read every value as true"
     if name.startswith(("ADAMWPRUNE_", "GPT2_ADAMWPRUNE_")):
-        return "no run here is pruned by AdamWPrune, or a line that comes before it says the same"
+        return "no run here is pruned by AdamWPrune, or an earlier line sets the same"
     if name.partition("_")[0].lower() in (*OPTIMIZERS, "spam", "adv"):
         return "no run here is trained by that optimizer"
-    return "any other value comes to the same runs: other lines decide"
+    return "any other value gives the same runs: other lines decide"

@@ -1,4 +1,4 @@
-"""`python -m ratrain.legacy.train ...` says what the command is now, and runs that."""
+"""`python -m ratrain.legacy.train ...` translates an old command line, prints the new command and runs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ratrain.legacy.readers.command_line import Line, read_command_line
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """The new command takes this process over, if there is one."""
+    """Replaces this process by the new command. Exits with the error's code if the command line is refused."""
     try:
         line = read_command_line(argv, os.environ)
         file = _written(line)
@@ -25,7 +25,10 @@ def main(argv: Sequence[str]) -> NoReturn:
     words = [*(["--ablate"] if line.found.is_study else []), str(file), *line.words]
     for note in line.found.notices:
         print(f"note: {note}", file=sys.stderr)
-    print(f"this command line is of the old trainers; now it is\n\n  ratrain {shlex.join(words)}\n", file=sys.stderr)
+    print(
+        f"this is a command line of the old trainers; the command is now\n\n  ratrain {shlex.join(words)}\n",
+        file=sys.stderr,
+    )
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-m", "ratrain", *words])
 
