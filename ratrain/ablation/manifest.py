@@ -11,11 +11,11 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from ratrain.config.find import ablations, did_you_mean
-from ratrain.config.lines import dotted
 from ratrain.config.merge import Merge
 from ratrain.config.parse import Layer, parse_file
 from ratrain.config.read import Source
 from ratrain.config.schema import Section
+from ratrain.config.toml import dotted
 from ratrain.config.validation import faults_of, key_homes
 from ratrain.errors import Fault, ManifestError, MissingError
 

@@ -116,7 +116,7 @@ def _launch(args: argparse.Namespace) -> Launch:
 def _resolved(args: argparse.Namespace) -> tuple[Manifest, Source]:
     """Returns the manifest. If its pretrained weights are gone, an earlier run that recorded their SHA-256 is found."""
     from ratrain.config.identity import run_folder
-    from ratrain.config.lines import quoted
+    from ratrain.config.toml import quoted
     from ratrain.config.weights import remembered_sha256
 
     if args.init_from is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 
@@ -14,17 +13,6 @@ _TOKEN = re.compile(
     r'(?P<string>"""(?s:\\.|[^\\])*?"{3,5}|\'\'\'(?s:.)*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\')'
     r"|(?P<skip>#[^\n]*|[ \t\r]+)|(?P<bare>[A-Za-z0-9_-]+)|(?P<mark>[^A-Za-z0-9_ \t\r#-])"
 )
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
-
-
-def quoted(text: str) -> str:
-    """Quotes `text` as a basic string of TOML, with the escapes of JSON and one for DEL."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def dotted(parts: tuple[str, ...]) -> str:
-    """Joins a key as a manifest writes it: bare parts unquoted, any other part in quotes."""
-    return ".".join(part if _BARE.fullmatch(part) else quoted(part) for part in parts)
 
 
 def key_lines(text: str) -> dict[tuple[str, ...], int]:

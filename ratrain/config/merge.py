@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ratrain.config.find import did_you_mean
-from ratrain.config.lines import dotted
 from ratrain.config.parse import Layer
+from ratrain.config.toml import dotted
 
 # patterns of tables in which exactly one key is set: a later layer replaces the whole table
 ONE_OF = (

@@ -10,7 +10,8 @@ from typing import Any
 
 import tomli
 
-from ratrain.config.lines import MAX_DEPTH, dotted, key_lines
+from ratrain.config.lines import MAX_DEPTH, key_lines
+from ratrain.config.toml import dotted
 from ratrain.errors import Fault, ManifestError, MissingError
 
 MAX_BYTES = 32_000  # the longest manifest is a tenth of this; parsing a larger file would only delay its refusal

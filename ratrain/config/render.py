@@ -8,9 +8,9 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from ratrain.config.identity import plain
-from ratrain.config.lines import dotted, quoted
 from ratrain.config.read import Source
 from ratrain.config.schema import Manifest
+from ratrain.config.toml import dotted, toml
 
 Key = tuple[str, ...]
 
@@ -63,7 +63,7 @@ def _tables(name: str, value: Any) -> Iterator[tuple[Key, dict[str, Any]]]:
 
 
 def _line(key: Key, value: Any, source: Source) -> str:
-    return f"{dotted(key[-1:])} = {_toml(value)}  # {_origin(key, value, source)}"
+    return f"{dotted(key[-1:])} = {toml(value)}  # {_origin(key, value, source)}"
 
 
 def _origin(key: Key, value: Any, source: Source) -> str:
@@ -73,19 +73,6 @@ def _origin(key: Key, value: Any, source: Source) -> str:
         return "of the weights"
     table = source.origins.get(dotted(key[:-1]))
     return str(table) if key[-1] == "kind" and key[0] == "patch" and table else "default"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return quoted(value)
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, dict):
-        inner = ", ".join(f"{dotted((name,))} = {_toml(child)}" for name, child in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
-    return repr(value)
 
 
 def _leaves(value: Any, key: Key) -> Iterator[tuple[Key, Any]]:

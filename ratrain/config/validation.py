@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ratrain.config.find import did_you_mean
-from ratrain.config.lines import dotted
 from ratrain.config.names_elsewhere import FOREIGN
 from ratrain.config.read import Source
+from ratrain.config.toml import dotted
 from ratrain.errors import Fault
 
 Key = tuple[str, ...]

@@ -15,6 +15,7 @@ from ratrain.config.find import find_manifest, scales
 from ratrain.config.read import read_source
 from ratrain.config.resolve import VOCAB_SIZES
 from ratrain.config.schema import ModelSpec
+from ratrain.config.toml import toml
 from ratrain.errors import DataError, Fault, ManifestError
 
 _ACT = {
@@ -55,7 +56,7 @@ def require_same_shape(tensors: Mapping[str, Tensor], spec: ModelSpec, path: Pat
         flags = _flags({key: known[key] for key in known if key in wrong or key in ("n_layer", "n_head", "n_embd")})
         faults = [
             Fault(
-                "", f"model.{key}", f"must be {_bound(key)}{_toml(known[key])} for {path}, got {getattr(spec, key)!r}"
+                "", f"model.{key}", f"must be {_bound(key)}{_word(known[key])} for {path}, got {getattr(spec, key)!r}"
             )
             for key in wrong
         ]
@@ -140,12 +141,11 @@ def _flags(wanted: Mapping[str, Any]) -> str:
             rest = {key: value for key, value in wanted.items() if sizes.get(key) != value}
             break
     tokenizers = [name for name, size in VOCAB_SIZES.items() if size == rest.get("vocab_size")]
-    words += [f"--set model.{key}={_toml(value)}" for key, value in rest.items()]
+    words += [f"--set model.{key}={_word(value)}" for key, value in rest.items()]
     words += [f"--set data.tokenizer={name}" for name in tokenizers]
     return " ".join(words)
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _word(value: Any) -> str:
+    """Formats a value as an option --set takes it: strings without quotes."""
+    return value if isinstance(value, str) else toml(value)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ratrain.config.lines import quoted
 from ratrain.config.read import Source, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
+from ratrain.config.toml import quoted
 from ratrain.engine.engine import Engine
 from ratrain.engine.parts.fitting import Fitting
 from ratrain.engine.state import model_tensors

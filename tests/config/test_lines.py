@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratrain.config.find import shipped
-from ratrain.config.lines import dotted, key_lines, quoted
+from ratrain.config.lines import key_lines
 from ratrain.config.read import find_manifest
+from ratrain.config.toml import dotted, quoted
 
 TRICKY = '''\
 # a = 1

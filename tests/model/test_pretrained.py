@@ -309,7 +309,7 @@ def test_an_index_names_files_beside_it(tmp_path, names):
         ({"n_embd": 64}, r"model\.n_embd: must be 32 for .*, got 64"),
         ({"block_size": 17}, r"model\.block_size: must be at most 16 for .*, got 17"),
         ({"vocab_size": 99}, r"model\.vocab_size: must be 100 for .*, got 99"),
-        ({"mlp_ratio": 2.0}, r"model\.mlp_ratio: must be 4 for .*, got 2"),
+        ({"mlp_ratio": 2.0}, r"model\.mlp_ratio: must be 4\.0 for .*, got 2"),
         ({"norm": "rms"}, r"model\.norm: must be layer for .*, got 'rms'"),
         ({"pos": "rope"}, r"model\.pos: must be learned for .*, got 'rope'"),
         ({"bias": False}, r"model\.bias: must be true for .*, got False"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ratrain.config.toml import toml
 from ratrain.data.tokenizer import VOCAB
 from ratrain.errors import DataError
 from ratrain.legacy.checkpoints.read import OldCheckpoint
@@ -252,18 +252,12 @@ def _lens(old: OldCheckpoint, *, route: bool) -> dict[str, Any]:
 
 
 def _toml(tree: Mapping[str, Any]) -> str:
-    lines = [f"{key} = {_value(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    lines = [f"{key} = {toml(value)}" for key, value in tree.items() if not isinstance(value, dict)]
     for key, table in tree.items():
         if key == "patch":
             tables = {f"patch.{name}": options for name, options in table.items()}
         else:
             tables = {key: table} if isinstance(table, dict) else {}
         for name, options in tables.items():
-            lines += ["", f"[{name}]", *(f"{inner} = {_value(value)}" for inner, value in options.items())]
+            lines += ["", f"[{name}]", *(f"{inner} = {toml(value)}" for inner, value in options.items())]
     return "\n".join(lines) + "\n"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_value(inner)}" for key, inner in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)  # spells words, numbers, truth and lists as TOML does

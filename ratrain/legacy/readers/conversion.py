@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ratrain.config.lines import dotted
+from ratrain.config.toml import dotted, toml
 from ratrain.errors import Fault, ManifestError
 from ratrain.legacy.readers.mechanism import base_of, mechanism, own_optim
 from ratrain.legacy.readers.options import Asked
 from ratrain.legacy.readers.recipe import SCALES, recipe
-from ratrain.legacy.readers.tree import Entry, Tree, line, lines, plain, toml
+from ratrain.legacy.readers.tree import Entry, Tree, line, lines, plain
 
 _WHOLE = ("optim", "prune")  # sections written whole if they differ: their keys depend on their kind
 

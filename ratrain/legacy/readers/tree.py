@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ratrain.config.lines import dotted, quoted
+from ratrain.config.toml import toml
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,6 @@ class Entry:
 
 Section = dict[str, Entry]
 Tree = dict[str, Section]  # by dotted name, in the order of a manifest
-
-
-def toml(value: Any) -> str:
-    """Formats a value as TOML."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return quoted(value)
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(toml, value))}]"
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{dotted((name,))} = {toml(child)}' for name, child in value.items())} }}"
-    return repr(value)
 
 
 def lines(tree: Tree, prefix: str = "") -> list[str]:
