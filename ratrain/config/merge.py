@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field
 from typing import Any
 
 from ratrain.config.find import did_you_mean
 from ratrain.config.parse import Layer
 from ratrain.config.toml import dotted
 
-# patterns of tables in which exactly one key is set: a later layer replaces the whole table
-ONE_OF = (
-    *("train.budget", "schedule.warmup", "patch.*.refit", "prune.start", "prune.end"),
-    *(f"{at}activation.{span}" for at in ("", "patch.*.") for span in ("after", "over", "deadline")),
-)
 ANY_OPTIMIZER = ("weight_decay", "clip")  # keys that every kind of optimizer has
 ONE_PRUNING = ("score",)  # keys of only one kind of pruning
 
@@ -26,6 +20,7 @@ class Origin:
 
     file: str
     line: int | None = None
+    layer: int = field(default=0, compare=False)  # position of the layer that set the value; later layers win
 
     def __str__(self) -> str:
         return self.file if self.line is None else f"{self.file}:{self.line}"
@@ -37,16 +32,18 @@ class Merge:
     def __init__(self) -> None:
         self.tree: dict[str, Any] = {}
         self.origins: dict[str, Origin] = {}
+        self._layers = 0
 
     def add(self, layer: Layer, *, without: Sequence[str] = ()) -> None:
         said = {name: value for name, value in layer.tree.items() if name not in without}
         self._check_patches(said.get("patch"), layer)
+        self._layers += 1
         self._merge(self.tree, said, (), layer)
 
     def _merge(self, into: dict[str, Any], said: Mapping[str, Any], at: tuple[str, ...], layer: Layer) -> None:
         for name, value in said.items():
             key = (*at, name)
-            if not (isinstance(value, dict) and isinstance(into.get(name), dict)) or _is_one_of(key):
+            if not (isinstance(value, dict) and isinstance(into.get(name), dict)):
                 self._forget(into, key)
             if isinstance(value, dict):
                 below = into.setdefault(name, {})
@@ -54,7 +51,7 @@ class Merge:
                 self._merge(below, value, key, layer)
             else:
                 into[name] = value
-            self.origins[dotted(key)] = Origin(layer.label, layer.lines.get(key))
+            self.origins[dotted(key)] = Origin(layer.label, layer.lines.get(key), self._layers)
 
     def _drop_other_kind(self, below: dict[str, Any], said: Mapping[str, Any], key: tuple[str, ...]) -> None:
         """Drops the keys of the old kind if a layer sets another kind of optimizer, pruning, patch or activation."""
@@ -104,10 +101,6 @@ class Merge:
 
 def _is_activation(key: tuple[str, ...]) -> bool:
     return key == ("activation",) or (len(key) == 3 and key[0] == "patch" and key[2] == "activation")
-
-
-def _is_one_of(key: tuple[str, ...]) -> bool:
-    return any(len(key) == pattern.count(".") + 1 and fnmatchcase(dotted(key), pattern) for pattern in ONE_OF)
 
 
 def _keys(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -47,10 +47,10 @@ def read_source(
     `overrides` (KEY=VALUE, or layers of another file). `base` is a manifest below these, as if `path` extended it
     first: its changes to files that both extend persist. The variant's id then ends with the base's.
 
-    Tables merge key by key, and any other value replaces. Three exceptions: a table of ONE_OF is replaced whole; a new
-    `kind` of optimizer, pruning, patch or activation drops the inherited options of the old one; OWN keys are not
-    inherited. A file that is reached twice counts once, at its first position. Raises ManifestError, MissingError or
-    UsageError.
+    Tables merge key by key, and any other value replaces. Two exceptions: a new `kind` of optimizer, pruning, patch or
+    activation drops the inherited options of the old one; OWN keys are not inherited. `resolve` drops the inherited
+    keys of a table in which exactly one key is set. A file that is reached twice counts once, at its first position.
+    Raises ManifestError, MissingError or UsageError.
     """
     chain = _chain(Path(path), *([] if base is None else [base]))
     overlay = _overlay(scale) if scale is not None else []

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 from ratrain.checksum import sha256_of
 from ratrain.config.find import did_you_mean
 from ratrain.config.read import Source
-from ratrain.config.schema import ActivationSection, Manifest, OptimSection
-from ratrain.config.validation import Key, fault_at, faults_of, key_homes, shown
+from ratrain.config.schema import ActivationSection, Manifest, OneOf, OptimSection
+from ratrain.config.toml import dotted
+from ratrain.config.validation import Key, fault_at, faults_of, key_homes, model_in, shown
 from ratrain.config.weights import weight_files, weights_path
 from ratrain.errors import Fault, ManifestError
 
@@ -119,10 +120,25 @@ def _of_kind(
     return _validated(kinds[kind], rest, at, source, faults)
 
 
+def _newest(model: type, tree: Any, at: Key, source: Source) -> Any:
+    """Drops the inherited keys of every OneOf table: those of layers below the newest that sets one of its keys."""
+    if not isinstance(tree, dict):
+        return tree
+    if issubclass(model, OneOf):
+        newest = source.origins[dotted(at)].layer
+        return {name: value for name, value in tree.items() if source.origins[dotted((*at, name))].layer == newest}
+    kept = dict(tree)
+    for name, info in model.model_fields.items():
+        inner = model_in(info.annotation)
+        if inner and name in kept:
+            kept[name] = _newest(inner, kept[name], (*at, name), source)
+    return kept
+
+
 def _validated(model: type, tree: Mapping[str, Any], at: Key, source: Source, faults: list[Fault]) -> Any:
     try:
         # validated as JSON: strict mode then accepts a list for a tuple
-        return model.model_validate_json(json.dumps(tree))
+        return model.model_validate_json(json.dumps(_newest(model, tree, at, source)))
     except ValidationError as error:
         faults += faults_of(error, source, model, at=at, homes=_homes())
         return None

@@ -82,7 +82,7 @@ def key_homes(model: type[BaseModel], at: str = "") -> dict[str, list[str]]:
     homes: dict[str, list[str]] = {}
     for name, info in model.model_fields.items():
         homes.setdefault(name, []).append(at)
-        if inner := _model(info.annotation):
+        if inner := model_in(info.annotation):
             for key, sections in key_homes(inner, f"{at}.{name}" if at else name).items():
                 homes.setdefault(key, []).extend(sections)
     return homes
@@ -161,7 +161,8 @@ def _stem(kind: str) -> str:
     return kind.removesuffix("_type").removesuffix("_from_float").removesuffix("_parsing")
 
 
-def _model(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """Returns the class of tables in an annotation such as `Span | None`; None without one."""
     options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
     return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
@@ -173,7 +174,7 @@ def _is_union(annotation: Any) -> bool:
 def _siblings(model: type[BaseModel], inner: Key) -> Iterable[str]:
     for name in inner:
         info = model.model_fields.get(name)
-        found = _model(info.annotation) if info else None
+        found = model_in(info.annotation) if info else None
         if found is None:
             return ()
         model = found
@@ -183,7 +184,7 @@ def _siblings(model: type[BaseModel], inner: Key) -> Iterable[str]:
 def _wanted(model: type[BaseModel], inner: Key) -> str:
     for name in inner[:-1]:
         info = model.model_fields.get(name)
-        found = _model(info.annotation) if info else None
+        found = model_in(info.annotation) if info else None
         if found is None:
             return "a value"
         model = found
@@ -196,7 +197,7 @@ def _described(annotation: Any) -> str:
         return f"one of {', '.join(map(repr, typing.get_args(annotation)))}"
     if _is_union(annotation):
         return " or ".join(_described(one) for one in typing.get_args(annotation) if one is not type(None))
-    if model := _model(annotation):
+    if model := model_in(annotation):
         return f"a table with {', '.join(model.model_fields)}"
     plain = typing.get_origin(annotation) or annotation
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false", dict: "a table"}

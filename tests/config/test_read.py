@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import typing
 from pathlib import Path
 
 import pytest
 
-import ratrain.config.schema as schema
 from ratrain.config.catalogue import catalogue
 from ratrain.config.find import SCALES, find_scale, scales, shipped
-from ratrain.config.merge import ONE_OF
 from ratrain.config.parse import MAX_BYTES, SHIPPED, label_of
 from ratrain.config.read import OWN, find_manifest, read_source
+from ratrain.config.resolve import resolve
+from ratrain.config.schema import Budget, Span
 from ratrain.errors import Exit, ManifestError, MissingError, UsageError
+from ratrain.registry import optim_kinds, patch_kinds
 
 
 @pytest.mark.parametrize("name", ["v9", "unified_ra_v9", "unified_ra_v9.toml", "manifests/unified_ra_v9.toml"])
@@ -87,37 +87,57 @@ def test_a_file_reached_twice_counts_once(write):
     assert [file.name for file in source.files] == ["base.toml", "a.toml", "b.toml", "top.toml"]
 
 
+def resolved(source):
+    return resolve(source, patches=patch_kinds(beside=source.files), optimizers=optim_kinds())
+
+
 @pytest.mark.parametrize("steps", ["budget.steps = 5", "budget = { steps = 5 }", "[train.budget]\nsteps = 5"])
 def test_a_budget_replaces_a_budget_however_it_is_written(write, steps):
-    write("low.toml", "[train]\nbatch = 1\nbudget = { tokens = 9 }")
-    top = f"extends = 'low.toml'\n{steps}" if steps.startswith("[") else f"extends = 'low.toml'\n[train]\n{steps}"
-    source = read_source(write("top.toml", top))
-    assert source.tree == {"train": {"batch": 1, "budget": {"steps": 5}}}
-    assert "train.budget.tokens" not in source.origins
+    write("low.toml", "extends = 'gpt2.toml'\nid = 'low'\n[train]\nbudget = { tokens = 9 }")
+    table = "" if steps.startswith("[") else "[train]\n"
+    source = read_source(write("top.toml", f"extends = 'low.toml'\nid = 'top'\n{table}{steps}"))
+    assert resolved(source).train.budget == Budget(steps=5)
 
 
 def test_a_budget_that_is_set_replaces_a_budget():
     for override in ("train.budget.steps=5", "train.budget={steps=5}", "train = { budget.steps = 5 }"):
-        assert read_source(find_manifest("v9"), overrides=[override]).tree["train"]["budget"] == {"steps": 5}
+        assert resolved(read_source(find_manifest("v9"), overrides=[override])).train.budget == Budget(steps=5)
 
 
-def test_two_units_in_one_file_both_stay_for_the_schema_to_refuse(write):
-    source = read_source(write("a.toml", "[train.budget]\nsteps = 1\ntokens = 1"))
-    assert source.tree["train"]["budget"] == {"steps": 1, "tokens": 1}
+SPANNED = """
+from ratrain import Patch, register
+from ratrain.config.schema import ActivationSection, Span
+from torch import nn
+
+@register("spanned")
+class Spanned(Patch):
+    target: str = "blocks.*.attn.score"
+    width: Span | None = None
+
+    def build(self, old, spec):
+        return nn.Identity()
+"""
 
 
-def test_one_of_names_every_such_table_of_the_schema():
-    def search(model, at=""):
-        for name, info in model.model_fields.items():
-            for kind in (info.annotation, *typing.get_args(info.annotation)):
-                if isinstance(kind, type) and issubclass(kind, schema.OneOf):
-                    yield at + name
-                elif isinstance(kind, type) and issubclass(kind, schema.Section):
-                    yield from search(kind, f"{at}{name}.")
+@pytest.mark.parametrize("key", ["width", "activation.after"])
+def test_a_span_of_a_plug_in_replaces_an_inherited_one(write, key, tmp_path):
+    (tmp_path / "patches").mkdir()
+    write("patches/spanned.py", SPANNED)
+    kind = "\nactivation.kind = 'after'" if "." in key else ""
+    write("low.toml", f"extends = 'gpt2.toml'\nid = 'low'\n[patch.spanned]\n{key} = {{ fraction = 0.1 }}{kind}")
+    top = write("top.toml", f"extends = 'low.toml'\nid = 'top'\n[patch.spanned]\n{key} = {{ steps = 3 }}")
+    for override, span in ((), Span(steps=3)), ([f"patch.spanned.{key}.fraction=0.2"], Span(fraction=0.2)):
+        found = resolved(read_source(top, overrides=override)).patch["spanned"]
+        assert (found.width if key == "width" else found.activation.after) == span
+    both = write("both.toml", f"extends = 'top.toml'\nid = 'both'\n[patch.spanned.{key}]\nsteps = 3\nfraction = 0.1")
+    with pytest.raises(ManifestError, match="expected exactly one of fraction, steps"):
+        resolved(read_source(both))
 
-    found = set(search(schema.Manifest))
-    assert found
-    assert found <= set(ONE_OF)
+
+def test_two_units_in_one_file_are_refused(write):
+    source = read_source(write("a.toml", "extends = 'gpt2.toml'\nid = 'a'\n[train.budget]\nsteps = 1\ntokens = 1"))
+    with pytest.raises(ManifestError, match=r"train\.budget: expected exactly one of tokens, steps, seconds"):
+        resolved(source)
 
 
 def test_what_a_file_says_of_itself_is_not_inherited(write):
@@ -153,7 +173,7 @@ def test_an_unknown_scale_lists_the_scales():
 def test_every_scale_sets_the_same_keys_and_carries_its_name():
     def keys(tree, at=""):
         for name, value in tree.items():
-            whole = not isinstance(value, dict) or at + name in ONE_OF
+            whole = not isinstance(value, dict) or at + name in ("train.budget", "schedule.warmup")
             yield from [at + name] if whole else keys(value, f"{at}{name}.")
 
     trees = {name: read_source(SCALES / f"{name}.toml").tree for name in scales()}
@@ -293,13 +313,9 @@ def test_the_catalogue_imports_neither_pydantic_nor_torch():
 
 
 def test_another_kind_of_pruning_keeps_what_all_kinds_have(write):
-    write("low.toml", "[prune]\nkind = 'state'\nscore = 'bitter3'\ntarget = 0.9\nstart = { steps = 5 }")
-    write("top.toml", "extends = 'low.toml'\n[prune]\nkind = 'movement'\nstart = { fraction = 0.5 }")
-    assert read_source(Path("top.toml")).tree["prune"] == {
-        "kind": "movement",
-        "target": 0.9,
-        "start": {"fraction": 0.5},
-    }
+    write("low.toml", "[prune]\nkind = 'state'\nscore = 'bitter3'\ntarget = 0.9\nregrow = 0.1")
+    write("top.toml", "extends = 'low.toml'\n[prune]\nkind = 'movement'\nregrow = 0.2")
+    assert read_source(Path("top.toml")).tree["prune"] == {"kind": "movement", "target": 0.9, "regrow": 0.2}
     overrides = ["prune.score=bitter3", "prune.sparsity=0.5", "prune.kind=state"]  # in whatever order
     write("bare.toml", "id = 'bare'")
     assert read_source(Path("bare.toml"), overrides=overrides).tree["prune"] == {
