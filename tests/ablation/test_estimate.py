@@ -63,5 +63,7 @@ def test_a_dry_run_foretells_what_so_many_seeds_find(study, ratrain, tmp_path):
     assert "not measured yet" in unknown
     assert f"3: {0.02 * unit[3]:.4f}, " in known
     assert "from verdict.noise, the stated noise" in known
-    assert "not measured yet" in told("\n[verdict]\nnoise = 0.02\n", "--scale", "study", "--set", "train.budget.steps=6")
+    assert "not measured yet" in told(
+        "\n[verdict]\nnoise = 0.02\n", "--scale", "study", "--set", "train.budget.steps=6"
+    )
     assert f"plan {planned(make_plan(study(text))).hash[:8]}" in unknown
