@@ -315,7 +315,9 @@ def test_a_run_that_told_nothing_is_told(ratrain):
     assert (code, "log.txt: cannot be read" in err) == (Exit.MISSING, True)
 
 
-@pytest.mark.parametrize(("status", "reason"), [("running", "died without a word"), ("failed", "no known reason")])
+@pytest.mark.parametrize(
+    ("status", "reason"), [("running", "died without an error message"), ("failed", "no known reason")]
+)
 def test_an_end_that_the_log_cannot_tell_is_told_beside_it(ratrain, status, reason):
     run_left(V9, status=status)
     code, out, err = ratrain("tail", "v9", "-n", 1)

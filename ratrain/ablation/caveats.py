@@ -37,7 +37,7 @@ def caveats(study: Study, rows: Sequence[Row], *, least: float, unit: str, tuned
         if row.arm.same_as and row.arm.twin == "none" and row.arm.role == "arm":
             yield f"twin: {row.arm.name} says that it is the same as {row.arm.same_as}"
     for arm, key, value in edges(study, tuned) if tuned else ():
-        yield f"edge of grid: {arm} is best at {key} = {value}, the end of what was tried"
+        yield f"edge of grid: {arm} is best at {key} = {value}, the end of its grid"
 
 
 def _later(study: Study) -> Iterator[str]:

@@ -33,7 +33,7 @@ class Seeds(Section):
         if self.data and len(self.data) != len(self.init):
             raise ValueError(f"init has {len(self.init)} seeds and data {len(self.data)}; each run needs one of both")
         if len(set(self.pairs)) < len(self.pairs):
-            raise ValueError("a seed is repeated: the same run twice says nothing new")
+            raise ValueError("a seed is repeated; expected each seed once")
         return self
 
     @property
@@ -54,7 +54,7 @@ class Tune(Section):
     """One tuning grid for every arm, on separate seeds; a second verdict compares arms at their own best points."""
 
     grid: Mapping[str, Any] = Field(description="keys as in a manifest, each with a list of values")
-    seed: Seeds = Field(description="apart from those that verdicts rest on")
+    seed: Seeds = Field(description="seeds of the tuning runs; none of the study's own")
 
 
 class ArmSection(Section):
@@ -70,7 +70,7 @@ class Verdicts(Section):
 
     delta: PositiveFloat | None = Field(
         default=None,
-        description="nats per token: an arm is equivalent where its difference lies within; unset: none is",
+        description="nats per token: an arm is equivalent if its difference lies within +-delta; unset: none is",
     )
     alpha: float = Field(default=0.05, gt=0, lt=0.5, description="chance of any false verdict in the whole study")
     spending: Literal["obrien_fleming", "pocock"] = Field(
@@ -88,7 +88,7 @@ class AblationManifest(Section):
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     title: str = ""
-    base: str = Field(default="v0", description="what every arm is compared with: path, file name or id")
+    base: str = Field(default="v0", description="manifest that every arm is compared with: path, file name or id")
     scale: str | None = Field(default=None, description="overlay of sizes for every arm; --scale wins, over set too")
     seed: Seeds = Seeds(init=(1, 2, 3))
     verdict: Verdicts = Verdicts()
@@ -122,7 +122,9 @@ class AblationManifest(Section):
     def _tunes_apart(self):
         shared = {*self.seed.pairs} & {*self.tune.seed.pairs} if self.tune else ()
         if shared:
-            raise ValueError(f"tune.seed and seed share {sorted(shared)[0]}: a verdict would rest on what was tuned on")
+            raise ValueError(
+                f"tune.seed and seed share {sorted(shared)[0]}: a verdict would rest on tuning seeds; choose others"
+            )
         return self
 
     @model_validator(mode="after")

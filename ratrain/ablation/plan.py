@@ -116,9 +116,9 @@ def _twins(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:
     recipes: dict[str, Arm] = {}
     for arm in arms:
         if (other := names.setdefault(arm.name, arm)) is not arm:
-            yield Fault(layer.label, arm.name, "two arms of this name train different things; call one [arm.NAME]")
+            yield Fault(layer.label, arm.name, "two different arms have this name; rename one by [arm.NAME]")
         elif (other := recipes.setdefault(arm.recipe, arm)) is not arm and not told_twins(arm, other):
-            yield Fault(layer.label, arm.name, f"trains exactly what {other.name} trains; take one out, or change it")
+            yield Fault(layer.label, arm.name, f"trains the same as {other.name}; take one out, or change it")
 
 
 def told_twins(arm: Arm, other: Arm) -> bool:

@@ -88,7 +88,7 @@ class Pool:
                     if slot.result is None and not self.asked and tries[slot.task.folder] < _TRIES:
                         todo.insert(0, slot.task)
                         continue
-                    silent = Exit.PREEMPTED if self.asked else Exit.GAVE_UP, "died without a word"
+                    silent = Exit.PREEMPTED if self.asked else Exit.GAVE_UP, "died without an error message"
                     self.tell(Ended(slot.task, *(slot.result or silent)))
 
     def _next(self, todo: Sequence[Task]) -> Task | None:

@@ -74,7 +74,7 @@ def _broken(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
         if model not in seen:
             seen[model] = next(breaches(manifest), None)
         if fault := seen[model]:
-            yield Fault(plan.file, arm.name, f"{fault}; a loss of it means nothing")
+            yield Fault(plan.file, arm.name, f"{fault}; its losses are meaningless")
 
 
 def _open(patch: Patch) -> Patch:
@@ -110,7 +110,7 @@ def _disguised(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
         alike = seen.setdefault((_recipe_beside_patches(arm.manifest), _traits(manifest)), [])
         other = next((other for other in alike if _switched_alike(arm, other) and not told_twins(arm, other)), None)
         if other:
-            message = f"computes what {other.name} computes, whatever its manifest says, and trains alike; take one out"
+            message = f"computes and trains the same as {other.name}; take one out"
             yield Fault(plan.file, arm.name, message)
         alike.append(arm)
 

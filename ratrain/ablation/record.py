@@ -135,11 +135,11 @@ def refuse_other(plan: Planned, folder: Path, *, amend: bool) -> None:
         return
     lost, unlike = _lost(study.now, plan), _unlike(study.now, plan)
     if unlike or lost or not amend:
-        what = ", ".join([*unlike, *lost, *_added(study.now, plan)]) or "another choice of what serves the arms"
+        what = ", ".join([*unlike, *lost, *_added(study.now, plan)]) or "other settings of the study"
         advice = "--fresh moves the study and its runs aside, another id begins another study"
         if not unlike and not lost:
             advice = f"--amend adds it, labelled exploratory; {advice}"
-        raise ManifestError([Fault(plan.file, "", f"{folder} was planned otherwise: {what}; {advice}")])
+        raise ManifestError([Fault(plan.file, "", f"{folder} has another plan on record: {what}; {advice}")])
 
 
 def settle(plan: Planned, folder: Path, *, checked: Sequence[str]) -> Study:
@@ -219,7 +219,7 @@ def read_study(folder: Path) -> Study:
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / _FILE}: holds a line that ratrain did not write: {error!r}") from error
     if plan is None or now is None:
-        raise DataError(f"{folder / _FILE}: tells of no plan")
+        raise DataError(f"{folder / _FILE}: holds no plan")
     return Study(folder, plan, now, **rest)
 
 

@@ -65,20 +65,20 @@ def audit(
     called = f"{model.call}; {model.length} of {model.vocab_size} kinds of token, {kind}"
     findings = [*look_at(model, target), restored(model, target, arguments), *first]
     if model.why_not_double:
-        what = "float64 does not run, so what is below rounding in fp32 is not seen"
+        what = "float64 does not run, so effects below fp32 rounding are not seen"
         findings.append(Finding("note", what, model.why_not_double))
     return Audit(f"{text}, {size:,} parameters", called, tuple(findings))
 
 
 def _one_memory(module: nn.Module) -> Finding:
     """Checks that tied weights are one parameter, as optimizers require."""
-    claim, seen = "what shares memory is one parameter", {}
+    claim, seen = "tensors that share memory are one parameter", {}
     for name, p in module.named_parameters():
         if p.device.type != "meta" and p.numel():
             seen.setdefault(p.data_ptr(), []).append(name)
     shared = [" and ".join(names) for names in seen.values() if len(names) > 1]
     if shared:
-        what = "are several parameters of one memory, which is stepped and decayed as often"
+        what = "are several parameters of one memory: it is updated and decayed as often"
         return Finding("BROKEN", claim, f"{some(shared)} {what}")
     tied = len(list(module.named_parameters(remove_duplicate=False))) - len(list(module.named_parameters()))
     return Finding("holds", claim, f"{tied} of them tied" if tied else "")

@@ -27,7 +27,7 @@ _CACHE = 1e-5  # of the largest logit: models keep parts of the softmax and of n
 def look_at(model: ForeignModel, target: Target) -> Iterator[Finding]:
     """Yields one finding or more for every claim; restores the weights after each."""
     if model.logits(random_tokens(model.vocab_size, 2, model.length)).isnan().any():
-        yield Finding("BROKEN", "its logits are numbers", "they hold NaN as built; no other claim was looked at")
+        yield Finding("BROKEN", "its logits are numbers", "they hold NaN as built; no other claim was checked")
         return
     built = {name: p.detach().clone() for name, p in model.module.named_parameters()}
     checks: tuple[Callable[[ForeignModel], Iterator[Finding]], ...] = (
@@ -62,7 +62,7 @@ def restored(model: ForeignModel, target: Target, arguments: dict[str, Any]) -> 
     if model.noisy(tokens):
         return Finding("unchecked", claim, "two calls of one model differ already")
     if differs(model.logits(tokens), loaded, _tolerance(model)).any():
-        what = "they differ: something that decides them is not saved, or is drawn when the model is first called"
+        what = "they differ: state that they depend on is not saved, or is drawn at the first call"
         return Finding("BROKEN", claim, what)
     return Finding("holds", claim)
 
@@ -185,7 +185,7 @@ def _dead(model: ForeignModel, tokens: Tensor) -> list[str]:
 
 def _decodes(model: ForeignModel) -> Iterator[Finding]:
     if not model.decodes:
-        why = "forward takes no past_key_values and use_cache; a cache of another make is not known here"
+        why = "forward takes no past_key_values and use_cache; other kinds of cache are not supported"
         yield Finding("unchecked", _CLAIMS[_decodes], why)
         return
     tokens = random_tokens(model.vocab_size, 2, model.length)
@@ -209,7 +209,7 @@ def _decodes(model: ForeignModel) -> Iterator[Finding]:
 
 def _ends(model: ForeignModel) -> Iterator[Finding]:
     if model.block_size is None:
-        yield Finding("unchecked", _CLAIMS[_ends], "the model has no attribute that says how long that is")
+        yield Finding("unchecked", _CLAIMS[_ends], "the model has no attribute with its longest context")
         return
     tokens = random_tokens(model.vocab_size, 1, model.block_size + 1)
     what = f"{model.block_size + 1} tokens, one more than it is made for"

@@ -34,7 +34,7 @@ def own_loss(model: ForeignModel) -> Iterator[Finding]:
         return
     ignored = next((word for word in _IGNORED if _takes(model, tokens, targets, word)), None)
     if ignored is None:
-        yield Finding("holds", OWN, "targets that do not count were not looked at: it takes neither -100 nor -1")
+        yield Finding("holds", OWN, "targets that do not count were not checked: it takes neither -100 nor -1")
         return
     masked = _masked(targets, ignored)
     logits, loss = model.with_loss(tokens, masked)
@@ -74,7 +74,7 @@ def _mistaken(loss: float, logits: Tensor, targets: Tensor, *, shifts: bool, ign
         return ""
     rows = torch.stack([row[row.isfinite()].mean() for row in right])
     others = {
-        "the mean over all targets, where some do not count": float(counted.sum()) / right.numel(),
+        "the mean over all targets, also those that do not count": float(counted.sum()) / right.numel(),
         "a mean over rows of their means, so that a token of a short row counts more": float(rows.mean()),
         "a sum, which grows with the batch": float(counted.sum()),
     }

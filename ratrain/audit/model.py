@@ -204,7 +204,7 @@ class ForeignModel:
         if found is not None:
             return found.shape[-1]
         if not tables:
-            raise UsageError(f"{type(self.module).__name__}: its vocabulary cannot be told; --vocab N gives it")
+            raise UsageError(f"{type(self.module).__name__}: its vocabulary size is unknown; --vocab N gives it")
         return max(tables)
 
     def _longest(self) -> int:

@@ -156,7 +156,7 @@ def _config_class(target: Target) -> type | None:
     found = next((c for c in candidates if isinstance(c, type) and c not in (dict, object)), None)
     if found is None:
         raise UsageError(
-            f"{target.word}: takes {required[0].name!r}, and which class that is cannot be told; "
+            f"{target.word}: takes {required[0].name!r} of an unknown class; "
             "name a function that makes the model, FILE.py:make_model"
         )
     return found

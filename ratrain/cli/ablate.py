@@ -242,9 +242,8 @@ def _foresight(plan: Plan, out: Path) -> tuple[str, dict[int, float]]:
     record, rule = planned(plan), plan.study.verdict
     found = conclude(Study(study_folder(plan, out), record, record))
     known = found.judgement.sd if found and math.isfinite(found.judgement.sd) else 0.0
-    stated = (
-        rule.noise if plan.base.manifest.scale == plan.study.scale else None
-    )  # noise does not carry over to other scales
+    # noise does not carry over to other scales
+    stated = rule.noise if plan.base.manifest.scale == plan.study.scale else None
     where = "measured" if known else "stated" if stated else "unknown"
     arms, counts = len(plan.of_role("arm", "control")), range(3, max(10, len(plan.seeds)) + 1)
     options = {"arms": arms, "alpha": rule.alpha, "spending": rule.spending, "counts": counts}

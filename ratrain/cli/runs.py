@@ -7,14 +7,10 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, natural
 from ratrain.cli.tables import aligned
 from ratrain.errors import ManifestError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 def _run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:

@@ -84,7 +84,7 @@ class Merge:
                 raise layer.fault(f"no such patch is inherited{did_you_mean(name, known)}", *key)
             if isinstance(inherited, dict) and inherited.get("enabled") is False and "enabled" not in options:
                 where = self.origins[dotted((*key, "enabled"))]
-                raise layer.fault(f"{where} drops this patch; say enabled = true to have it back", *key)
+                raise layer.fault(f"{where} disables this patch; set enabled = true to restore it", *key)
 
     def drop_disabled(self) -> None:
         """Removes the patches with `enabled = false`, and the key `enabled` from the patches with true."""

@@ -104,7 +104,7 @@ def _text(path: Path, label: str) -> str:
     except OSError as error:
         raise MissingError(f"{label}: cannot be read: {error.strerror}") from None
     if len(raw) > MAX_BYTES:
-        raise ManifestError([Fault(label, "", f"larger than {MAX_BYTES} bytes; this is no manifest")])
+        raise ManifestError([Fault(label, "", f"larger than {MAX_BYTES} bytes; expected a manifest")])
     try:
         return raw.decode("utf-8-sig")  # editors on Windows write a byte order mark
     except UnicodeDecodeError as error:

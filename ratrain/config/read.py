@@ -98,7 +98,7 @@ def _visit(layer: Layer, done: dict[Path, Layer], above: tuple[Path, ...]) -> No
         if file.resolve() in done:
             continue
         if file.resolve() in (*above, here):
-            raise layer.fault(f"{name!r} extends this file in turn; expected a chain that ends", "extends")
+            raise layer.fault(f"{name!r} extends this file in turn; expected no cycle", "extends")
         try:
             below = parse_file(file)
         except MissingError as error:

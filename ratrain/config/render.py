@@ -43,7 +43,7 @@ def json_schema(patches: Mapping[str, type], optimizers: Mapping[str, type]) -> 
     names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     any_patch = {"anyOf": [_with(found[patches[kind]], kind=kind, enabled=True) for kind in patches]}
     schema["properties"] |= {
-        "extends": {"description": "what this file builds on", **names},
+        "extends": {"description": "manifests that this file extends", **names},
         "optim": {"anyOf": [_with(found[optimizers[kind]], kind=kind) for kind in optimizers]},
         "patch": {
             "type": "object",

@@ -180,7 +180,7 @@ def _schedule_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
     """Yields faults of a schedule that does not fit into the budget."""
     warmup, total, decay = manifest.schedule.warmup, steps_total(manifest), manifest.schedule.decay
     if warmup.steps is not None and total is None:
-        message = "the budget is in seconds, so nobody knows how many steps it has; expected { fraction = ... }"
+        message = "the budget is in seconds, so its number of steps is unknown; expected { fraction = ... }"
         yield ("schedule", "warmup", "steps"), message
     elif warmup.steps is not None and total is not None and warmup.steps >= total:
         yield ("schedule", "warmup", "steps"), f"must be below the budget of {total} steps, got {warmup.steps}"
@@ -203,7 +203,7 @@ def _prune_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
         yield ("prune", "kind"), message
     for key, span in (("start", prune.start), ("end", prune.end)):
         if span.steps is not None and total is None:
-            message = "the budget is in seconds, so nobody knows how many steps it has; expected { fraction = ... }"
+            message = "the budget is in seconds, so its number of steps is unknown; expected { fraction = ... }"
             yield ("prune", key, "steps"), message
             return
     start, end = (span.steps if span.steps is not None else (span.fraction or 0.0) * (total or 1.0)
@@ -219,7 +219,7 @@ def _activation_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
     total = steps_total(manifest)
     own = {name: patch.activation for name, patch in manifest.patch.items() if patch.activation is not None}
     if manifest.activation.kind != "at_once" and len(own) == len(manifest.patch):
-        yield ("activation", "kind"), "there is no patch that it would switch on"
+        yield ("activation", "kind"), "there is no patch to switch on; remove [activation], or add a patch"
     sections = [(("activation",), manifest.activation), *((("patch", n, "activation"), s) for n, s in own.items())]
     for at, section in sections:
         for key, what, end in _ends(section, total):

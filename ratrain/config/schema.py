@@ -137,15 +137,15 @@ class ActivationSection(Section):
     """The schedule that switches a mechanism on: its s goes from 0, the base model, to 1."""
 
     kind: Literal["at_once", "after", "ramp", "variance"] = "at_once"
-    after: Span = Field(default=Span(steps=0), description="when it opens; variance: not before")
-    over: Span = Field(default=Span(steps=0), description="ramp, variance: how long s takes from 0 to 1")
+    after: Span = Field(default=Span(steps=0), description="when s leaves 0; variance: the earliest step")
+    over: Span = Field(default=Span(steps=0), description="ramp, variance: duration of the ramp of s from 0 to 1")
     rule: Literal["detrended", "raw"] = Field(
         default="detrended", description="raw: the variance of the losses themselves, which measures descent as well"
     )
-    window: PositiveInt = Field(default=100, ge=3, description="variance: training losses that are looked at")
-    every: PositiveInt = Field(default=50, description="variance: steps between looks")
+    window: PositiveInt = Field(default=100, ge=3, description="variance: number of last training losses")
+    every: PositiveInt = Field(default=50, description="variance: steps between tests")
     threshold: PositiveFloat = Field(default=0.02, description="variance: opens below this, in nats squared")
-    deadline: Span = Field(default=Span(fraction=0.5), description="variance: opens then at the latest")
+    deadline: Span = Field(default=Span(fraction=0.5), description="variance: the latest step")
 
     @model_validator(mode="after")
     def _reads(self):
@@ -169,7 +169,7 @@ class TrainSection(Section):
     micro_batch: PositiveInt = Field(description="sequences per forward pass; must divide batch")
     precision: Literal["fp32", "bf16", "amp_bf16", "fp8"] = Field(
         default="fp32",
-        description="what the forward pass computes in; fp8: bf16, with products of 8-bit numbers in the MLPs and the "
+        description="number format of the forward pass; fp8: bf16, with products of 8-bit numbers in the MLPs and the "
         "head, on GPUs that have them (H100, L40S and newer)",
     )
     deterministic: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on for CPU, off on a GPU")
@@ -216,7 +216,7 @@ class InitSection(Section):
         default=None, min_length=1, description="a GPT-2 in Hugging Face's layout: its folder, or a .safetensors file"
     )
     sha256: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{64}$", description="of what the file holds (shards joined); empty: looked up"
+        default=None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the weights (shards joined); empty: computed"
     )
     repack: Literal["exact", "reciprocal"] = Field(
         default="exact",
@@ -226,7 +226,7 @@ class InitSection(Section):
     @model_validator(mode="after")
     def _has_weights(self):
         if self.weights is None and (self.sha256 is not None or self.repack != "exact"):
-            raise ValueError("there are no weights that sha256 and repack could speak of; set weights as well")
+            raise ValueError("sha256 and repack need weights; set weights as well")
         return self
 
 
@@ -245,7 +245,8 @@ class CheckpointSection(Section):
 
 class CompileSection(Section):
     scope: Literal["auto", "block", "model", "off"] = Field(
-        default="auto", description="what becomes one graph; auto: each block on CPU, the model on a GPU"
+        default="auto",
+        description="part of the model compiled to one graph; auto: each block on CPU, the model on a GPU",
     )
     backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
     attention: Literal["auto", "flash", "fa3", "fa4", "cudnn", "efficient", "math", "ours"] = Field(
@@ -254,7 +255,7 @@ class CompileSection(Section):
         "FlashAttention 3 and 4 among them where they are installed",
     )
     strict: bool = Field(
-        default=False, description="an attention that cannot be had ends the run, where another would compute it"
+        default=False, description="refuse the run if the named attention is unavailable, instead of using another"
     )
     autotune: bool = Field(
         default=False,
@@ -267,14 +268,14 @@ class LogSection(Section):
     every: PositiveInt = Field(default=10, description="steps in a window: the device is read once per window")
     probes: bool = Field(default=True, description="gates of the patches with every window, shares with evaluations")
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
-        default=(), description="where the run is drawn as well; needs ratrain[trackers]"
+        default=(), description="trackers that show the run; need ratrain[trackers]"
     )
     study: str = Field(
         default="", max_length=128, description="group of runs in wandb and trackio; empty: the seeds of a recipe"
     )
     project: str = Field(
         default="", max_length=128, pattern=r"^[^/\\#?%:]*$",
-        description="where wandb and trackio file the run; empty: ratrain (wandb: WANDB_PROJECT if set)",
+        description="project of the run in wandb and trackio; empty: ratrain (wandb: WANDB_PROJECT if set)",
     )  # fmt: skip
     run_name: str = Field(
         default="", max_length=128, description="name of the run in wandb and trackio; empty: its id and seed"
@@ -300,9 +301,9 @@ class PruneSection(Section):
         default="cubic_early",
         description="fraction at p of the way: target x p, target x p^3, target x (1 - (1 - p)^3) (Zhu & Gupta 2017)",
     )
-    start: Span = Field(default=Span(fraction=0.1), description="pruning begins after that")
-    end: Span = Field(default=Span(fraction=0.8), description="the target is reached then, and held")
-    every: PositiveInt = Field(default=50, description="steps between looks at who stays")
+    start: Span = Field(default=Span(fraction=0.1), description="start of pruning")
+    end: Span = Field(default=Span(fraction=0.8), description="step at which the target is reached, then held")
+    every: PositiveInt = Field(default=50, description="steps between updates of the masks")
     layers: Literal["auto", "global", "uniform", "depth"] = Field(
         default="auto",
         description="global: one threshold for all; uniform: every matrix loses the same fraction; depth: the last "
@@ -343,7 +344,7 @@ class Manifest(Section):
     title: str = ""
     scale: str = Field(default="custom", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     same_as: str | None = Field(default=None, description="id of the variant that this one knowingly equals")
-    origin: dict[str, str] = Field(default={}, description="what the reference ran, where it differs from its intent")
+    origin: dict[str, str] = Field(default={}, description="the reference's run, if it differs from its intent")
     model: ModelSpec
     data: DataSection = DataSection()
     optim: Any = Field(description="an OptimSection of the kind named by optim.kind")

@@ -34,8 +34,8 @@ def cached_decoding_equals_the_full_forward(manifest: Manifest) -> None:
             found, _ = decoded(model, tokens, sizes)
             worst = (found - whole).abs().max().item()
             assert worst <= _ROUNDING * whole.abs().max().item(), (
-                f"{state}, {way}: logits are up to {worst:.2g} off; what mixes tokens needs those before: the core has "
-                "them in its cache, a module at attn.local is given the last `reach` of them, and no other seam has any"
+                f"{state}, {way}: logits are up to {worst:.2g} off; a module that mixes tokens needs earlier ones: the "
+                "core has them in its cache, a module at attn.local gets the last `reach` of them, other seams get none"
             )
 
 

@@ -48,8 +48,8 @@ def closed_it_is_the_base_model(manifest: Manifest) -> None:
     base_manifest = manifest.model_copy(update={"patch": left})
     open_for_good = sorted(name for name, patch in manifest.patch.items() if not _switched(fitted(manifest), name))
     assert all(name in left for name in open_for_good), (
-        f"patch {', '.join(open_for_good)}: no module of it has an activation buffer `s`, by which 0 would make it the "
-        "base model; where there is no such state, its closed() returns what is left of it: `return self` if all is"
+        f"patch {', '.join(open_for_good)}: no module of it has an activation buffer `s`, with the base model at 0; "
+        "a patch without that state has a closed() that returns the part that remains: `return self` if all does"
     )
     for shaken in (False, True):
         model, base = fitted(manifest), build(base_manifest)

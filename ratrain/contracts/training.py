@@ -79,7 +79,9 @@ def nothing_is_read_back_from_the_device(manifest: Manifest) -> None:
         with _Reads() as reads:
             loss = loss_of(model.train(training), manifest)
         where = "training" if training else "evaluating"
-        assert not reads.seen, f"{where}, the forward pass asks for numbers ({', '.join(reads.seen)}): a GPU would wait"
+        assert not reads.seen, (
+            f"{where}, the forward pass reads numbers from the device ({', '.join(reads.seen)}): a GPU would wait"
+        )
         loss.backward()
 
 
@@ -99,7 +101,7 @@ class _Reads(TorchDispatchMode):
 @contract
 def the_same_seed_gives_the_same_losses(manifest: Manifest) -> None:
     first, second = (_losses(manifest, steps=3) for _ in range(2))
-    assert first == second, f"two equal runs lost {first} and {second}"
+    assert first == second, f"two equal runs have losses {first} and {second}"
 
 
 @contract

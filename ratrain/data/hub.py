@@ -56,7 +56,7 @@ def hub_files(name: str, recorded: Sequence[Mapping[str, Any]] = ()) -> list[Hub
         info = api.dataset_info(place.repository, files_metadata=True)
     except Exception as error:  # the library's, its transport's and the socket's own, of many kinds
         raise UnavailableError(
-            f"{name}: {place.repository} cannot be asked for: {_told(error)}; {_OTHERWISE}"
+            f"{name}: {place.repository} cannot be looked up: {_told(error)}; {_OTHERWISE}"
         ) from error
     found = sorted(
         (file.rfilename, file.size or 0) for file in info.siblings if re.fullmatch(place.files, file.rfilename)
@@ -68,7 +68,7 @@ def hub_files(name: str, recorded: Sequence[Mapping[str, Any]] = ()) -> list[Hub
     return [HubFile(f"hf://datasets/{place.repository}@{info.sha}/{path}", size) for path, size in found]
 
 
-_OTHERWISE = "where its files can be had otherwise: ratrain prepare FILES... --out DIR takes .parquet and .jsonl"
+_OTHERWISE = "if you have its files: ratrain prepare FILES... --out DIR takes .parquet and .jsonl"
 
 
 def read_parquet(source: Path | HubFile, field: str, skip: int = 0) -> Iterator[tuple[int, str | None]]:

@@ -137,14 +137,14 @@ class RunState:
         optim, total = self.setup.manifest.optim, self.progress.total_steps
         kind = type(optim).kind
         if checkpoint.state["optim"] != kind:
-            message = f"the run that this begins with was trained by {checkpoint.state['optim']}, not by {kind}"
+            message = f"the parent run was trained by {checkpoint.state['optim']}, not by {kind}"
             raise ManifestError([Fault("", "optim.kind", message)])
         if {name.rpartition("|")[2] for name in self._moments(checkpoint)} != kept_by(optim):
             raise ManifestError([Fault("", "optim", OTHER_STATE)])
         for part in self.parts:
             part.check_parent(checkpoint.state.get(part.key, {}), checkpoint.optimizer)
         if total is not None and total <= checkpoint.step:
-            message = f"ends at step {total}, but the run begins at step {checkpoint.step} of another"
+            message = f"ends at step {total}, but the run begins at step {checkpoint.step} of its parent"
             raise ManifestError([Fault("", "train.budget", message)])
 
 

@@ -95,7 +95,7 @@ def require(manifest: Manifest, *, rows: int, device: torch.device) -> None:
     if section.strict and section.attention != "auto" and not serves(case, section.attention):
         able = ", ".join(name for name in BACKENDS if serves(case, name))
         raise UnavailableError(
-            f"{_unable(section.attention, case)}; {able} can; compile.strict = false goes on without"
+            f"{_unable(section.attention, case)}; {able} can; compile.strict = false continues with another"
         )
 
 
@@ -117,7 +117,7 @@ def choose(
         order = dict.fromkeys((wanted, "math"))  # math, for other attention calls of a patch
         return Choice(wanted, "asked", case.machine, str(case), tuple(order))
     if wanted != "auto":
-        emit(Notice(f"{_unable(wanted, case)}: goes on as with 'auto'", "warning"))
+        emit(Notice(f"{_unable(wanted, case)}: continues as with 'auto'", "warning"))
     if device.type == "cpu":
         return Choice(TORCH, "default", case.machine, str(case))
     if known is not None and known.machine == case.machine:

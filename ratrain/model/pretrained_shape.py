@@ -64,7 +64,7 @@ def require_same_shape(tensors: Mapping[str, Tensor], spec: ModelSpec, path: Pat
     if config is not None:
         return ()
     return (
-        f"{path} has no config.json: model.n_head = {spec.n_head} and model.act = {spec.act!r} are taken on trust; "
+        f"{path} has no config.json: model.n_head = {spec.n_head} and model.act = {spec.act!r} are not checked; "
         "released GPT-2 has 64 channels a head and 'gelu_tanh'",
     )
 
@@ -118,7 +118,7 @@ def _by_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if form not in _ACT:
         odd.append(f"activation_function = {form!r}")
     if odd:
-        message = f"{path / 'config.json'} says {', '.join(odd)}, which this model cannot be"
+        message = f"{path / 'config.json'} says {', '.join(odd)}, which this model does not support"
         raise ManifestError([Fault("", "init.weights", message)])
     return {
         "n_head": config.get("n_head", 12),

@@ -64,9 +64,9 @@ class Learned(Section):
 class Prior(Section):
     """Importance by place: a running mean per head and bucket of positions, blended into a sequence's own."""
 
-    weight: Share = Field(default=0.5, description="of the prior in the blend")
-    momentum: Part = Field(default=0.9, description="of the running mean, from step to step of training")
-    buckets: PositiveInt = Field(default=16, description="stretches of the longest context")
+    weight: Share = Field(default=0.5, description="share of the prior in the blend")
+    momentum: Part = Field(default=0.9, description="momentum of the running mean over training steps")
+    buckets: PositiveInt = Field(default=16, description="equal parts of the longest context, each with its own mean")
 
 
 @register("kv_prune")

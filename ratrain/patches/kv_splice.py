@@ -46,12 +46,12 @@ class KVSplice(Patch):
     channels: PositiveInt | Part = 0.5
     transform: Literal["spline", "pca"] = "spline"
     objective: Literal["value", "output"] = Field(
-        default="output", description="what is to be lost least of: values, or what the output projection makes of them"
+        default="output", description="error to minimise: of the values, or of their output projection"
     )
-    knots: int = Field(default=_KNOTS, ge=2, le=64, description="of a spline, at even quantiles")
+    knots: int = Field(default=_KNOTS, ge=2, le=64, description="knots of a spline, at even quantiles")
     vectors: PositiveInt = 2048
-    epochs: PositiveInt = Field(default=_EPOCHS, description="of a spline's fit")
-    refit: Span | Literal["never"] = Field(default=Span(fraction=0.2), description="how long a fit serves in training")
+    epochs: PositiveInt = Field(default=_EPOCHS, description="epochs of a spline's fit")
+    refit: Span | Literal["never"] = Field(default=Span(fraction=0.2), description="interval between fits in training")
 
     @model_validator(mode="after")
     def _fits(self):

@@ -58,7 +58,7 @@ def write(folder: Path, record: Mapping[str, Any], *, table: str, memory: Mappin
 
 def _refuse(folder: Path) -> None:
     if folder.resolve().is_relative_to(Path("runs").resolve()):
-        raise UsageError(f"--out {folder}: that is among the runs, of which each folder is one; choose another --out")
+        raise UsageError(f"--out {folder}: this is inside runs/, the folder of runs; choose another --out")
     if not folder.exists():
         return
     if not folder.is_dir():

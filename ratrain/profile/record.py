@@ -162,7 +162,7 @@ def record(
     compiled = manifest.compile.scope != "off" and manifest.compile.backend == "inductor"
     with announced() if compiled else nullcontext(Figures()) as figures:
         if compiled:
-            say("compiling, with each kernel to be seen by itself: up to a minute the first time, then seconds")
+            say("compiling each kernel separately: up to a minute the first time, then seconds")
         stepper()
     for _ in range(_WARMUP):
         stepper()

@@ -143,9 +143,9 @@ def _notes(told: Mapping[str, Any]) -> list[str]:
     if CACHE in bounds:
         notes.append("cache   faster than memory allows: the arrays came from a cache")
     if MASKED in bounds:
-        notes.append("masked  faster than the roof: causal attention leaves out some of what is counted")
+        notes.append("masked  faster than the roof: causal attention skips some of the counted FLOPs")
     if told["compiled"] and not told["kernels_told"]:
-        notes.append("fused   this torch does not tell what its fused kernels move: their roof is not known")
+        notes.append("fused   this torch does not report the bytes of its fused kernels: their roof is unknown")
     notes.append(told["most_to_gain"])
     return [line for note in notes for line in textwrap.wrap(note, 120, subsequent_indent=" " * 8)]
 

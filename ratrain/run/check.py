@@ -56,12 +56,18 @@ def twins(checked: Sequence[Checked]) -> list[Fault]:
     for i, row in enumerate(checked):
         other = by_id.get(row.same_as or "")
         if other and other.recipe != row.recipe:
-            faults.append(Fault(row.id, "same_as", f"says it equals {row.same_as}, but it trains something else"))
+            faults.append(
+                Fault(
+                    row.id,
+                    "same_as",
+                    f"declares to equal {row.same_as}, but trains differently; remove it, or change the variant",
+                )
+            )
         for earlier in checked[:i]:
             told = _root(row, by_id) == _root(earlier, by_id)
             if earlier.recipe == row.recipe and earlier.id != row.id and not told:
                 faults.append(
-                    Fault(row.id, "same_as", f"trains exactly what {earlier.id} trains; say so or change one")
+                    Fault(row.id, "same_as", f"trains the same as {earlier.id}; set same_as, or change one of the two")
                 )
     return faults
 

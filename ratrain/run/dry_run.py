@@ -108,7 +108,7 @@ def require_equal(engine: Engine, restored: Engine) -> None:
     kept, loaded = engine.snapshot(), restored.snapshot()
     for name, tensor in {**kept.model, **kept.optimizer}.items():
         other = loaded.model[name] if name in loaded.model else loaded.optimizer[name]
-        assert torch.equal(tensor, other), f"{name} does not survive a checkpoint"
+        assert torch.equal(tensor, other), f"{name} is not restored from a checkpoint"
 
 
 def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit, checkpoints: Path = Path("runs")) -> str:
@@ -126,11 +126,11 @@ def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit, check
         f"parameters     {seen['parameters']:,}",
         f"attention      {seen['attention']['backend']} ({seen['attention']['source']})",
         f"memory         {_size(seen['state_bytes'])} of weights, gradients and optimizer; peak {peak} here, with",
-        f"               one sequence a pass where train.micro_batch is {manifest.train.micro_batch}",
+        f"               one sequence per pass in place of train.micro_batch = {manifest.train.micro_batch}",
         f"disk           {_size(seen['disk_bytes'])} of checkpoints",
     ]
     if seen["tokens"] is None:
-        lines.append(f"time           {seen['train_seconds']:.0f} s of training, as the budget says")
+        lines.append(f"time           {seen['train_seconds']:.0f} s of training, the budget")
     else:
         lines += [
             f"budget         {seen['tokens']:,} tokens in {seen['steps']:,} steps, {seen['train_flops']:.3g} FLOPs",

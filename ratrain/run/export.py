@@ -107,6 +107,6 @@ def _dense(mask: Tensor, kept: Tensor, shape: list[int]) -> Tensor:
     whole = torch.zeros(shape)
     stays = unpack(mask, whole, bytes_as_rows(mask.device)) > 0
     if int(stays.sum()) != kept.numel():
-        raise ValueError(f"{int(stays.sum())} weights stay, and {kept.numel()} are there")
+        raise ValueError(f"{int(stays.sum())} weights are in the mask, but {kept.numel()} values are in the file")
     whole[stays] = kept
     return whole

@@ -79,7 +79,7 @@ def train(
             sinks = (sink, *trackers(manifest.log, emit))
             with _sinks(folder, device, emit, sinks), _failures_noted(folder), machine_told(manifest):
                 if changed:
-                    emit(Notice(f"goes on under changed code: {some(changed)}", "warning"))
+                    emit(Notice(f"continues with changed code: {some(changed)}", "warning"))
                 run.run(until=until)
     return folder.path
 
@@ -203,13 +203,12 @@ def _machine_failure(error: Exception, manifest: Manifest) -> RatrainError | Non
         micro = manifest.train.micro_batch
         return MemoryShortError(
             f"out of memory at train.micro_batch = {micro}; "
-            f"--set train.micro_batch={max(1, micro // 2)} gives the same gradients in less"
+            f"--set train.micro_batch={max(1, micro // 2)} gives the same gradients in less memory"
         )
     unserved = ("No available kernel", "No viable backend for scaled_dot_product_attention")
     if manifest.compile.strict and any(sign in text for sign in unserved):
         return UnavailableError(
-            "compile.strict: the attention that was chosen cannot compute all that this variant asks of it; "
-            "--set compile.strict=false has another one do it"
+            "compile.strict: the chosen attention cannot compute this variant; --set compile.strict=false uses another"
         )
     if any(name in text for name in ("InvalidCxxCompiler", "No working C++ compiler", "CppCompileError")):
         return UnavailableError(

@@ -65,7 +65,7 @@ def replay(run: Path, *, begin: int, steps: int, device: str) -> Replayed:
     Raises MissingError if the run has no complete checkpoint of that step, UsageError for a branched run.
     """
     if (run / "parent.json").exists():
-        raise UsageError(f"{run}: begins with another run; replay is for runs that begin by themselves")
+        raise UsageError(f"{run}: branches from another run; replay needs a run that starts at step 0")
     source = read_source(run / "resolved.toml")
     manifest = resolve(source, patches=patch_kinds(beside=source.files), optimizers=optim_kinds())
     logged = _losses(_events(run / "events.jsonl"))

@@ -112,7 +112,7 @@ def resume_once(manifest: Manifest, *, device: str) -> Resumed:
         try:
             require_equal(engine, resumed)
         except AssertionError as error:
-            raise DivergedError(f"{manifest.id}: a run that was resumed went another way: {error}") from error
+            raise DivergedError(f"{manifest.id}: a resumed run differs from an uninterrupted one: {error}") from error
     return Resumed(
         id=manifest.id,
         losses=tuple(loss for event in seen if isinstance(event, Window) for loss in event.losses),

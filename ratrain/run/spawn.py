@@ -63,7 +63,9 @@ def spawn(argv: Sequence[str], count: int, *, device: str, folder: RunFolder) ->
 
 def _check_devices(count: int, device: str) -> None:
     if ":" in device:
-        raise UsageError(f"--devices {count} --device {device}: each process takes its own; give --device cuda or cpu")
+        raise UsageError(
+            f"--devices {count} --device {device}: each process takes its own device; expected --device cuda or cpu"
+        )
     gpus = torch.cuda.device_count()
     if (device == "cuda" or (device == "auto" and gpus)) and gpus < count:
         raise UnavailableError(f"--devices {count}: this machine has {gpus} GPU(s); --device cpu trains without")

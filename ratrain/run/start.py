@@ -52,7 +52,7 @@ def may_start(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str
     """
     changed = changed_code(folder, manifest)
     if changed and not launch.accept_code_change:
-        message = f"changed since {folder.path} trained with it; --fresh starts over, --accept-code-change goes on"
+        message = f"changed since {folder.path} trained with it; --fresh starts over, --accept-code-change continues"
         raise ManifestError([Fault(some(changed), "", message)])
     _check_resume(folder, manifest, launch.resume)
     return changed

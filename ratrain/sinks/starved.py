@@ -44,6 +44,6 @@ class Starved:
 
     def _message(self) -> str:
         return (
-            f"the run had {self._had:.1f} s of CPU time in {self._wall:.1f} s: other programs take this machine's "
-            "cores, or its data come slowly; it trains the same, later"
+            f"the run had {self._had:.1f} s of CPU time in {self._wall:.1f} s: other programs use this machine's "
+            "cores, or its data arrive slowly; it trains the same, later"
         )

@@ -140,7 +140,7 @@ def load(path: Path) -> Checkpoint:
     if stated != _sums(digests):
         lines = stated.decode(errors="replace")
         bad = [name for name, digest in digests.items() if f"{digest}  {name}\n" not in lines] or [_SUMS]
-        raise DataError(f"{path / bad[0]}: the bytes are not those that were written (SHA-256 differs)")
+        raise DataError(f"{path / bad[0]}: is damaged: its SHA-256 differs from the one recorded")
     try:
         return _decode(data, path)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -223,7 +223,7 @@ def require_same_tensors(expected: Mapping[str, Tensor], checkpoint: Checkpoint)
     if odd:
         what = f"{odd[0]}: {have.get(odd[0], 'absent')} saved, {need.get(odd[0], 'absent')} in the model"
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-        raise DataError(f"the checkpoint of step {checkpoint.step} is another model's: {what}{more}")
+        raise DataError(f"the checkpoint of step {checkpoint.step} does not fit the model: {what}{more}")
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -100,7 +100,7 @@ class RunFolder:
             return
         self._attempt = {}
         self.write_state(**{k: v for k, v in state.items() if k != "attempt"})
-        reason = state.get("reason", "without a word")
+        reason = state.get("reason", "without an error message")
         raise GaveUpError(
             f"{self.path}: ended {count} times in a row with no checkpoint after step {state.get('from_step')}: "
             f"{reason}; log.txt tells more, and the same command tries once more"

@@ -310,5 +310,5 @@ def failure(run: Path) -> str | None:
     folder = RunFolder(run)
     status = run_status(folder)
     if status == "died":
-        return f"{run}: died without a word; the same command goes on from its last checkpoint"
+        return f"{run}: died without an error message; the same command resumes from its last checkpoint"
     return f"{run}: failed: {folder.read_state().get('reason', 'for no known reason')}" if status == "failed" else None

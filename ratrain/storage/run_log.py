@@ -70,7 +70,7 @@ def read_run(path: Path) -> RunLog:
         raise MissingError(f"{file}: no such file; the run has not begun")
     log = _sorted(path, read_events(file))
     if log is None:
-        raise DataError(f"{file}: tells of no run")
+        raise DataError(f"{file}: holds no run")
     if log.status == "unfinished" and (status := run_status(RunFolder(path))) in ("failed", "died", "running"):
         log.status = status  # as in `ratrain runs`
     return log

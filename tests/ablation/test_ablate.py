@@ -208,13 +208,13 @@ class Blend(nn.Module):
 
 def test_an_arm_that_is_the_baseline_in_disguise_is_caught_before_any_training(refused):
     err = refused(idle=IDLE)
-    assert "study.toml: idle: computes what v0 computes, whatever its manifest says" in err
+    assert "study.toml: idle: computes and trains the same as v0; take one out" in err
 
 
 def test_two_arms_that_differ_in_the_names_of_their_parameters_are_caught_before_any_training(refused):
     used = IDLE.replace("y + 0 * self.s * self.own.sum()", "y * (1 + self.s * self.own.sum())")
     other = used.replace("idle", "other").replace("self.own", "self.gate_of_mine")
-    assert "study.toml: other: computes what idle computes" in refused(idle=used, other=other)
+    assert "study.toml: other: computes and trains the same as idle" in refused(idle=used, other=other)
 
 
 REDRAWN = """
@@ -242,9 +242,11 @@ def test_another_plan_is_refused_and_an_addition_is_exploratory(ablate, study):
     ablate(study(), "--only", "v9")
     text = study().read_text()
     _, err = ablate(study(text), "--seeds", "1,3", code=Exit.BAD_MANIFEST)
-    assert "two-tiny was planned otherwise: no longer the first seeds 2, new seeds 3; --fresh moves the study" in err
+    assert (
+        "two-tiny has another plan on record: no longer the first seeds 2, new seeds 3; --fresh moves the study" in err
+    )
     _, err = ablate(study(text + "\n[verdict]\nalpha = 0.2\n"), "--amend", code=Exit.BAD_MANIFEST)
-    assert "was planned otherwise: another verdict" in err
+    assert "has another plan on record: another verdict" in err
     more = text + "\n[arm.late]\nmanifest = 'v8'\n"
     _, err = ablate(study(more), "--only", "late", code=Exit.BAD_MANIFEST)
     assert "new arms late; --amend adds it, labelled exploratory" in err

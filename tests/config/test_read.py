@@ -262,7 +262,7 @@ def test_a_disabled_patch_is_dropped_and_an_enabled_one_says_no_more_of_it(write
 def test_options_of_a_dropped_patch_and_drops_of_no_patch_are_refused(write):
     write("v.toml", "[patch.xyz]\nrank = 4")
     off = write("off.toml", "extends = 'v.toml'\n[patch.xyz]\nenabled = false")
-    with pytest.raises(ManifestError, match=r"patch\.xyz: off\.toml:3 drops this patch"):
+    with pytest.raises(ManifestError, match=r"patch\.xyz: off\.toml:3 disables this patch; set enabled"):
         read_source(off, overrides=["patch.xyz.rank=3"])
     with pytest.raises(ManifestError, match=r"no such patch is inherited; did you mean 'xyz'\?"):
         read_source(write("typo.toml", "extends = 'v.toml'\n[patch.xzy]\nenabled = false"))

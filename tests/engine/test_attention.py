@@ -206,7 +206,7 @@ def test_one_that_cannot_serve_is_told_and_left_to_auto(tiny):
     (notice,) = of(Notice, said)
     assert notice.level == "warning"
     assert notice.message == (
-        "compile.attention: 'cudnn' cannot compute float32 [4, 2, 32, 16] on cpu: goes on as with 'auto'"
+        "compile.attention: 'cudnn' cannot compute float32 [4, 2, 32, 16] on cpu: continues as with 'auto'"
     )
 
 

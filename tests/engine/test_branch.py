@@ -95,8 +95,8 @@ def test_a_branch_goes_on_by_the_same_command_and_needs_its_parent_no_more(train
     [
         (("--branch nothing@3",), 66, "nothing: no such run"),
         (("--branch @last@3",), 66, "has no checkpoint of step 3, it keeps 2, 4; checkpoint.keep keeps more"),
-        (("--branch @last@4",), 78, "train.budget: ends at step 4, but the run begins at step 4 of another"),
-        (("--branch @last@2", "model.n_layer=1"), 65, "is another model's"),
+        (("--branch @last@4",), 78, "train.budget: ends at step 4, but the run begins at step 4 of its parent"),
+        (("--branch @last@2", "model.n_layer=1"), 65, "does not fit the model: "),
     ],
 )
 def test_what_cannot_be_begun_with_is_told(trains, words, code, message):
@@ -146,8 +146,8 @@ def test_a_pruned_run_is_gone_on_from_under_the_same_section(trains, tmp_path):
 @pytest.mark.parametrize(
     ("parent", "child", "message"),
     [
-        (PRUNED, (*PRUNED[:1], "prune.target=0.9"), "prune: the run that this begins with prunes its weights by"),
-        (PRUNED, (), "prune: the run that this begins with prunes its weights by"),
+        (PRUNED, (*PRUNED[:1], "prune.target=0.9"), "prune: the parent run prunes its weights by"),
+        (PRUNED, (), "prune: the parent run prunes its weights by"),
         (PRUNED, ("prune.kind=movement", *PRUNED[1:]), "expected the same [prune] section"),
         (PRUNED, (*PRUNED, "prune.embedding=true"), "expected the same [prune] section"),
         (("optim.kind=adamwspam",), ("optim.kind=adamwspam", "optim.spike_window=20"), "expected the same [optim]"),

@@ -229,7 +229,7 @@ def test_code_that_changed_under_a_run_is_refused_or_recorded(launch, tmp_path):
     with pytest.raises(ManifestError, match=r"ratrain/model/gpt2\.py: changed since"):
         launch()
     _, heard = launch(accept_code_change=True)
-    assert [e.message for e in heard if isinstance(e, Notice)] == ["goes on under changed code: ratrain/model/gpt2.py"]
+    assert [e.message for e in heard if isinstance(e, Notice)] == ["continues with changed code: ratrain/model/gpt2.py"]
     assert json.loads(file.read_text()) == digests
 
 

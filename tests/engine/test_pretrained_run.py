@@ -111,4 +111,4 @@ def test_what_cannot_be_begun_with_leaves_no_folder(trains, tmp_path, weights, k
 
 def test_a_reciprocal_form_needs_weights(trains):
     found, _, err = trains(keys=(*STEPS, "init.repack=reciprocal"))
-    assert (found, "there are no weights" in err) == (78, True), err
+    assert (found, "sha256 and repack need weights" in err) == (78, True), err

@@ -93,5 +93,5 @@ def test_what_is_not_there_is_said(replayed, done, ratrain, tmp_path):
     assert "has no whole checkpoint of step 5; it has 8, 12, and 0 is the start" in replayed("--from", 5, code=66)
     shutil.copytree(done, done.parent / "s9")
     (done.parent / "s9" / "parent.json").write_text("{}")
-    assert "begins with another run" in replayed(run=done.parent / "s9", code=2)
+    assert "branches from another run" in replayed(run=done.parent / "s9", code=2)
     assert "no such study" in ratrain("replay", "nothing", "--arm", "v9", "--out", tmp_path)[2]

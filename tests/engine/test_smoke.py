@@ -58,4 +58,4 @@ def test_a_restart_that_changes_something_is_a_failure(ratrain, monkeypatch):
     monkeypatch.setattr(smoke.Engine, "run", run)
     code, _, err = ratrain("smoke", "v1", "--resume")
     assert code == 76
-    assert "a run that was resumed went another way: wte.weight" in err
+    assert "a resumed run differs from an uninterrupted one: wte.weight" in err

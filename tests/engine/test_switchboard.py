@@ -140,7 +140,7 @@ def test_what_cannot_be_is_told_with_its_place(tiny, keys, message):
 
 
 def test_an_activation_without_a_patch_is_refused(tiny):
-    with pytest.raises(ManifestError, match=r"activation\.kind: there is no patch that it would switch on"):
+    with pytest.raises(ManifestError, match=r"activation\.kind: there is no patch to switch on"):
         tiny("v0", *KEYS, *AFTER)
 
 

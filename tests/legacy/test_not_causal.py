@@ -35,7 +35,7 @@ def test_the_console_the_log_and_the_report_say_it(ratrain, tmp_path):
 
 
 def test_a_study_takes_it_up_as_a_caveat():
-    log = SimpleNamespace(warnings=[f"{WHY}: mind", "goes on under changed code: a.py"])
+    log = SimpleNamespace(warnings=[f"{WHY}: mind", "continues with changed code: a.py"])
     rows: Any = [SimpleNamespace(arm=SimpleNamespace(name="r1_as_run"), runs=[SimpleNamespace(log=log)] * 2)]
     assert list(said(rows, NOT_CAUSAL, "not causal")) == [f"not causal: r1_as_run {WHY}: mind"]
 

@@ -453,7 +453,7 @@ def test_what_is_not_finite_is_not_fitted_to(tiny, tmp_path):
     engine = Engine(tiny("c1", *RUN), checkpoints=tmp_path, device=torch.device("cpu"), emit=lambda event: None)
     with torch.no_grad():
         engine.model.get_parameter("blocks.0.attn.qkv.weight")[-1].fill_(float("inf"))
-    with pytest.raises(DivergedError, match=r"cannot be fitted at step 0: what .* is given is not finite"):
+    with pytest.raises(DivergedError, match=r"cannot be fitted at step 0: the input of .* is not finite"):
         list(engine.part(Fitting).fit("kv_splice", Position(0, 0.0)))
 
 
@@ -552,7 +552,7 @@ def test_calibrating_twice_is_done_and_other_options_are_other_runs(ratrain, fin
         (("--set", "patch.kv_splice.vectors=9"), 78, "vectors must be at least twice n_embd / n_head = 16, got 9"),
         (("--set", "patch.value_residual.enabled=true"), 78, "claimed"),
         (("--set", "patch.kv_splice.target=blocks.*.attn.values"), 78, "matches no part of the model"),
-        (("--set", "model.n_embd=64"), 65, "is another model's"),
+        (("--set", "model.n_embd=64"), 65, "does not fit the model: "),
     ],
 )
 def test_what_cannot_be_calibrated_is_told_in_one_message(ratrain, finished, words, code, message):

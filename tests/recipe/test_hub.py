@@ -203,7 +203,7 @@ def test_a_hub_out_of_reach_is_one_message(ratrain, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
     code, _, err = ratrain("prepare", "finewebedu", "--out", tmp_path / "out")
     assert code == Exit.UNAVAILABLE
-    assert err.startswith("ratrain: finewebedu: HuggingFaceFW/fineweb-edu cannot be asked for: ConnectionError: Name")
+    assert err.startswith("ratrain: finewebedu: HuggingFaceFW/fineweb-edu cannot be looked up: ConnectionError: Name")
     assert "ratrain prepare FILES... --out DIR takes .parquet and .jsonl" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()

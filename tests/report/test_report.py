@@ -111,8 +111,8 @@ def test_a_run_that_has_hardly_begun_has_a_page(ratrain, copy, told):
 @pytest.mark.parametrize(
     ("lines", "exit_code", "message"),
     [
-        ((), 65, "tells of no run"),
-        (("{}", "[1]", "nonsense"), 65, "tells of no run"),
+        ((), 65, "holds no run"),
+        (("{}", "[1]", "nonsense"), 65, "holds no run"),
         (('{"event": "RunStarted"}', '{"event": "Evaluated"}'), 65, "holds an event that ratrain did not write"),
     ],
 )

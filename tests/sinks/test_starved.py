@@ -29,7 +29,7 @@ def test_little_cpu_time_over_ten_seconds_is_told_once(pass_time):
     (notice,) = pass_time(2.0, 0.9)
     assert isinstance(notice, Notice)
     assert notice.level == "warning"
-    assert notice.message.startswith("the run had 4.5 s of CPU time in 10.0 s: other programs take")
+    assert notice.message.startswith("the run had 4.5 s of CPU time in 10.0 s: other programs use")
     for _ in range(20):
         assert pass_time(2.0, 0.1) == [notice]
 

@@ -188,7 +188,7 @@ def fit_modules(
     held_out = _inputs(model, modules, windows[fitted_to:], share=_HELD_OUT, **passes)
     for site in modules:
         if not (x[site].isfinite().all() and held_out[site].isfinite().all()):
-            raise NotFiniteError(f"what {site} is given is not finite")
+            raise NotFiniteError(f"the input of {site} is not finite")
     parents = {site: model.get_submodule(site.rpartition(".")[0]) for site in modules}
     fits = {site: module.fit_plain if plain else module.fit for site, module in modules.items()}
     return [fit(x[site], held_out[site], parents[site], generator) for site, fit in fits.items()]

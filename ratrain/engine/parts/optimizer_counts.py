@@ -12,7 +12,7 @@ from ratrain.engine.parts.part import Part, Position, Readings
 from ratrain.errors import Fault, ManifestError
 from ratrain.events import OptimizerTold
 
-OTHER_STATE = "the optimizer of the run that this begins with keeps other state; expected the same [optim] section"
+OTHER_STATE = "the optimizer of the parent run keeps other state; expected the same [optim] section"
 _MARK = "own|"
 
 

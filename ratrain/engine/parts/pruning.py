@@ -113,7 +113,7 @@ class Pruning(Part):
     def check_parent(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         before, now = (kept.get("section") for kept in (state, self.state()))
         if before and before != now:
-            message = f"the run that this begins with prunes its weights by {before}; expected the same [prune] section"
+            message = f"the parent run prunes its weights by {before}; expected the same [prune] section"
             raise ManifestError([Fault("", "prune", message)])
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -131,15 +131,7 @@ def _legacy(file: Defconfig, effective: Effective) -> Iterator[Asking]:
         raise ManifestError([Fault(file.label, "MODEL", message)])
     tests = list(launched(effective.values, file.name))
     if not tests:
-        raise ManifestError(
-            [
-                Fault(
-                    file.label,
-                    "",
-                    "the old runner made no test of this file; --reading intent takes the declared lines",
-                )
-            ]
-        )
+        raise ManifestError([Fault(file.label, "", "the old runner made no test of this file; try --reading intent")])
     for one in tests:
         yield one.test.id, one.test.step, asked_by(one)
 

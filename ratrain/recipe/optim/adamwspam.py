@@ -34,14 +34,14 @@ class SpikeAware(AdamW):
         description="standard deviations above its history at which a gradient's norm is a spike, that halves the "
         "first moment; 0: no such test (the paper has none)",
     )
-    spike_window: int = Field(default=100, ge=_HISTORY, description="norms in that history")
+    spike_window: int = Field(default=100, ge=_HISTORY, description="number of norms in that history")
 
 
 @register("adamwspam")
 class AdamWSPAM(SpikeAware):
     """AdamW that cuts off spikes of the gradient, and forgets its moments every `interval` steps."""
 
-    grace: NonNegativeInt = Field(default=50, description="steps after the start or a reset that cut off nothing")
+    grace: NonNegativeInt = Field(default=50, description="steps without clipping after the start or a reset")
 
     @model_validator(mode="after")
     def _recovers(self):

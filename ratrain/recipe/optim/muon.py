@@ -32,7 +32,8 @@ class Muon(MatrixSection):
     nesterov: bool = Field(default=True, description="look ahead along the momentum")
     iterations: PositiveInt = Field(default=5, description="Newton-Schulz iterations")
     newton_schulz: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="what they compute in; auto: bf16 on a GPU, the type of the weights elsewhere"
+        default="auto",
+        description="number format of the iterations; auto: bf16 on a GPU, the type of the weights elsewhere",
     )
     adjust: Literal["match_rms_adamw", "original"] = Field(
         default="match_rms_adamw",

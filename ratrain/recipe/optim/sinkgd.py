@@ -22,7 +22,9 @@ class SinkGD(MatrixSection):
     The entries of a step have a root mean square of lr; those of AdamW have about 0.2 to 0.4 lr.
     """
 
-    iterations: PositiveInt = Field(default=5, description="times that rows, then columns, are brought to one length")
+    iterations: PositiveInt = Field(
+        default=5, description="times that rows, then columns, are normalised to one length"
+    )
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
         """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""

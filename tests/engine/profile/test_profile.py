@@ -116,7 +116,7 @@ def test_a_profile_that_was_killed_on_the_way_may_be_overwritten(ratrain):
         (["v0", "--out", "alike"], Exit.CANNOT_CREATE, "something else than an earlier profile (profile.json)"),
         (["v0", "--out", "file"], Exit.CANNOT_CREATE, "is no folder"),
         (["v0", "--out", "file/below"], Exit.CANNOT_CREATE, "choose another --out"),
-        (["v0", "--out", "runs/x"], Exit.USAGE, "among the runs"),
+        (["v0", "--out", "runs/x"], Exit.USAGE, "the folder of runs"),
         ([], Exit.USAGE, "manifest"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

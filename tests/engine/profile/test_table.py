@@ -62,7 +62,7 @@ def test_it_says_what_the_numbers_may_hide(told):
     text = table(told)
     assert "other work kept 1.4 of this machine's 2 CPUs busy" in text
     assert "the arrays came from a cache" in text
-    assert "does not tell what its fused kernels move" in text
+    assert "does not report the bytes of its fused kernels" in text
     assert ">100 %" in text
     assert "(the former by mm; torch.mm reached 90.0)" in text
 

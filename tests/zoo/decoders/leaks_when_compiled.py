@@ -1,4 +1,4 @@
-"""Takes another path where it is compiled.
+"""Takes another path when compiled.
 
 Modelled on https://github.com/isayevlab/aimnetcentral/pull/109, which gates paths so
 """

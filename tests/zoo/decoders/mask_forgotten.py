@@ -1,4 +1,4 @@
-"""Takes the causal mask only where another mask is given.
+"""Takes the causal mask only if another mask is given.
 
 Modelled on https://github.com/facebookresearch/xformers/issues/103
 """

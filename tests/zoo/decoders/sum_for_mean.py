@@ -1,4 +1,4 @@
-"""Sums where it should average.
+"""Sums instead of averaging.
 
 Modelled on https://github.com/OpenNMT/OpenNMT-py/issues/2209
 """

@@ -6,7 +6,7 @@ Modelled on https://github.com/paiml/entrenar/issues/314
 from _base import GPT
 from torch import nn
 
-CAUGHT_BY = "what shares memory is one parameter"
+CAUGHT_BY = "tensors that share memory are one parameter"
 
 
 class Model(GPT):

@@ -1,4 +1,4 @@
-"""Takes another path, without a mask, where it is compiled.
+"""Takes another path, without a mask, when compiled.
 
 Modelled on paths chosen by torch.compiler.is_compiling(), as in https://github.com/isayevlab/aimnetcentral/pull/109
 """

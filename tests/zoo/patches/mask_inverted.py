@@ -1,4 +1,4 @@
-"""Hands SDPA a mask of the hidden positions, where it expects the visible ones.
+"""Hands SDPA a mask of the hidden positions instead of the visible ones.
 
 Modelled on https://github.com/rasbt/LLMs-from-scratch/pull/1062
 """

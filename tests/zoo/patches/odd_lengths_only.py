@@ -1,4 +1,4 @@
-"""Sees the future where the length is no multiple of a block of 64.
+"""Sees the future if the length is no multiple of a block of 64.
 
 Modelled on https://github.com/fla-org/flash-linear-attention/issues/1272; the rest of a chunked kernel
 """

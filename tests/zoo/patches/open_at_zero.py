@@ -1,4 +1,4 @@
-"""Stays open where its activation is 0.
+"""Stays open at activation 0.
 
 Modelled on an activation flag that the forward pass forgets
 """

@@ -1,4 +1,4 @@
-"""Computes something else where it is compiled.
+"""Computes another function when compiled.
 
 Modelled on a fallback for torch.compile that forgets a scale
 """

@@ -1,4 +1,4 @@
-"""Reshapes where it should transpose, so that rows of a batch mix.
+"""Reshapes instead of transposing, so that rows of a batch mix.
 
 Modelled on heads flattened by view without transpose, as in early forks of minGPT
 """
