@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 
 # names of `ratrain.api` exported here; a missing name would be looked up as a submodule
 _API = (
-    "Loaded", "Mechanism", "Patch", "Resolved", "RunLog", "Verdict",
-    "load", "read_manifest", "read_run", "register", "resume", "train", "verify",
+    "Loaded", "Mechanism", "Patch", "Resolved", "RunLog", "StudyRun", "Verdict",
+    "load", "read_manifest", "read_plan", "read_run", "register", "resume", "study", "train", "verify",
 )  # fmt: skip
 
 

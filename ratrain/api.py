@@ -5,6 +5,8 @@
     run = ratrain.train("v9", scale="tiny")          # trains, or returns the run that is done already
     print(run.evaluated[-1].loss)                     # nats per token
     model = ratrain.load(run.path).model              # in eval mode, with its newest weights
+    found = ratrain.study("ablation_kv.toml", scale="tiny")
+    print(found.verdicts, found.page)
 
 The command line runs the same code. The functions raise RatrainError; its message names the place, the fault and the
 remedy, and `error.exit` is the exit code of the command.
@@ -12,8 +14,10 @@ remedy, and `error.exit` is the exit code of the command.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +32,7 @@ from ratrain.contracts.verify import Verdict
 from ratrain.contracts.verify import verify as check_contracts
 from ratrain.data.tokenizer import load_tokenizer
 from ratrain.errors import ManifestError
-from ratrain.events import Emit, Event, Window
+from ratrain.events import Emit, Event, Sampled, Window
 from ratrain.machine.device import pick_device
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2
@@ -38,12 +42,19 @@ from ratrain.run.launch import train as train_manifest
 from ratrain.run.sample import load_run
 from ratrain.run.start import AlreadyDone, Launch
 from ratrain.sinks.progress import describe
-from ratrain.storage.folder import find_run
+from ratrain.storage.folder import RunFolder, find_run
 from ratrain.storage.run_log import RunLog
 from ratrain.storage.run_log import read_run as _read_run
 
 if TYPE_CHECKING:
     import tiktoken
+
+    from ratrain.ablation.board import Board, LineBoard, Standing
+    from ratrain.ablation.conclusion import Conclusion
+    from ratrain.ablation.plan import Plan
+    from ratrain.ablation.record import Study
+    from ratrain.ablation.results import Row
+    from ratrain.statistics.verdict import Verdict as StudyVerdict
 
 Pathlike = str | PathLike[str]
 
@@ -53,12 +64,15 @@ __all__ = [
     "Patch",
     "Resolved",
     "RunLog",
+    "StudyRun",
     "Verdict",
     "load",
     "read_manifest",
+    "read_plan",
     "read_run",
     "register",
     "resume",
+    "study",
     "train",
     "verify",
 ]
@@ -70,6 +84,27 @@ class Resolved:
 
     manifest: Manifest
     source: Source
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A study after its runs: the record, a row per arm, and the conclusion, None before two seeds are done.
+
+    `path` is the study's folder, `page` its report. `exit` is DONE, or the exit code of the first run that failed, or
+    PREEMPTED after a stop signal.
+    """
+
+    path: Path
+    page: Path
+    study: Study
+    rows: Sequence[Row]
+    conclusion: Conclusion | None
+    exit: int
+
+    @property
+    def verdicts(self) -> dict[str, StudyVerdict]:
+        """The verdict on each arm by its name; an effect is in nats per token."""
+        return {found.arm: found for found in self.conclusion.judgement.verdicts} if self.conclusion else {}
 
 
 @dataclass(frozen=True)
@@ -120,8 +155,8 @@ def train(
     """Trains a manifest below the folder `out`, and resumes an earlier run of it.
 
     A finished run is returned as it is. `on_event` receives every event; by default all events but windows of steps
-    are printed. `resume` is "auto", "must" or "never"; `fresh` moves an earlier run aside. Raises PreemptedError after
-    a stop signal, DivergedError, and other RatrainErrors.
+    and samples are printed. `resume` is "auto", "must" or "never"; `fresh` moves an earlier run aside. Raises
+    PreemptedError after a stop signal, DivergedError, and other RatrainErrors.
     """
     if not isinstance(manifest, Resolved):
         manifest = read_manifest(manifest, base=base, scale=scale, overrides=overrides, seed=seed, patches=patches)
@@ -133,6 +168,88 @@ def train(
     except ManifestError as error:
         raise located(error, manifest.source) from error
     return _read_run(folder)
+
+
+def read_plan(
+    file: Pathlike,
+    *,
+    scale: str | None = None,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    only: Sequence[str] = (),
+    patches: Sequence[Pathlike] = (),
+    out: Pathlike = "runs",
+    device: str = "auto",
+    fresh: bool = False,
+) -> Plan:
+    """Reads an ablation manifest, by path or the name of a shipped one, and resolves every arm; trains nothing.
+
+    The plan's `arms` hold manifests and costs. Step times of a study with `match = "seconds"` are read below `out` or
+    measured on `device`. Raises ManifestError with the faults of every arm.
+    """
+    from ratrain.ablation.costs import recorded_costs
+    from ratrain.ablation.manifest import find_ablation
+    from ratrain.ablation.plan import make_plan
+
+    return make_plan(
+        find_ablation(str(file)), scale=scale, overrides=overrides, only=only,
+        seeds=None if seeds is None else [(seed, seed) for seed in seeds], patches=[Path(one) for one in patches],
+        costs=partial(recorded_costs, Path(out), device=device, fresh=fresh),
+    )  # fmt: skip
+
+
+def study(
+    file: Pathlike | Plan,
+    *,
+    scale: str | None = None,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    only: Sequence[str] = (),
+    patches: Sequence[Pathlike] = (),
+    out: Pathlike = "runs",
+    device: str = "auto",
+    jobs: int | None = None,
+    memory: float | None = None,
+    fresh: bool = False,
+    amend: bool = False,
+    accept_code_change: bool = False,
+    costs: bool = True,
+    board: Callable[[Standing], Board | LineBoard] | None = None,
+) -> StudyRun:
+    """Runs the study of an ablation manifest, as far as it is not done, and writes its report.
+
+    `jobs` is the number of concurrent runs, one per GPU or core by default, or as many as fit if a run takes `memory`
+    GiB. `only` names arms, with patterns. `costs` measures the step of every arm. By default a line is printed for
+    each run that ends; `board` shows progress otherwise. The other arguments are options of `ratrain --ablate`.
+    """
+    from ratrain.ablation.board import LineBoard, Standing  # with scipy, which other functions do not need
+    from ratrain.ablation.conclusion import conclude
+    from ratrain.ablation.execute import Execution, begin, held, study_folder
+    from ratrain.ablation.plan import Plan
+    from ratrain.ablation.pool import run_devices
+    from ratrain.ablation.results import rows_of
+    from ratrain.report.study.write import write_study_report
+
+    root = Path(out)
+    plan = file if isinstance(file, Plan) else read_plan(
+        file, scale=scale, overrides=overrides, seeds=seeds, only=only, patches=patches, out=out, device=device,
+        fresh=fresh,
+    )  # fmt: skip
+    devices, folder, standing = run_devices(device, jobs, memory), study_folder(plan, root), Standing(plan)
+    launch = Launch(root, fresh=fresh, accept_code_change=accept_code_change)
+    if fresh:
+        RunFolder(folder).move_aside()
+    with held(folder):
+        record, show = begin(plan, root, amend=amend), board(standing) if board else LineBoard(standing, sys.stdout)
+        execution = Execution(plan, record, launch, devices, show, standing.add, show.say)
+        try:
+            code = execution.run(costs=costs)
+        finally:
+            show.close()
+        rows = rows_of(execution.study)
+        found = conclude(execution.study, rows)
+        page = write_study_report(execution.study, rows, found)
+    return StudyRun(folder, page, execution.study, rows, found, code)
 
 
 def resume(run: Pathlike, *, out: Pathlike = "runs", device: str = "auto", on_event: Emit | None = None) -> RunLog:
@@ -185,7 +302,7 @@ def verify(
 
 
 def print_event(event: Event) -> None:
-    """Prints the lines of every event but windows of steps: a handful per run, suitable for a notebook."""
-    if not isinstance(event, Window):
+    """Prints the lines of every event but windows of steps and samples: a handful per run, suitable for a notebook."""
+    if not isinstance(event, (Window, Sampled)):
         for line in describe(event):
             print(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -51,6 +52,24 @@ def test_the_mechanism_of_the_page_is_built_and_is_the_base_model_while_switched
             buffer.zero_()
     assert torch.equal(mine.logits(tokens), base.logits(tokens))
     assert any(name.endswith("heat") for name, _ in mine.named_parameters())
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    monkeypatch.setattr("ratrain.engine.engine._SAMPLE_TOKENS", 2)
+    import notebook
+
+    space = notebook.run(json.loads(notebook.NOTEBOOK.read_text()))
+    torch.use_deterministic_algorithms(False)
+    assert space["run"].status == "done"
+    assert space["verdict"].arm == "mine"
+    assert space["found"].exit == 0
+    assert space["found"].page.is_file()
+    text = notebook.NOTEBOOK.read_text()
+    assert text.count("FAULT") == 1  # in the code, and in no output
+    assert str(Path.home()) not in text
 
 
 def test_the_code_for_python_runs(tmp_path, monkeypatch, capsys):

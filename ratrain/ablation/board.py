@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from ratrain.ablation.arms import Task
+from ratrain.ablation.plan import Plan
 from ratrain.ablation.pool import Began, Ended, Told
 from ratrain.errors import Exit
 from ratrain.events import Evaluated, Window
@@ -23,16 +24,17 @@ _ENDS = {Exit.DONE: "done", Exit.PREEMPTED: "stopped", Exit.DIVERGED: "diverged"
 class Standing:
     """The progress of every run of the study, updated from the messages of the pool."""
 
-    def __init__(self, name: str, base: str):
-        self.name, self.base, self.stage = name, base, ""
+    def __init__(self, plan: Plan):
+        self.name, self.base, self.stage = plan.name, plan.base.name, ""
         self.arms: dict[str, list[Task]] = {}
         self.loss: dict[str, float] = {}  # of the last evaluation, by folder
         self.spent: dict[str, float] = {}  # fraction of the budget, by folder
         self.code: dict[str, int] = {}
         self.total, self.known, self.began = 0, 0.0, time.monotonic()
 
-    def add(self, tasks: Sequence[Task], done: Mapping[str, float]) -> None:
-        """Adds the runs of a stage, and the losses of its finished runs, by folder."""
+    def add(self, stage: str, tasks: Sequence[Task], done: Mapping[str, float]) -> None:
+        """Begins a stage, "" for the main one, with its runs and the losses of the finished ones, by folder."""
+        self.stage = f"{stage}, " if stage else ""
         known = {(task.arm, task.folder) for of in self.arms.values() for task in of}
         for task in tasks:
             if (task.arm, task.folder) not in known:

@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
 from ratrain.ablation.arms import Task
-from ratrain.ablation.record import Cost
+from ratrain.ablation.pool import run_devices
+from ratrain.ablation.record import Cost, read_study
 from ratrain.data.corpus import open_corpus
 from ratrain.data.sampling import Sampler
 from ratrain.engine.assembly import train_step
@@ -97,3 +99,16 @@ def _device_clock(device: torch.device) -> Callable[[], float]:
         return time.perf_counter()
 
     return now
+
+
+def recorded_costs(out: Path, study: str, tasks: Sequence[Task], *, device: str, fresh: bool) -> dict[str, float]:
+    """Returns the cost of a step by arm, relative to the first arm: as the study below `out` recorded it, else
+    measured now."""
+    base, known = tasks[0].arm, {}
+    folder = out / "studies" / study
+    if (folder / "events.jsonl").exists() and not fresh:
+        on_record = read_study(folder).now
+        known = {arm.name: (on_record.base.tokens or 1) / (arm.tokens or 1) for arm in on_record.arms}
+    new = [task for task in tasks if task.arm not in known]
+    measured = step_costs([tasks[0], *new], device=run_devices(device)[0]) if new else ()
+    return known | {found.arm: found.cost.ratio for found in measured if found.arm != base}

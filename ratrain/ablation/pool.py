@@ -12,9 +12,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from types import FrameType
 
+import psutil
+import torch
+
 from ratrain.ablation.arms import Task
-from ratrain.errors import Exit
+from ratrain.errors import Exit, MemoryShortError
 from ratrain.events import Compiled, Event, Window
+from ratrain.machine.device import pick_device
 from ratrain.run.start import Launch
 
 _TRIES = 3  # attempts at a run whose process dies without a result; each resumes from the last checkpoint
@@ -158,3 +162,28 @@ def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     finally:
         for number, before in old.items():
             signal.signal(number, before)
+
+
+def run_devices(device: str = "auto", jobs: int | None = None, memory: float | None = None) -> list[str]:
+    """Returns a device for each concurrent run: one run per GPU or core, or as many as fit with `memory` GiB each.
+
+    `jobs` is the number of concurrent runs, if it is given. Raises MemoryShortError if not one run fits.
+    """
+    picked = pick_device(device)
+    if picked.type == "cpu":
+        fit = _fitting(psutil.virtual_memory().available, memory, "this machine")
+        return ["cpu"] * (jobs or min(os.cpu_count() or 1, fit))
+    several = device in ("auto", "cuda")
+    gpus = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if several else [str(picked)]
+    rooms = {gpu: _fitting(torch.cuda.mem_get_info(gpu)[0], memory, gpu) if memory else 1 for gpu in gpus}
+    places = [gpu for turn in range(max(rooms.values())) for gpu in gpus if turn < rooms[gpu]]
+    return [places[n % len(places)] for n in range(jobs or len(places))]
+
+
+def _fitting(free: int, each: float | None, where: str) -> int:
+    """Returns the number of runs of `each` GiB that fit into `free` bytes. Raises MemoryShortError if none fits."""
+    if each is None:
+        return 1 << 30
+    if (fit := int(free / 2**30 / each)) < 1:
+        raise MemoryShortError(f"--memory {each:g}: {where} has {free / 2**30:.1f} GiB free, less than one run takes")
+    return fit

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,13 +14,12 @@ from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, count, natural
 from ratrain.cli.tables import table
-from ratrain.errors import Exit, MemoryShortError
+from ratrain.errors import Exit
 
 if TYPE_CHECKING:
     from ratrain.ablation.arms import Task
     from ratrain.ablation.estimate import Estimate
     from ratrain.ablation.plan import Plan
-    from ratrain.ablation.record import Study
 
 
 def _seeds(text: str) -> list[tuple[int, int]]:
@@ -74,7 +72,6 @@ def _ablate(args: argparse.Namespace) -> int:
     """Train every arm of an ablation manifest with every seed, and compare them with the baseline."""
     from ratrain.ablation.manifest import find_ablation
     from ratrain.ablation.plan import make_plan
-    from ratrain.storage.folder import RunFolder
 
     plan = make_plan(
         find_ablation(args.file), scale=args.scale, overrides=args.set, seeds=args.seeds, only=args.only,
@@ -88,100 +85,37 @@ def _ablate(args: argparse.Namespace) -> int:
         if not args.json:
             print("\n".join(["", "checked:", *(f"  {check}" for check in checked)]))
         return Exit.DONE
-    from ratrain.ablation.conclusion import conclude
-    from ratrain.ablation.execute import begin, held, study_folder
-    from ratrain.ablation.results import rows_of
+    from ratrain.ablation.board import LineBoard, board
+    from ratrain.api import study
     from ratrain.cli.study_text import told
-    from ratrain.report.study.write import write_study_report
 
-    folder = study_folder(plan, args.out)
-    if args.fresh:
-        RunFolder(folder).move_aside()
-    with held(folder):
-        study, code = _run(plan, begin(plan, args.out, amend=args.amend), args)
-        rows = rows_of(study)
-        found = conclude(study, rows)
-        page = write_study_report(study, rows, found)
+    found = study(
+        plan, out=args.out, device=args.device, jobs=args.jobs, memory=args.memory, fresh=args.fresh, amend=args.amend,
+        accept_code_change=args.accept_code_change, costs=not args.no_costs,
+        board=partial(LineBoard, out=sys.stderr) if args.json else board,
+    )  # fmt: skip
     if args.json:
-        print((folder / "results.json").read_text())
-        return code
-    print("\n".join(["", *told(study, rows, found), str(page)]))
-    return code
-
-
-def _run(plan: Plan, study: Study, args: argparse.Namespace) -> tuple[Study, int]:
-    """Runs the tasks that are not done; returns the updated study and the exit code."""
-    from ratrain.ablation.board import LineBoard, Standing, board
-    from ratrain.ablation.execute import Execution
-    from ratrain.run.start import Launch
-
-    launch = Launch(args.out, fresh=args.fresh, accept_code_change=args.accept_code_change)
-    standing = Standing(plan.name, plan.base.name)
-    show = LineBoard(standing, sys.stderr) if args.json else board(standing)
-
-    def announce(stage: str, tasks: Sequence[Task], done: Mapping[str, float]) -> None:
-        standing.stage = f"{stage}, " if stage else ""
-        standing.add(tasks, done)
-
-    execution = Execution(plan, study, launch, _devices(args), show, announce, show.say)
-    try:
-        code = execution.run(costs=not args.no_costs)
-    finally:
-        show.close()
-    return execution.study, code
+        print((found.path / "results.json").read_text())
+    else:
+        print("\n".join(["", *told(found.study, found.rows, found.conclusion), str(found.page)]))
+    return found.exit
 
 
 def _costs(args: argparse.Namespace, study: str, tasks: Sequence[Task]) -> dict[str, float]:
-    """Returns the cost of a step by arm, relative to the first arm: as the study recorded it, else measured now."""
-    from ratrain.ablation.costs import step_costs
-    from ratrain.ablation.record import read_study
+    from ratrain.ablation.costs import recorded_costs  # imports torch
 
-    base, known = tasks[0].arm, {}
-    folder = args.out / "studies" / study
-    if (folder / "events.jsonl").exists() and not args.fresh:
-        on_record = read_study(folder).now
-        known = {arm.name: (on_record.base.tokens or 1) / (arm.tokens or 1) for arm in on_record.arms}
-    new = [task for task in tasks if task.arm not in known]
-    measured = step_costs([tasks[0], *new], device=_devices(args)[0]) if new else ()
-    return known | {found.arm: found.cost.ratio for found in measured if found.arm != base}
-
-
-def _devices(args: argparse.Namespace) -> list[str]:
-    """Returns a device for each concurrent run: one run per GPU or core, or as many as fit with --memory each."""
-    from ratrain.machine.device import pick_device
-
-    picked = pick_device(args.device)
-    if picked.type == "cpu":
-        import psutil
-
-        fit = _fitting(psutil.virtual_memory().available, args.memory, "this machine")
-        return ["cpu"] * (args.jobs or min(os.cpu_count() or 1, fit))
-    import torch
-
-    several = args.device in ("auto", "cuda")
-    gpus = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if several else [str(picked)]
-    rooms = {gpu: _fitting(torch.cuda.mem_get_info(gpu)[0], args.memory, gpu) if args.memory else 1 for gpu in gpus}
-    places = [gpu for turn in range(max(rooms.values())) for gpu in gpus if turn < rooms[gpu]]
-    return [places[n % len(places)] for n in range(args.jobs or len(places))]
-
-
-def _fitting(free: int, each: float | None, where: str) -> int:
-    """Returns the number of runs of `each` GiB that fit into `free` bytes. Raises MemoryShortError if none fits."""
-    if each is None:
-        return 1 << 30
-    if (fit := int(free / 2**30 / each)) < 1:
-        raise MemoryShortError(f"--memory {each:g}: {where} has {free / 2**30:.1f} GiB free, less than one run takes")
-    return fit
+    return recorded_costs(args.out, study, tasks, device=args.device, fresh=args.fresh)
 
 
 def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
     """Estimates time and disk of the runs that are not done, from a short probe of the baseline."""
     from ratrain.ablation.estimate import Estimate, estimate, probe
     from ratrain.ablation.execute import done_runs
+    from ratrain.ablation.pool import run_devices
     from ratrain.machine.device import pick_device
     from ratrain.run.start import Launch
 
-    devices, tasks = _devices(args), list(plan.tasks())
+    devices, tasks = run_devices(args.device, args.jobs, args.memory), list(plan.tasks())
     done = {} if args.fresh else done_runs(plan, tasks, Launch(args.out, accept_code_change=True))
     left = {task.folder: task for task in tasks if task.folder not in done}
     if not left:

@@ -150,7 +150,8 @@ def _initialise(module: nn.Module, name: str, *, seed: int) -> None:
     left = [key for key, tensor in own.items() if tensor.is_floating_point() and tensor.isnan().any()]
     left += [key for key in fillings[0] if not fillings[0][key].equal(fillings[-1][key])]
     if left:
-        raise _not_initialised(name, f"reset_parameters of {kind} does not fill {', '.join(left)}")
+        advice = "; call super().reset_parameters(generator) in it" if "s" in left else ""
+        raise _not_initialised(name, f"reset_parameters of {kind} does not fill {', '.join(left)}{advice}")
 
 
 @torch.no_grad()
