@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rehearsal.card import Card
-from rehearsal.record import HEAD, OPTIMIZER, TRITON, Work
+from bench.rehearsal.card import Card
+from bench.rehearsal.record import HEAD, OPTIMIZER, TRITON, Work
 
 PRODUCTS = 0.70  # of the peak that one large product reaches
 TUNED = 0.78  # the same with max-autotune's choice of tiles

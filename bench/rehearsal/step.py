@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 from unittest.mock import patch
 
-from rehearsal import gpu
-from rehearsal.card import Card
-from rehearsal.record import OPTIMIZER, Recorder, Work, listen, total
+from bench.rehearsal import fake_gpu
+from bench.rehearsal.card import Card
+from bench.rehearsal.record import OPTIMIZER, Recorder, Work, listen, total
 
 import torch  # isort: skip - the guard comes before it
 import torch.nn.functional as F
@@ -105,14 +105,14 @@ class Rehearsal:
 
     def __init__(self, card: Card):
         self.card, self.recorder = card, Recorder()
-        self.mode = gpu.install(card, launched=self.recorder.launched, synced=self.recorder.synced)
+        self.mode = fake_gpu.install(card, launched=self.recorder.launched, synced=self.recorder.synced)
         listen(self.recorder, self.mode)
 
     def step(self, case: Case) -> Rehearsed:
         """Compiles the case and counts its fourth step."""
         torch._dynamo.reset()
         counters.clear()
-        gpu.SOURCES.clear()
+        fake_gpu.SOURCES.clear()
         manifest = case.manifest()
         shape = manifest.train.batch, manifest.model.block_size + 1
         with self.mode, chosen(case, self.card):

@@ -1,0 +1,335 @@
+"""Times the kernels against torch's own attention and loss, and races them over tile sizes."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bench.gpu.inputs import Setting, cache_of, head_of, learned_plan_of, plan_of, spread
+from ratrain.kernels import kv_prune, ra_attention
+from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
+from ratrain.kernels.tuning import Tile, architecture, config, neighbours, size_of, trial
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+_HEAD_START = 5_000_000  # cycles that a GPU sleeps, about 3 ms, while a call is queued
+_CACHE = 256 << 20  # bytes written between calls: no input is left in the L2 cache
+
+
+def milliseconds(run: Callable[[], object], setting: Setting) -> float:
+    """Returns the median time of a call; on a GPU by CUDA events, with other data in the L2 cache.
+
+    The GPU sleeps while the call is queued: else the launch overhead of Python, 0.3 to 0.5 ms for one of these
+    operations, would be measured instead.
+    """
+    run()
+    if setting.device == "cpu":
+        start = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - start)
+    other = torch.empty(_CACHE, dtype=torch.int8, device=setting.device)
+    times, spent = [], 0.0
+    while len(times) < 5 or (spent < setting.repeats_ms and len(times) < 200):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        other.zero_()
+        torch.cuda._sleep(_HEAD_START)
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+        spent += times[-1]
+    return statistics.median(times)
+
+
+def replayed(run: Callable[[], object], setting: Setting) -> Callable[[], object]:
+    """Captures the call as a CUDA graph, which has no Python overhead; returns `run` on a CPU or if capture fails."""
+    if setting.device == "cpu":
+        return run
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):  # compiles and allocates before the capture
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return run
+    return graph.replay
+
+
+def both_ways(run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[], object]:
+    """Returns a callable that runs the call and its gradients for `inputs`."""
+    grad = torch.randn_like(run())
+    return lambda: torch.autograd.grad(run(), inputs, grad)
+
+
+@dataclass
+class Peaks:
+    """Measured peaks of this machine: FLOP/s of a large product, bytes/s of a large copy."""
+
+    flops: float
+    bytes: float
+
+
+def peaks(setting: Setting) -> Peaks:
+    size = 8192 if setting.device != "cpu" else 128
+    a, b = (torch.randn(size, size, device=setting.device).to(setting.dtype) for _ in range(2))
+    product = milliseconds(lambda: a @ b, setting)
+    source = torch.randn(1 << 28 if setting.device != "cpu" else 1 << 12, device=setting.device)
+    target = torch.empty_like(source)
+    copy = milliseconds(lambda: target.copy_(source), setting)
+    return Peaks(2e3 * size**3 / product, 2e3 * source.nbytes / copy)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A timed call, with its least FLOPs and bytes; `beside` is the name prefix of the calls it is compared with."""
+
+    name: str
+    run: Callable[[], object]
+    flops: float = 0.0
+    bytes: float = 0.0
+    beside: str = ""
+    target: float | None = None  # of the ratio of times to the fastest of these
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def time_all(setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
+    """Yields a row for each kernel and for each competitor."""
+    for group in (attention, loss, decoding):
+        yield from time_group(group, setting, peak)
+
+
+def time_group(group: Callable[[Setting], Iterator[Timed]], setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
+    """Yields a row for each member of a group, all on the same inputs."""
+    ms: dict[str, float] = {}
+    for one in group(setting):
+        row: dict[str, Any] = {"kernel": one.name, **one.fields}
+        try:
+            call = replayed(one.run, setting)
+            row["graph"] = call is not one.run
+            ms[one.name] = milliseconds(call, setting)
+            del call
+        except Exception as error:
+            yield {**row, "why": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            continue
+        seconds = ms[one.name] / 1e3
+        row |= {"ms": round(ms[one.name], 4), "tflops": round(one.flops / seconds / 1e12, 1)}
+        row |= {"of_peak": round(one.flops / seconds / peak.flops, 3)}
+        row |= {"of_bandwidth": round(one.bytes / seconds / peak.bytes, 3)}
+        rivals = [time for name, time in ms.items() if one.beside and name.startswith(one.beside)]
+        if rivals:
+            row |= {"ratio": round(ms[one.name] / min(rivals), 3), "beside": one.beside}
+        if rivals and one.target is not None:
+            row |= {"target": one.target, "met": row["ratio"] <= one.target}
+        yield row
+
+
+def attention(setting: Setting) -> Iterator[Timed]:
+    q, k, v = inputs = setting.packed()
+    batch, n_head, n_token, head_dim = setting.shape
+    forward = 2.0 * batch * n_head * n_token**2 * head_dim  # two products, half of each masked
+    size = q.numel() * q.element_size()
+    gate = torch.full((n_head, head_dim), 1.1, device=setting.device, requires_grad=True)
+    w_r = torch.full((n_head,), 0.3, device=setting.device, requires_grad=True)
+    plan = plan_of(n_token, setting.block)
+
+    def pruned(both: bool) -> Tensor:
+        return kv_prune.pruned_attention(q, k, v, kv_prune.keep(q, k, **plan, both=both), block=plan["block"])
+
+    by_head = learned_plan_of(q, setting.block)
+
+    def learned() -> Tensor:
+        kept, counts = kv_prune.keep(q, k, **by_head, ranked=True), by_head["counts"]
+        return kv_prune.pruned_attention(q, k, v, kept, block=setting.block, counts=counts, softness=0.05)
+
+    def plain(backend: SDPBackend | None) -> Tensor:
+        with nullcontext() if backend is None else sdpa_kernel([backend]):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    ours = {
+        "folded": (lambda: ra_attention.ra_attention(q, k, v, gate), [*inputs, gate], 1.0, 1.0),
+        "tied": (lambda: ra_attention.ra_attention(q, k, v, gate, w_r=w_r), [*inputs, gate, w_r], 1.5, 1.5),
+        "pruned kv": (lambda: pruned(True), inputs, 1.0, None),
+        "pruned v_only": (lambda: pruned(False), inputs, 1.0, None),
+        "pruned learned": (learned, [*inputs, by_head["counts"]], 1.0, None),
+    }
+    rivals = BACKENDS if setting.device != "cpu" else {"cpu": None}
+    for way, flops, moved in (("forward", forward, 4 * size), ("forward + backward", 3.5 * forward, 12 * size)):
+        for name, backend in rivals.items():
+            run = partial(plain, backend)
+            yield Timed(f"sdpa {way} {name}", run if way == "forward" else _lazily(run, inputs), flops, moved)
+        for name, (run, wanting, work, target) in ours.items():
+            call = run if way == "forward" else _lazily(run, wanting)
+            yield Timed(f"{name} {way}", call, work * flops, moved, f"sdpa {way} ", target)
+
+
+def _lazily(run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[], object]:
+    """Returns `both_ways`, made at the first call, so that an unsupported backend fails while it is timed."""
+    made: list[Callable[[], object]] = []
+
+    def call() -> object:
+        if not made:
+            made.append(both_ways(run, inputs))
+        return made[0]()
+
+    return call
+
+
+def loss(setting: Setting) -> Iterator[Timed]:
+    rows = setting.batch * setting.n_token
+    x, weight, targets = head_of(setting, rows, setting.channels, setting.n_class, setting.dtype)
+    calls: dict[str, Callable[[], Tensor]] = {
+        "loss unfused": lambda: F.cross_entropy((x @ weight.T).float(), targets),
+        "loss linear_cross_entropy": lambda: linear_cross_entropy(x, weight, targets),
+    }
+    flops = 6.0 * rows * setting.channels * setting.n_class
+    for name, run in calls.items():
+        call = _lazily(run, (x, weight))
+        memory = _memory(call, setting)
+        target = 1.0 if name.endswith("entropy") else None
+        yield Timed(name, call, flops, 0.0, "loss unfused", target, {"peak_MiB": memory})
+
+
+def _memory(call: Callable[[], object], setting: Setting) -> int | None:
+    """Returns the peak memory of the call in MiB above the memory allocated before it; None on a CPU."""
+    if setting.device == "cpu":
+        call()
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) >> 20
+
+
+def decoding(setting: Setting) -> Iterator[Timed]:
+    shape = setting.decode_batch, setting.n_head, setting.decode_context, setting.head_dim
+    dense = cache_of(setting, shape, keep=1.0, both=True, dtype=setting.dtype)
+    q, keys, values = dense["q"], dense["keys"], dense["values"]
+    yield Timed(
+        "decode dense sdpa", lambda: F.scaled_dot_product_attention(q, keys, values), bytes=keys.nbytes + values.nbytes
+    )
+    for name, keep, both, target in (
+        ("decode dense ours", 1.0, True, None), ("decode kv 0.382", 0.382, True, 0.5),
+        ("decode v_only 0.382", 0.382, False, None),
+    ):  # fmt: skip
+        given = cache_of(setting, shape, keep=keep, both=both, dtype=setting.dtype)
+        held = given["keys"].nbytes + given["values"].nbytes
+        run = partial(kv_prune.decode_kept, **given, renormalise=not both)
+        yield Timed(name, run, bytes=held, beside="decode dense", target=target)
+
+
+# -- races ----------------------------------------------------------------------------------------------------------
+
+Key = tuple[str, str, str]
+
+
+def raced(setting: Setting) -> dict[Key, Callable[[Setting], Callable[[], object]]]:
+    """The raced tiles, at the measured head dimension, each with the call in which its kernel is timed."""
+    size = size_of(setting.head_dim, setting.dtype)
+    calls: dict[Key, Callable[[Setting], Callable[[], object]]] = {}
+    for phase in ("forward", "keys", "tokens"):
+        for tied in (False, True):
+            key = ("ra_attention", f"tied_{phase}" if tied else phase, size)
+            calls[key] = partial(_ra_call, tied=tied, backward=phase != "forward")
+    for phase in ("sum", "mass", "attend", "queries", "keys"):
+        calls["kv_prune", phase, size] = partial(_kv_call, backward=phase in ("queries", "keys"))
+    calls["kv_prune", "learned_queries", size] = calls["kv_prune", "place", "any"] = _learned_call
+    for phase in ("scores", "mix"):
+        calls["kv_prune", phase, size] = _decode_call
+    return calls
+
+
+def _ra_call(setting: Setting, *, tied: bool, backward: bool) -> Callable[[], object]:
+    inputs = setting.packed()
+    gate = torch.ones(setting.n_head, setting.head_dim, device=setting.device)
+    w_r = torch.ones(setting.n_head, device=setting.device) if tied else None
+    run = partial(ra_attention.ra_attention, *inputs, gate, w_r=w_r)
+    return both_ways(run, inputs) if backward else run
+
+
+def _kv_call(setting: Setting, *, backward: bool) -> Callable[[], object]:
+    q, k, v = inputs = setting.packed()
+    plan = plan_of(setting.n_token, setting.block)
+
+    def run() -> Tensor:
+        return kv_prune.pruned_attention(q, k, v, kv_prune.keep(q, k, **plan), block=plan["block"])
+
+    return both_ways(run, inputs) if backward else run
+
+
+def _learned_call(setting: Setting) -> Callable[[], object]:
+    q, k, v = inputs = setting.packed()
+    plan = learned_plan_of(q, setting.block)
+
+    def run() -> Tensor:
+        kept = kv_prune.keep(q, k, **plan, ranked=True)
+        return kv_prune.pruned_attention(q, k, v, kept, block=setting.block, counts=plan["counts"], softness=0.05)
+
+    return both_ways(run, [*inputs, plan["counts"]])
+
+
+def _decode_call(setting: Setting) -> Callable[[], object]:
+    shape = setting.decode_batch, setting.n_head, setting.decode_context, setting.head_dim
+    return partial(kv_prune.decode_kept, **cache_of(setting, shape, keep=0.382, both=True, dtype=setting.dtype))
+
+
+def prepare(task: tuple[Key, Tile, Setting]) -> str:
+    """Compiles a kernel with a tile, into the cache shared by all processes; returns its fault, or "" if none."""
+    key, tile, setting = task
+    if setting.device != "cpu":
+        from ratrain.kernels.ahead import TARGETS, all_cases, compile_one
+
+        arch = architecture()
+        same = [case for case in all_cases() if case.key == key]
+        if arch in TARGETS and (fault := next((f for c in same if (f := compile_one(arch, c, tile).fault)), "")):
+            return fault
+    try:
+        with trial(key, tile):
+            raced(setting)[key](setting)()
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return ""
+
+
+def race(setting: Setting, *, lanes: int) -> Iterator[dict[str, Any]]:
+    """Races each kernel's tile against its `lanes` nearest: yields a row per kernel, with the fastest tile."""
+    calls = raced(setting)
+    field_of = {key: [config(*key), *itertools.islice(neighbours(config(*key)), lanes)] for key in calls}
+    tasks = [(key, tile, setting) for key, tiles in field_of.items() for tile in tiles]
+    faults = dict(zip(((key, tile) for key, tile, _ in tasks), spread(prepare, tasks, setting), strict=True))
+    for key, tiles in field_of.items():
+        run, ms = calls[key](setting), {}
+        for tile in (tile for tile in tiles if not faults[key, tile]):
+            with trial(key, tile):
+                ms[tile] = milliseconds(run, setting)
+        if not ms:
+            yield {"kernel": " ".join(key), "why": faults[key, tiles[0]]}
+            continue
+        best = min(ms, key=lambda tile: ms[tile])
+        yield {
+            "kernel": " ".join(key), "tile": list(vars(best).values()), "ms": round(ms[best], 4),
+            "before": round(ms[tiles[0]], 4) if tiles[0] in ms else None, "ran": len(ms),
+            "refused": len(tiles) - len(ms),
+        }  # fmt: skip
