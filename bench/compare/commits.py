@@ -7,195 +7,176 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.compare import verdict as verdicts
-from bench.compare.counters import COUNTERS, GATED, INSTRUCTIONS, TOLERANCE, instructions
-from bench.compare.verdict import NEW, OLD, TWIN, Change, Verdict, decide
-from bench.compare.worker import Arm, ArmError, interleaved
+from bench.compare.arm import started
+from bench.compare.counters import COUNTERS, GATED, INSTRUCTIONS
+from bench.compare.instructions import instructions
+from bench.compare.verdict import MOST, NEW, OLD, ROUNDS, SETS, TWIN, Change, Verdict, decide
+from bench.compare.worker import ArmError
 from bench.history.record import record
+from ratrain.profile.paired_timing import interleave
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Trees:
-    """The two compared trees and their names."""
+class Tree:
+    """A tree with the package, and its commit, with -dirty if it is edited."""
 
-    old: Path
-    new: Path
-    commit: str  # of the old one
-    now: str  # of the new one, with -dirty if it is edited
-
-    def of(self, side: str) -> Path:
-        return self.new if side == NEW else self.old
+    folder: Path
+    commit: str
 
 
 @contextlib.contextmanager
-def exported(ref: str, root: Path) -> Iterator[Trees]:
-    """Yields the working tree at `root`, and `ref` exported to a folder that is removed afterwards. Raises ArmError."""
+def exported(ref: str, root: Path) -> Iterator[dict[str, Tree]]:
+    """Yields the working tree at `root` as NEW, and `ref`, exported to a temporary folder, as OLD and TWIN.
+
+    Raises ArmError.
+    """
     if not (root / "ratrain").is_dir():
         raise ArmError(f"{root} has no package ratrain")
-    commit = _git(root, "rev-parse", "--verify", "--quiet", "--short", f"{ref}^{{commit}}", missing=ref)
-    now = _git(root, "describe", "--always", "--dirty")
+    none = f"{ref}: no such commit; REF is what git rev-parse takes"
+    commit = _output(root, "git", "rev-parse", "--verify", "--quiet", "--short", f"{ref}^{{commit}}", otherwise=none)
+    now = _output(root, "git", "describe", "--always", "--dirty")
     with tempfile.TemporaryDirectory(prefix="ratrain-compare-") as folder:
-        with subprocess.Popen(["git", "archive", commit], cwd=root, stdout=subprocess.PIPE) as archive:
-            unpacked = subprocess.run(["tar", "-x", "-C", folder], stdin=archive.stdout, check=False)
-        if archive.returncode or unpacked.returncode:
-            raise ArmError(f"{ref}: git archive | tar failed")
-        yield Trees(Path(folder), root, commit, now)
+        _output(root, "git", "archive", "-o", f"{folder}/tree.tar", commit)
+        _output(root, "tar", "-x", "-C", folder, "-f", f"{folder}/tree.tar")
+        old = Tree(Path(folder), commit)
+        yield {OLD: old, TWIN: old, NEW: Tree(root, now)}
 
 
-def _git(root: Path, *words: str, missing: str = "") -> str:
+def _output(root: Path, *words: str, otherwise: str = "") -> str:
+    """Returns the output of a command in `root`. Raises ArmError with its stderr, or `otherwise` if that is empty."""
     try:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise ArmError("git is not installed: a commit cannot be had without it") from None
+        raise ArmError(f"{words[0]} is not installed: a commit cannot be had without it") from None
     if done.returncode:
-        why = done.stderr.strip() or f"{missing or words[0]}: no such commit; REF is what git rev-parse takes"
-        raise ArmError(why)
+        raise ArmError(done.stderr.strip() or otherwise)
     return done.stdout.strip()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Compared:
-    """A variant in both trees. `verdict` is None if time was not measured."""
+    """A variant in both trees: a verdict on its time, and by OLD, TWIN and NEW seconds of steps and counters."""
 
     variant: str
-    old: dict[str, int]
-    new: dict[str, int]
-    unsure: list[str]  # counters in which the old tree differs from itself
-    verdict: Verdict | None = None
-    seconds: dict[str, list[float]] = field(default_factory=dict)  # of steps, by side
+    verdict: Verdict
+    seconds: dict[str, list[float]]
+    counted: dict[str, dict[str, int]]
 
-    def changed(self) -> dict[str, tuple[int, int]]:
-        """Counters present in both trees with different values: (old, new)."""
-        both = [name for name in (*COUNTERS, INSTRUCTIONS) if name in self.old and name in self.new]
-        return {name: (self.old[name], self.new[name]) for name in both if self.old[name] != self.new[name]}
+    def changed(self, allowed: Sequence[str] = ()) -> dict[str, str]:
+        """Returns a word on each counter with different values: WORSE if it fails the gate, unless it is `allowed`."""
+        words, (old, twin, new) = {}, (self.counted[side] for side in (OLD, TWIN, NEW))
+        for name in (name for name in (*COUNTERS, INSTRUCTIONS) if name in old and name in new):
+            if twin.get(name, old[name]) != old[name]:
+                words[name] = "unsure: the old tree differs from itself"
+            elif name in GATED and name not in allowed and new[name] > GATED[name] * old[name]:
+                words[name] = "WORSE"
+            else:
+                words[name] = "told only" if new[name] > old[name] else ""
+        return {name: word for name, word in words.items() if old[name] != new[name]}
 
     def worse(self, allowed: Sequence[str] = ()) -> list[str]:
         """Counters that fail the gate."""
-        grown = [name for name, (old, new) in self.changed().items() if name in GATED and new > old]
-        if self.new.get(INSTRUCTIONS, 0) > TOLERANCE * self.old.get(INSTRUCTIONS, float("inf")):
-            grown.append(INSTRUCTIONS)
-        return [name for name in grown if name not in (*allowed, *self.unsure)]
+        return [name for name, word in self.changed(allowed).items() if word == "WORSE"]
+
+    def ms(self, side: str) -> float:
+        """Median milliseconds of a step."""
+        return 1e3 * statistics.median(self.seconds[side])
 
     def row(self) -> dict[str, Any]:
         """The row kept in the history."""
-        told: dict[str, Any] = {"then": self.old, "now": self.new}
-        if self.verdict is None:
-            return told
-        found, ms = self.verdict, {side: 1e3 * statistics.median(of) for side, of in self.seconds.items()}
-        shape = {"ms": ms[NEW], "ms_then": ms[OLD], "median": found.ratio, "low": found.low, "high": found.high}
-        numbers = {key: round(value, 4) for key, value in {**shape, "band": found.band}.items()}
-        return {**numbers, "rounds": len(self.seconds[OLD]), "sets": found.sets, "verdict": found.word, **told}
+        found, shape = self.verdict, {"ms": self.ms(NEW), "ms_then": self.ms(OLD)}
+        shape |= {"median": found.ratio, "low": found.low, "high": found.high, "band": found.band}
+        numbers = {key: round(value, 4) for key, value in shape.items()}
+        counts = {"then": self.counted[OLD], "now": self.counted[NEW]}
+        return {**numbers, "rounds": len(self.seconds[OLD]), "sets": found.sets, "verdict": found.word, **counts}
 
 
-def compare(variant: str, trees: Trees, asked: argparse.Namespace) -> Compared:
+def compare(variant: str, trees: dict[str, Tree], asked: argparse.Namespace) -> Compared:
     """Measures a variant in both trees. Raises ArmError."""
     arguments = {"manifest": variant, "scale": asked.scale, "overrides": asked.set, "device": asked.device}
-    labels = {side: f"{variant} of {trees.now if side == NEW else trees.commit}" for side in (OLD, TWIN, NEW)}
-    seconds: dict[str, list[float]] = {OLD: [], TWIN: [], NEW: []}
+    arms: dict[str, dict[str, Any]] = {
+        side: {"arguments": arguments, "source": tree.folder, "label": f"{variant} of {tree.commit}"}
+        for side, tree in trees.items()
+    }
+    seconds: dict[str, list[float]] = {side: [] for side in arms}
     counted: dict[str, dict[str, int]] = {}
 
     def draw() -> Change:
         at = len(seconds[OLD]) // asked.rounds + 1
-        with contextlib.ExitStack() as opened:
-            arms = {}
-            for side in seconds:
-                arm = Arm.start(arguments=arguments, source=trees.of(side), label=labels[side], wait=False)
-                arms[side] = opened.enter_context(arm)
-            for arm in arms.values():
-                arm.ready()
-            took = interleaved(arms, asked.rounds, on_round=lambda n: _say(f"{variant}: set {at}, round {n}"))
-            if not counted:
-                counted.update((side, arm.counters()) for side, arm in arms.items())
-        for side, of in took.items():
-            seconds[side] += of
+        with started(arms) as ready:
+            steps = {side: arm.step for side, arm in ready.items()}
+            took = interleave(steps, asked.rounds, lambda n: _show(f"{variant}: set {at}, round {n}"))
+            counted.update({} if counted else {side: arm.counters() for side, arm in ready.items()})
+        for side, costs in took.items():
+            seconds[side] += costs
         return Change.of(took)
 
-    found = None
-    if asked.no_time:
-        for side in seconds:
-            with Arm.start(arguments=arguments, source=trees.of(side), label=labels[side]) as arm:
-                counted[side] = arm.counters()
-    else:
-        found = decide(draw, least=asked.sets, most=max(asked.sets, verdicts.MOST if asked.more else 0))
-    old, new = counted[OLD], counted[NEW]
-    for side, of in ((OLD, old), (NEW, new)):
-        _say(f"{labels[side]}: instructions")
-        # of a tiny step, uncompiled: most of its instructions are overhead around the arithmetic
-        tiny = {"manifest": variant, "scale": "tiny", "overrides": ["compile.scope=off"]}
-        n = instructions(tiny, trees.of(side), slow=asked.instructions, label=labels[side])
-        of.update({INSTRUCTIONS: n} if n is not None else {})
-    _say("")
-    unsure = [name for name in old if counted[TWIN].get(name, old[name]) != old[name] and name != INSTRUCTIONS]
-    return Compared(variant, old, new, unsure, found, seconds)
+    found = decide(draw, least=asked.sets or SETS, most=asked.sets or MOST)
+    # of a tiny step, uncompiled: most of its instructions are overhead around the arithmetic
+    tiny = {"manifest": variant, "scale": "tiny", "overrides": ["compile.scope=off"]}
+    for side in (OLD, NEW):
+        _show(f"{variant}: instructions")
+        n = instructions(tiny, trees[side].folder, slow=asked.instructions, label=arms[side]["label"])
+        counted[side].update({INSTRUCTIONS: n} if n is not None else {})
+    _show("")
+    return Compared(variant, found, seconds, counted)
+
+
+def _show(progress: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{progress}", end="", file=sys.stderr, flush=True)
 
 
 def told(row: Compared, allowed: Sequence[str]) -> Iterator[str]:
     """Yields the printed lines of a variant."""
-    if found := row.verdict:
-        then, now = (1e3 * statistics.median(row.seconds[side]) for side in (OLD, NEW))
-        ratio = f"{found.ratio:.3f} [{found.low:.3f}, {found.high:.3f}]"
-        yield f"{row.variant:18} {then:8.2f} {now:8.2f} ms  {ratio}  noise ±{100 * found.band:.1f} %  {found}"
-    else:
-        yield row.variant
-    worse = row.worse(allowed)
-    for name, (old, new) in row.changed().items():
-        share = f" ({100 * (new / old - 1):+.2f} %)" if old else ""
-        word = "unsure: the old tree differs from itself" if name in row.unsure else ""
-        word = word or ("WORSE" if name in worse else "told only" if new > old else "")
-        yield f"    {name:16} {old:>14,} -> {new:>14,}{share}  {word}".rstrip()
+    found, old, new = row.verdict, row.counted[OLD], row.counted[NEW]
+    ratio = f"{found.ratio:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    times = f"{row.ms(OLD):8.2f} {row.ms(NEW):8.2f} ms"
+    yield f"{row.variant:18} {times}  {ratio}  noise ±{100 * found.band:.1f} %  {found}"
+    for name, word in row.changed(allowed).items():
+        share = f" ({100 * (new[name] / old[name] - 1):+.2f} %)" if old[name] else ""
+        yield f"    {name:16} {old[name]:>14,} -> {new[name]:>14,}{share}  {word}".rstrip()
     if not row.changed():
         yield "    every counter as before"
-    if INSTRUCTIONS not in row.new:
+    if INSTRUCTIONS not in new:
         yield "    instructions not counted: no such counter here; INSTRUCTIONS=1 has callgrind do it, in minutes"
-    if row.verdict and row.verdict.word == "slower":
+    if found.word == "slower":
         yield "    warning: slower; time only warns"
-
-
-def _say(line: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-    elif line and "round" not in line:
-        print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: removes workers and folder
     asked = _parser().parse_args(argv)
+    rows = []
     try:
         with exported(asked.ref, root) as trees:
-            edited = ", edited: measured as it is" if trees.now.endswith("-dirty") else ""
-            if not asked.json:
-                print(f"{asked.ref} ({trees.commit}) -> the working tree ({trees.now}{edited}), {asked.scale}")
-            rows = []
+            old, new = trees[OLD].commit, trees[NEW].commit
+            edited = ", edited: measured as it is" if new.endswith("-dirty") else ""
+            print(f"{asked.ref} ({old}) -> the working tree ({new}{edited}), {asked.scale}")
             for variant in asked.variants:
                 rows.append(compare(variant, trees, asked))
-                if not asked.json:
-                    print(*told(rows[-1], asked.allow), sep="\n", flush=True)
+                print(*told(rows[-1], asked.allow), sep="\n", flush=True)
     except ArmError as error:
-        _say("")
+        _show("")
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    kept = {row.variant: row.row() for row in rows}
-    if asked.json:
-        print(json.dumps({"ref": asked.ref, "then": trees.commit, "now": trees.now, "rows": kept}))
     words = [asked.scale, *([] if asked.device == "cpu" else [asked.device]), *asked.set]
-    record(" ".join(["compare", *words]), kept, against=trees.commit)
+    record(" ".join(["compare", *words]), {row.variant: row.row() for row in rows}, against=old)
     failed = {row.variant: worse for row in rows if (worse := row.worse(asked.allow))}
     for variant, worse in failed.items():
         print(f"FAILED: {variant}: {', '.join(worse)} got worse", file=sys.stderr)
@@ -209,13 +190,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", default="study")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key to change in both")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=verdicts.ROUNDS, help="in a set of processes")
-    parser.add_argument("--sets", type=int, default=verdicts.SETS, help="of fresh processes, at least")
-    parser.add_argument("--exactly", dest="more", action="store_false", help="no more sets where noise is large")
-    parser.add_argument("--no-time", action="store_true", help="count only")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="in a set of processes")
+    parser.add_argument("--sets", type=int, help=f"of fresh processes ({SETS}, up to {MOST} if noise asks for it)")
     parser.add_argument("--instructions", action="store_true", help="count them by callgrind where the CPU cannot")
-    parser.add_argument("--allow", nargs="+", default=[], choices=[*GATED, INSTRUCTIONS], help="may grow")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--allow", nargs="+", default=[], choices=[*GATED], help="may grow")
     return parser
 
 

@@ -1,26 +1,19 @@
 """Exact counters of a train step, equal in every run of the same code, so that a gate can use them.
 
-`count` and `under_callgrind` run in a worker; `instructions` starts one under perf, else under valgrind's callgrind.
+They are counted in a worker, which may be of an old tree: this file imports nothing of ratrain.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import re
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bench.compare.worker import Arm, ArmError, Step
+Step = Callable[[], object]
 
 COUNTERS = {  # meaning of each, per step unless noted
     "graphs": "graphs that were compiled, with the warm-up",
@@ -35,10 +28,14 @@ COUNTERS = {  # meaning of each, per step unless noted
     "kernels": "kernels in the compiled code",
     "python_calls": "calls of functions, of Python and from Python",
 }
-GATED = ("graphs", "graph_breaks", "recompiles", "syncs", "allocated_bytes", "peak_bytes", "state_bytes")
 INSTRUCTIONS = "instructions"
-# callgrind, 25 million of them: exactly equal from run to run; 0.06 % apart if the tree has another path
-TOLERANCE = 1.002
+# counters that fail a comparison if they grow, and the largest ratio of new to old. Of instructions, by callgrind, 25
+# million are equal from run to run, but 0.06 % apart if the tree has another path
+GATED = {
+    **dict.fromkeys(("graphs", "graph_breaks", "recompiles", "syncs"), 1.0),
+    **dict.fromkeys(("allocated_bytes", "peak_bytes", "state_bytes"), 1.0),
+    INSTRUCTIONS: 1.002,
+}
 
 _WAITS = (
     "aten::_local_scalar_dense",
@@ -143,9 +140,6 @@ def _no_collection() -> Iterator[None]:
         gc.enable()
 
 
-# instructions
-
-
 def under_callgrind(step: Step, n: int) -> None:
     """Takes n steps counted by callgrind, in a process that runs under it and has counted nothing before."""
     import torch
@@ -155,63 +149,3 @@ def under_callgrind(step: Step, n: int) -> None:
         for _ in range(n):
             step()
         torch._C._valgrind_toggle_and_dump_stats()
-
-
-def instructions(arguments: Mapping[str, Any], source: Path | None, *, slow: bool, label: str = "") -> int | None:
-    """Counts the instructions of a step in user space, by the processor's own counter; else, if `slow`, by callgrind,
-    which takes minutes; None if neither is available. Raises ArmError."""
-    # a random hash seed per process would change the order of sets and dicts
-    given: dict[str, Any] = {
-        "arguments": arguments, "source": source, "label": label, "environment": {"PYTHONHASHSEED": "0"},
-    }  # fmt: skip
-    if perf_counts():
-        with Arm.start(**given) as arm:
-            return _by_perf(arm, 50)
-    return _by_callgrind(lambda prefix: Arm.start(**given, prefix=prefix), 3) if slow and has_callgrind() else None
-
-
-def has_callgrind() -> bool:
-    return shutil.which("valgrind") is not None
-
-
-def perf_counts() -> bool:
-    """Whether perf can read the processor's counter of instructions, which most virtual machines do not have."""
-    if not shutil.which("perf"):
-        return False
-    tried = subprocess.run(["perf", "stat", *_PERF, "true"], capture_output=True, text=True, check=False)
-    return tried.returncode == 0 and _read_perf(tried.stderr) is not None
-
-
-_PERF = ("-e", "instructions:u", "-x", ",")
-
-
-def _by_perf(arm: Arm, n: int) -> int:
-    def counted(steps: int) -> int:
-        perf = subprocess.Popen(["perf", "stat", *_PERF, "-p", str(arm.pid)], stderr=subprocess.PIPE, text=True)
-        time.sleep(0.5)  # until it has attached
-        arm.step(steps)
-        perf.send_signal(signal.SIGINT)
-        found = _read_perf(perf.communicate()[1])
-        if found is None:
-            raise ArmError(f"{arm.label}: perf counted no instructions of process {arm.pid}")
-        return found
-
-    return (counted(2 * n) - counted(n)) // n  # the cost of a request is in both
-
-
-def _read_perf(told: str) -> int | None:
-    found = re.search(r"^(\d+),[^,]*,instructions", told, re.MULTILINE)
-    return int(found[1]) if found else None
-
-
-def _by_callgrind(start: Callable[[list[str]], Arm], n: int) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "counted"
-        words = ["valgrind", "--tool=callgrind", "--quiet", "--collect-atstart=no", f"--callgrind-out-file={out}"]
-        with start(words) as arm:
-            arm.instructions(n)
-        for file in sorted(Path(folder).iterdir()):
-            found = re.search(r"^summary: (\d+)", file.read_text(errors="replace"), re.MULTILINE)
-            if found and int(found[1]):
-                return int(found[1]) // n
-    raise ArmError(f"{arm.label}: callgrind left no count")

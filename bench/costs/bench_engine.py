@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.costs.setting import REPLAY, TABLES, Measured, Setting
+from bench.costs.setting import Measured, Setting, add_row
 from ratrain.engine.engine import Engine
 from ratrain.machine.signals import StopRequest
 from ratrain.sinks.fanout import Fanout
@@ -92,13 +92,10 @@ def _tell_part(benchmark, name: str, costs: list[float], *, steps: int, step: fl
     """Adds a row for a part that occurs once per `steps` steps of `step` seconds."""
     middle = sorted(costs)[len(costs) // 2]
     share = middle / (steps * step)
-    REPLAY.load(costs)
-    benchmark.group = "engine"
-    benchmark.pedantic(REPLAY.nothing, rounds=len(costs))
-    benchmark.extra_info.update(share_of_steps=share, steps=steps)
     verdict = f"{'within' if 1 + share <= bound else 'NOT within'} {bound - 1:.1%}"
     among = "its step" if steps == 1 else f"the {steps} steps up to it"
-    TABLES.setdefault("engine", []).append(f"{name:24} {1e3 * middle:9.3f} ms  {share:.3%} of {among}  {verdict}")
+    line = f"{name:24} {1e3 * middle:9.3f} ms  {share:.3%} of {among}  {verdict}"
+    add_row(benchmark, "engine", costs, [line], {"share_of_steps": share, "steps": steps})
 
 
 @pytest.mark.parametrize("kind", ["warm", "cold"])
@@ -114,14 +111,12 @@ def bench_first_step(benchmark, setting, kind):
                 seconds[name] = _first_step(
                     name, setting, {"TORCHINDUCTOR_CACHE_DIR": f"{empty}/code", "TMPDIR": empty}
                 )
-    REPLAY.load(list(seconds.values()))
-    benchmark.group = "first step"
-    benchmark.pedantic(REPLAY.nothing, rounds=len(seconds))
     bound = COLD if kind == "cold" else WARM
-    benchmark.extra_info.update(seconds, bound=bound)
-    for name, waited in seconds.items():
-        verdict = "within" if waited <= bound else "NOT within"
-        TABLES.setdefault("first step", []).append(f"{name:20} {kind}  {waited:6.1f} s  {verdict} {bound:g} s")
+    lines = [
+        f"{name:20} {kind}  {waited:6.1f} s  {'within' if waited <= bound else 'NOT within'} {bound:g} s"
+        for name, waited in seconds.items()
+    ]
+    add_row(benchmark, "first step", [*seconds.values()], lines, {**seconds, "bound": bound})
 
 
 def _first_step(name: str, setting: Setting, environment: dict[str, str]) -> float:

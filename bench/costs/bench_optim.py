@@ -9,12 +9,11 @@ the last row.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from bench.compare.worker import Arm
 from bench.costs.setting import Measured, Setting
 
 BASE, TWIN = "adamw", "adamw again"
@@ -32,31 +31,16 @@ PRUNED = ("prune.kind=state", "prune.score=bitter0", "prune.target=0.5")
 @pytest.fixture(scope="module")
 def measured(setting: Setting) -> Measured:
     common = {"manifest": "v0", "scale": setting.scale or "study", "device": setting.device}
-    plain = {
-        kind: ("bench.compare.worker:ratrain_step", {"overrides": [f"optim.kind={kind}", *own]})
-        for kind, own in {BASE: [], **OTHERS}.items()
+
+    def arm(make: str, overrides: Sequence[str], **more: object) -> dict[str, Any]:
+        return {"make": make, "arguments": {**common, "overrides": [*overrides, *setting.overrides], **more}}
+
+    arms = {
+        name: arm("bench.compare.worker:ratrain_step", [f"optim.kind={name.removesuffix(' again')}", *own])
+        for name, own in {BASE: [], TWIN: [], **OTHERS}.items()
     }
-    pruned = {
-        name: ("bench.costs.pruning:pruned_step", {"overrides": PRUNED, "looks": name == LOOK})
-        for name in (MASKED, LOOK)
-    }
-    with ExitStack() as stack:
-        arms = {
-            name: stack.enter_context(
-                Arm.start(
-                    make=make,
-                    arguments={**common, **own, "overrides": [*own["overrides"], *setting.overrides]},
-                    label=name,
-                    wait=False,
-                )
-            )
-            for name, (make, own) in {BASE: plain[BASE], TWIN: plain[BASE], **plain, **pruned}.items()
-        }
-        for arm in arms.values():  # in parallel: started one by one, the first stays 1 to 2 % slower
-            arm.ready()
-        steps = {name: partial(arm.step, 1) for name, arm in arms.items()}
-        rounds = setting.rounds_within(steps, share=0.25)
-        seconds = setting.measure(steps, rounds=rounds, told="optimizers", timed=False)
+    arms |= {name: arm("bench.costs.pruning:pruned_step", PRUNED, looks=name == LOOK) for name in (MASKED, LOOK)}
+    seconds = setting.measure_arms(arms, share=0.25, told="optimizers")
     seconds[RUN] = [m + (look - m) / EVERY for m, look in zip(seconds[MASKED], seconds[LOOK], strict=True)]
     return Measured("optimizers", seconds, base=BASE, twin=TWIN)
 

@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import functools
 import os
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.compare.worker import Arm
 from bench.costs import peers
 from bench.costs.setting import Measured, Setting
 from ratrain.profile.paired_timing import Ratio
 
-Arms = dict[str, tuple[str, dict[str, Any]]]  # maker and its arguments, by name
+Arms = dict[str, dict[str, Any]]  # options of each, by name
 
 NANOGPT = os.environ.get("NANOGPT", "")
 OURS, TWIN, OURS_EAGER = "ours", "ours again", "ours, eager"
@@ -45,7 +42,7 @@ BOUNDS = {
 
 def hold_together(arguments: dict[str, Any]) -> None:
     """Checks that the losses are equal at the start and after updates."""
-    manifest = peers.manifest_of(arguments["scale"], arguments["overrides"])
+    manifest = peers.common_manifest(arguments["scale"], arguments["overrides"])
     device, code = arguments["device"], peers.load_code(Path(NANOGPT).expanduser())
     steps = peers.our_step(manifest, device, compiled=False), peers.their_step(manifest, code, device, compiled=False)
     exact = manifest.train.precision == "fp32"
@@ -65,22 +62,29 @@ def _measure(shape: str, setting: Setting) -> Measured:
     overrides = [*SHAPES.get(shape, ()), *setting.overrides]
     common = {"scale": setting.scale or "study", "overrides": overrides, "device": setting.device}
     if setting.place.type == "cuda":
-        micro = peers.manifest_of(setting.scale, overrides).train.micro_batch
+        micro = peers.common_manifest(setting.scale, overrides).train.micro_batch
         common["overrides"] = [f"train.batch={micro}", f"train.micro_batch={micro}", *overrides]
     if PEERS:
         hold_together(common)
-    arms = {
-        name: ("bench.costs.peers:ours", {**common, "compiled": name != OURS_EAGER})
+    theirs = {**common, "checkout": str(Path(NANOGPT).expanduser())}
+    arms: Arms = {
+        name: {"make": "bench.costs.peers:ours", "arguments": {**common, "compiled": name != OURS_EAGER}}
         for name in (OURS, TWIN, OURS_EAGER)
     }
-    theirs = {**common, "checkout": str(Path(NANOGPT).expanduser())}
-    arms |= {name: ("bench.costs.peers:nanogpt", {**theirs, "compiled": compiled}) for name, compiled in PEERS.items()}
-    if setting.place.type == "cuda":
-        return _by_pairs(arms, shape, setting)
-    sets = [_seconds(arms, shape, setting, share=1 / SETS.get(shape, 1)) for _ in range(SETS.get(shape, 1))]
+    arms |= {
+        name: {"make": "bench.costs.peers:nanogpt", "arguments": {**theirs, "compiled": compiled}}
+        for name, compiled in PEERS.items()
+    }
+    return _by_pairs(arms, shape, setting) if setting.place.type == "cuda" else _by_sets(arms, shape, setting)
+
+
+def _by_sets(arms: Arms, shape: str, setting: Setting) -> Measured:
+    """Measures all arms together, in one or more sets of processes."""
+    count = SETS.get(shape, 1)
+    sets = [setting.measure_arms(arms, share=0.3 / count, told=f"peers {shape}") for _ in range(count)]
     seconds = {name: [cost for one in sets for cost in one[name]] for name in arms}
     extra = {}
-    if len(sets) > 1:
+    if count > 1:
         medians = {name: [Ratio.of(one[name], one[OURS]).median for one in sets] for name in arms}
         extra = {name: {"by set": " ".join(f"{m:.3f}" for m in found)} for name, found in medians.items()}
     return Measured(f"peers {shape}", seconds, base=OURS, twin=TWIN, extra=extra)
@@ -88,25 +92,13 @@ def _measure(shape: str, setting: Setting) -> Measured:
 
 def _by_pairs(arms: Arms, shape: str, setting: Setting) -> Measured:
     """Measures each other arm against ratrain's, one pair after the other."""
-    others = [name for name in arms if name != OURS]
-    pairs = {name: _seconds({OURS: arms[OURS], name: arms[name]}, shape, setting, 1 / len(others)) for name in others}
+    pairs = {}
+    for name in (name for name in arms if name != OURS):
+        pair, share = {OURS: arms[OURS], name: arms[name]}, 0.3 / (len(arms) - 1)
+        pairs[name] = setting.measure_arms(pair, share=share, told=f"peers {shape}")
     seconds = {OURS: pairs[TWIN][OURS]} | {name: found[name] for name, found in pairs.items()}
     bases = {name: found[OURS] for name, found in pairs.items()}
     return Measured(f"peers {shape}", seconds, base=OURS, twin=TWIN, bases=bases)
-
-
-def _seconds(arms: Arms, shape: str, setting: Setting, share: float) -> dict[str, list[float]]:
-    """Returns seconds by arm and round, each arm in its own process, within `share` of the available time."""
-    with ExitStack() as stack:
-        started = {
-            name: stack.enter_context(Arm.start(make=make, arguments=arguments, label=name, wait=False))
-            for name, (make, arguments) in arms.items()
-        }
-        for arm in started.values():  # in parallel: started one by one, the first stays 1 to 2 % slower
-            arm.ready()
-        steps = {name: partial(arm.step, 1) for name, arm in started.items()}
-        rounds = setting.rounds_within(steps, share=0.3 * share)
-        return setting.measure(steps, rounds=rounds, told=f"peers {shape}", timed=False)
 
 
 def shapes(scale: str | None) -> list[str]:

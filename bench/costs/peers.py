@@ -1,4 +1,4 @@
-"""Steps of other trainers on ratrain's batches, each made in its own process; see bench_peers.py and worker.py.
+"""Steps of other trainers on ratrain's batches, each made in its own process; see bench_peers.py.
 
 All train the same GPT-2 from equal weights on equal batches. To make it one training, all predict the rows that pad the
 vocabulary, as nanoGPT does, and weight decay is 0: nanoGPT also decays embeddings, ratrain only the matrices of the
@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.compare.worker import ArmError
-from ratrain.config.read import find_manifest, read_source
-from ratrain.config.resolve import resolve
+from bench.manifests import manifest_of
 from ratrain.config.schema import CompileSection, Manifest
 from ratrain.data.corpus import open_corpus
 from ratrain.data.sampling import Sampler
@@ -30,7 +29,6 @@ from ratrain.engine.assembly import train_step
 from ratrain.machine.compile import keep_compiled_code
 from ratrain.machine.device import keep_freed_memory, set_determinism
 from ratrain.model.build import build
-from ratrain.registry import optim_kinds, patch_kinds
 
 LR = 1e-3
 BATCHES = 16
@@ -56,7 +54,7 @@ def ours(*, scale: str | None, overrides: Sequence[str], device: str, compiled: 
     """Returns ratrain's step as the engine takes it."""
     keep_compiled_code()
     keep_freed_memory()
-    manifest = manifest_of(scale, overrides)
+    manifest = common_manifest(scale, overrides)
     set_determinism(manifest.train.deterministic, torch.device(device))
     return on_batches(manifest, our_step(manifest, device, compiled=compiled), device)
 
@@ -65,14 +63,13 @@ def nanogpt(
     *, checkout: str, scale: str | None, overrides: Sequence[str], device: str, compiled: bool
 ) -> Callable[[], Tensor]:
     """Returns nanoGPT's step as its train.py takes it, with the model.py of the checkout."""
-    manifest = manifest_of(scale, overrides)
+    manifest = common_manifest(scale, overrides)
     step = their_step(manifest, load_code(Path(checkout)), device, compiled=compiled)
     return on_batches(manifest, step, device)
 
 
-def manifest_of(scale: str | None, overrides: Sequence[str]) -> Manifest:
-    source = read_source(find_manifest("gpt2"), scale=scale, overrides=["optim.weight_decay=0", *overrides])
-    return resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
+def common_manifest(scale: str | None, overrides: Sequence[str]) -> Manifest:
+    return manifest_of("gpt2", scale=scale, overrides=["optim.weight_decay=0", *overrides])
 
 
 def _padded(manifest: Manifest) -> Manifest:

@@ -7,18 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from bench.compare.arm import started
 from bench.history.record import record
-from ratrain.config.read import find_manifest, read_source
-from ratrain.config.resolve import resolve
+from bench.manifests import manifest_of
 from ratrain.config.schema import Manifest
 from ratrain.machine.compile import keep_compiled_code
 from ratrain.machine.device import keep_freed_memory, set_determinism, synchronize
 from ratrain.profile.paired_timing import Ratio, interleave, rows_of
-from ratrain.registry import optim_kinds, patch_kinds
 
 _FEWEST = 5  # rounds, whatever time they take
 
@@ -51,15 +51,11 @@ class Setting:
 
     def manifest(self, name: str, *overrides: str) -> Manifest:
         """Returns the manifest at the measured scale, on a GPU with one micro-batch per step unless batch is set."""
-        source = read_source(find_manifest(name), scale=self.scale, overrides=[*overrides, *self.overrides])
-        found = resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
+        found = manifest_of(name, scale=self.scale, overrides=[*overrides, *self.overrides])
         if self.place.type == "cuda" and not any(word.startswith("train.batch") for word in self.overrides):
-            return self.manifest_with(found, batch=found.train.micro_batch)
+            train = found.train.model_copy(update={"batch": found.train.micro_batch})
+            return found.model_copy(update={"train": train})
         return found
-
-    @staticmethod
-    def manifest_with(manifest: Manifest, **train: object) -> Manifest:
-        return manifest.model_copy(update={"train": manifest.train.model_copy(update=train)})
 
     def clock(self) -> float:
         if self.place.type == "cpu":
@@ -74,23 +70,26 @@ class Setting:
         return self.clock() - start
 
     def measure(
-        self, steps: Mapping[str, Callable[[], object]], *, rounds: int, told: str = "", timed: bool = True
+        self, steps: Mapping[str, Callable[[], object]], *, rounds: int, told: str = ""
     ) -> dict[str, list[float]]:
-        """Returns seconds of each step by name and round, with progress on stderr; not `timed`: steps return seconds.
+        """Returns seconds of each step by name and round; `rounds` is the default of the command line's option."""
+        return self._interleaved({name: partial(self.timed, step) for name, step in steps.items()}, rounds, told)
 
-        `rounds` is the default of the command line's option.
-        """
-        arms: dict[str, Any] = {
-            name: (lambda step=step: self.timed(step)) if timed else step for name, step in steps.items()
-        }
+    def measure_arms(self, arms: Mapping[str, Mapping[str, Any]], *, share: float, told: str) -> dict[str, list[float]]:
+        """Returns seconds of a step by arm and round, each arm in its own process, in `share` of the time limit."""
+        with started(arms) as ready:
+            steps = {name: arm.step for name, arm in ready.items()}
+            return self._interleaved(steps, self.rounds_within(steps, share=share), told)
+
+    def _interleaved(self, arms: Mapping[str, Callable[[], float]], rounds: int, told: str) -> dict[str, list[float]]:
         count, began = self.rounds or rounds, time.monotonic()
 
-        def tell(done: int) -> None:
+        def show(done: int) -> None:
             if sys.stderr.isatty() and told:
                 end = "\n" if done == count else ""
                 print(f"\r{told}: round {done} of {count}, {time.monotonic() - began:.0f} s", end=end, file=sys.stderr)
 
-        return interleave(arms, count, tell)
+        return interleave(arms, count, show)
 
     def rounds_within(self, steps: Mapping[str, Callable[[], object]], *, share: float = 1.0) -> int:
         """Returns the number of rounds of these that fit into the time limit, after two warm-up rounds."""
@@ -122,6 +121,17 @@ REPLAY = Replay()
 TABLES: dict[str, list[str]] = {}  # lines printed at the end, by suite
 
 
+def add_row(
+    benchmark: Any, suite: str, seconds: Sequence[float], lines: Sequence[str], info: Mapping[str, Any]
+) -> None:
+    """Adds a row to the tables of pytest-benchmark, with every round, and lines to those of the suite."""
+    REPLAY.load(seconds)
+    benchmark.group = suite
+    benchmark.pedantic(REPLAY.nothing, rounds=len(seconds))
+    benchmark.extra_info.update(info)
+    TABLES.setdefault(suite, []).extend(lines)
+
+
 class Measured:
     """Seconds of arms, by round, against those of `base`; `twin` is `base` measured again, for the resolution.
 
@@ -149,16 +159,14 @@ class Measured:
         """Whether the cost of an arm is at most `bound` times the base's, as far as this machine can tell."""
         if bound is None:
             return ""
-        ratio, slack = self.ratio(name), self.noise.half_width
-        word = (
-            "within" if ratio.high <= bound + slack else "NOT within" if ratio.low > bound + slack else "not told from"
-        )
+        ratio, most = self.ratio(name), bound + self.noise.half_width
+        word = "within" if ratio.high <= most else "NOT within" if ratio.low > most else "not told from"
         return f"{word} {bound}"
 
     def reaches(self, name: str, bound: float) -> str:
         """Whether the cost of an arm is at least `bound` times the base's, as far as this machine can tell."""
-        ratio, slack = self.ratio(name), self.noise.half_width
-        word = "at least" if ratio.low >= bound - slack else "NOT" if ratio.high < bound - slack else "not told from"
+        ratio, least = self.ratio(name), bound - self.noise.half_width
+        word = "at least" if ratio.low >= least else "NOT" if ratio.high < least else "not told from"
         return f"{word} {bound}"
 
     def ratio(self, name: str) -> Ratio:
@@ -174,12 +182,7 @@ class Measured:
     def tell(self, benchmark: Any, name: str, verdict: str = "") -> None:
         """Adds a row to the tables of pytest-benchmark, with every round, and of the suite."""
         ratio, extra = self.ratio(name), self.extra.get(name, {})
-        REPLAY.load(self.seconds[name])
-        benchmark.group = self.suite
-        benchmark.pedantic(REPLAY.nothing, rounds=len(self.seconds[name]))
-        benchmark.extra_info.update(ratio=ratio.median, low=ratio.low, high=ratio.high, base=self.base, **extra)
-        more = "  ".join(
-            f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in extra.items()
-        )
+        more = "  ".join(f"{key} {f'{value:,}' if isinstance(value, int) else value}" for key, value in extra.items())
         line = f"{name:24} {1e3 * self.median(name):9.3f} ms  {ratio} x {self.base}  {verdict:18} {more}"
-        TABLES.setdefault(self.suite, []).append(line.rstrip())
+        info = {"ratio": ratio.median, "low": ratio.low, "high": ratio.high, "base": self.base, **extra}
+        add_row(benchmark, self.suite, self.seconds[name], [line.rstrip()], info)

@@ -7,7 +7,7 @@ import time
 from types import SimpleNamespace
 
 from bench.compare import selftest
-from bench.compare.selftest import Pools, Slowed, share_of
+from bench.compare.selftest import share_of, slowed, trial
 
 
 def test_a_slowed_step_burns_what_it_says():
@@ -21,8 +21,8 @@ def test_a_slowed_step_burns_what_it_says():
     def step():
         taken.append(cost(lambda: sum(range(200_000))))
 
-    slowed = Slowed(step, 0.05)
-    ratios = sorted(cost(slowed) / taken[-1] for _ in range(30))
+    burning = slowed(step, 0.05)
+    ratios = sorted(cost(burning) / taken[-1] for _ in range(30))
     assert 1.049 < ratios[15] < 1.08
 
 
@@ -30,12 +30,12 @@ def test_a_trial_tells_equal_from_slowed():
     chance = random.Random(5)
 
     def arm(cost):
-        return SimpleNamespace(step=lambda n: n * cost * chance.lognormvariate(0, 0.01))
+        return SimpleNamespace(step=lambda: cost * chance.lognormvariate(0, 0.01))
 
-    pool = Pools([arm(1.0) for _ in range(6)], [arm(1.05) for _ in range(3)])
-    trials = [pool.trial(8, chance) for _ in range(30)]
-    assert {slow.word for _, slow in trials} == {"slower"}
-    assert {equal.word for equal, _ in trials} == {"same"}
+    plain, slow = [arm(1.0) for _ in range(6)], [arm(1.05) for _ in range(3)]
+    trials = [trial(plain, slow, chance) for _ in range(30)]
+    assert {found["slowed"].word for found in trials} == {"slower"}
+    assert {found["equal"].word for found in trials} == {"same"}
 
 
 def test_shares_have_their_interval():

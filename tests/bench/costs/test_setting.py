@@ -17,12 +17,12 @@ def test_an_arm_is_compared_with_the_base_that_ran_beside_it():
 def test_peers_on_a_gpu_are_measured_two_at_a_time(monkeypatch):
     together = []
 
-    def seconds(arms, shape, setting, share):
+    def measure_arms(setting, arms, *, share, told):
         together.append((list(arms), share))
         return {name: [float(len(together)) if name == "ours" else 2.0 * len(together)] * 5 for name in arms}
 
-    monkeypatch.setattr(bench_peers, "_seconds", seconds)
+    monkeypatch.setattr(Setting, "measure_arms", measure_arms)
     setting = Setting(scale="tiny", device="cuda", rounds=None, minutes=1)
     found = bench_peers._measure("gpt2_124m", setting)
-    assert together == [(["ours", "ours again"], 0.5), (["ours", "ours, eager"], 0.5)]
+    assert together == [(["ours", "ours again"], 0.15), (["ours", "ours, eager"], 0.15)]
     assert found.ratio("ours, eager").median == pytest.approx(2)

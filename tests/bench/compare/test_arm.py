@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
-from bench.compare.worker import Arm, ArmError, interleaved
+from bench.compare.arm import started
+from bench.compare.worker import ArmError
+from ratrain.profile.paired_timing import interleave
 
 
 def test_a_worker_takes_steps_and_two_count_the_same(start):
     with start(environment={"PYTHONHASHSEED": "1"}) as one, start(environment={"PYTHONHASHSEED": "2"}) as other:
-        seconds = interleaved({"one": one, "other": other}, rounds=3, steps=2)
+        seconds = interleave({"one": one.step, "other": other.step}, rounds=3)
         assert {name: len(of) for name, of in seconds.items()} == {"one": 3, "other": 3}
         assert all(0 < cost < 60 for of in seconds.values() for cost in of)
         told = one.counters()
@@ -42,29 +45,28 @@ def test_a_step_that_fails_is_told_with_the_place(start):
 def test_a_tree_too_old_to_measure_is_named_without_a_traceback(tmp_path):
     (tmp_path / "ratrain").mkdir()
     (tmp_path / "ratrain/__init__.py").touch()
-    with pytest.raises(ArmError) as raised:
-        Arm.start(arguments={"manifest": "v9"}, source=tmp_path, label="v9 of abc")
+    old = {"arguments": {"manifest": "v9"}, "source": tmp_path}
+    with pytest.raises(ArmError) as raised, started({"v9 of abc": old}):
+        pass
     assert str(raised.value).startswith("v9 of abc: this tree is older than the bench can measure (")
     assert "\n" not in str(raised.value)
 
 
 def test_every_arm_meets_every_place_in_a_round():
-    class Noted:
-        def __init__(self, name):
-            self.name = name
-
-        def step(self, n):
-            order.append(self.name)
-            return 3.0 * n
-
     order: list[str] = []
-    seconds = interleaved({name: Noted(name) for name in "abc"}, rounds=3, steps=2)
+
+    def step(name):
+        order.append(name)
+        return 3.0
+
+    seconds = interleave({name: partial(step, name) for name in "abc"}, rounds=3)
     assert "".join(order) == "abccba" + "bcaacb" + "cabbac"
     assert seconds == {name: [3.0] * 3 for name in "abc"}
 
 
 def test_requests_are_lines_of_json(start):
     with start("nothing") as arm:
+        arm.ready()
         assert arm._process.stdin and arm._process.stdout
         arm._process.stdin.write('{"do": "step", "n": 2}\n')
         arm._process.stdin.flush()
