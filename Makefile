@@ -91,7 +91,7 @@ bench-page: install ## draw what is kept in bench/history as docs/performance/hi
 	$(BIN)/python -m bench.history.page
 
 bench-selftest: install ## how often is bench-compare wrong? 200 injected slowdowns of 5 %, 200 of nothing: a quarter of an hour
-	$(BIN)/python -m bench.compare.selftest
+	$(BIN)/python -m bench.compare.selftest $(ARGS)
 
 rehearse: install ## what would every step do on a GPU? graphs, syncs, launches, bytes, modelled times; ARGS="v0 --kernels"
 	$(BIN)/python -W ignore -m bench.rehearsal $(ARGS)

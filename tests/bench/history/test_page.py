@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bench.history import page, record
 
@@ -47,8 +48,8 @@ def kept(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def file(kept, tmp_path_factory):
-    out = tmp_path_factory.mktemp("page") / "deep/history.html"
-    assert page.main(["--history", str(kept), "--out", str(out)]) == 0
+    out = tmp_path_factory.mktemp("page") / "history.html"
+    out.write_text(page.page(page.read(kept)))
     return out
 
 
@@ -74,10 +75,11 @@ def test_the_page_needs_nothing_but_itself_and_is_the_same_again(file, kept):
     assert page.page(page.read(kept)) == text
 
 
-def test_a_damaged_line_is_named(tmp_path, capsys):
+def test_a_damaged_line_is_named(tmp_path, monkeypatch):
     (tmp_path / "amd.jsonl").write_text(json.dumps(LINES[0]) + "\nnot json\n")
-    assert page.main(["--history", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 2
-    assert "error: amd.jsonl:2: no result of a bench" in capsys.readouterr().err
+    monkeypatch.setattr(page, "HISTORY", tmp_path)
+    with pytest.raises(SystemExit, match=r"error: amd\.jsonl:2: no result of a bench"):
+        page.main()
 
 
 def test_an_empty_history_is_told(tmp_path):
@@ -95,7 +97,7 @@ def test_what_is_recorded_can_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "_git", lambda verb, *_: "ddddddd" if verb == "describe" else "")
     record.record("compare tiny", LINES[0]["rows"], against="aaaaaaa")
     (one,) = page.read(tmp_path)
-    assert (one.suite, one.kind, one.commit, one.against) == ("compare tiny", "compare", "ddddddd", "aaaaaaa")
+    assert (one.suite, one.torch, one.commit, one.against) == ("compare tiny", torch.__version__, "ddddddd", "aaaaaaa")
 
 
 @pytest.fixture(scope="module")
