@@ -62,25 +62,25 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _kernels(args: argparse.Namespace, ledger: Ledger) -> None:
-    from bench.gpu import correctness, inputs, timing
+    from bench.gpu import correctness, inputs, races, timing
 
     setting = inputs.REHEARSAL if args.rehearse else inputs.Setting()
     checks = [(one, setting) for one in correctness.all_checks(setting)]
     ledger.keep("checks", inputs.spread(correctness.check, checks, setting))
-    races = ledger.keep("races", timing.race(setting, lanes=0 if args.rehearse else args.lanes))
+    raced = ledger.keep("races", races.race(setting, lanes=0 if args.rehearse else args.lanes))
     if args.write_tuned:
-        _keep_tiles(races, Path(args.out))
+        _keep_tiles(raced, Path(args.out))
     peak = timing.peaks(setting)
     ledger.tell("peaks", tflops=round(peak.flops / 1e12, 1), GB_per_s=round(peak.bytes / 1e9))
     ledger.keep("kernels", timing.time_all(setting, peak))
 
 
-def _keep_tiles(races: Rows, out: Path) -> None:
+def _keep_tiles(raced: Rows, out: Path) -> None:
     """Writes the fastest tiles as this architecture's, with a copy in the folder of results."""
     from ratrain.kernels.tuning import TUNED, architecture, tuned, write_tuned
 
     table = tuned(architecture())
-    for row in races:
+    for row in raced:
         if "tile" in row:
             op, phase, size = row["kernel"].split(" ", 2)
             table[op][phase][size] = row["tile"]

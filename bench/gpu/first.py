@@ -115,10 +115,11 @@ def _parts(args: argparse.Namespace) -> dict[str, Callable[[], Rows]]:
         name: of("kernels", name, small)
         for name in ("peaks", "products", "checks", "full", "kernels", "loss", "decode")
     }
-    parts["profile"] = of("training", "profile", small, Path(args.out))
+    parts["profile"] = of("turns", "profile", small, Path(args.out))
     # autotune by --parts alone: it would not fit into a call
-    parts |= {name: of("training", name, small) for name in ("train", "pairs", "whole", "autotune")}
-    return parts | {f"steps_{batch}": of("training", "steps", batch, small) for batch in (16, 32, 64)}
+    parts |= {name: of("turns", name, small) for name in ("whole", "autotune")}
+    parts |= {name: of("training", name, small) for name in ("train", "pairs")}
+    return parts | {f"steps_{batch}": of("turns", "steps", batch, small) for batch in (16, 32, 64)}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import torch
 
-from bench.gpu import correctness, inputs, timing
+from bench.gpu import correctness, full_shapes, inputs, timing
 from bench.gpu.inputs import Setting
 from ratrain.kernels.linear_cross_entropy import op as loss_op
 
@@ -77,7 +77,7 @@ def checks(small: bool) -> Iterator[Row]:
 def full(small: bool) -> Iterator[Row]:
     """Every operation at the shapes of GPT-2 124M, in the training dtype."""
     setting = _setting(small)
-    for one in correctness.full_checks(setting):
+    for one in full_shapes.full_checks(setting):
         yield correctness.check((one, setting))
         if not small:
             torch.cuda.empty_cache()

@@ -47,7 +47,7 @@ class Ledger:
                 self.tell(part, **row)
         except Exception as error:  # of any kind: other parts still run
             traceback.print_exc(limit=-4)
-            self.tell(part, why=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}")
+            self.tell(part, why=fault(error))
         return self.rows.get(part, [])
 
     def _in_time(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -67,9 +67,14 @@ class Ledger:
             try:
                 found = rows()
             except Exception as error:
-                found = iter([{"why": f"{type(error).__name__}: {error}"}])
+                found = iter([{"why": fault(error)}])
             self.keep(part, found)
             self.tell("took", of=part, seconds=round(self.seconds - begin, 1), expected=expected.get(part))
+
+
+def fault(error: Exception) -> str:
+    """Formats the kind and the first line of an error."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
 
 
 def short(value: object) -> str:

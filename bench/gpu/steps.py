@@ -8,21 +8,21 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.gpu.ledger import fault
+from bench.manifests import manifest_of
 from ratrain.config.catalogue import catalogue
-from ratrain.config.read import find_manifest, read_source
-from ratrain.config.resolve import resolve
 from ratrain.engine.assembly import train_step
 from ratrain.machine.compile import keep_compiled_code
 from ratrain.machine.device import peak_flops, peak_memory, synchronize
 from ratrain.model.count import count
-from ratrain.profile.paired_timing import Ratio
-from ratrain.registry import optim_kinds, patch_kinds
+from ratrain.profile.paired_timing import Ratio, interleave
 
 BASE = "unified_ra_v0"
 # over V0's step: the design's targets on an H200
@@ -53,19 +53,18 @@ REHEARSAL = Recipe("cpu", "tiny", ("compile.scope=off",), 2)
 
 @dataclass
 class Stepping:
-    """A variant ready to step; each call takes other tokens."""
+    """A variant ready to step; each call takes other tokens, and returns their loss."""
 
-    step: Callable[[], object]
+    step: Callable[[], torch.Tensor]
     tokens: int  # per step
-    flops: int  # of training, per token
+    flops: int  # of training, per token; 0 if not known
     memory: int  # peak bytes during its first steps
 
 
 def stepping(name: str, recipe: Recipe) -> Stepping:
     """Returns the manifest's train step, compiled and warm. Tokens are random: the cost does not depend on them."""
     device = torch.device(recipe.device)
-    source = read_source(find_manifest(name), scale=recipe.scale, overrides=recipe.keys)
-    manifest = resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
+    manifest = manifest_of(name, scale=recipe.scale, overrides=recipe.keys)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -73,9 +72,9 @@ def stepping(name: str, recipe: Recipe) -> Stepping:
     generator = torch.Generator(device).manual_seed(0)
     shape = manifest.train.batch, manifest.model.block_size + 1
 
-    def once() -> object:
+    def once() -> torch.Tensor:
         tokens = torch.randint(manifest.model.vocab_size, shape, generator=generator, device=device)
-        return step(tokens[:, :-1], tokens[:, 1:])
+        return step(tokens[:, :-1], tokens[:, 1:]).loss
 
     for _ in range(3):
         once()
@@ -91,7 +90,7 @@ def warm(task: tuple[str, Recipe]) -> tuple[str, str]:
     try:
         stepping(name, recipe)
     except Exception as error:
-        return name, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return name, fault(error)
     return name, ""
 
 
@@ -116,7 +115,7 @@ def time_steps(names: list[str], recipe: Recipe, *, deadline: float) -> Iterator
         try:
             yield from _beside(name, stepping(name, recipe), base, recipe, peak)
         except Exception as error:
-            yield {"variant": name, "why": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            yield {"variant": name, "why": fault(error)}
         gc.collect()
         if recipe.device != "cpu":
             torch.cuda.empty_cache()
@@ -125,12 +124,12 @@ def time_steps(names: list[str], recipe: Recipe, *, deadline: float) -> Iterator
 def _beside(
     name: str, one: Stepping, base: Stepping, recipe: Recipe, peak: dict[str, float | None]
 ) -> Iterator[dict[str, Any]]:
-    ms = _rounds({BASE: base.step, name: one.step}, recipe)
-    ratio, median = Ratio.of(ms[name], ms[BASE]), statistics.median(ms[name])
-    rate = one.tokens / median * 1e3
+    seconds = in_rounds({BASE: base.step, name: one.step}, recipe.device, recipe.rounds)
+    ratio, median = Ratio.of(seconds[name], seconds[BASE]), statistics.median(seconds[name])
+    rate = one.tokens / median
     mfu = {f"mfu_{kind}": round(one.flops * rate / top, 3) for kind, top in peak.items() if top}
-    row = {"variant": name, "ms": round(median, 3), "ratio": round(ratio.median, 4), "low": round(ratio.low, 4)}
-    row |= {"high": round(ratio.high, 4), "rounds": len(ms[name]), "tokens_per_s": round(rate), **mfu}
+    row = {"variant": name, "ms": round(1e3 * median, 3), "ratio": round(ratio.median, 4), "low": round(ratio.low, 4)}
+    row |= {"high": round(ratio.high, 4), "rounds": len(seconds[name]), "tokens_per_s": round(rate), **mfu}
     row |= {"peak_MiB": one.memory >> 20}
     if (target := TARGET.get(name)) is not None:
         row |= {"target": target, "met": ratio.median <= target}
@@ -151,23 +150,16 @@ def _warmed(names: list[str], recipe: Recipe, deadline: float) -> Iterator[tuple
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _rounds(steps: dict[str, Callable[[], object]], recipe: Recipe) -> dict[str, list[float]]:
-    """Returns the milliseconds of each step, by round: the mean of its two runs, in order and in reverse order."""
-    ms: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(recipe.rounds):
-        once = dict.fromkeys(steps, 0.0)
-        for name in (*steps, *reversed(steps)):
-            once[name] += _timed(steps[name], recipe.device) / 2
-        for name, cost in once.items():
-            ms[name].append(cost)
-    return ms
+def in_rounds(steps: dict[str, Callable[[], object]], device: str, rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds of each step, by round: the mean of its two turns, in order and in reverse order."""
+    return interleave({name: partial(_seconds, step, device) for name, step in steps.items()}, rounds)
 
 
-def _timed(step: Callable[[], object], device: str) -> float:
+def _seconds(step: Callable[[], object], device: str) -> float:
     """Wall time of three steps on an idle device, per step: a step leaves before its work is done."""
     synchronize(torch.device(device))
     start = time.perf_counter()
     for _ in range(3):
         step()
     synchronize(torch.device(device))
-    return 1e3 * (time.perf_counter() - start) / 3
+    return (time.perf_counter() - start) / 3
