@@ -62,17 +62,15 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _kernels(args: argparse.Namespace, ledger: Ledger) -> None:
-    from bench.gpu import correctness, inputs, races, timing
+    from bench.gpu import inputs, kernels, races, timing
 
     setting = inputs.REHEARSAL if args.rehearse else inputs.Setting()
-    checks = [(one, setting) for one in correctness.all_checks(setting)]
-    ledger.keep("checks", inputs.spread(correctness.check, checks, setting))
+    ledger.keep("checks", kernels.checks(args.rehearse))
     raced = ledger.keep("races", races.race(setting, lanes=0 if args.rehearse else args.lanes))
     if args.write_tuned:
         _keep_tiles(raced, Path(args.out))
-    peak = timing.peaks(setting)
-    ledger.tell("peaks", tflops=round(peak.flops / 1e12, 1), GB_per_s=round(peak.bytes / 1e9))
-    ledger.keep("kernels", timing.time_all(setting, peak))
+    ledger.keep("peaks", kernels.peaks(args.rehearse))
+    ledger.keep("kernels", timing.time_all(setting))
 
 
 def _keep_tiles(raced: Rows, out: Path) -> None:
@@ -90,11 +88,8 @@ def _keep_tiles(raced: Rows, out: Path) -> None:
 
 
 def _steps(args: argparse.Namespace, ledger: Ledger) -> Iterator[dict[str, Any]]:
-    try:
-        from bench.gpu import steps
-    except ImportError as error:  # the kernels' part needs none of them
-        yield {"variant": "all", "why": f"{error}; pip install -c constraints.txt -e . gives what steps need"}
-        return
+    from bench.gpu import steps  # late: the kernels' part needs none of its packages
+
     recipe = steps.REHEARSAL if args.rehearse else steps.FULL
     names = args.only.split(",") if args.only else steps.NAMES[: 2 if args.rehearse else None]
     yield from steps.time_steps(names, recipe, deadline=time.monotonic() + ledger.until - ledger.seconds - 60)

@@ -1,6 +1,6 @@
 """The first minutes on a GPU: checks correctness, measures speed, and collects data for the next optimisations.
 
-    python3 -m bench.gpu.first --call 1 [--out DIR] [--until S]      then the same with --call 2
+    python3 -m bench.gpu.first --call 1 [--out DIR]      then the same with --call 2
 
 Two calls of at most 420 s and 300 s; the second finds the code that the first compiled, in .gpu/cache. Each figure is a
 line of <out>/first.jsonl as soon as it is known, and a part that fails or is late affects no other. Needs python3,
@@ -74,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if unknown := [part for part in expected if part not in known]:
         print(f"--parts {','.join(unknown)}: expected some of {', '.join(known)}", file=sys.stderr)
         return 2
-    until = args.until or LIMIT[args.call]
+    until = LIMIT[args.call]
     print(f"call {args.call}: {sum(expected.values()):.0f} s expected, of {until:.0f}")
     print("\n".join(f"  {part:10} {seconds:5.0f} s" for part, seconds in expected.items()), flush=True)
     ledger = Ledger(Path(args.out) / "first.jsonl", until=until)
@@ -94,7 +94,6 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--call", type=int, choices=(1, 2), default=1, help="which half (1)")
     parser.add_argument("--out", default=".gpu/out", help="where figures go (.gpu/out, which git ignores)")
-    parser.add_argument("--until", type=float, metavar="S", help="seconds after which nothing begins (420 and 300)")
     parser.add_argument("--parts", metavar="A,B", help="some parts, of either call, in place of a call's")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on a CPU: does it all come to its end?")
     return parser

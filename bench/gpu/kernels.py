@@ -85,9 +85,7 @@ def full(small: bool) -> Iterator[Row]:
 
 def kernels(small: bool) -> Iterator[Row]:
     """Attention's backends and ratrain's kernels, as CUDA graphs."""
-    setting = _setting(small)
-    peak = timing.Peaks(8e14, 3e12) if small else timing.peaks(setting)
-    yield from timing.time_group(timing.attention, setting, peak)
+    yield from timing.time_groups(_setting(small), timing.attention)
 
 
 def loss(small: bool) -> Iterator[Row]:
@@ -105,6 +103,4 @@ def loss(small: bool) -> Iterator[Row]:
 
 def decode(small: bool) -> Iterator[Row]:
     """A token of a batch of 64 at a context of 8192, with a whole cache and with a pruned one."""
-    setting = _setting(small)
-    peak = timing.Peaks(8e14, 3e12) if small else timing.peaks(setting)
-    yield from timing.time_group(timing.decoding, setting, peak)
+    yield from timing.time_groups(_setting(small), timing.decoding)

@@ -114,14 +114,19 @@ class Timed:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-def time_all(setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
+def time_all(setting: Setting) -> Iterator[dict[str, Any]]:
     """Yields a row for each kernel and for each competitor."""
-    for group in (attention, loss, decoding):
-        yield from time_group(group, setting, peak)
+    yield from time_groups(setting, attention, loss, decoding)
 
 
-def time_group(group: Callable[[Setting], Iterator[Timed]], setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
-    """Yields a row for each member of a group, all on the same inputs."""
+def time_groups(setting: Setting, *groups: Callable[[Setting], Iterator[Timed]]) -> Iterator[dict[str, Any]]:
+    """Yields a row for each member of the groups, with its share of the peaks measured before."""
+    peak = peaks(setting)
+    for group in groups:
+        yield from _time_group(group, setting, peak)
+
+
+def _time_group(group: Callable[[Setting], Iterator[Timed]], setting: Setting, peak: Peaks) -> Iterator[dict[str, Any]]:
     ms: dict[str, float] = {}
     for one in group(setting):
         row: dict[str, Any] = {"kernel": one.name, **one.fields}

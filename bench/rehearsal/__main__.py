@@ -55,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> int:
             _say({"case": str(case), "faults": [f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"]}, args)
             continue
         row = {**step.record(), "faults": step.faults + ([] if args.record else bounds.exceeded(step, known))}
-        row["model"] = {name: _modelled(step, CARDS[name], args.micro_batches) for name in CARDS}
+        row["model"] = {name: _modelled(step, CARDS[name]) for name in CARDS}
         failed += bool(row["faults"])
         _say(row, args)
         if args.record:
@@ -71,9 +71,6 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--scope", default="block", metavar="A,B", help="what is one graph: block, model (block)")
     parser.add_argument("--attention", default="cudnn", metavar="A,B", help="cudnn, flash, efficient, ours (cudnn)")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="sequences in the micro-batch (16)")
-    parser.add_argument(
-        "--micro-batches", type=int, default=1, metavar="N", help="that share an optimizer step, in the model (1)"
-    )
     parser.add_argument("--scale", default="gpt2_124m", help="a manifest of manifests/scale (gpt2_124m)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="laid over each manifest")
     parser.add_argument("--kernels", action="store_true", help="each kernel of each step as well")
@@ -107,12 +104,12 @@ def _variants() -> list[str]:
     return [entry.id for entry in catalogue() if entry.same_as is None]
 
 
-def _modelled(step: Any, card: Any, micro_batches: int) -> dict[str, float]:
+def _modelled(step: Any, card: Any) -> dict[str, float]:
     """Returns milliseconds by part and in total, and tokens/s."""
     from bench.rehearsal.roofline import TUNED, model
 
-    plain = model(step.work, step.tokens, card, micro_batches=micro_batches)
-    tuned = model(step.work, step.tokens, card, products=TUNED, micro_batches=micro_batches)
+    plain = model(step.work, step.tokens, card)
+    tuned = model(step.work, step.tokens, card, products=TUNED)
     parts = {name: round(1e3 * seconds, 3) for name, seconds in plain.seconds.items()}
     total = {"ms": round(1e3 * plain.total, 3), "tokens_per_s": round(plain.tokens_per_second)}
     return {

@@ -18,15 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from ratrain.config.read import find_manifest, read_source
-from ratrain.config.resolve import resolve
+from bench.manifests import manifest_of
 from ratrain.config.schema import Manifest
 from ratrain.engine import assembly
 from ratrain.kernels import kv_prune, linear_cross_entropy, ra_attention  # noqa: F401 - operations are held, see listen
 from ratrain.machine.attention import Choice
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2, Core
-from ratrain.registry import optim_kinds, patch_kinds
 
 ATTENTION = ("cudnn", "flash", "efficient", "ours")
 _SDPA = {
@@ -61,8 +59,7 @@ class Case:
         how = {"train.batch": self.batch, "train.micro_batch": self.batch, "train.precision": self.precision}
         how |= {"compile.scope": self.scope, "compile.attention": self.attention}
         keys = (*(f"{key}={value}" for key, value in how.items()), *self.keys)
-        source = read_source(find_manifest(self.variant), scale=self.scale, overrides=keys)
-        return resolve(source, patches=patch_kinds(beside=source.files), optimizers=optim_kinds())
+        return manifest_of(self.variant, scale=self.scale, overrides=keys)
 
 
 @dataclass(frozen=True)
