@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bench.gpu.ledger import fault
 from bench.rehearsal import bounds, guard
 from bench.rehearsal.card import CARDS
 
@@ -34,34 +35,44 @@ def main(words: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"rehearse: {error}", file=sys.stderr)
         return 69
-    from bench.rehearsal.step import Case, Rehearsal
+    from bench.rehearsal.step import Rehearsal
 
-    axes = itertools.product(*(getattr(args, axis).split(",") for axis in ("precision", "scope", "attention")))
-    shapes = [dict(zip(("precision", "scope", "attention"), one, strict=True)) for one in axes]
-    names = args.variant or _variants()
-    cases = [
-        Case(name, batch=args.batch, scale=args.scale, keys=tuple(args.set), **one) for one in shapes for name in names
-    ]
-    rehearsal, known, failed, began = Rehearsal(CARDS["h200"]), bounds.read(), 0, time.monotonic()
+    rehearsal, began = Rehearsal(CARDS["h200"]), time.monotonic()
     if args.rest is not None:
         return _rest(rehearsal, args.rest)
     if not args.json:
         print(_HEAD)
+    failed, cases, known = 0, _cases(args), bounds.read()
     for case in cases:
-        try:
-            step = rehearsal.step(case)
-        except Exception as error:  # of any kind: the next case is not affected
-            failed += 1
-            _say({"case": str(case), "faults": [f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"]}, args)
-            continue
-        row = {**step.record(), "faults": step.faults + ([] if args.record else bounds.exceeded(step, known))}
-        row["model"] = {name: _modelled(step, CARDS[name]) for name in CARDS}
+        row = _row(rehearsal, case, {} if args.record else known)
         failed += bool(row["faults"])
         _say(row, args)
-        if args.record:
-            bounds.write([step])  # at once: an interrupted session keeps its figures
+        if args.record and "launches" in row:
+            bounds.write(row)  # at once: an interrupted session keeps its figures
     print(f"{len(cases)} cases, {failed} with faults, {time.monotonic() - began:.0f} s", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _cases(args: argparse.Namespace) -> list[Any]:
+    from bench.rehearsal.step import Case
+    from ratrain.config.catalogue import catalogue
+
+    names = args.variant or [entry.id for entry in catalogue() if entry.same_as is None]
+    axes = (args.precision.split(","), args.scope.split(","), args.attention.split(","), names)
+    return [
+        Case(name, precision, scope, attention, batch=args.batch, scale=args.scale, keys=tuple(args.set))
+        for precision, scope, attention, name in itertools.product(*axes)
+    ]
+
+
+def _row(rehearsal: Any, case: Any, known: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures and faults of a case, with launches and bytes above its bound; its error if it fails."""
+    try:
+        step = rehearsal.step(case)
+    except Exception as error:  # of any kind: the next case is not affected
+        return {"case": str(case), "faults": [fault(error)]}
+    model = {name: _modelled(step, card) for name, card in CARDS.items()}
+    return {**step.record(), "faults": step.faults + bounds.exceeded(step, known), "model": model}
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -98,26 +109,15 @@ def _rest(rehearsal: Any, part: str) -> int:
     return 1 if failed else 0
 
 
-def _variants() -> list[str]:
-    from ratrain.config.catalogue import catalogue
-
-    return [entry.id for entry in catalogue() if entry.same_as is None]
-
-
 def _modelled(step: Any, card: Any) -> dict[str, float]:
     """Returns milliseconds by part and in total, and tokens/s."""
     from bench.rehearsal.roofline import TUNED, model
 
     plain = model(step.work, step.tokens, card)
     tuned = model(step.work, step.tokens, card, products=TUNED)
-    parts = {name: round(1e3 * seconds, 3) for name, seconds in plain.seconds.items()}
-    total = {"ms": round(1e3 * plain.total, 3), "tokens_per_s": round(plain.tokens_per_second)}
-    return {
-        **parts,
-        **total,
-        "tuned_ms": round(1e3 * tuned.total, 3),
-        "tuned_tokens_per_s": round(tuned.tokens_per_second),
-    }
+    found = {name: round(1e3 * seconds, 3) for name, seconds in plain.seconds.items()}
+    found |= {"ms": round(1e3 * plain.total, 3), "tokens_per_s": round(plain.tokens_per_second)}
+    return found | {"tuned_ms": round(1e3 * tuned.total, 3), "tuned_tokens_per_s": round(tuned.tokens_per_second)}
 
 
 _HEAD = f"{'case':52} {'graphs':>6} {'launches':>8} {'GB':>6}  {'H100 ms':>8} {'H200 ms':>8} {'k tok/s':>8}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +33,9 @@ def exceeded(step: Rehearsed, known: dict[str, Any]) -> list[str]:
     return [f"{line}; python -m bench.rehearsal --record takes the new figures" for line in found]
 
 
-def write(steps: Iterable[Rehearsed]) -> None:
-    """Records the steps; other cases are unchanged."""
-    fresh = {str(step.case): {"launches": step.launches, "bytes": step.bytes} for step in steps}
+def write(row: dict[str, Any]) -> None:
+    """Records the figures of a case; other cases are unchanged."""
+    fresh = {row["case"]: {"launches": row["launches"], "bytes": row["bytes"]}}
     cases = dict(sorted({**read(), **fresh}.items()))
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(bound)}" for name, bound in cases.items())
     FILE.write_text(f'{{\n "torch": "{_torch()}",\n "cases": {{\n{lines}\n }}\n}}\n')

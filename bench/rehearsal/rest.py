@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from bench.gpu import correctness, inputs, timing
+from bench.gpu.ledger import fault
 from bench.rehearsal.step import Case, Rehearsal, built, chosen
 
 import torch  # isort: skip - the guard comes before it
@@ -51,7 +52,7 @@ def rehearse(rehearsal: Rehearsal, part: str = "") -> Iterator[tuple[str, list[s
                 where = traceback.extract_tb(error.__traceback__)
                 ours = next((f for f in reversed(where) if "/torch/" not in f.filename), where[-1])
                 place = f"{Path(ours.filename).name}:{ours.lineno}"
-                faults.append(f"{type(error).__name__} at {place}: {str(error).strip().splitlines()[0]}")
+                faults.append(f"at {place}: {fault(error)}")
             faults += sorted(set(rehearsal.recorder.differing))
         yield name, faults
 
