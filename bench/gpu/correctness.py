@@ -89,11 +89,7 @@ def _ra(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     batch, n_head, n_token = setting.checked
     q, k, v = setting.packed((batch, n_head, n_token, head_dim), dtype)
-    generator = torch.Generator(setting.device).manual_seed(1)
-
-    def drawn(*sizes: int) -> Tensor:
-        return torch.randn(*sizes, generator=generator, device=setting.device)
-
+    drawn = partial(setting.normal, setting.generator(1))
     small = {"gate": 1 + 0.3 * drawn(n_head, head_dim), "w_r": drawn(n_head) if tied else None}
     small["bias"] = drawn(batch, n_head, n_token) if added else None
     small["alpha"] = drawn(n_head).sigmoid() if added else None
@@ -202,11 +198,7 @@ def _split(setting: Setting, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tenso
 
 
 def _adamw(setting: Setting, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = torch.Generator(setting.device).manual_seed(0)
-
-    def drawn(*sizes: int) -> Tensor:
-        return torch.randn(*sizes, generator=generator, device=setting.device)
-
+    drawn = partial(setting.normal, setting.generator())
     options: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
     moved, step, lr = [], torch.tensor(7.0, device=setting.device), torch.tensor(0.01, device=setting.device)
     for shape in ((5,), (37, 64), (129, 128)):

@@ -38,13 +38,18 @@ class Setting:
     def packed(self, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> list[Tensor]:
         """Returns q, k, v [B, H, T, D] that require gradients, as views of one random projection: zeros run faster."""
         batch, n_head, n_token, head_dim = shape or self.shape
-        generator = torch.Generator(self.device).manual_seed(0)
-        qkv = torch.randn(batch, n_token, 3, n_head, head_dim, generator=generator, device=self.device)
+        qkv = self.drawn(batch, n_token, 3, n_head, head_dim)
         return [x.requires_grad_() for x in qkv.to(dtype or self.dtype).permute(2, 0, 3, 1, 4).unbind(0)]
 
     def drawn(self, *shape: int, seed: int = 0) -> Tensor:
-        """Standard normal numbers, fp32."""
-        return torch.randn(*shape, generator=torch.Generator(self.device).manual_seed(seed), device=self.device)
+        """Draws standard normal numbers, fp32."""
+        return self.normal(self.generator(seed), *shape)
+
+    def generator(self, seed: int = 0) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def normal(self, generator: torch.Generator, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=self.device)
 
 
 REHEARSAL = Setting("cpu", 1, 1, 48, 32, 32, 128, 64, 2, 64, torch.float32, (1, 2, 33), 0.0)
@@ -66,15 +71,11 @@ def learned_plan_of(q: Tensor, block: int) -> dict[str, Any]:
 def cache_of(setting: Setting, shape: Sequence[int], *, keep: float, both: bool, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of `decode_kept`: one query per head, and `keep` of the context; of its values only unless `both`."""
     batch, n_head, context, head_dim = shape
-    generator = torch.Generator(setting.device).manual_seed(0)
-
-    def drawn(*sizes: int) -> Tensor:
-        return torch.randn(*sizes, generator=generator, device=setting.device).to(dtype)
-
-    held = max(1, round(keep * context))
-    q, keys = drawn(batch, n_head, 1, head_dim), drawn(batch, n_head, held if both else context, head_dim)
+    generator, held = setting.generator(), max(1, round(keep * context))
+    lengths = (1, held if both else context, held)
+    q, keys, values = (setting.normal(generator, batch, n_head, n, head_dim).to(dtype) for n in lengths)
     mass = torch.zeros(batch, n_head, held, device=setting.device)
-    given = {"q": q, "keys": keys, "values": drawn(batch, n_head, held, head_dim), "mass": mass}
+    given = {"q": q, "keys": keys, "values": values, "mass": mass}
     if both:
         return {**given, "places": None, "weight": None}
     order = torch.rand(batch, n_head, context, generator=generator, device=setting.device).argsort(-1)
@@ -83,9 +84,9 @@ def cache_of(setting: Setting, shape: Sequence[int], *, keep: float, both: bool,
 
 def head_of(setting: Setting, rows: int, channels: int, n_class: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Returns x [rows, C] and weight [V, C] that require gradients, and targets [rows]."""
-    generator = torch.Generator(setting.device).manual_seed(0)
-    x = torch.randn(rows, channels, generator=generator, device=setting.device).to(dtype)
-    weight = (0.3 * torch.randn(n_class, channels, generator=generator, device=setting.device)).to(dtype)
+    generator = setting.generator()
+    x = setting.normal(generator, rows, channels).to(dtype)
+    weight = (0.3 * setting.normal(generator, n_class, channels)).to(dtype)
     targets = torch.randint(n_class - 10, (rows,), generator=generator, device=setting.device)
     return x.requires_grad_(), weight.requires_grad_(), targets
 

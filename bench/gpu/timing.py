@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,9 +79,9 @@ def replayed(run: Callable[[], object], setting: Setting) -> Callable[[], object
 
 
 def both_ways(run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[], object]:
-    """Returns a callable that runs the call and its gradients for `inputs`."""
-    grad = torch.randn_like(run())
-    return lambda: torch.autograd.grad(run(), inputs, grad)
+    """Returns a callable that runs the call and its gradients for `inputs`; it fails only when it is called."""
+    slope = functools.cache(lambda: torch.randn_like(run()))
+    return lambda: torch.autograd.grad(run(), inputs, slope())
 
 
 @dataclass
@@ -183,22 +184,10 @@ def attention(setting: Setting) -> Iterator[Timed]:
     for way, flops, moved in (("forward", forward, 4 * size), ("forward + backward", 3.5 * forward, 12 * size)):
         for name, backend in rivals.items():
             run = partial(plain, backend)
-            yield Timed(f"sdpa {way} {name}", run if way == "forward" else _lazily(run, inputs), flops, moved)
+            yield Timed(f"sdpa {way} {name}", run if way == "forward" else both_ways(run, inputs), flops, moved)
         for name, (run, wanting, work, target) in ours.items():
-            call = run if way == "forward" else _lazily(run, wanting)
+            call = run if way == "forward" else both_ways(run, wanting)
             yield Timed(f"{name} {way}", call, work * flops, moved, f"sdpa {way} ", target)
-
-
-def _lazily(run: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[], object]:
-    """Returns `both_ways`, made at the first call, so that an unsupported backend fails while it is timed."""
-    made: list[Callable[[], object]] = []
-
-    def call() -> object:
-        if not made:
-            made.append(both_ways(run, inputs))
-        return made[0]()
-
-    return call
 
 
 def loss(setting: Setting) -> Iterator[Timed]:
@@ -210,7 +199,7 @@ def loss(setting: Setting) -> Iterator[Timed]:
     }
     flops = 6.0 * rows * setting.channels * setting.n_class
     for name, run in calls.items():
-        call = _lazily(run, (x, weight))
+        call = both_ways(run, (x, weight))
         memory = _memory(call, setting)
         target = 1.0 if name.endswith("entropy") else None
         yield Timed(name, call, flops, 0.0, "loss unfused", target, {"peak_MiB": memory})
