@@ -64,6 +64,8 @@ def nanogpt(
 ) -> Callable[[], Tensor]:
     """Returns nanoGPT's step as its train.py takes it, with the model.py of the checkout."""
     manifest = common_manifest(scale, overrides)
+    if torch.device(device).type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     step = their_step(manifest, load_code(Path(checkout)), device, compiled=compiled)
     return on_batches(manifest, step, device)
 
@@ -107,8 +109,6 @@ def their_step(manifest: Manifest, code: ModuleType, device: str, *, compiled: b
     _copy_weights(build(manifest), model)
     forward: Any = torch.compile(model) if compiled else model
     wide = contextlib.nullcontext() if manifest.train.precision == "fp32" else torch.autocast(kind, torch.bfloat16)
-    if kind == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     def run(tokens: Tensor, targets: Tensor) -> Tensor:
         with wide:

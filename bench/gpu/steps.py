@@ -18,6 +18,7 @@ import torch
 from bench.gpu.ledger import fault
 from bench.manifests import manifest_of
 from ratrain.config.catalogue import catalogue
+from ratrain.config.schema import Manifest
 from ratrain.engine.assembly import train_step
 from ratrain.machine.compile import keep_compiled_code
 from ratrain.machine.device import peak_flops, peak_memory, synchronize
@@ -69,18 +70,26 @@ def stepping(name: str, recipe: Recipe) -> Stepping:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     model, step = train_step(manifest, lr=1e-4, device=recipe.device)
+    once = warmed(lambda tokens, targets: step(tokens, targets).loss, manifest, device)
+    tokens = manifest.train.batch * manifest.model.block_size
+    return Stepping(once, tokens, count(model).train_flops_per_token, peak_memory(device) - before)
+
+
+def warmed(
+    step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], manifest: Manifest, device: torch.device
+) -> Callable[[], torch.Tensor]:
+    """Returns the step on random tokens and targets, after three calls."""
     generator = torch.Generator(device).manual_seed(0)
     shape = manifest.train.batch, manifest.model.block_size + 1
 
     def once() -> torch.Tensor:
         tokens = torch.randint(manifest.model.vocab_size, shape, generator=generator, device=device)
-        return step(tokens[:, :-1], tokens[:, 1:]).loss
+        return step(tokens[:, :-1], tokens[:, 1:])
 
     for _ in range(3):
         once()
     synchronize(device)
-    memory = peak_memory(device) - before
-    return Stepping(once, shape[0] * (shape[1] - 1), count(model).train_flops_per_token, memory)
+    return once
 
 
 def warm(task: tuple[str, Recipe]) -> tuple[str, str]:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from bench.costs.peers import load_code
+from bench.costs.peers import load_code, their_step
 from bench.gpu.ledger import fault
-from bench.gpu.steps import BASE, Recipe, Stepping, in_rounds, stepping
+from bench.gpu.steps import BASE, Recipe, Stepping, in_rounds, stepping, warmed
+from bench.manifests import manifest_of
 from ratrain.machine.compile import keep_compiled_code
 from ratrain.profile.paired_timing import Ratio
 
@@ -84,37 +85,22 @@ def _in_turns(makers: Makers, batch: int, small: bool) -> Iterator[Row]:
 
 
 def _ours(keys: tuple[str, ...], batch: int, small: bool) -> Stepping:
+    return stepping(BASE, _recipe(keys, batch, small))
+
+
+def _recipe(keys: tuple[str, ...], batch: int, small: bool) -> Recipe:
     common = (f"train.batch={batch}", f"train.micro_batch={batch}")
     how = ("compile.scope=off",) if small else ("train.precision=bf16", "compile.scope=block")
-    recipe = Recipe("cpu" if small else "cuda", "tiny" if small else "gpt2_124m", (*common, *how, *keys), 1)
-    return stepping(BASE, recipe)
+    return Recipe("cpu" if small else "cuda", "tiny" if small else "gpt2_124m", (*common, *how, *keys), _ROUNDS)
 
 
 def _nano(folder: str, batch: int, small: bool) -> Stepping:
     """nanoGPT's own model and optimizer as its train.py runs them: bf16 autocast, compiled whole, clipped."""
-    nanogpt = load_code(Path(folder))
-    device = "cpu" if small else "cuda"
-    length, shape = (32, (2, 2, 32)) if small else (1024, (12, 12, 768))
-    sizes = dict(zip(("n_layer", "n_head", "n_embd"), shape, strict=True))
-    made = nanogpt.GPT(nanogpt.GPTConfig(vocab_size=50304, block_size=length, dropout=0.0, bias=True, **sizes)).to(
-        device
-    )
-    optimizer = made.configure_optimizers(0.1, 1e-4, (0.9, 0.95), device)
-    forward = made if small else torch.compile(made)
-
-    def step() -> torch.Tensor:
-        x = torch.randint(50257, (batch, length + 1), device=device)
-        with torch.autocast(device, torch.bfloat16):
-            _, loss = forward(x[:, :-1].contiguous(), x[:, 1:].contiguous())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    for _ in range(3):
-        step()
-    return Stepping(step, batch * length, flops=0, memory=0)
+    recipe = _recipe((), batch, small)
+    manifest = manifest_of(BASE, scale=recipe.scale, overrides=recipe.keys)
+    step = their_step(manifest, load_code(Path(folder)), recipe.device, compiled=not small)
+    once = warmed(lambda x, y: step(x.contiguous(), y.contiguous()), manifest, torch.device(recipe.device))
+    return Stepping(once, batch * manifest.model.block_size, flops=0, memory=0)
 
 
 def profile(small: bool, out: Path) -> Iterator[Row]:
