@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from bench.compare.arm import started
+from bench.compare.arm import Arm, started
 from bench.compare.worker import ArmError
 from ratrain.profile.paired_timing import interleave
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_worker_takes_steps_and_two_count_the_same(start):
@@ -50,6 +54,15 @@ def test_a_tree_too_old_to_measure_is_named_without_a_traceback(tmp_path):
         pass
     assert str(raised.value).startswith("v9 of abc: this tree is older than the bench can measure (")
     assert "\n" not in str(raised.value)
+
+
+def test_a_worker_takes_ratrain_from_the_other_tree_and_bench_from_this_one(tmp_path):
+    shutil.copytree(ROOT / "ratrain", tmp_path / "ratrain", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench/__init__.py").write_text("raise ValueError('the bench of the other tree')")
+    tiny = {"manifest": "v9", "scale": "tiny", "overrides": ["compile.scope=off"]}
+    with Arm(arguments=tiny, source=tmp_path) as arm:
+        assert arm.counters()["ops"] > 0
 
 
 def test_every_arm_meets_every_place_in_a_round():
