@@ -83,18 +83,18 @@ bench: install ## what everything costs: variants, operations, decoding, engine,
 	$(BIN)/python -m pytest bench --benchmark-only -q $(ARGS)
 
 bench-compare: install ## is a step slower than at REF=main~3, and does it do more? VARIANTS="v0 v9" SCALE=study INSTRUCTIONS=1
-	$(BIN)/python bench/compare.py $(REF) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SCALE),--scale $(SCALE)) \
+	$(BIN)/python -m bench.compare.commits $(REF) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SCALE),--scale $(SCALE)) \
 		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(INSTRUCTIONS),--instructions) $(if $(ALLOW),--allow $(ALLOW)) \
 		$(if $(DEVICE),--device $(DEVICE))
 
 bench-page: install ## draw what is kept in bench/history as docs/performance/history.html
-	$(BIN)/python bench/page.py
+	$(BIN)/python -m bench.history.page
 
 bench-selftest: install ## how often is bench-compare wrong? 200 injected slowdowns of 5 %, 200 of nothing: a quarter of an hour
-	$(BIN)/python bench/selftest.py
+	$(BIN)/python -m bench.compare.selftest $(ARGS)
 
 rehearse: install ## what would every step do on a GPU? graphs, syncs, launches, bytes, modelled times; ARGS="v0 --kernels"
-	$(BIN)/python -W ignore bench/rehearse.py $(ARGS)
+	$(BIN)/python -W ignore -m bench.rehearsal $(ARGS)
 
 zoo: install ## which planted faults do verify, the preflight and audit find? writes docs/zoo.md: five minutes
 	$(BIN)/python -W ignore tests/zoo/zoo.py --write
@@ -103,13 +103,13 @@ kernels: install ## compile every Triton kernel for five GPUs: registers, spills
 	$(BIN)/python -m ratrain.kernels.ahead
 
 gpu-check: ## are the kernels right on this GPU, and how fast? Then steps of every variant
-	$(PYTHON) bench/gpu_check.py
+	$(PYTHON) -m bench.gpu.check
 
 gpu-carry: ## fetch what a bare GPU machine lacks into .gpu/site, to be carried there with the checkout
-	$(PYTHON) bench/gpu_carry.py
+	$(PYTHON) -m bench.gpu.carry
 
 gpu-first: ## the first minutes on a GPU, CALL=1 (seven) then CALL=2 (five); NANOGPT=path; REHEARSE=1 tries it on a CPU
-	$(PYTHON) bench/gpu_first.py --call $(or $(CALL),1) $(if $(REHEARSE),--rehearse) $(ARGS)
+	$(PYTHON) -m bench.gpu.first --call $(or $(CALL),1) $(if $(REHEARSE),--rehearse) $(ARGS)
 
 clean: ## remove the virtual environment and build products; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .benchmarks

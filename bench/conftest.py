@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from setting import REPLAY, TABLES, Setting, device_of
+
+from bench.costs.setting import REPLAY, TABLES, Setting, device_of
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

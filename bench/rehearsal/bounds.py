@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rehearsal.step import Rehearsed
+    from bench.rehearsal.step import Rehearsed
 
 FILE = Path(__file__).with_name("bounds.json")
 _SLACK = 1.005  # of bytes: Inductor's split of a reduction may change with the number of processors
@@ -31,12 +30,12 @@ def exceeded(step: Rehearsed, known: dict[str, Any]) -> list[str]:
         found.append(f"{step.launches} launches, {bound['launches']} when they were recorded")
     if step.bytes > _SLACK * bound["bytes"]:
         found.append(f"{step.bytes / 1e9:.3f} GB, {bound['bytes'] / 1e9:.3f} when they were recorded")
-    return [f"{line}; bench/rehearse.py --record takes the new figures" for line in found]
+    return [f"{line}; python -m bench.rehearsal --record takes the new figures" for line in found]
 
 
-def write(steps: Iterable[Rehearsed]) -> None:
-    """Records the steps; other cases are unchanged."""
-    fresh = {str(step.case): {"launches": step.launches, "bytes": step.bytes} for step in steps}
+def write(row: dict[str, Any]) -> None:
+    """Records the figures of a case; other cases are unchanged."""
+    fresh = {row["case"]: {"launches": row["launches"], "bytes": row["bytes"]}}
     cases = dict(sorted({**read(), **fresh}.items()))
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(bound)}" for name, bound in cases.items())
     FILE.write_text(f'{{\n "torch": "{_torch()}",\n "cases": {{\n{lines}\n }}\n}}\n')

@@ -76,7 +76,7 @@ class Recorder:
     def launched(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Adds a Triton kernel, Inductor's or ratrain's: each tensor is read or written once, or both if updated in
         place."""
-        from rehearsal.gpu import SOURCES
+        from bench.rehearsal.fake_gpu import SOURCES
 
         if name not in SOURCES:
             moved = _bytes(arguments) + _bytes([arguments[i] for i in _UPDATED.get(name, ())])

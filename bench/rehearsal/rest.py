@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import gpu_inputs
-import gpu_right
-import gpu_timed
-
-from rehearsal.step import Case, Rehearsal, built, chosen
+from bench.gpu import correctness, inputs, timing
+from bench.gpu.ledger import fault
+from bench.rehearsal.step import Case, Rehearsal, built, chosen
 
 import torch  # isort: skip - the guard comes before it
 import torch.distributed as dist
@@ -54,7 +52,7 @@ def rehearse(rehearsal: Rehearsal, part: str = "") -> Iterator[tuple[str, list[s
                 where = traceback.extract_tb(error.__traceback__)
                 ours = next((f for f in reversed(where) if "/torch/" not in f.filename), where[-1])
                 place = f"{Path(ours.filename).name}:{ours.lineno}"
-                faults.append(f"{type(error).__name__} at {place}: {str(error).strip().splitlines()[0]}")
+                faults.append(f"at {place}: {fault(error)}")
             faults += sorted(set(rehearsal.recorder.differing))
         yield name, faults
 
@@ -70,11 +68,11 @@ def branches(rehearsal: Rehearsal) -> Iterator[tuple[str, Callable[[], Any]]]:
     for dtype, channels in ((torch.bfloat16, 64), (torch.bfloat16, 128), (torch.float32, 64)):
         case = attention.Case((16, 12 * 64 // channels, 1024, channels), dtype, 0.0, GPU)
         yield f"attention: measure {case}", lambda case=case: _measured(case)
-    setting = gpu_inputs.Setting()
-    yield "gpu_check: peaks", lambda: gpu_timed.peaks(setting)
-    for group in (gpu_timed.attention, gpu_timed.loss, gpu_timed.decoding):
+    setting = inputs.Setting()
+    yield "gpu_check: peaks", lambda: timing.peaks(setting)
+    for group in (timing.attention, timing.loss, timing.decoding):
         yield f"gpu_check: time {group.__name__}", lambda group=group: [one.run() for one in group(setting)]
-    for one in gpu_right.all_checks(setting):
+    for one in correctness.all_checks(setting):
         dtype = str(one.dtype).removeprefix("torch.")
         yield f"gpu_check: {one.name} {dtype}", lambda one=one: list(one.run(setting, one.dtype))
     yield "two ranks: a step in bf16", lambda: _two_ranks(rehearsal)

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rehearsal.card import Card
-from rehearsal.record import HEAD, OPTIMIZER, TRITON, Work
+from bench.rehearsal.card import Card
+from bench.rehearsal.record import HEAD, OPTIMIZER, TRITON, Work
 
 PRODUCTS = 0.70  # of the peak that one large product reaches
 TUNED = 0.78  # the same with max-autotune's choice of tiles
@@ -39,16 +39,12 @@ class Model:
         return self.tokens / self.total
 
 
-def model(
-    work: Iterable[Work], tokens: int, card: Card, *, products: float = PRODUCTS, micro_batches: int = 1
-) -> Model:
-    """Of one step with `micro_batches` micro-batches of `tokens`, per micro-batch: they share one optimizer step."""
+def model(work: Iterable[Work], tokens: int, card: Card, *, products: float = PRODUCTS) -> Model:
+    """Of one step of one micro-batch of `tokens`."""
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     for one in work:
-        part = _part(one)
-        share = micro_batches if part == "optimizer" else 1
-        seconds[part] += _seconds(one, card, products) / share
-        seconds["gaps"] += one.count * GAP / share
+        seconds[_part(one)] += _seconds(one, card, products)
+        seconds["gaps"] += one.count * GAP
     return Model(seconds, tokens)
 
 

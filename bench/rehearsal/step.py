@@ -9,24 +9,22 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 from unittest.mock import patch
 
-from rehearsal import gpu
-from rehearsal.card import Card
-from rehearsal.record import OPTIMIZER, Recorder, Work, listen, total
+from bench.rehearsal import fake_gpu
+from bench.rehearsal.card import Card
+from bench.rehearsal.record import OPTIMIZER, Recorder, Work, listen, total
 
 import torch  # isort: skip - the guard comes before it
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from ratrain.config.read import find_manifest, read_source
-from ratrain.config.resolve import resolve
+from bench.manifests import manifest_of
 from ratrain.config.schema import Manifest
 from ratrain.engine import assembly
 from ratrain.kernels import kv_prune, linear_cross_entropy, ra_attention  # noqa: F401 - operations are held, see listen
 from ratrain.machine.attention import Choice
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2, Core
-from ratrain.registry import optim_kinds, patch_kinds
 
 ATTENTION = ("cudnn", "flash", "efficient", "ours")
 _SDPA = {
@@ -61,8 +59,7 @@ class Case:
         how = {"train.batch": self.batch, "train.micro_batch": self.batch, "train.precision": self.precision}
         how |= {"compile.scope": self.scope, "compile.attention": self.attention}
         keys = (*(f"{key}={value}" for key, value in how.items()), *self.keys)
-        source = read_source(find_manifest(self.variant), scale=self.scale, overrides=keys)
-        return resolve(source, patches=patch_kinds(beside=source.files), optimizers=optim_kinds())
+        return manifest_of(self.variant, scale=self.scale, overrides=keys)
 
 
 @dataclass(frozen=True)
@@ -105,14 +102,14 @@ class Rehearsal:
 
     def __init__(self, card: Card):
         self.card, self.recorder = card, Recorder()
-        self.mode = gpu.install(card, launched=self.recorder.launched, synced=self.recorder.synced)
+        self.mode = fake_gpu.install(card, launched=self.recorder.launched, synced=self.recorder.synced)
         listen(self.recorder, self.mode)
 
     def step(self, case: Case) -> Rehearsed:
         """Compiles the case and counts its fourth step."""
         torch._dynamo.reset()
         counters.clear()
-        gpu.SOURCES.clear()
+        fake_gpu.SOURCES.clear()
         manifest = case.manifest()
         shape = manifest.train.batch, manifest.model.block_size + 1
         with self.mode, chosen(case, self.card):

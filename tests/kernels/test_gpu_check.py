@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "bench" / "gpu_check.py"
+ROOT = Path(__file__).parents[2]
 
 
 def parts(file):
@@ -22,7 +22,8 @@ def parts(file):
 
 
 def run(*words):
-    return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "bench.gpu.check", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 @pytest.mark.interpreter

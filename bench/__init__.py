@@ -1,0 +1,1 @@
+"""Measurements of ratrain, run from the root of the repository: costs, commits compared, GPUs, rehearsals."""
