@@ -15,7 +15,7 @@ GIVEN = $(foreach name,$(VARIABLES),$(if $($(name)),$(name)=$($(name))))
 DEFCONFIGS := ratrain/legacy/defconfigs
 
 .DEFAULT_GOAL := main
-.PHONY: defconfig defconfig-none list-defconfigs main install test faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse zoo kernels gpu-check gpu-carry gpu-first clean help
+.PHONY: defconfig defconfig-none list-defconfigs main install test test-fast test-slow faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse zoo kernels gpu-check gpu-carry gpu-first clean help
 
 main: install ## set up, then train V9, draw a sample and write a report (the default); or what defconfig-NAME chose
 ifeq ($(CHOSEN),)
@@ -57,8 +57,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
 	@touch $@
 
-test: install ## run the tests
-	$(BIN)/python -m pytest -n 2 tests
+test-fast: install ## the tests that start no process and compile nothing: three minutes
+	$(BIN)/python -m pytest -n 2 --fast tests
+
+test-slow: install ## the tests that `make test` leaves out: kills, studies, statistics, a rehearsed GPU
+	$(BIN)/python -m pytest -n 2 -m slow tests
+
+test: install ## run the tests, all but the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m interpreter tests/kernels
 
 faults: install ## kill runs at 1000 points, flip 5000 bits, mutate 20 000 manifests: half an hour

@@ -11,6 +11,36 @@ from ratrain.config.resolve import resolve
 from ratrain.registry import optim_kinds, patch_kinds
 
 
+def pytest_addoption(parser):
+    words = "leave out slow and thorough tests, and skip those that start a process or compile with Inductor"
+    parser.addoption("--fast", action="store_true", help=words)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("fast"):
+        left = [item for item in items if not (item.get_closest_marker("slow") or item.get_closest_marker("thorough"))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(left)])
+        items[:] = left
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_processes(request):
+    """With --fast: a test that starts a process or compiles with Inductor is skipped when it does."""
+    if not request.config.getoption("fast"):
+        yield
+        return
+
+    def skip(*_args, **_kwargs):
+        pytest.skip("starts a process or compiles; `make test` runs it")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("subprocess.Popen.__init__", skip)
+        patch.setattr("multiprocessing.process.BaseProcess.start", skip)
+        patch.setattr("os.fork", skip)
+        patch.setattr("torch._inductor.compile_fx.compile_fx", skip)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """No test reads or fills the user's cache."""

@@ -54,6 +54,7 @@ def test_the_mechanism_of_the_page_is_built_and_is_the_base_model_while_switched
     assert any(name.endswith("heat") for name, _ in mine.named_parameters())
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)

@@ -76,6 +76,7 @@ SHORT = [*("--set", "compile.scope=off"), *("--set", "train.budget={steps=2}"), 
 STUDY = 'id = "waits"\nbase = "v0"\narms = ["v9"]\ncontrols = false\nseed = { init = [1] }\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [["v0"], ["v0", "--devices", "2"], ["--ablate", "study.toml", "--jobs", "1"]])
 def test_every_way_to_train_settles_it_and_records_it(tmp_path, monkeypatch, how):
     monkeypatch.chdir(tmp_path)
@@ -86,6 +87,7 @@ def test_every_way_to_train_settles_it_and_records_it(tmp_path, monkeypatch, how
     assert all(told["GOMP_SPINCOUNT"] in ("1000", "10000") for told in recorded)
 
 
+@pytest.mark.slow
 def test_a_wait_changes_no_bit(tmp_path):
     sums = []
     for number, waits in enumerate(({"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "1000"}, {})):

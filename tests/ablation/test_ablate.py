@@ -36,6 +36,7 @@ def losses(results):
     return {arm["arm"]: [run["loss"] for run in arm["runs"]] for arm in begun}
 
 
+@pytest.mark.slow
 def test_every_arm_is_trained_with_every_seed_and_as_by_hand(ablate, study, ratrain, tmp_path):
     results, err = ablate(study())
     assert {name: len(of) for name, of in losses(results).items()} == {
@@ -85,6 +86,7 @@ def test_a_run_of_a_study_can_be_replayed(ablate, study, ratrain, tmp_path):
     assert "the seeds of two-tiny are" in ratrain(*words, "--arm", "v9", "--seed", 3)[2]
 
 
+@pytest.mark.slow
 def test_an_arm_with_its_verdict_runs_no_more_seeds(ablate, study):
     text = study().read_text().replace("[1, 2]", "[1, 2, 3, 4]")
     text = text.replace("[arm.kept]", "[verdict]\ndelta = 50.0\nstop = true\n\n[arm.kept]")
@@ -238,6 +240,7 @@ def test_an_arm_that_draws_shared_weights_anew_is_caught_before_any_training(ref
 # the plan is fixed before the first step
 
 
+@pytest.mark.slow
 def test_another_plan_is_refused_and_an_addition_is_exploratory(ablate, study):
     ablate(study(), "--only", "v9")
     text = study().read_text()
@@ -255,6 +258,7 @@ def test_another_plan_is_refused_and_an_addition_is_exploratory(ablate, study):
     assert losses(results)["late"]
 
 
+@pytest.mark.slow
 def test_a_study_begun_anew_trains_anew(ablate, study, tmp_path):
     first, _ = ablate(study(), "--only", "v9", "--seeds", "1")
     again, err = ablate(study(), "--only", "v9", "--seeds", "1,2", "--fresh")
@@ -319,6 +323,7 @@ seed.init = [11, 12]
 """
 
 
+@pytest.mark.slow
 def test_every_arm_is_tuned_and_judged_at_its_own_best_point(ablate, study, tmp_path):
     results, err = ablate(study(TUNED))
     tuned = results["conclusion"]["tuned"]
@@ -348,6 +353,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_or_killed_goes_on_to_the_same_losses(ablate, study, tmp_path):
     unbroken, _ = ablate(study(), *SLOW)
     os.rename(tmp_path / "runs", tmp_path / "unbroken")
@@ -397,6 +403,7 @@ def test_runs_of_one_graph_wait_until_the_first_has_compiled_it(study, tmp_path)
     assert sorted(told) == ["v0 1", "v0 2", "v0 3", "v9 1"]
 
 
+@pytest.mark.slow
 def test_as_many_runs_stand_side_by_side_as_have_the_memory(study, ratrain, tmp_path, monkeypatch):
     words = ("--ablate", study(), "--out", tmp_path / "runs", "--device", "cpu", "--dry-run", "--json")
     monkeypatch.setattr("os.cpu_count", lambda: 8)
@@ -409,6 +416,7 @@ def test_as_many_runs_stand_side_by_side_as_have_the_memory(study, ratrain, tmp_
     assert "expected a number of GiB above 0, got 'much'" in ratrain(*words, "--memory", "much")[2]
 
 
+@pytest.mark.slow
 def test_costs_of_steps_are_measured_alone_and_once(study, ratrain, tmp_path):
     words = (
         "--ablate",

@@ -31,6 +31,7 @@ def share_found(effect, sd, *, arms, seeds, studies, **options):
     return found / studies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arms", "seeds", "spending"), [(20, 3, "obrien_fleming"), (20, 5, "pocock"), (1, 6, "pocock")]
 )

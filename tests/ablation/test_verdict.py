@@ -36,18 +36,21 @@ def false_claims(effects, seeds, studies, **options):
     return wrong / studies, held / studies
 
 
+@pytest.mark.slow
 def test_twenty_arms_of_three_seeds_without_effects_are_seldom_called_better_or_worse():
     wrong, held = false_claims([0.0] * 20, 3, 2000)
     assert wrong <= 0.065
     assert held == pytest.approx(0.95, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spending", ["obrien_fleming", "pocock"])
 def test_looks_and_stopping_do_not_raise_the_error_rate(spending):
     wrong, _ = false_claims([0.0] * 20, 5, 1000, spending=spending)
     assert wrong <= 0.065
 
 
+@pytest.mark.slow
 def test_no_mixture_of_effects_raises_the_error_rate_of_all_claims():
     wrong, _ = false_claims([0.0, 0.0, DELTA, -DELTA] * 3, 4, 1000, delta=DELTA)
     assert wrong <= 0.065

@@ -53,11 +53,13 @@ def cases(files, claims):
     return list(found.values())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("file", "claim"), cases([file for file in shipped() if file not in AS_RUN], contracts()))
 def test_manifest(file, claim):
     contracts()[claim](resolved(file, SMALL))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "claim"), cases(sorted(AS_RUN), STRUCTURE))
 def test_manifest_of_an_old_run(file, claim):
     manifest = resolved(file, SMALL)

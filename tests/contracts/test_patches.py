@@ -27,12 +27,14 @@ def stands_on_modern(kind: str) -> bool:
 MODERN = [kind for kind in patch_kinds() if stands_on_modern(kind)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("claim", contracts())
 @pytest.mark.parametrize("kind", patch_kinds())
 def test_patch(kind, claim):
     contracts()[claim](with_patch(kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", contracts())
 @pytest.mark.parametrize("kind", MODERN)
 def test_patch_on_the_modern_base(kind, claim):

@@ -290,6 +290,7 @@ def test_a_rehearsal_tells_the_choice_of_the_run_itself(tiny):
     assert "attention      math (asked)" in dry_run(manifest, device="cpu", as_json=False, emit=lambda event: None)
 
 
+@pytest.mark.slow
 def test_compiled_code_kept_on_disk_is_not_taken_for_another_backend(tiny):
     # torch's own key knows nothing of process-wide settings, and would give math what was compiled for flash
     keep_compiled_code()

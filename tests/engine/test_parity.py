@@ -62,6 +62,7 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "compiler",
     [CompileSection(scope="off"), CompileSection(scope="block", backend="inductor")],

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 LONG = os.environ.get("FAULTS") == "long"
 
 
@@ -22,12 +24,14 @@ def crashes(*words):
     return found
 
 
+@pytest.mark.slow
 def test_killed_at_points_all_over_a_run_it_ends_as_if_it_had_not_been():
     found = crashes(*("--points", 1000, "--steps", 40) if LONG else ("--points", 60, "--steps", 10))
     assert found["runs"] == (1000 if LONG else 60)
     assert sum("checkpoint" in label for label in found["killed_at"]) >= 5  # in many phases of the writer
 
 
+@pytest.mark.slow
 def test_the_same_compiled_on_two_threads():
     points = 20 if LONG else 4
     found = crashes("--points", points, "--steps", 8, "--compiled", "--threads", 2, "--jobs", 1)

@@ -23,12 +23,14 @@ def test_a_planted_mechanism_breaks_its_contract(name):
     assert zoo.fault(name, zoo.caught_by(name))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("claim", contracts())
 @pytest.mark.parametrize("name", zoo.names("honest"))
 def test_an_honest_mechanism_keeps_every_contract(name, claim):
     contracts()[claim](zoo.manifest_of(name, "honest"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", zoo.names("decoders"))
 def test_a_planted_decoder_is_told(name):
     claim = zoo.caught_by(name, "decoders")

@@ -42,6 +42,7 @@ def repository(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_read_planted_into_the_step_fails_the_gate(repository, asked, monkeypatch):
     kept = {}
     monkeypatch.setattr(commits, "record", lambda suite, rows, against: kept.update(rows))

@@ -74,6 +74,7 @@ def test_what_a_call_is_expected_to_take_fits_its_limit(call):
     assert all(rehearsed > 0 for _, rehearsed in CALLS[call].values())
 
 
+@pytest.mark.slow
 def test_the_first_minutes_on_a_gpu_go_through_on_a_cpu(tmp_path):
     parts = "env,peaks,products,full,loss,steps_16,profile,kernels,decode,train,whole"
     command = [sys.executable, "-W", "ignore", "-m", "bench.gpu.first", "--rehearse", "--out", str(tmp_path)]

@@ -18,6 +18,7 @@ from bench.rehearsal import bounds, guard
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(guard.compiler() is None, reason="needs a C++ compiler for the guard that stands in for CUDA"),
     pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux"),
 ]

@@ -38,6 +38,7 @@ def profiled(tiny, tmp_path):
     return profiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [4, 2])
 def test_products_come_to_what_the_model_counts(profiled, micro_batch):
     """With attention written out: a fused one forms its scores a second time to go back."""
@@ -163,6 +164,7 @@ def test_a_compiler_that_is_missing_is_told(ratrain, monkeypatch):
     assert not Path("profile-v0-tiny").exists()
 
 
+@pytest.mark.slow
 def test_fused_kernels_show_one_by_one_with_what_they_move_also_the_second_time(ratrain, monkeypatch):
     """A graph that comes from the cache never ran the scheduler, which alone knows."""
     for _ in range(2):
