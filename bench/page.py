@@ -7,15 +7,14 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ratrain.report.drawing import PAINT, drawn
-from ratrain.report.html import WIDE_STYLE, Markup, document, figure, folded, grid, sections
+from ratrain.report.html import Cell, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +31,26 @@ _CALLED = {
 }
 _FLAT = 0.02  # from 1: shaded
 _SMALL = {"width": 2.4, "size": 8.5}  # of figures placed side by side, which are shown at their own size
+
+
+class Arm(NamedTuple):
+    """An arm of a suite, its latest median with its interval, and the drawing of all measurements."""
+
+    name: str
+    latest: str
+    drawing: str
+
+
+class Suite(NamedTuple):
+    """A suite on one machine: a small figure per arm, all with one axis, and a table of every number."""
+
+    name: str
+    title: str
+    latest: str
+    torch: str
+    arms: list[Arm]
+    head: list[str | Cell]
+    rows: list[tuple[str | Cell, ...]]
 
 
 @dataclass(frozen=True)
@@ -74,56 +93,43 @@ def page(measured: Sequence[Measured]) -> str:
     for one in measured:
         groups[one.suite, one.machine].append(one)
     ranked = sorted(groups, key=lambda group: [*_CALLED, group[0].partition(" ")[0]].index(group[0].partition(" ")[0]))
-    parts = []
+    suites = []
     for at, (suite, machine) in enumerate(ranked):
         kind, _, changes = suite.partition(" ")
         title = _CALLED.get(kind, suite) + (f" ({changes})" if changes else "")
         if len({of for name, of in groups if name == suite}) > 1:
             title += f" on {machine}"
-        parts.append((f"suite-{at}", title, _suite(f"suite-{at}", groups[suite, machine])))
-    lead = "".join(f"<p class=lead>{line}</p>" for line in _lead(measured))
-    head = f"<header><h1>What a step costs, commit by commit</h1>{lead}</header>"
-    return document("Bench history", head + sections(parts), WIDE_STYLE)
-
-
-def _lead(measured: Sequence[Measured]) -> Iterator[str]:
-    dates, machines = sorted(one.date for one in measured), sorted({one.machine for one in measured})
-    if not measured:
-        yield "Nothing is kept yet: RECORD=1 make bench keeps what it measures."
-        return
-    yield (
-        f"<b>{len(measured)}</b> measurements, <b>{dates[0]}</b> to <b>{dates[-1]}</b>, on "
-        f"{escape('; '.join(machines))}. Ratios are within a measurement, whose arms took turns: only they are "
-        "compared over time, milliseconds are those of that day's machine."
-    )
-    yield (
-        "Dots: medians, with 95 % intervals (99 % where two commits are compared). Square: the tree had edits that "
-        f"the commit does not tell of. Shaded: within {100 * _FLAT:.0f} % of 1. RECORD=1 adds a measurement, "
-        "<code>make bench-page</code> draws this page anew."
+        suites.append(_suite(f"suite-{at}", title, groups[suite, machine]))
+    return render(
+        "history.html.jinja",
+        folder=Path(__file__).parent,
+        title="Bench history",
+        suites=suites,
+        count=len(measured),
+        dates=sorted(one.date for one in measured),
+        machines=sorted({one.machine for one in measured}),
+        flat=_FLAT,
     )
 
 
-def _suite(name: str, lines: Sequence[Measured]) -> str:
-    """A small figure per arm, all with one axis, and a table of every number."""
+def _suite(name: str, title: str, lines: Sequence[Measured]) -> Suite:
     arms = list(dict.fromkeys(arm for line in lines for arm in line.rows))
     shown = {arm: [line for line in lines if "median" in line.rows.get(arm, {})] for arm in arms}
     told = {arm: of for arm, of in shown.items() if any(line.rows[arm]["median"] != 1 for line in of)}
-    figures = "".join(_arm(f"{name}-{at}", arm, of, lines) for at, (arm, of) in enumerate(told.items()))
-    latest = lines[-1]
-    text = (
-        f'<p class=quiet>Latest: {escape(_when(latest))}, torch {escape(latest.torch)}.</p><div class="many">{figures}'
-    )
-    return f"{text}</div>{folded('Every number', _table(arms, lines))}"
+    figures = [_arm(f"{name}-{at}", arm, of, lines) for at, (arm, of) in enumerate(told.items())]
+    newest = list(reversed(lines))
+    head = ["", *(_heading(line) for line in newest)]
+    rows = [(arm, *(_cell(line.rows.get(arm)) for line in newest)) for arm in arms]
+    return Suite(name, title, _when(lines[-1]), lines[-1].torch, figures, head, rows)
 
 
-def _arm(name: str, arm: str, lines: Sequence[Measured], all_lines: Sequence[Measured]) -> str:
+def _arm(name: str, arm: str, lines: Sequence[Measured], all_lines: Sequence[Measured]) -> Arm:
     rows = [line.rows[arm] for line in lines]
     ends = [rows[-1][key] for key in ("median", "low", "high")]
-    caption = f"<b>{escape(arm)}</b><br><span class=quiet>{ends[0]:.3f} [{ends[1]:.3f}, {ends[2]:.3f}]</span>"
     words = f"{arm}: ratio of {len(rows)} measurements, the latest {ends[0]:.3f}"
     places = [all_lines.index(line) for line in lines]
     draw = partial(_ratios, lines=lines, rows=rows, places=places, every=all_lines)
-    return figure(drawn(name, words, 1.5, draw, **_SMALL), Markup(caption))
+    return Arm(arm, f"{ends[0]:.3f} [{ends[1]:.3f}, {ends[2]:.3f}]", drawn(name, words, 1.5, draw, **_SMALL))
 
 
 def _ratios(
@@ -147,24 +153,15 @@ def _ratios(
         label.set_horizontalalignment(side if len(ticks) > 1 else "center")
 
 
-def _table(arms: Sequence[str], lines: Sequence[Measured]) -> str:
-    """Newest first: a column per measurement."""
-    newest = list(reversed(lines))
-    head = ("", *(_heading(line) for line in newest))
-    return grid(head, [(arm, *(_cell(line.rows.get(arm)) for line in newest)) for arm in arms])
+def _heading(line: Measured) -> Cell:
+    return Cell(line.commit, (line.date, f"against {line.against}" if line.against else ""))
 
 
-def _heading(line: Measured) -> str:
-    against = f"<small>against {escape(line.against)}</small>" if line.against else ""
-    return Markup(f"{escape(line.commit)}<small>{escape(line.date)}</small>{against}")
-
-
-def _cell(row: dict[str, Any] | None) -> str:
+def _cell(row: dict[str, Any] | None) -> str | Cell:
     if not row or "median" not in row:
         return "-"
-    lines = [f"[{row['low']:.3f}, {row['high']:.3f}]", f"{row['ms']:,.1f} ms"]
-    lines += [row["verdict"]] if "verdict" in row else []
-    return Markup(f"{row['median']:.3f}" + "".join(f"<small class=whole>{escape(line)}</small>" for line in lines))
+    lines = f"[{row['low']:.3f}, {row['high']:.3f}]", f"{row['ms']:,.1f} ms", row.get("verdict", "")
+    return Cell(f"{row['median']:.3f}", lines)
 
 
 def _when(line: Measured) -> str:
