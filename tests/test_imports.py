@@ -34,7 +34,7 @@ finally:
     print(json.dumps([*sys.modules]), file=sys.stderr)
 sys.exit(code)
 """
-HEAVY = ("torch", "numpy", "scipy", "triton", "safetensors", "rich", "matplotlib")
+HEAVY = ("torch", "numpy", "scipy", "triton", "safetensors", "rich", "matplotlib", "jinja2")
 QUICK = ["--scale", "tiny", "--set", "compile.scope=off", "--set", "train.budget={steps=2}", "--set", "eval.windows=2"]
 
 

@@ -6,14 +6,13 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ratrain.report.drawing import PAINT, drawn
-from ratrain.report.html import WIDE_STYLE, Markup, document, figure, folded, grid, sections
+from ratrain.report.html import Cell, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +28,26 @@ _CALLED = {
     "compare": "A step, over the same variant's at another commit",
 }
 _FLAT = 0.02  # from 1: shaded
+
+
+class Arm(NamedTuple):
+    """An arm of a suite, its latest median with its interval, and the drawing of all measurements."""
+
+    name: str
+    latest: str
+    drawing: str
+
+
+class Suite(NamedTuple):
+    """A suite on one machine: a small figure per arm, all with one axis, and a table of every number."""
+
+    name: str
+    title: str
+    latest: str
+    torch: str
+    arms: list[Arm]
+    head: list[str | Cell]
+    rows: list[tuple[str | Cell, ...]]
 
 
 @dataclass(frozen=True)
@@ -73,52 +92,40 @@ def page(lines: Sequence[Line]) -> str:
         title += f" on {machine}" if sum(suite == name for name, _ in groups) > 1 else ""
         parts.append((kinds.index(kind) if kind in kinds else len(kinds), title, group))
     parts.sort(key=lambda part: part[0])
-    shown = [(f"suite-{at}", title, _suite(f"suite-{at}", group)) for at, (_, title, group) in enumerate(parts)]
-    lead = "".join(f"<p class=lead>{line}</p>" for line in _lead(lines))
-    head = f"<header><h1>What a step costs, commit by commit</h1>{lead}</header>"
-    return document("Bench history", head + sections(shown), WIDE_STYLE)
-
-
-def _lead(lines: Sequence[Line]) -> Iterator[str]:
-    dates, machines = sorted(line.date for line in lines), sorted({line.machine for line in lines})
-    if not lines:
-        yield "Nothing is kept yet: RECORD=1 make bench keeps what it measures."
-        return
-    yield (
-        f"<b>{len(lines)}</b> measurements, <b>{dates[0]}</b> to <b>{dates[-1]}</b>, on "
-        f"{escape('; '.join(machines))}. Ratios are within a measurement, whose arms took turns: only they are "
-        "compared over time, milliseconds are those of that day's machine."
-    )
-    yield (
-        "Dots: medians, with 95 % intervals (99 % where two commits are compared). Square: the tree had edits that "
-        f"the commit does not tell of. Shaded: within {100 * _FLAT:.0f} % of 1. RECORD=1 adds a measurement, "
-        "<code>make bench-page</code> draws this page anew."
+    return render(
+        "history.html.jinja",
+        folder=HISTORY,
+        title="Bench history",
+        suites=[_suite(f"suite-{at}", title, group) for at, (_, title, group) in enumerate(parts)],
+        count=len(lines),
+        dates=sorted(line.date for line in lines),
+        machines=sorted({line.machine for line in lines}),
+        flat=_FLAT,
     )
 
 
-def _suite(name: str, lines: Sequence[Line]) -> str:
-    """A small figure per arm, all with one axis, and a table of every number."""
+def _suite(name: str, title: str, lines: Sequence[Line]) -> Suite:
     arms, figures = list(dict.fromkeys(arm for line in lines for arm in line.rows)), []
     for arm in arms:
         points = [(at, line, line.rows[arm]) for at, line in enumerate(lines) if "median" in line.rows.get(arm, {})]
         if any(row["median"] != 1 for _, _, row in points):
             figures.append(_arm(f"{name}-{len(figures)}", arm, points, lines))
-    latest = lines[-1]
+    latest, newest = lines[-1], list(reversed(lines))
     against = f" against {latest.against}" if latest.against else ""
     noise = [row["high"] - row["low"] for row in latest.rows.values() if row.get("median", 1) != 1]
     wide = f", intervals of ±{50 * statistics.median(noise):.1f} %" if noise else ""
-    text = escape(f"Latest: {latest.commit}{against} on {latest.date}{wide}, torch {latest.torch}.")
-    many = f'<p class=quiet>{text}</p><div class="many">{"".join(figures)}</div>'
-    return many + folded("Every number", _table(arms, lines))
+    when = f"{latest.commit}{against} on {latest.date}{wide}"
+    head = ["", *(Cell(one.commit, (one.date, f"against {one.against}" if one.against else "")) for one in newest)]
+    rows = [(arm, *(_numbers(line.rows.get(arm, {})) for line in newest)) for arm in arms]
+    return Suite(name, title, when, latest.torch, figures, head, rows)
 
 
-def _arm(name: str, arm: str, points: Sequence[Point], lines: Sequence[Line]) -> str:
+def _arm(name: str, arm: str, points: Sequence[Point], lines: Sequence[Line]) -> Arm:
     latest = points[-1][2]
     span = f"{latest['median']:.3f} [{latest['low']:.3f}, {latest['high']:.3f}]"
     words = f"{arm}: ratio of {len(points)} measurements, the latest {latest['median']:.3f}"
     # figures side by side are shown at their own size
-    drawing = drawn(name, words, 1.5, lambda axes: _ratios(axes, points, lines), width=2.4, size=8.5)
-    return figure(drawing, Markup(f"<b>{escape(arm)}</b><br><span class=quiet>{span}</span>"))
+    return Arm(arm, span, drawn(name, words, 1.5, lambda axes: _ratios(axes, points, lines), width=2.4, size=8.5))
 
 
 def _ratios(axes: Axes, points: Sequence[Point], lines: Sequence[Line]) -> None:
@@ -139,25 +146,11 @@ def _ratios(axes: Axes, points: Sequence[Point], lines: Sequence[Line]) -> None:
         label.set(horizontalalignment=side)
 
 
-def _table(arms: Sequence[str], lines: Sequence[Line]) -> str:
-    """Newest first: a column per measurement."""
-    newest = list(reversed(lines))
-    head = [_cell(line.commit, line.date, f"against {line.against}" if line.against else "") for line in newest]
-    return grid(["", *head], [(arm, *(_numbers(line.rows.get(arm, {})) for line in newest)) for arm in arms])
-
-
-def _numbers(row: dict[str, Any]) -> str:
+def _numbers(row: dict[str, Any]) -> str | Cell:
     if "median" not in row:
         return "-"
-    span = f"[{row['low']:.3f}, {row['high']:.3f}]"
-    return _cell(
-        f"{row['median']:.3f}", span, f"{row['ms']:,.1f} ms", row.get("verdict", ""), small="small class=whole"
-    )
-
-
-def _cell(first: str, *rest: str, small: str = "small") -> str:
-    """A cell with its first line, and the others small below it."""
-    return Markup(escape(first) + "".join(f"<{small}>{escape(line)}</small>" for line in rest if line))
+    notes = f"[{row['low']:.3f}, {row['high']:.3f}]", f"{row['ms']:,.1f} ms", row.get("verdict", "")
+    return Cell(f"{row['median']:.3f}", notes)
 
 
 def main() -> None:

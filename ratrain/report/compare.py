@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from ratrain.errors import UnavailableError
 from ratrain.report.curves import Curve, Kind, curve_of
-from ratrain.report.html import WIDE_STYLE, document, figure, folded, grid, sections
+from ratrain.report.html import render
 from ratrain.report.study.figures import curves_figure
 from ratrain.storage.run_log import RunLog
 
@@ -38,18 +37,17 @@ def compare_page(logs: Sequence[RunLog]) -> str:
     """Builds one self-contained page of the runs, without verdicts: these need a study with seeds and a plan."""
     names = named(logs)
     head, *rows = compare_rows(logs)
-    curves = _curves(names)
-    missing = "" if curves is not None else "<p>The figures need matplotlib: pip install 'ratrain[plots]'.</p>"
-    parts = [
-        ("reached", "What they reached", grid(head, rows) + _about(names) + missing),
-        ("curves", "Curves", f'<div class="pair">{curves}</div>' if curves else ""),
-        ("configuration", "Differences of configuration", configuration_table(names)),
-        ("environment", "Environment", environment_table(names)),
-    ]
-    title = f"{len(logs)} runs: {', '.join(dict.fromkeys(log.started.id for log in logs))}"
-    lead = "<p class=lead>Single runs beside each other. A difference between two runs is no verdict: how much of it "
-    lead += "is the seed's, only a study says (<code>ratrain --ablate</code>).</p>"
-    return document(title, f"<h1>{escape(title)}</h1>{lead}{sections(parts)}", WIDE_STYLE)
+    about = [(name, log.started.title, log.started.recipe_hash[:12], str(log.path)) for name, log in names.items()]
+    return render(
+        "comparison.html.jinja",
+        title=f"{len(logs)} runs: {', '.join(dict.fromkeys(log.started.id for log in logs))}",
+        head=head,
+        rows=rows,
+        about=about,
+        curves=_curves(names),
+        configuration=configuration_of(names),
+        environment=environment_of(names),
+    )
 
 
 def named(logs: Sequence[RunLog]) -> dict[str, RunLog]:
@@ -70,27 +68,19 @@ def _last(log: RunLog) -> float | None:
     return log.evaluated[-1].loss if log.evaluated else None
 
 
-def _about(names: Mapping[str, RunLog]) -> str:
-    rows = [(name, log.started.title, log.started.recipe_hash[:12], str(log.path)) for name, log in names.items()]
-    return folded("Titles, recipes and folders", grid(("run", "title", "recipe", "folder"), rows))
-
-
-def _curves(names: Mapping[str, RunLog]) -> str | None:
+def _curves(names: Mapping[str, RunLog]) -> dict[Kind, str] | None:
     """Draws both losses over steps; None without matplotlib."""
-    found = ""
-    captions: dict[Kind, str] = {
-        "validation": "Validation loss at each evaluation, nats per token.",
-        "training": "Training loss, a moving average.",
-    }
-    for kind, caption in captions.items():
+    found: dict[Kind, str] = {}
+    kinds: tuple[Kind, ...] = "validation", "training"
+    for kind in kinds:
         curves = {name: curve for name, log in names.items() if (curve := curve_of([log], kind)) is not None}
         if kind == "validation" and max((len(curve.steps) for curve in curves.values()), default=0) < 2:
             continue  # one point per run; the table holds it
         try:
-            found += figure(_overlaid(kind, curves), caption)
+            found[kind] = _overlaid(kind, curves)
         except UnavailableError:
             return None
-    return found
+    return found if any(found.values()) else {}
 
 
 def _overlaid(kind: str, curves: Mapping[str, Curve]) -> str:
@@ -114,20 +104,33 @@ def _flat(tree: Any, name: str) -> list[tuple[str, Any]]:
     return [pair for key, part in tree.items() for pair in _flat(part, f"{name}.{key}" if name else key)]
 
 
-def configuration_table(names: Mapping[str, RunLog]) -> str:
-    """Builds a table of the keys that differ between runs, with a column per run in the given order."""
+class Configuration(NamedTuple):
+    """The keys that differ between runs, each with a value per run; `silent` runs have no manifest on record."""
+
+    runs: list[str]
+    rows: list[tuple[str, ...]]
+    silent: list[str]
+
+
+def configuration_of(names: Mapping[str, RunLog]) -> Configuration:
+    """Compares the manifests of runs."""
     told = {name: settings(log) for name, log in names.items()}
-    silent = [name for name, of in told.items() if not of]
     keys = dict.fromkeys(key for of in told.values() for key in of)
     unlike = [key for key in keys if len({of.get(key, "") for of in told.values() if of}) > 1]
     rows = [(key, *(of.get(key, NONE) for of in told.values())) for key in unlike]
-    table = grid(("key", *told), rows) or "<p>None: all keys are the same.</p>"
-    note = f"<p class=quiet>No manifest is on record for {escape(', '.join(silent))}.</p>" if silent else ""
-    return (table if len(silent) < len(told) else "") + note
+    return Configuration([*told], rows, [name for name, of in told.items() if not of])
 
 
-def environment_table(names: Mapping[str, RunLog]) -> str:
-    """Builds tables of the environment: the facts common to all runs, and the differing ones."""
+class Environment(NamedTuple):
+    """The facts of environments: those common to all runs, with their value, and each value of the differing ones,
+    with its runs."""
+
+    shared: list[tuple[str, str]]
+    apart: list[tuple[str, str, str]]
+
+
+def environment_of(names: Mapping[str, RunLog]) -> Environment:
+    """Compares the environments of runs."""
     told = {name: dict(_flat(log.started.environment, "")) for name, log in names.items()}
     for name, log in names.items():
         told[name] |= {"on": log.started.device, "precision": log.started.precision, "attention": log.attention}
@@ -143,10 +146,7 @@ def environment_table(names: Mapping[str, RunLog]) -> str:
         if len(values) == 1:
             shared.append((key, next(iter(values))))
         apart += [(key, value, _few(who)) for value, who in values.items() if len(values) > 1]
-    text = grid(("fact", "of every run"), shared)
-    if apart:
-        text += f"<h3>Where runs differ</h3>{grid(('fact', 'value', 'runs'), apart)}"
-    return text
+    return Environment(shared, apart)
 
 
 def _few(names: Sequence[str]) -> str:

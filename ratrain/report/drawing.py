@@ -6,8 +6,9 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from html import escape
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
 
 from ratrain.errors import UnavailableError
 
@@ -26,7 +27,7 @@ _WIDTH = 4.6  # inches: text is readable on a phone at this width
 
 def drawn(
     name: str, words: str, height: float, draw: Callable[[Axes], None], *, width: float = _WIDTH, size: float = 9.5
-) -> str:
+) -> Markup:
     """Returns the SVG of a figure drawn by `draw`.
 
     `words` is the description for screen readers; `name` makes the ids differ from other figures'. Raises
@@ -62,7 +63,7 @@ def _plain(axes: Axes) -> None:
         spine.set_visible(side in ("left", "bottom"))
 
 
-def _inline(svg: str, words: str) -> str:
+def _inline(svg: str, words: str) -> Markup:
     """Rewrites an SVG as part of a page: the page's colours and font, no fixed size, only ids that it refers to."""
     box = re.search(r'viewBox="([^"]+)"', svg)
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.S)
@@ -75,4 +76,4 @@ def _inline(svg: str, words: str) -> str:
         body = body.replace(color, f"var(--{name})")
     body = re.sub(r">\s+<", "><", body.replace(" \n", " ").replace("\n", " "))
     head = f'<svg role="img" aria-label="{escape(words)}" viewBox="{box[1] if box else "0 0 1 1"}"'
-    return f'{head} style="stroke-linejoin:round;stroke-linecap:butt">{body.strip()}'
+    return Markup(f'{head} style="stroke-linejoin:round;stroke-linecap:butt">{body.strip()}')

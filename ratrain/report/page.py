@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from html import escape
 
 import tomli
 
 from ratrain.events import NOT_CAUSAL
 from ratrain.report.figures import gate_figures, loss_figure
 from ratrain.report.gates import gate_rows
-from ratrain.report.html import document, image, table
-from ratrain.report.pruning import HEAD, pruned_in_short, pruning_facts, pruning_rows
+from ratrain.report.html import render
+from ratrain.report.pruning import pruned_in_short, pruning_facts, pruning_rows
 from ratrain.storage.run_log import RunLog
 
 
@@ -56,26 +55,18 @@ def _origin(log: RunLog) -> list[tuple[str, str]]:
 
 def page(log: RunLog, figures: dict[str, bytes]) -> str:
     """Builds the report as HTML; `figures` are those of figures_of."""
-    title = f"{log.started.id} {log.path.name}"
-    parts = [f"<h1>{escape(title)}</h1>", table(facts(log))]
-    if "loss" in figures:
-        parts += ["<h2>Loss</h2>", image(figures["loss"], "Training and validation loss over steps")]
-    if log.probes:
-        head, *rows = gate_rows(log)
-        parts += ["<h2>Gates</h2>", table(rows, head)]
-        for patch in log.probes:
-            words = f"Probes of {patch} by layer, head and step"
-            parts += [f"<h3>{escape(patch)}</h3>", image(figures[f"gates-{patch}"], words)]
-    if log.pruning:
-        parts += ["<h2>Pruned weights</h2>", table(pruning_facts(log))]
-        parts += [f"<details><summary>matrix by matrix</summary>{table(pruning_rows(log), HEAD)}</details>"]
-    if log.sample:
-        parts += ["<h2>Sample</h2>", f"<pre>{escape(log.sample)}</pre>"]
     manifest = log.path / "resolved.toml"
-    if manifest.exists():
-        parts += ["<h2>Manifest</h2>", f"<details><summary>resolved, with where each key came from</summary>"
-                  f"<pre>{escape(manifest.read_text())}</pre></details>"]  # fmt: skip
-    return document(title, "".join(parts))
+    return render(
+        "run.html.jinja",
+        title=f"{log.started.id} {log.path.name}",
+        log=log,
+        setup=facts(log),
+        figures=figures,
+        gates=gate_rows(log),
+        pruning=pruning_facts(log),
+        matrices=pruning_rows(log),
+        manifest=manifest.read_text() if manifest.exists() else None,
+    )
 
 
 def figures_of(log: RunLog) -> dict[str, bytes]:

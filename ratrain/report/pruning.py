@@ -8,7 +8,6 @@ from ratrain.events import PruningEvaluated
 from ratrain.storage.run_log import RunLog
 
 _TABLE = "wte.weight"
-HEAD = ("matrix", "weights", "zero", "fraction")
 
 
 def pruning_facts(log: RunLog) -> list[tuple[str, str]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratrain.legacy.metrics.read import OldRun
 from ratrain.report.drawing import PAINT, SERIES, drawn
-from ratrain.report.html import WIDE_STYLE, document, figure, grid, sections
+from ratrain.report.html import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,21 +42,20 @@ def _row(run: OldRun) -> tuple[str, ...]:
 
 def page(runs: Sequence[OldRun], caveats: Sequence[str], title: str) -> str:
     """Builds the whole report as one HTML page. Raises UnavailableError without matplotlib."""
-    lead = "<p class=lead>Numbers as the reference wrote them; none was measured here.</p>"
-    items = "".join(f"<li>{escape(line)}</li>" for line in caveats)
-    worth = f'<aside class="warnings" role="note"><h2>What they are worth</h2><ul>{items}</ul></aside>'
     shown = [run for run in runs if len(run.evaluated) > 1]
-    figures = [_figure(shown[begin : begin + _CURVES], begin) for begin in range(0, len(shown), _CURVES)]
-    parts = [
-        ("runs", "Runs", grid(HEAD, rows(runs), spare=HEAD[2:])),
-        ("curves", "Curves", f'<div class="pair">{"".join(figures)}</div>' if figures else ""),
-    ]
-    return document(title, f"<h1>{escape(title)}</h1>{lead}{worth}{sections(parts)}", WIDE_STYLE)
+    return render(
+        "metrics.html.jinja",
+        folder=Path(__file__).parent / "templates",
+        title=title,
+        caveats=caveats,
+        head=HEAD,
+        rows=rows(runs),
+        drawings=[_drawing(shown[begin : begin + _CURVES], begin) for begin in range(0, len(shown), _CURVES)],
+    )
 
 
-def _figure(runs: Sequence[OldRun], at: int) -> str:
-    drawing = drawn(f"old-{at}", "Validation losses over iterations", 3.0, lambda axes: _draw(axes, runs))
-    return figure(drawing, "Validation loss, nats per token, over iterations.")
+def _drawing(runs: Sequence[OldRun], at: int) -> str:
+    return drawn(f"old-{at}", "Validation losses over iterations", 3.0, lambda axes: _draw(axes, runs))
 
 
 def _draw(axes: Axes, runs: Sequence[OldRun]) -> None:

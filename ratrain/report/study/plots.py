@@ -5,18 +5,16 @@ from __future__ import annotations
 import io
 import math
 import statistics
-from collections.abc import Sequence
-from html import escape
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ratrain.ablation.conclusion import Conclusion
 from ratrain.ablation.record import Study
 from ratrain.ablation.results import Row
-from ratrain.report.curves import Curve, Run, curve_of, difference_of, kind_of
+from ratrain.report.curves import Curve, Kind, Run, curve_of, difference_of, kind_of
 from ratrain.report.figures import gate_figures, sweep_figure
-from ratrain.report.html import Markup, figure, folded, wide
 from ratrain.report.study.figures import (
     Mark,
     curves_figure,
@@ -26,7 +24,7 @@ from ratrain.report.study.figures import (
     kept_figures,
     ruler_figure,
 )
-from ratrain.report.study.table import SIGNS, first_log, headed, verdict_of
+from ratrain.report.study.table import first_log, verdict_of
 from ratrain.statistics.token_ruler import Ruler
 from ratrain.storage.run_log import RunLog
 
@@ -34,21 +32,66 @@ _NOTHING = (math.nan, math.nan)
 _FEW = 6  # most arms in one figure beside the baseline
 
 
-def plots(
-    study: Study, rows: Sequence[Row], shown: Sequence[Row], found: Conclusion | None
-) -> tuple[dict[str, str], bytes]:
-    """Draws the figures of each section, by its id, and the figure of the study's grids as PNG, empty if it has none.
-    Raises UnavailableError without matplotlib."""
-    sweep = _sweep(rows)
-    drawn = {
-        "effects": _effects(study, shown, found) + _grids(sweep),
-        "curves": _curves(shown, found),
-        "ruler": _ruler(study, rows, shown, found),
-        "noise": _floor(study, found),
-        "costs": _cost_figure(study, shown),
-        "gates": _gates(shown),
-    }
-    return drawn, sweep
+class Curves(NamedTuple):
+    """Loss curves of all arms in one drawing, empty for many arms, and those of each arm minus the baseline."""
+
+    kind: Kind
+    drawing: str
+    differences: list[Difference]
+
+
+class Difference(NamedTuple):
+    """The curve of one arm minus the baseline, over `seeds` of the `planned` ones; the verdict is empty without one."""
+
+    arm: str
+    drawing: str
+    verdict: str
+    seeds: int
+    planned: int
+
+
+class Ruled(NamedTuple):
+    """The baseline's curve over training tokens, and the worth of each arm; `fault` tells why there is no curve."""
+
+    drawing: str = ""
+    worths: str = ""
+    fault: str = ""
+
+
+class Gates(NamedTuple):
+    """The probes of one run: drawings of its kept shares, and heat maps as PNG by patch."""
+
+    arm: str
+    patches: list[str]
+    seed: int
+    kept: list[str]
+    maps: dict[str, bytes]
+
+
+class Plots(NamedTuple):
+    """The figures of a study's page: drawings as SVG, of which an empty one has nothing to show, and `sweep`, the
+    losses over the study's grids, as PNG."""
+
+    effects: str = ""
+    sweep: bytes = b""
+    curves: Curves | None = None
+    ruler: Ruled | None = None
+    noise: tuple[str, ...] = ()  # by source, and the smallest detectable effect
+    costs: str = ""
+    gates: Sequence[Gates] = ()
+
+
+def plots(study: Study, rows: Sequence[Row], shown: Sequence[Row], found: Conclusion | None) -> Plots:
+    """Draws the figures of each section. Raises UnavailableError without matplotlib."""
+    return Plots(
+        effects=_effects(study, shown, found),
+        sweep=_sweep(rows),
+        curves=_curves(shown, found) if shown else None,
+        ruler=_ruler(study, rows, shown, found),
+        noise=_floor(study, found) if found else (),
+        costs=_costs(study, shown),
+        gates=list(_gates(shown)),
+    )
 
 
 def _sweep(rows: Sequence[Row]) -> bytes:
@@ -72,46 +115,21 @@ def _effects(study: Study, shown: Sequence[Row], found: Conclusion | None) -> st
         elif row.differences:
             ends = min(row.differences), max(row.differences)
             marks.append(Mark(row.arm.name, statistics.fmean(row.differences), _NOTHING, ends))
-    caption = "Left of the line is better. Lines span the seeds; they are no intervals."
-    if found:
-        caption = (
-            "Left of the line is better. Thin: the interval that holds for all arms and looks together; thick: for "
-        )
-        caption += "this arm alone. \N{BLACK DOWN-POINTING TRIANGLE} better, \N{BLACK UP-POINTING TRIANGLE} worse, "
-        caption += "\N{BLACK DIAMOND} equivalent, \N{BLACK CIRCLE} inconclusive."
-    caption += f" Shaded: within delta, {delta:g}." if delta else ""
     words = f"Effect of each arm on the validation loss against {base}, with intervals"
-    drawing = intervals_figure("effects", words, marks, label=f"nats per token against {base}", band=delta)
-    return figure(drawing, caption, beside=True)
+    return intervals_figure("effects", words, marks, label=f"nats per token against {base}", band=delta)
 
 
-def _grids(sweep: bytes) -> str:
-    if not sweep:
-        return ""
-    words = "Validation loss over the values of the study's grids, with the range of the seeds"
-    return "<h3>Grids</h3>" + figure(wide(sweep, words), f"{words}; the level line is the baseline.")
-
-
-def _curves(shown: Sequence[Row], found: Conclusion | None) -> str:
-    if not shown:
-        return ""
+def _curves(shown: Sequence[Row], found: Conclusion | None) -> Curves:
     runs = {row.arm.name: _runs(row) for row in shown}
     kind = kind_of([log for of in runs.values() for log in of.values()])
-    told = "validation losses" if kind == "validation" else "a moving average of the training losses"
-    base, text = shown[0].arm.name, ""
+    base, drawing = shown[0].arm.name, ""
     if len(shown) <= _FEW + 1:
         curves = {name: curve for name, of in runs.items() if (curve := curve_of(list(of.values()), kind))}
         drawing = curves_figure("curves", f"{kind} loss over steps, by arm", curves, base=base, label=f"{kind} loss")
-        caption = f"Means over seeds of {told}; the band is from the least seed to the greatest. The first fall from "
-        text = figure(drawing, f"{caption}chance may be off the top.", beside=True)
     if shown[0].arm.role != "base":
-        return text
-    small = _differences(shown[1:], found, [difference_of(runs[base], runs[row.arm.name], kind) for row in shown[1:]])
-    words = (
-        f"<p>Each arm minus {escape(base)}, step by step, over runs of the same seed ({told}). Bands span the seeds; "
-    )
-    words += "all axes are alike.</p>"
-    return text + (f"<h3>Differences to the baseline</h3>{words}{small}" if small else "")
+        return Curves(kind, drawing, [])
+    differences = [difference_of(runs[base], runs[row.arm.name], kind) for row in shown[1:]]
+    return Curves(kind, drawing, _differences(shown[1:], found, differences))
 
 
 def _runs(row: Row) -> dict[Run, RunLog]:
@@ -120,29 +138,27 @@ def _runs(row: Row) -> dict[Run, RunLog]:
     return done or {(run.init, run.data): run.log for run in row.runs if run.log}
 
 
-def _differences(rows: Sequence[Row], found: Conclusion | None, curves: Sequence[Curve | None]) -> str:
+def _differences(rows: Sequence[Row], found: Conclusion | None, curves: Sequence[Curve | None]) -> list[Difference]:
     """Draws a small figure per arm, all with the same axes."""
     known = [curve for curve in curves if curve]
     if not known:
-        return ""
+        return []
     last = max(float(curve.steps[-1]) for curve in known)
     late = [np.abs([c.low, c.high])[:, c.steps >= 0.15 * last] for c in known]
     reaches = sorted(float(part.max()) for part in late if part.size) or [1.0]
     reach = 1.1 * min(reaches[-1], 4 * reaches[(len(reaches) - 1) // 2]) or 1.0
-    text = ""
+    drawn = []
     for row, curve in zip(rows, curves, strict=True):
         if curve:
             name, verdict = row.arm.name, verdict_of(row, found)
-            word = verdict.word if verdict else "inconclusive"
-            sign = f' <span class="{word}" role="img" aria-label="{word}">{SIGNS[word]}</span>' if verdict else ""
-            fewer = f" <small class=quiet>{curve.runs} of {len(row.runs)} seeds</small>"
             words = f"{name}: its loss minus the baseline's over steps"
+            word = verdict.word if verdict else "inconclusive"
             drawing = difference_figure(f"difference {name}", words, curve, word=word, reach=reach, last=last)
-            text += figure(drawing, Markup(escape(name) + sign + fewer * (curve.runs < len(row.runs))))
-    return f'<div class="many">{text}</div>'
+            drawn.append(Difference(name, drawing, verdict.word if verdict else "", curve.runs, len(row.runs)))
+    return drawn
 
 
-def _ruler(study: Study, rows: Sequence[Row], shown: Sequence[Row], found: Conclusion | None) -> str:
+def _ruler(study: Study, rows: Sequence[Row], shown: Sequence[Row], found: Conclusion | None) -> Ruled | None:
     base = study.now.base
     told: dict[int, dict[int, float]] = {}
     for row in rows:
@@ -150,11 +166,11 @@ def _ruler(study: Study, rows: Sequence[Row], shown: Sequence[Row], found: Concl
             done = {run.init: run.loss for run in row.runs if run.status == "done" and run.loss is not None}
             told[row.arm.tokens] = done
     if len(told) < 2 or base.tokens not in told:
-        return ""
+        return None
     try:
         ruler = Ruler.of(told)
     except ValueError as error:
-        return f"<p>The ruler cannot be read: {escape(str(error))}.</p>"
+        return Ruled(fault=str(error))
     through, arms = _through(ruler), []
     for row in shown:
         verdict, gain = verdict_of(row, found), _gain(row, found)
@@ -165,8 +181,7 @@ def _ruler(study: Study, rows: Sequence[Row], shown: Sequence[Row], found: Concl
     points = [(float(tokens), loss) for tokens, of in told.items() for loss in of.values()]
     words = "The baseline's validation loss over its training tokens, and where each arm stands on it"
     drawing = ruler_figure("ruler", words, curve=(np.exp(at), through(at)), points=points, arms=arms)
-    caption = "The baseline's own curve, a dot per seed; an arm stands where the baseline would reach its loss."
-    return f'<div class="pair">{figure(drawing, caption)}{_worths(shown, found)}</div>'
+    return Ruled(drawing, _worths(shown, found))
 
 
 def _through(ruler: Ruler) -> Any:
@@ -191,13 +206,11 @@ def _worths(shown: Sequence[Row], found: Conclusion | None) -> str:
             value, ends = (gain, ends) if gain is not None else (math.nan, _NOTHING)
             marks.append(Mark(row.arm.name, value, _NOTHING, ends, verdict.word))
     words = "What each arm is worth in training tokens"
-    drawing = intervals_figure("worth", words, marks, label="worth in training tokens", percent=True)
-    return figure(drawing, "Right of the line is better: the arm is worth so many more tokens to the baseline.")
+    return intervals_figure("worth", words, marks, label="worth in training tokens", percent=True)
 
 
-def _floor(study: Study, found: Conclusion | None) -> str:
-    if not found:
-        return ""
+def _floor(study: Study, found: Conclusion) -> tuple[str, str]:
+    """Draws the sources of noise, and the smallest detectable effect."""
     marks = []
     for kind, part in found.noise.items():
         low, high = map(math.sqrt, part.interval)
@@ -208,31 +221,23 @@ def _floor(study: Study, found: Conclusion | None) -> str:
     seeds, delta = len(study.plan.seeds), study.plan.verdict["delta"]
     words = "Smallest effect found four times of five, by seeds"
     second = detectable_figure("detectable", words, found.more, seeds=seeds, delta=delta)
-    captions = "Standard deviations by source, with 95 % intervals.", "What so many seeds find four times of five."
-    return f'<div class="pair">{figure(first, captions[0])}{figure(second, captions[1])}</div>'
+    return first, second
 
 
-def _cost_figure(study: Study, shown: Sequence[Row]) -> str:
+def _costs(study: Study, shown: Sequence[Row]) -> str:
     costs = {row.arm.name: study.costs.get(row.arm.name) for row in shown if row.arm.role != "base"}
     marks = [Mark(name, cost.ratio, _NOTHING, cost.interval) for name, cost in costs.items() if cost]
     words = "Time of a step in isolation as a ratio to the baseline's"
-    drawing = intervals_figure("costs", words, marks, label="step time, baseline = 1", zero=1.0)
-    return figure(drawing, "A step in isolation, with 95 % intervals; right of the line is slower.", beside=True)
+    return intervals_figure("costs", words, marks, label="step time, baseline = 1", zero=1.0)
 
 
-def _gates(shown: Sequence[Row]) -> str:
-    """Draws the probes of the first run of every arm with probes, collapsed since the figures are large."""
-    text = ""
+def _gates(shown: Sequence[Row]) -> Iterator[Gates]:
+    """Draws the probes of the first run of every arm with probes."""
     for row in shown:
         log, name = first_log(row), row.arm.name
         if log.probes:
-            maps = "".join(
-                figure(wide(_lighter(png), f"Probes of {patch} in {name} by layer, head and step"))
-                for patch, png in gate_figures(log).items()
-            )
-            kept = "".join(map(figure, kept_figures(name, log)))
-            text += folded(headed(name, f"{', '.join(log.probes)}; seed {log.started.seed_init}"), kept + maps)
-    return text
+            maps = {patch: _lighter(png) for patch, png in gate_figures(log).items()}
+            yield Gates(name, [*log.probes], log.started.seed_init, kept_figures(name, log), maps)
 
 
 def _lighter(png: bytes) -> bytes:

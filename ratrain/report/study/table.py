@@ -1,25 +1,20 @@
-"""The table of a study for terminals, and helpers of all its reports: the verdict on an arm, numbers as text, table
-cells."""
+"""The table of a study for terminals, and the numbers of all its reports as text."""
 
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Iterator, Sequence
-from html import escape
 
 from ratrain.ablation.conclusion import Conclusion
 from ratrain.ablation.record import Study
 from ratrain.ablation.results import Row
 from ratrain.report.compare import NONE
-from ratrain.report.html import Markup
 from ratrain.statistics.verdict import Judgement, Verdict
 from ratrain.storage.run_log import RunLog
 
 HEAD = ("arm", "val loss", "vs base", "interval", "verdict", "by seed", "parameters", "KV bytes/token", "runs")
 COMPARED = ("base", "arm", "control")  # roles
-SIGNS = {"better": "▼", "worse": "▲", "equivalent": "≈", "inconclusive": "?"}  # of the loss
 
 
 def cells(rows: Sequence[Row], found: Conclusion | None) -> list[tuple[str, ...]]:
@@ -100,25 +95,3 @@ def span(ends: tuple[float, float], form: str = "[{:+.4f}, {:+.4f}]") -> str:
 def ratio(value: float, of: float) -> str:
     """Formats a ratio in three decimals, as "1" if the values are equal, as "-" if the denominator is 0."""
     return NONE if not of else "1" if value == of else f"{value / of:.3f}"
-
-
-def chip(word: str) -> Markup:
-    """Formats a verdict with a sign, a word and a colour, each sufficient alone; "none yet" for an empty word."""
-    if not word:
-        return Markup("<span class=none>none yet</span>")
-    return Markup(f'<span class="chip {word}"><span aria-hidden="true">{SIGNS[word]}</span> {word}</span>')
-
-
-def two_lines(first: str, second: str) -> str:
-    """Builds a cell of two lines, or of one if `second` is empty."""
-    return Markup(f"{escape(first)}<small>{unbroken(second)}</small>") if second else first
-
-
-def unbroken(words: str) -> str:
-    """Escapes text as HTML, with no line breaks inside intervals."""
-    return re.sub(r"\[[^\]]*\]", lambda found: f'<span class="whole">{found[0]}</span>', escape(words))
-
-
-def headed(name: str, words: str) -> Markup:
-    """Builds the summary line of a collapsed block: the arm's name in bold, then its contents."""
-    return Markup(f"<b>{escape(name)}</b> <span class=quiet>{escape(words)}</span>")

@@ -58,7 +58,7 @@ def test_every_number_is_there(file):
     for told in ("1.062", "1.012", "1.750", "1.004", "0.875", "0.988", "against aaaaaaa", "175.0 ms", "NVIDIA H100"):
         assert told in text, told
     assert "odd &lt;name&gt;" in text and "<name>" not in text
-    assert "A step of each variant, over V0&#x27;s on NVIDIA H100" in text
+    assert "A step of each variant, over V0&#39;s on NVIDIA H100" in text
 
 
 def test_a_figure_for_each_arm_that_is_not_the_measure_itself(file):
