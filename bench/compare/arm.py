@@ -43,11 +43,15 @@ class Arm(contextlib.AbstractContextManager["Arm"]):
         # steps are measured on one thread; a pool of compilers in each of many workers would only take memory
         threads = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the worker
-        self._process = subprocess.Popen(
-            [*prefix, sys.executable, worker.__file__, json.dumps(words)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            env={**os.environ, **threads, **(environment or {})},
-        )  # fmt: skip
+        try:
+            self._process = subprocess.Popen(
+                [*prefix, sys.executable, worker.__file__, json.dumps(words)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+                env={**os.environ, **threads, **(environment or {})},
+            )  # fmt: skip
+        except BaseException:
+            self._errors.close()
+            raise
         assert self._process.stdin and self._process.stdout
         self._requests, self._answers, self.pid = self._process.stdin, self._process.stdout, self._process.pid
 
