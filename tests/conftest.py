@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from ratrain.cli import main
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
 from ratrain.registry import optim_kinds, patch_kinds
+
+_TESTS = Path(__file__).parent
 
 
 def pytest_addoption(parser):
@@ -53,6 +57,22 @@ def own_cache(tmp_path_factory):
 def one_thread():
     """The shapes here are too small to share, and test processes side by side would fight for the cores."""
     torch.set_num_threads(1)
+
+
+_TRAINING = {"engine", "machine", "profile", "run", "storage"}  # folders whose tests launch runs in this process
+
+
+@pytest.fixture(autouse=True)
+def after_training(request, monkeypatch, tmp_path):
+    """Undoes what a run sets in its process: determinism, compiled code, Inductor's folder. Its sample is short."""
+    if not _TRAINING & {*request.path.relative_to(_TESTS).parts}:
+        yield
+        return
+    monkeypatch.setattr("ratrain.engine.engine._SAMPLE_TOKENS", 2)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ratrain.ablation.arms import Task
 from ratrain.ablation.plan import Plan
-from ratrain.ablation.pool import Began, Ended, Told
+from ratrain.ablation.pool import Began, Ended, Published
 from ratrain.errors import Exit
 from ratrain.events import Evaluated, Window
 
@@ -46,13 +46,13 @@ class Standing:
         self.code |= dict.fromkeys(new, Exit.DONE)
         self.known += len(new)
 
-    def __call__(self, said: Began | Told | Ended) -> None:
+    def __call__(self, said: Began | Published | Ended) -> None:
         folder = said.task.folder
         if isinstance(said, Ended):
             self.code[folder] = said.code
-        elif isinstance(said, Told) and isinstance(said.event, Window):
+        elif isinstance(said, Published) and isinstance(said.event, Window):
             self.spent[folder] = said.event.spent
-        elif isinstance(said, Told) and isinstance(said.event, Evaluated):
+        elif isinstance(said, Published) and isinstance(said.event, Evaluated):
             self.loss[folder] = said.event.loss
 
     @property
@@ -111,7 +111,7 @@ class Board:
         self._live = Live(console=self._console, refresh_per_second=4, transient=True, get_renderable=self._table)
         self._live.start()
 
-    def __call__(self, said: Began | Told | Ended) -> None:
+    def __call__(self, said: Began | Published | Ended) -> None:
         self._standing(said)
         if isinstance(said, Ended) and said.code != Exit.DONE:
             self._console.print(line_of(said, self._standing), markup=False, style="yellow")
@@ -147,7 +147,7 @@ class LineBoard:
     def __init__(self, standing: Standing, out: TextIO):
         self._standing, self._out = standing, out
 
-    def __call__(self, said: Began | Told | Ended) -> None:
+    def __call__(self, said: Began | Published | Ended) -> None:
         self._standing(said)
         if isinstance(said, Ended):
             self.say(line_of(said, self._standing))

@@ -13,7 +13,7 @@ from ratrain.ablation.arms import Arm, Task
 from ratrain.ablation.conclusion import conclude
 from ratrain.ablation.costs import step_costs
 from ratrain.ablation.plan import Plan
-from ratrain.ablation.pool import Began, Ended, Pool, Told
+from ratrain.ablation.pool import Began, Ended, Pool, Published
 from ratrain.ablation.preflight import preflight
 from ratrain.ablation.record import (
     Study,
@@ -33,7 +33,7 @@ from ratrain.run.start import Launch, changed_code
 from ratrain.storage.code_digests import some
 from ratrain.storage.folder import RunFolder
 
-Heard = Began | Told | Ended
+Message = Began | Published | Ended
 _QUIET = (Exit.DONE, Exit.DIVERGED, Exit.PREEMPTED)  # divergence is a result, and the table shows it
 
 
@@ -89,15 +89,15 @@ def done_runs(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, fl
 class Execution:
     """Runs the unfinished part of a study.
 
-    `tell` receives every message of the pool. `announce` receives the name of a stage, its runs, and the losses of its
-    finished runs by folder. `say` receives a line per measured step cost.
+    `on_message` receives every message of the pool. `announce` receives the name of a stage, its runs, and the losses
+    of its finished runs by folder. `say` receives a line per measured step cost.
     """
 
     plan: Plan
     study: Study
     launch: Launch
     devices: Sequence[str]
-    tell: Callable[[Heard], None]
+    on_message: Callable[[Message], None]
     announce: Callable[[str, Sequence[Task], Mapping[str, float]], None]
     say: Callable[[str], None]
     failed: list[int] = field(default_factory=list)
@@ -170,13 +170,13 @@ class Execution:
         self.announce(stage, tasks, {task.folder: done[task.folder] for task in tasks if task.folder in done})
         if not left:
             return
-        pool = Pool(self.launch, self.devices, self._heard)
+        pool = Pool(self.launch, self.devices, self._on_message)
         pool.run(left)
         self.asked = pool.asked
 
-    def _heard(self, said: Heard) -> None:
-        self.tell(said)
-        if isinstance(said, Told) and isinstance(said.event, Evaluated) and self.launch.fresh:
-            self._ran[said.task.folder] = said.event.loss
-        if isinstance(said, Ended) and said.code not in _QUIET:
-            self.failed.append(said.code)
+    def _on_message(self, message: Message) -> None:
+        self.on_message(message)
+        if isinstance(message, Published) and isinstance(message.event, Evaluated) and self.launch.fresh:
+            self._ran[message.task.folder] = message.event.loss
+        if isinstance(message, Ended) and message.code not in _QUIET:
+            self.failed.append(message.code)

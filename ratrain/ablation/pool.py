@@ -32,7 +32,7 @@ class Began:
 
 
 @dataclass(frozen=True)
-class Told:
+class Published:
     """An event that a run published."""
 
     task: Task
@@ -70,7 +70,7 @@ class Pool:
 
     launch: Launch  # of every run; `device` is replaced per run
     devices: Sequence[str]
-    tell: Callable[[Began | Told | Ended], None]
+    on_message: Callable[[Began | Published | Ended], None]
     asked: bool = False
     _busy: list[_Slot] = field(default_factory=list)
     _warm: set[str] = field(default_factory=set)  # digests of graphs in the compile cache
@@ -93,7 +93,7 @@ class Pool:
                         todo.insert(0, slot.task)
                         continue
                     silent = Exit.PREEMPTED if self.asked else Exit.GAVE_UP, "died without an error message"
-                    self.tell(Ended(slot.task, *(slot.result or silent)))
+                    self.on_message(Ended(slot.task, *(slot.result or silent)))
 
     def _next(self, todo: Sequence[Task]) -> Task | None:
         """Returns the first task whose graphs no running task is still compiling."""
@@ -112,7 +112,7 @@ class Pool:
         theirs.close()
         watched.close()
         self._busy.append(_Slot(device, task, process, ours, lifeline))
-        self.tell(Began(task))
+        self.on_message(Began(task))
 
     def _finished(self) -> Iterator[_Slot]:
         """Waits up to 1 s for messages of the runs, forwards their events, and yields the slots of runs that ended."""
@@ -132,7 +132,7 @@ class Pool:
                 slot.result = said
             else:
                 self._warm |= {slot.task.graphs} if _has_compiled(said) else set()
-                self.tell(Told(slot.task, said))
+                self.on_message(Published(slot.task, said))
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:

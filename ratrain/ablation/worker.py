@@ -27,14 +27,14 @@ def work(task: Task, launch: Launch, pipe: Connection, lifeline: Connection) -> 
     if launch.device == "cpu":
         torch.set_num_threads(1)  # runs share the CPU, and the bits of a result depend on the thread count
 
-    def tell(event: Event) -> None:
+    def publish(event: Event) -> None:
         if isinstance(event, _TOLD):
             pipe.send(event)
 
-    pipe.send(_ran(task, launch, tell))
+    pipe.send(_ran(task, launch, publish))
 
 
-def _ran(task: Task, launch: Launch, tell: Emit) -> tuple[int, str]:
+def _ran(task: Task, launch: Launch, publish: Emit) -> tuple[int, str]:
     try:
         manifest = task.manifest()
         folder = launch.folder(manifest)
@@ -43,7 +43,7 @@ def _ran(task: Task, launch: Launch, tell: Emit) -> tuple[int, str]:
         def sink(event: Event) -> None:
             if ours and isinstance(event, RunStarted):
                 (folder.path / _MARK).touch()
-            tell(event)
+            publish(event)
 
         train(manifest, task.source, launch, sink=sink)
         _thin(folder)

@@ -13,7 +13,7 @@ from ratrain.audit.claims import look_at, restored
 from ratrain.audit.finding import Finding, some
 from ratrain.audit.model import ForeignModel
 from ratrain.audit.optimizer import audit_optimizer
-from ratrain.audit.source import Target, construct, told
+from ratrain.audit.source import Target, construct, foreign_code
 from ratrain.errors import DataError
 
 _ORDER = ("BROKEN", "warning", "holds", "note", "unchecked")
@@ -55,11 +55,11 @@ def audit(
     if not isinstance(module, nn.Module):
         raise DataError(f"{target.word}: gives a {type(module).__name__}; expected a torch.nn.Module")
     make, place = (None, target.word) if optimizer is None else (optimizer.call, optimizer.word)
-    with told(target.word, "looking at the parameters"):
+    with foreign_code(target.word, "looking at the parameters"):
         size = sum(p.numel() for p in module.parameters())
         # before the conversion to float64, which would separate parameters that share memory
         first = [_one_memory(module), *audit_optimizer(module, make, place)]
-    with told(target.word, "calling the model"):
+    with foreign_code(target.word, "calling the model"):
         model = ForeignModel(module, vocab_size=vocab_size, length=length)
     kind = str(model.dtype).removeprefix("torch.")
     called = f"{model.call}; {model.length} of {model.vocab_size} kinds of token, {kind}"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ratrain.audit import losses, modes
 from ratrain.audit.finding import Finding, some
 from ratrain.audit.model import ForeignModel
-from ratrain.audit.source import Target, construct, described, told
+from ratrain.audit.source import Target, construct, described, foreign_code
 from ratrain.contracts.perturbation import batch_leak, differs, random_tokens, shake, suffix_leak, without_gradient
 from ratrain.errors import DataError
 
@@ -36,7 +36,7 @@ def look_at(model: ForeignModel, target: Target) -> Iterator[Finding]:
     )  # fmt: skip
     for check in checks:
         try:
-            with told(target.word, "calling the model"):
+            with foreign_code(target.word, "calling the model"):
                 yield from check(model)
         except DataError as error:
             yield Finding("BROKEN", _CLAIMS[check], str(error))
@@ -53,7 +53,7 @@ def restored(model: ForeignModel, target: Target, arguments: dict[str, Any]) -> 
     torch.manual_seed(1)
     other, _ = construct(target, arguments)
     try:
-        with told(target.word, "loading a checkpoint"):
+        with foreign_code(target.word, "loading a checkpoint"):
             other.to(model.dtype).load_state_dict(model.module.state_dict())
             again = ForeignModel(other, vocab_size=model.vocab_size, length=model.length, seed=1)
             loaded = again.logits(tokens)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ratrain.audit.finding import Finding, some
-from ratrain.audit.source import described, told, where
+from ratrain.audit.source import described, foreign_code, where
 from ratrain.errors import DataError, UsageError
 
 _METHODS = ("configure_optimizers", "setup_optimizers", "setup_optimizer", "configure_optimizer")
@@ -51,7 +51,7 @@ def audit_optimizer(module: nn.Module, make: Callable[..., Any] | None, place: s
     yield _each_once(module, groups, said)
     yield from _decayed_rightly(module, groups)
     try:
-        with told(place, "taking a step"):
+        with foreign_code(place, "taking a step"):
             yield from _measured(module, optimizers)
     except DataError as error:
         yield Finding("unchecked", _STEP, str(error))
@@ -64,7 +64,7 @@ def _made(module: nn.Module, make: Callable[..., Any] | None, place: str) -> tup
         why = f"the model has no {_METHODS[0]}; --optimizer FILE.py:fn names a function of the model"
         return Finding("unchecked", _ONCE, why)
     said = f"{name}()" if make is None else f"{getattr(make, '__name__', 'the function')}(model)"
-    with warnings.catch_warnings(), told(place, "making the optimizer"):
+    with warnings.catch_warnings(), foreign_code(place, "making the optimizer"):
         warnings.simplefilter("ignore")  # torch warns of duplicates, which are found below
         try:
             if make is not None:

@@ -52,7 +52,7 @@ def find_target(word: str) -> Target:
     is_file = place.endswith(".py") or Path(place).exists()
     if is_file and not Path(place).is_file():
         raise MissingError(f"{place}: no such file")
-    with told(place, "importing it"):
+    with foreign_code(place, "importing it"):
         module = _import_file(Path(place)) if is_file else _import_module(place)
     try:
         call = attrgetter(name)(module)
@@ -73,12 +73,12 @@ def construct(target: Target, given: Mapping[str, Any]) -> tuple[Any, str]:
     arguments = _arguments(config or target.call, given, target)
     said = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     text = f"{target.name}({config.__name__}({said}))" if config else f"{target.name}({said})"
-    with told(target.word, f"calling {text}"):
+    with foreign_code(target.word, f"calling {text}"):
         return (target.call(config(**arguments)) if config else target.call(**arguments)), text
 
 
 @contextlib.contextmanager
-def told(place: str, doing: str) -> Iterator[None]:
+def foreign_code(place: str, doing: str) -> Iterator[None]:
     """Runs foreign code in the block: its stdout goes to stderr, and its errors become one located message.
 
     Raises UnavailableError for a missing module, DataError for any other error but a RatrainError.

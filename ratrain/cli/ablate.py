@@ -87,7 +87,7 @@ def _ablate(args: argparse.Namespace) -> int:
         return Exit.DONE
     from ratrain.ablation.board import LineBoard, board
     from ratrain.api import study
-    from ratrain.cli.study_text import told
+    from ratrain.cli.study_text import study_lines
 
     found = study(
         plan, out=args.out, device=args.device, jobs=args.jobs, memory=args.memory, fresh=args.fresh, amend=args.amend,
@@ -97,7 +97,7 @@ def _ablate(args: argparse.Namespace) -> int:
     if args.json:
         print((found.path / "results.json").read_text())
     else:
-        print("\n".join(["", *told(found.study, found.rows, found.conclusion), str(found.page)]))
+        print("\n".join(["", *study_lines(found.study, found.rows, found.conclusion), str(found.page)]))
     return found.exit
 
 

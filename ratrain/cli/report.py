@@ -81,14 +81,14 @@ def _report_study(folder: Path) -> None:
     from ratrain.ablation.conclusion import conclude
     from ratrain.ablation.record import read_study
     from ratrain.ablation.results import rows_of
-    from ratrain.cli.study_text import told
+    from ratrain.cli.study_text import study_lines
     from ratrain.report.study.write import write_study_report
 
     study = read_study(folder)
     rows = rows_of(study)
     found = conclude(study, rows)
     page = write_study_report(study, rows, found)
-    print("\n".join([*told(study, rows, found), str(page)]))
+    print("\n".join([*study_lines(study, rows, found), str(page)]))
 
 
 def _report_comparison(logs: list[RunLog], out: Path) -> None:

@@ -12,7 +12,7 @@ from ratrain.cli.tables import table
 from ratrain.report.study.table import HEAD, cells
 
 
-def told(study: Study, rows: Sequence[Row], found: Conclusion | None) -> Iterator[str]:
+def study_lines(study: Study, rows: Sequence[Row], found: Conclusion | None) -> Iterator[str]:
     """Yields the results line by line."""
     begun = [row for row in rows if row.begun]
     yield table([HEAD, *cells(begun, found)])

@@ -62,7 +62,7 @@ def _sample(args: argparse.Namespace) -> None:
         seed=args.seed,
         device=args.device,
         warn=lambda message: print(f"warning: {message}", file=sys.stderr),
-        tell=told.append if args.stats else None,
+        on_stats=told.append if args.stats else None,
     ):
         print(piece, end="", flush=True)
     print()

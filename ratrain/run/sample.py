@@ -33,7 +33,7 @@ def sample(
     seed: int,
     device: str,
     warn: Callable[[str], None],
-    tell: Callable[[str], None] | None = None,
+    on_stats: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """Yields the prompt, then pieces of text sampled from the run's newest checkpoint that verifies."""
     manifest, model = load_run(find_run(run, root), device=pick_device(device), warn=warn)
@@ -51,8 +51,8 @@ def sample(
         if text.encode() == held or len(held) > 4:
             yield held.decode(errors="replace")
             held = b""
-    if tell:
-        tell(_told(stats, model))
+    if on_stats:
+        on_stats(_stats_lines(stats, model))
 
 
 def _finite(tokens: Iterator[int], run: str) -> Iterator[int]:
@@ -63,7 +63,7 @@ def _finite(tokens: Iterator[int], run: str) -> Iterator[int]:
         raise DataError(f"{run}: {error}: this run has diverged; lower schedule.lr and train it again") from error
 
 
-def _told(stats: DecodingStats, model: GPT2) -> str:
+def _stats_lines(stats: DecodingStats, model: GPT2) -> str:
     """Formats decoding speed, and cache size relative to a cache of all keys and values."""
     if not stats.context:
         return "nothing was drawn"

@@ -54,7 +54,7 @@ class Run:
         return {**known, "path": str(self.path), "moved": moved}
 
 
-def look(path: Path, root: Path) -> Run:
+def summarized(path: Path, root: Path) -> Run:
     """Reads the status of the run in `path` from its state.json, events.jsonl, notes.json and lock."""
     folder = RunFolder(path)
     state, events = folder.read_state(), _recent(path / "events.jsonl")
@@ -180,7 +180,7 @@ def list_runs(root: Path, glob: str | None = None, *, sort: str = "when") -> lis
     for path in run_paths(root):
         name = str(path.relative_to(root))
         if glob is None or any(fnmatchcase(name, pattern) for pattern in (glob, f"{glob}/*", f"{glob}-*")):
-            runs.append(look(path, root))
+            runs.append(summarized(path, root))
     return sorted(runs, key=lambda run: (_ORDERS[sort](run), run.name))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from ratrain.ablation.execute import held
 from ratrain.ablation.plan import make_plan
-from ratrain.ablation.pool import Began, Ended, Pool, Told
+from ratrain.ablation.pool import Began, Ended, Pool, Published
 from ratrain.errors import Exit
 from ratrain.events import Window
 from ratrain.run.start import Launch
@@ -374,7 +374,7 @@ def test_a_run_that_dies_is_begun_again(study, tmp_path, monkeypatch):
 
     def tell(said):
         seen.append(type(said))
-        if isinstance(said, Told) and seen.count(Told) == 1:
+        if isinstance(said, Published) and seen.count(Published) == 1:
             os.kill(pool._busy[0].process.pid, signal.SIGKILL)
         if isinstance(said, Ended):
             assert said.code == Exit.DONE, said.reason
@@ -395,7 +395,7 @@ def test_runs_of_one_graph_wait_until_the_first_has_compiled_it(study, tmp_path)
             assert said.task.graphs not in compiling
             told.append(f"{said.task.arm} {said.task.init}")
             compiling.update({said.task.graphs} if said.task.init == 1 else ())
-        if isinstance(said, Told) and isinstance(said.event, Window):
+        if isinstance(said, Published) and isinstance(said.event, Window):
             compiling.discard(said.task.graphs)
 
     Pool(Launch(tmp_path / "runs"), ["cpu", "cpu"], tell).run(chosen)

@@ -39,7 +39,7 @@ def _flat(parts: Sequence[Tensor]) -> Tensor:
     return parts[0].reshape(-1)
 
 
-def moves(weights: Mapping[str, Tensor], n_layer: int, *, rows: int, route: bool = False) -> dict[str, Move]:
+def tensor_moves(weights: Mapping[str, Tensor], n_layer: int, *, rows: int, route: bool = False) -> dict[str, Move]:
     """Returns the move of every tensor; the token table gets `rows` rows. `route`: whether a lens model used it."""
     names = set(weights)
 

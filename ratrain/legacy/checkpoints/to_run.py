@@ -26,7 +26,7 @@ from ratrain.errors import CannotCreateError, DataError, ManifestError
 from ratrain.legacy.checkpoints.described import Described, described
 from ratrain.legacy.checkpoints.forward import old_logits
 from ratrain.legacy.checkpoints.read import OldCheckpoint, generation, read_checkpoint
-from ratrain.legacy.checkpoints.tensors import Move, moves
+from ratrain.legacy.checkpoints.tensors import Move, tensor_moves
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2
 from ratrain.registry import optim_kinds, patch_kinds
@@ -49,7 +49,7 @@ class Converted:
     difference: float
     notes: tuple[str, ...]
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """Returns the result as lines of text, with the next commands."""
         made = f"generation {self.generation}, {self.step:,} iterations"
         return [
@@ -111,7 +111,7 @@ def _resolved(file: Path, about: Described, path: Path) -> tuple[Manifest, Sourc
 
 def _plan(old: OldCheckpoint, about: Described, model: GPT2) -> dict[str, Move]:
     """Returns the move for each tensor of the model. Raises DataError if a tensor of the checkpoint is not used."""
-    plan = moves(old.weights, about.n_layer, rows=model.spec.padded_vocab, route=about.route)
+    plan = tensor_moves(old.weights, about.n_layer, rows=model.spec.padded_vocab, route=about.route)
     plan = {name: move for name, move in plan.items() if name in model.state_dict()}
     used = {source for move in plan.values() for source in move.sources}
     left = [name for name in old.weights if name not in used and not name.endswith(_DROPPED)]

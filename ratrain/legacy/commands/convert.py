@@ -49,7 +49,7 @@ def _convert_checkpoint(args: argparse.Namespace) -> None:
         raise DataError(f"{args.file}: {message}")
     from ratrain.legacy.checkpoints.to_run import convert
 
-    print("\n".join(convert(args.file, args.to, root=args.out).told()))
+    print("\n".join(convert(args.file, args.to, root=args.out).lines()))
 
 
 CONVERT = Command(_convert_arguments, _convert)

@@ -36,7 +36,7 @@ class OldRun:
     milliseconds: float | None = None  # of an iteration, the median
     seconds: float | None = None  # of the whole test
     sparsity: float = 0.0  # as reached, else as asked for
-    told: Mapping[str, Any] = field(default_factory=dict)  # the matrix's facts of the test
+    facts: Mapping[str, Any] = field(default_factory=dict)  # the matrix's facts of the test
     failed: str = ""
 
     @property
@@ -61,7 +61,7 @@ def read_metrics(path: Path) -> list[OldRun]:
     for file in _parts(path):
         if file.name != _ALL:
             name = file.parent.name if file.parent != path else path.name
-            found[name] = _run(name, _read(file), file, listed[name].told if name in listed else {})
+            found[name] = _run(name, _read(file), file, listed[name].facts if name in listed else {})
     for file in sorted(path.glob("*/error.txt")):
         name = file.parent.name
         if name not in found:
@@ -103,18 +103,18 @@ def _read(file: Path) -> Any:
         raise DataError(f"{file}: is not JSON: {error}; {_KNOWN}") from error
 
 
-def _run(name: str, data: Any, file: Path, told: Mapping[str, Any]) -> OldRun:
+def _run(name: str, data: Any, file: Path, facts: Mapping[str, Any]) -> OldRun:
     if not isinstance(data, Mapping):
         raise DataError(f"{file}: is a JSON {type(data).__name__}; {_KNOWN}")
     if data.get("success") is False:
-        return OldRun(name, "", told=told, failed=str(data.get("error") or "no reason given").splitlines()[0])
+        return OldRun(name, "", facts=facts, failed=str(data.get("error") or "no reason given").splitlines()[0])
     trainer = next((t for t, keys in _KEYS.items() if all(key in data for key in keys)), None)
     if trainer is None:
         keys = ", ".join(map(str, [*data][:6])) or "none"
         raise DataError(f"{file}: {name}: has neither trainer's keys (its keys: {keys}); {_KNOWN}")
     read = _step_run if trainer == _STEPS else _vanilla_run
     numbers = _Numbers(data, f"{file}: {name}")
-    return OldRun(name, trainer, told=told, seconds=numbers.one("elapsed_time", told), **read(numbers))
+    return OldRun(name, trainer, facts=facts, seconds=numbers.one("elapsed_time", facts), **read(numbers))
 
 
 def _step_run(numbers: _Numbers) -> dict[str, Any]:

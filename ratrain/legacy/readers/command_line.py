@@ -64,7 +64,7 @@ def read_command_line(argv: Sequence[str], environment: Mapping[str, str]) -> Li
             given[name] = read_said(name, text, by=f"--{name}", where="command line")
     trainer = _trainer(given)
     steps = _steps(given)
-    told = [f"--{name}: {options()[name].idle}" for name in given if options()[name].idle]
+    notes = [f"--{name}: {options()[name].idle}" for name in given if options()[name].idle]
     over = surroundings.overrides(environment)
     asked: list[Asking] = []
     for step in steps:
@@ -74,8 +74,8 @@ def read_command_line(argv: Sequence[str], environment: Mapping[str, str]) -> Li
     runs = [run_of(name, each, study="ratio", profile=profile) for name, _, each in asked]
     name = _name(asked, argv, environment)
     origin = f"converted from a command line of {trainer}: {' '.join(argv)}"
-    found = conclude(name, runs, origin, asked, told=told, baseline=surroundings.baseline(environment))
-    found.notices += [*told, *surroundings.notices(environment)]
+    found = conclude(name, runs, origin, asked, notes=notes, baseline=surroundings.baseline(environment))
+    found.notices += [*notes, *surroundings.notices(environment)]
     return Line(found, tuple(_words(given)))
 
 

@@ -50,7 +50,7 @@ class Head:
 
     name: str
     origin: str  # the source of the conversion, reading and profile
-    told: Sequence[str] = ()
+    notes: Sequence[str] = ()
     scale: str = SCALES["gpt2"][0]
 
 
@@ -72,14 +72,14 @@ def slug(name: str) -> str:
 def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Drops runs that equal an earlier run; returns the others, and a note on each dropped one."""
     found: list[Run] = []
-    told = []
+    notes = []
     for run in runs:
         twin = next((one for one in found if one.base == run.base and values_of(one.tree) == values_of(run.tree)), None)
         if twin:
-            told.append(f"{run.name} equals {twin.name} and is left out")
+            notes.append(f"{run.name} equals {twin.name} and is left out")
         else:
             found.append(run)
-    return found, told
+    return found, notes
 
 
 def single(head: Head, run: Run) -> str:
@@ -175,7 +175,7 @@ def values_of(tree: Tree) -> dict[str, dict[str, Any]]:
 
 
 def _comments(head: Head) -> list[str]:
-    return [f"# {plain(text)}" for text in (head.origin, *head.told)]
+    return [f"# {plain(text)}" for text in (head.origin, *head.notes)]
 
 
 def _joined(found: Sequence[str]) -> str:

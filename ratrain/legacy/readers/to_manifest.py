@@ -59,11 +59,11 @@ def convert_defconfig(
     known = {fault.where for fault in (*ignored, *idle)}
     same = without_effect(file, lambda other: comes_to(other, reading, profile, given))
     idle += [fault for fault in same if fault.where not in known]
-    told = [f"line {fault.where.rpartition(':')[2]}, {fault.key}: {fault.message}" for fault in (*ignored, *idle)]
+    notes = [f"line {fault.where.rpartition(':')[2]}, {fault.key}: {fault.message}" for fault in (*ignored, *idle)]
     head = f"{file.name}, converted from {file.label}: reading {reading}, profile {profile}"
     found = conclude(
         file.name, runs, head, asked,
-        told=told, baseline=surroundings.baseline(environment or {}),
+        notes=notes, baseline=surroundings.baseline(environment or {}),
     )  # fmt: skip
     found.ignored = ignored
     found.notices += surroundings.notices(environment or {})
@@ -101,7 +101,7 @@ def _command(file: Defconfig) -> tuple[int, bool]:
 
 
 def conclude(
-    name: str, runs: list[Run], origin: str, asked: list[Asking], *, told: list[str], baseline: str | None
+    name: str, runs: list[Run], origin: str, asked: list[Asking], *, notes: list[str], baseline: str | None
 ) -> Conversion:
     """Returns the runs as one manifest; a `baseline` replaces the steps numbered 0."""
     if baseline:
@@ -111,7 +111,7 @@ def conclude(
         runs, baseline = (left, baseline) if left else (runs, None)  # else only the baseline itself is left
     kept, twins = distinct(runs)
     scale = SCALES[asked[0][2].value("model-name")][0]
-    said = [f"  {text}" for text in told]
+    said = [f"  {text}" for text in notes]
     head = Head(name, origin, [*(["lines without effect, and why:", *said] if said else []), *twins], scale)
     is_study = len(kept) > 1 or baseline is not None
     text = study(head, kept, baseline) if is_study else single(head, kept[0])
