@@ -1,18 +1,14 @@
-"""Trackers that group runs in projects: Weights & Biases, and Trackio."""
+"""Trackers that group runs in projects: Weights & Biases, and Trackio. They run in the process of remote.py."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import importlib
 import os
 import secrets
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
 import tomli
 
 from ratrain.atomic import write_file
@@ -52,13 +48,6 @@ class WandB(Tracker):
         if self._run:
             self._run.finish(exit_code=self._exit_code)
 
-    def abandon(self) -> None:
-        with contextlib.suppress(BaseException):
-            for child in psutil.Process().children():
-                if child.name() == "wandb-core":  # it outlives this process, with its output, if no server responds
-                    child.kill()
-            self._wandb.teardown()  # otherwise it runs at exit, and its error about the missing child is printed
-
     def _open(self, started: RunStarted) -> None:
         folder = Path(started.folder)
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # without a network it delays the exit of Python
@@ -93,9 +82,6 @@ class Trackio(Tracker):
 
     def __init__(self, log: LogSection):
         self._trackio: Any = importlib.import_module("trackio")
-        for module in ("trackio", "trackio.run", "trackio.utils"):  # it prints to stdout, which --json needs
-            if module in sys.modules:
-                vars(sys.modules[module])["print"] = lambda *words, **options: None
         self._log = log
         self._run: Any = None
 
@@ -110,10 +96,6 @@ class Trackio(Tracker):
     def close(self) -> None:
         if self._run:
             self._run.finish()
-
-    def abandon(self) -> None:
-        with contextlib.suppress(BaseException):
-            atexit.unregister(self._trackio._cleanup_current_run)  # it would wait for a server that does not respond
 
     def _open(self, started: RunStarted) -> None:
         folder, project = Path(started.folder), self._log.project or "ratrain"

@@ -12,9 +12,11 @@ import sys
 import threading
 import types
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ratrain import events
@@ -23,6 +25,7 @@ from ratrain.errors import Exit
 from ratrain.sinks import trackers
 from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.hosted import Trackio, WandB
+from ratrain.sinks.remote import Remote
 from ratrain.sinks.tracker import Queued, TensorBoard, Tracker, points
 
 QUICK = ["v1", "--scale", "tiny", "--device", "cpu", "--set", "compile.scope=off", "--set", "train.budget.steps=6"]
@@ -242,7 +245,6 @@ class Third(Fake):
 
 def test_a_run_outlives_its_tracker(ratrain, home, monkeypatch):
     monkeypatch.setattr(trackers, "TensorBoard", Third)
-    monkeypatch.setattr(trackers, "_MODULES", {"tensorboard": "json"})
     code, out, _ = ratrain(*tracked("tensorboard"))
     run, told = run_of(home), "tensorboard failed and is dropped: RuntimeError: no route"
     assert code == Exit.DONE
@@ -258,7 +260,7 @@ def test_a_run_outlives_its_tracker(ratrain, home, monkeypatch):
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 @pytest.mark.parametrize("rehearse", [[], ["--dry-run"], ["--fresh"]])
 def test_a_tracker_that_is_not_installed_is_refused(ratrain, home, monkeypatch, name, rehearse):
-    monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), None)
+    monkeypatch.setitem(sys.modules, name, None)
     code, _, err = ratrain(*tracked(name), *rehearse)
     assert code == Exit.UNAVAILABLE
     assert f"log.trackers: \"{name}\" needs the package {name}; pip install 'ratrain[trackers]'" in err
@@ -377,6 +379,100 @@ def test_numbers_that_are_not_finite_reach_tensorboard(tmp_path, board, started,
     assert infinite == (2, math.inf)
 
 
+# a process of its own
+
+# stands in for trackio: prints, keeps what it gets in a file, fails or hangs as its project asks
+CHATTY = """
+import json, os, subprocess, sys, time
+print("loud at import")
+
+class Run:
+    def __init__(self, project):
+        self.project = project
+    def log(self, values, step):
+        print("* logged")
+        with open("got.jsonl", "a") as file:
+            file.write(json.dumps([step, values]) + "\\n")
+        if self.project == "fails":
+            raise ConnectionError("no route")
+        if self.project == "hangs":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            open("child", "w").write(str(child.pid))
+            time.sleep(600)
+    def finish(self):
+        open("finished", "w").close()
+
+def init(project, **options):
+    print("* project initialized")
+    if project == "leaves":
+        os._exit(3)
+    return Run(project)
+"""
+
+
+@pytest.fixture
+def chatty(home, monkeypatch, started):
+    """Makes a tracker of a project in a process that imports CHATTY as trackio, with its first event."""
+    (home / "trackio.py").write_text(CHATTY)
+    (home / "trackio").mkdir()
+    (home / "resolved.toml").write_text("")
+    monkeypatch.setenv("PYTHONPATH", f"{home}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    return lambda project: (Remote("trackio", LogSection(project=project)), started(folder=str(home)))
+
+
+def test_what_a_library_prints_stays_in_its_process(chatty, home, capfd, window):
+    tracker, started = chatty("fine")
+    for event in (started, window(), events.Evaluated(3, math.nan, 256, 0.5)):
+        tracker(event)
+    assert tracker.place == "trackio show --project fine"
+    tracker.close()
+    assert capfd.readouterr() == ("", "")
+    assert (home / "finished").exists()
+    got = [json.loads(line) for line in (home / "got.jsonl").read_text().splitlines()]
+    drawn = [(step, values) for event in (window(), events.Evaluated(3, math.nan, 256, 0.5)) for step, values in points(event)]
+    assert repr(got) == repr([list(pair) for pair in drawn])
+
+
+@pytest.mark.parametrize(("project", "message"), [("fails", "ConnectionError: no route"), ("leaves", "EOFError: its")])
+def test_an_error_in_its_process_is_the_tracker_s(chatty, window, project, message):
+    tracker, started = chatty(project)
+    with pytest.raises(RuntimeError) as caught:
+        for event in (started, window()):
+            tracker(event)
+    assert f"{type(caught.value).__name__}: {caught.value}".startswith(message)
+    tracker.abandon()
+    assert tracker._process is not None and tracker._process.wait()
+
+
+def test_a_process_that_hangs_is_ended_with_its_children(chatty, home, window, fanout):
+    tracker, started = chatty("hangs")
+    out, heard = fanout
+    out.add(Queued(tracker, out, patience=3.0))
+    for event in (started, window()):
+        out(event)
+    while not (home / "child").exists() or not (home / "child").read_text():
+        os.sched_yield()
+    out.close()
+    assert "trackio failed and is dropped: TimeoutError: not done 3 s after the run" in notices(heard)[-1]
+    assert tracker._process is not None and tracker._process.wait() == -signal.SIGKILL
+    child = (
+        psutil.Process(int((home / "child").read_text()))
+        if psutil.pid_exists(int((home / "child").read_text()))
+        else None
+    )
+    assert child is None or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_trainer_that_is_killed_leaves_a_finished_run(chatty, home, window):
+    tracker, started = chatty("fine")
+    tracker(started)
+    assert tracker._process is not None and tracker._process.stdin
+    tracker._process.stdin.close()  # as the end of the trainer does
+    tracker._process.wait()
+    assert (home / "finished").exists()
+    tracker.abandon()
+
+
 # Weights & Biases
 
 
@@ -412,7 +508,9 @@ def wandb(monkeypatch):
         return runs[-1]
 
     vars(module).update(runs=runs, init=init, Settings=dict, setup=lambda settings: None, teardown=lambda: None)
+    module.__spec__ = ModuleSpec("wandb", None)
     monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(trackers, "Remote", lambda name, log: WandB(log))
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     return module
 
@@ -535,17 +633,18 @@ def trackio(monkeypatch):
 
     def init(**options):
         runs.append(TrackioRun(options))
-        module.print("* Trackio project initialized")
         return runs[-1]
 
-    vars(module).update(runs=runs, init=init, print=print)
+    vars(module).update(runs=runs, init=init)
+    module.__spec__ = ModuleSpec("trackio", None)
     monkeypatch.setitem(sys.modules, "trackio", module)
+    monkeypatch.setattr(trackers, "Remote", lambda name, log: Trackio(log))
     return module
 
 
 def test_a_run_in_trackio_is_named_grouped_and_described(ratrain, home, trackio):
     keys = ["--set", "log.project=ours", "--set", "log.study=pilot"]
-    code, out, err = ratrain(*tracked("trackio"), *keys, "--json")
+    code, _, err = ratrain(*tracked("trackio"), *keys, "--json")
     assert code == Exit.DONE, err
     run, (made,) = run_of(home), trackio.runs
     told, (started,) = made.options, stated(run, "RunStarted")
@@ -556,7 +655,6 @@ def test_a_run_in_trackio_is_named_grouped_and_described(ratrain, home, trackio)
     assert not (told["auto_log_cpu"] or told["auto_log_gpu"] or told["embed"])
     assert made.finished
     assert "trackio: trackio show --project ours" in [line["message"] for line in stated(run, "Notice")]
-    assert all(json.loads(line) for line in out.splitlines())  # no word of its own among the events
     losses = [(step, row["train/loss"]) for step, row in made.rows if "train/loss" in row]
     assert losses == list(enumerate([loss for line in stated(run, "Window") for loss in line["losses"]], start=1))
     assert made.rows[-1] == (6, {"sample": stated(run, "Sampled")[0]["text"]})
@@ -571,14 +669,6 @@ def test_a_run_that_goes_on_is_the_same_in_trackio_and_a_fresh_one_is_not(ratrai
     assert first == second
     assert fresh.startswith("again ")
     assert fresh[-6:] != first[-6:]
-
-
-def test_trackio_that_is_given_up_does_not_hold_up_the_end(trackio, monkeypatch):
-    left = []
-    monkeypatch.setattr("atexit.unregister", left.append)
-    vars(trackio)["_cleanup_current_run"] = cleanup = object()
-    Trackio(LogSection()).abandon()
-    assert left == [cleanup]
 
 
 @pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed")
