@@ -221,6 +221,8 @@ def study(
     `jobs` is the number of concurrent runs, one per GPU or core by default, or as many as fit if a run takes `memory`
     GiB. `only` names arms, with patterns. `costs` measures the step of every arm. By default a line is printed for
     each run that ends; `board` shows progress otherwise. The other arguments are options of `ratrain --ablate`.
+
+    Runs are processes that import the calling script: call this below `if __name__ == "__main__":`, or in a notebook.
     """
     from ratrain.ablation.board import LineBoard, Standing  # with scipy, which other functions do not need
     from ratrain.ablation.conclusion import conclude

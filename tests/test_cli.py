@@ -105,6 +105,7 @@ def test_the_schema_is_json(ratrain):
     ("argv", "code", "message"),
     [
         (["v99"], Exit.MISSING, "did you mean 'v9'?"),
+        (["verfy", "v9"], Exit.USAGE, "unrecognized arguments: v9; did you mean 'verify'?"),
         (["lits"], Exit.MISSING, "no such manifest"),
         (["v9", "--set", "schedule.lr"], Exit.BAD_MANIFEST, "schedule.lr"),
         (["v9", "--set", "schedule.lr=fast"], Exit.BAD_MANIFEST, "schedule.lr"),

@@ -70,6 +70,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert space["found"].page.is_file()
     text = notebook.NOTEBOOK.read_text()
     assert text.count("FAULT") == 1  # in the code, and in no output
+    assert f"done at step {space['run'].windows[-1].step}," in text  # the stored outputs are those of the code
     assert str(Path.home()) not in text
 
 

@@ -168,7 +168,15 @@ def _unlike(old: Planned, new: Planned) -> list[str]:
     def facts(plan: Planned, rule: str) -> Any:
         return plan.base.name if rule == "base" else json.loads(json.dumps(getattr(plan, rule)))
 
-    return [f"another {rule}" for rule in _RULES if facts(old, rule) != facts(new, rule)]
+    unlike = {rule: (facts(old, rule), facts(new, rule)) for rule in _RULES}
+    return [f"another {rule}{_changed_keys(*both)}" for rule, both in unlike.items() if both[0] != both[1]]
+
+
+def _changed_keys(old: Any, new: Any) -> str:
+    """Names the keys of a table that differ; empty for other values."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return ""
+    return f" ({', '.join(key for key in {**old, **new} if old.get(key) != new.get(key))})"
 
 
 def record_costs(study: Study, costs: dict[str, Cost], machine: str) -> Study:

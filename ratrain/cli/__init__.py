@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
+from typing import NoReturn
 
 from ratrain import __version__
 from ratrain.cli import ablate, check_runs, profile, report, runs, text, train
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             outlive_reader()
         parser = _parser(command)
         _known(command).add_arguments(parser)
+        if isinstance(parser, _TrainParser) and rest:
+            parser.first = rest[0]
         args = parser.parse_args(rest)
         args.argv = words
         code = _known(command).run(args) or Exit.DONE
@@ -100,6 +103,13 @@ def _command(argv: list[str]) -> tuple[str, list[str]]:
 
 class _TrainParser(argparse.ArgumentParser):
     """Lists all commands in its help text; only then are those of entry points imported."""
+
+    first = ""  # word of the command line, which may be a misspelt command
+
+    def error(self, message: str) -> NoReturn:
+        from ratrain.config.find import did_you_mean
+
+        super().error(message + did_you_mean(self.first, [*COMMANDS, *_offered()]))
 
     def format_help(self) -> str:
         lines = (f"  {name:11} {_known(name).run.__doc__}" for name in (*COMMANDS, *_offered()))

@@ -53,7 +53,8 @@ def find_manifest(name: str) -> Path:
     for file in files:
         if own_id(file) == name:
             return file
-    known = [*filter(None, map(own_id, files)), *(spelling for file in files for spelling in _names(file))]
+    beside = [file.name for file in Path.cwd().glob("*.toml")] if name.endswith(".toml") else []
+    known = [*beside, *filter(None, map(own_id, files)), *(spelling for file in files for spelling in _names(file))]
     what = "is a folder, not a manifest" if os.path.isdir(name) else "no such manifest, by path, name or id"
     hint = did_you_mean(name, known) or "; `ratrain list` shows them all"
     raise MissingError(f"{name}: {what}{hint}")

@@ -74,6 +74,8 @@ def unknown_key(key: Key, siblings: Iterable[str], homes: Mapping[str, Sequence[
         return f"unknown key; here it is {FOREIGN[name]!r}"
     if others:
         return f"unknown key; it belongs in {' or '.join(f'[{home}]' if home else 'no table' for home in others)}"
+    if in_patch:
+        return f"unknown key; the options are {', '.join(siblings)}"
     return f"unknown key{near or did_you_mean(name, homes)}"
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ratrain.config.identity import recipe_hash
 from ratrain.config.resolve import steps_total, tokens_per_step
 from ratrain.config.schema import ActivationSection, Budget, Manifest, Span
 from ratrain.engine.engine import Engine
 from ratrain.engine.parts.pruning import Pruning
-from ratrain.events import Emit, Evaluated, Event, Saved, Window
+from ratrain.events import Emit, Evaluated, Event, RunStarted, Saved, Window
 from ratrain.machine.attention import choose
 from ratrain.machine.compile import keep_compiled_code
 from ratrain.machine.device import pick_device, set_determinism
@@ -113,8 +115,12 @@ def require_equal(engine: Engine, restored: Engine) -> None:
 
 def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit, checkpoints: Path = Path("runs")) -> str:
     """Returns the results of `rehearse` as text or as one JSON document; `emit` receives each event."""
+
+    def shown(event: Event) -> None:  # the recipe is that of the run, not that of two steps
+        emit(replace(event, recipe_hash=recipe_hash(manifest)) if isinstance(event, RunStarted) else event)
+
     with machine_told(manifest):
-        seen = rehearse(manifest, device=device, emit=emit, checkpoints=checkpoints)
+        seen = rehearse(manifest, device=device, emit=shown, checkpoints=checkpoints)
     if as_json:
         return json.dumps(seen, indent=1)
     peak = _size(seen["peak_memory"])

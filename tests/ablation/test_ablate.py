@@ -249,7 +249,7 @@ def test_another_plan_is_refused_and_an_addition_is_exploratory(ablate, study):
         "two-tiny has another plan on record: no longer the first seeds 2, new seeds 3; --fresh moves the study" in err
     )
     _, err = ablate(study(text + "\n[verdict]\nalpha = 0.2\n"), "--amend", code=Exit.BAD_MANIFEST)
-    assert "has another plan on record: another verdict" in err
+    assert "has another plan on record: another verdict (alpha); " in err
     more = text + "\n[arm.late]\nmanifest = 'v8'\n"
     _, err = ablate(study(more), "--only", "late", code=Exit.BAD_MANIFEST)
     assert "new arms late; --amend adds it, labelled exploratory" in err

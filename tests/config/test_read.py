@@ -55,6 +55,12 @@ def test_an_unknown_manifest_gets_the_nearest_name():
         find_manifest("unifed_ra_v9.toml")
 
 
+def test_an_unknown_path_gets_the_nearest_file_beside_it(write):
+    write("headgate.toml", "id = 'headgate'")
+    with pytest.raises(MissingError, match=r"did you mean 'headgate.toml'\?"):
+        find_manifest("headgat.toml")
+
+
 def test_labels_are_relative_below_the_current_folder_and_as_given_elsewhere(write, tmp_path):
     assert label_of(write("a.toml", "")) == "a.toml"
     assert label_of(Path("/nowhere/b.toml")) == "/nowhere/b.toml"

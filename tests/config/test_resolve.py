@@ -53,7 +53,7 @@ def test_all_faults_come_at_once_the_manifest_first_and_by_line(write, kinds):
     with pytest.raises(ManifestError) as error:
         resolve(read_source(write("x.toml", text)), **kinds)
     assert str(error.value).split("\n") == [
-        "x.toml:4: patch.kv_prune.recencey: unknown key",
+        "x.toml:4: patch.kv_prune.recencey: unknown key; the options are keep, label, layers, activation",
         "x.toml:6: patch.unified_ra.gates: 'heads' is not one of 'head', 'layer'",
         "x.toml:7: patch.unified_ra.rnak: unknown key; did you mean 'rank'?",
         'base.toml:3: model.n_layer: expected an integer, got the string "12"',

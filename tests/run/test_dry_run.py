@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
+from ratrain.config.identity import recipe_hash
 from ratrain.errors import DiskError, MissingError, UnavailableError
+from ratrain.events import RunStarted
 from ratrain.model.build import build
 from ratrain.run.dry_run import dry_run, rehearse
 from ratrain.storage import checkpoint
@@ -30,6 +32,13 @@ def test_it_foretells_the_whole_run(tiny):
     assert seen["disk_bytes"] >= 3 * 3 * 4 * parameters  # two kept and one in the making, of weights and two moments
     assert len(seen["losses"]) == 2
     assert seen["recompiles"] == 0
+
+
+def test_the_recipe_it_prints_is_that_of_the_run(tiny):
+    manifest, seen = tiny("v1"), []
+    dry_run(manifest, device="cpu", as_json=False, emit=seen.append)
+    (started,) = (event for event in seen if isinstance(event, RunStarted))
+    assert started.recipe_hash == recipe_hash(manifest)
 
 
 @pytest.mark.parametrize(("kind", "each"), [("sgd", 12), ("adamw", 16), ("adamwadv", 20)])

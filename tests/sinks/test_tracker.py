@@ -429,7 +429,11 @@ def test_what_a_library_prints_stays_in_its_process(chatty, home, capfd, window)
     assert capfd.readouterr() == ("", "")
     assert (home / "finished").exists()
     got = [json.loads(line) for line in (home / "got.jsonl").read_text().splitlines()]
-    drawn = [(step, values) for event in (window(), events.Evaluated(3, math.nan, 256, 0.5)) for step, values in points(event)]
+    drawn = [
+        (step, values)
+        for event in (window(), events.Evaluated(3, math.nan, 256, 0.5))
+        for step, values in points(event)
+    ]
     assert repr(got) == repr([list(pair) for pair in drawn])
 
 
