@@ -28,6 +28,7 @@ from ratrain.config.read import Source, find_manifest, located, read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
 from ratrain.contracts import SMALL
+from ratrain.contracts.meaning import require_meaning
 from ratrain.contracts.verify import Verdict
 from ratrain.contracts.verify import verify as check_contracts
 from ratrain.data.tokenizer import load_tokenizer
@@ -156,11 +157,13 @@ def train(
 
     A finished run is returned as it is. `on_event` receives every event; by default all events but windows of steps
     and samples are printed. `resume` is "auto", "must" or "never"; `fresh` moves an earlier run aside. Raises
-    PreemptedError after a stop signal, DivergedError, and other RatrainErrors.
+    PreemptedError after a stop signal, DivergedError, ManifestError for a patch of yours that makes the loss meaningless
+    (it sees later tokens, say), and other RatrainErrors.
     """
     if not isinstance(manifest, Resolved):
         manifest = read_manifest(manifest, base=base, scale=scale, overrides=overrides, seed=seed, patches=patches)
     launch = Launch(Path(out), device, resume, fresh, accept_code_change)
+    require_meaning(manifest.manifest, manifest.source)
     try:
         folder = train_manifest(manifest.manifest, manifest.source, launch, sink=on_event or print_event)
     except AlreadyDone as done:

@@ -20,7 +20,8 @@ from ratrain.ablation.plan import Plan, told_twins
 from ratrain.config.identity import plain
 from ratrain.config.parse import parse_override
 from ratrain.config.schema import Manifest
-from ratrain.contracts import SMALL, contracts, fitted
+from ratrain.contracts import SMALL, fitted
+from ratrain.contracts.meaning import breaches
 from ratrain.contracts.perturbation import random_tokens
 from ratrain.engine.fingerprints import weight_digests
 from ratrain.errors import Fault, ManifestError
@@ -53,16 +54,6 @@ def _small(plan: Plan, arm: Arm) -> Manifest | None:
         return None
 
 
-# contracts that the meaning of a loss depends on, and the fault of an arm that breaks one
-_LOOKED_AT = {
-    "no position sees a later token": "sees the future",
-    "no gradient comes from a later token": "learns from the future",
-    "no sequence sees another": "sees the other sequences of its batch",
-    "evaluating computes what was trained": "is evaluated as another model than was trained",
-    "a call leaves nothing behind": "depends on the calls before",
-}
-
-
 def _broken(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
     seen: dict[str, str | None] = {}
     for arm in arms:
@@ -80,15 +71,6 @@ def _broken(plan: Plan, arms: Sequence[Arm]) -> Iterator[Fault]:
 def _open(patch: Patch) -> Patch:
     """Returns the patch without its activation schedule, as the contracts test it."""
     return patch.model_copy(update={"activation": None})
-
-
-def breaches(manifest: Manifest) -> Iterator[str]:
-    """Yields the broken contracts of a small manifest's model; each makes its loss meaningless."""
-    for claim, fault in _LOOKED_AT.items():
-        try:
-            contracts()[claim](manifest)
-        except AssertionError as error:
-            yield f"{fault} ({error})"
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,9 @@ def _train(args: argparse.Namespace) -> int | None:
             if not args.json:
                 told = sys.stderr if args.dry_run else sys.stdout
                 print(f"{manifest.id}, {manifest.scale} scale: loading torch", file=told, flush=True)
+            from ratrain.contracts.meaning import require_meaning
+
+            require_meaning(buildable(manifest, source, args), source)
             if (args.devices or 1) > 1 and not args.dry_run:
                 return _spawn(manifest, args)
         folder = _run(buildable(manifest, source, args), source, args)

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ratrain.ablation.preflight import breaches
 from ratrain.audit.audit import audit
 from ratrain.audit.source import find_target
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
 from ratrain.contracts import SMALL, contracts
+from ratrain.contracts.meaning import breaches
 from ratrain.contracts.verify import verify
 from ratrain.registry import optim_kinds, patch_kinds
 
