@@ -157,8 +157,8 @@ def train(
 
     A finished run is returned as it is. `on_event` receives every event; by default all events but windows of steps
     and samples are printed. `resume` is "auto", "must" or "never"; `fresh` moves an earlier run aside. Raises
-    PreemptedError after a stop signal, DivergedError, ManifestError for a patch of yours that makes the loss meaningless
-    (it sees later tokens, say), and other RatrainErrors.
+    PreemptedError after a stop signal, DivergedError, ManifestError also for a patch from outside the package that sees
+    later tokens, and other RatrainErrors.
     """
     if not isinstance(manifest, Resolved):
         manifest = read_manifest(manifest, base=base, scale=scale, overrides=overrides, seed=seed, patches=patches)
