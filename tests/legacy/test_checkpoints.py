@@ -246,7 +246,7 @@ def test_a_converted_run_is_exported_and_gone_on_from(case, name, tmp_path, ratr
         optimizer.state.clear()
     path = saved(tmp_path / "x.pt", model, optimizer, **config | {"optimizer": name})
     done = convert(path, root=tmp_path / "runs")
-    assert done.told()[0].startswith(f"{done.folder}: generation {made}, 3 iterations; logits agree to ")
+    assert done.lines()[0].startswith(f"{done.folder}: generation {made}, 3 iterations; logits agree to ")
     assert ratrain("export", done.folder)[0] == Exit.DONE
     manifest = done.folder / "resolved.toml"
     keys = ["train.budget.steps=5", "train.precision=fp32", "eval.windows=2"]

@@ -435,7 +435,7 @@ def test_two_processes_get_the_fit_of_the_first_and_it_is_that_of_one_alone(tmp_
         [count, ["c1", "--scale", "tiny", "--device", "cpu", *sets, "--out", str(tmp_path / str(count))], None]
         for count in (1, 2)
     ]
-    gang = Path(__file__).parents[1] / "engine" / "gang.py"
+    gang = Path(__file__).parents[1] / "machine" / "gang.py"
     done = subprocess.run(
         [sys.executable, gang, json.dumps(tasks), "float64"], capture_output=True, text=True, timeout=200
     )
