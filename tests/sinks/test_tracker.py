@@ -16,12 +16,12 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ratrain import events
 from ratrain.config.schema import LogSection
 from ratrain.errors import Exit
+from ratrain.lock import lock
 from ratrain.sinks import trackers
 from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.hosted import Trackio, WandB
@@ -383,8 +383,9 @@ def test_numbers_that_are_not_finite_reach_tensorboard(tmp_path, board, started,
 
 # stands in for trackio: prints, keeps what it gets in a file, fails or hangs as its project asks
 CHATTY = """
-import json, os, subprocess, sys, time
+import json, os, signal, subprocess, sys
 print("loud at import")
+CHILD = "import fcntl, signal; file = open('held', 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); signal.pause()"
 
 class Run:
     def __init__(self, project):
@@ -396,9 +397,10 @@ class Run:
         if self.project == "fails":
             raise ConnectionError("no route")
         if self.project == "hangs":
-            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-            open("child", "w").write(str(child.pid))
-            time.sleep(600)
+            child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE)
+            child.stdout.readline()
+            open("hanging", "w").close()
+            signal.pause()
     def finish(self):
         open("finished", "w").close()
 
@@ -454,17 +456,14 @@ def test_a_process_that_hangs_is_ended_with_its_children(chatty, home, window, f
     out.add(Queued(tracker, out, patience=3.0))
     for event in (started, window()):
         out(event)
-    while not (home / "child").exists() or not (home / "child").read_text():
+    while not (home / "hanging").exists():
         os.sched_yield()
+    with pytest.raises(BlockingIOError):
+        lock(home / "held")
     out.close()
     assert "trackio failed and is dropped: TimeoutError: not done 3 s after the run" in notices(heard)[-1]
     assert tracker._process is not None and tracker._process.wait() == -signal.SIGKILL
-    child = (
-        psutil.Process(int((home / "child").read_text()))
-        if psutil.pid_exists(int((home / "child").read_text()))
-        else None
-    )
-    assert child is None or child.status() == psutil.STATUS_ZOMBIE
+    os.close(lock(home / "held", wait=10))  # which the child held
 
 
 def test_a_trainer_that_is_killed_leaves_a_finished_run(chatty, home, window):

@@ -67,7 +67,7 @@ def test_a_look_in_the_moment_of_opening_is_waited_out(tmp_path, monkeypatch):
         pass
     look = os.open(tmp_path / "run.lock", os.O_RDONLY)
     fcntl.flock(look, fcntl.LOCK_SH)
-    monkeypatch.setattr("ratrain.lock.time.sleep", lambda seconds: seconds and os.close(look))
+    monkeypatch.setattr("ratrain.lock.time.sleep", lambda _seconds: os.close(look))  # the look ends during the wait
     with RunFolder(tmp_path).open():
         pass
 
