@@ -385,7 +385,12 @@ def test_numbers_that_are_not_finite_reach_tensorboard(tmp_path, board, started,
 CHATTY = """
 import json, os, signal, subprocess, sys
 print("loud at import")
-CHILD = "import fcntl, signal; file = open('held', 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); signal.pause()"
+CHILD = '''import fcntl, signal
+file = open("held", "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print(flush=True)
+signal.pause()
+'''
 
 class Run:
     def __init__(self, project):
