@@ -223,6 +223,11 @@ def plugin_files(options: Iterable[Section]) -> list[Path]:
     return [Path(file) for file in dict.fromkeys(files)]
 
 
+def is_shipped(options: type[Section]) -> bool:
+    """Returns whether a kind belongs to the package, and not to a plug-in."""
+    return module_of(options).__name__.removeprefix(PREFIX).startswith("ratrain.")
+
+
 def patch_kinds(folders: Iterable[Path] = (), *, beside: Iterable[Path] = ()) -> Kinds:
     """Returns all patch kinds of the package, entry points (legacy among them), `folders`, and patches/ folders.
 

@@ -55,6 +55,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int | None:
     """Train one variant."""
     manifest, source = _resolved(args)
+    from ratrain.registry import is_shipped
     from ratrain.run.start import AlreadyDone
 
     try:
@@ -63,9 +64,10 @@ def _train(args: argparse.Namespace) -> int | None:
             if not args.json:
                 told = sys.stderr if args.dry_run else sys.stdout
                 print(f"{manifest.id}, {manifest.scale} scale: loading torch", file=told, flush=True)
-            from ratrain.contracts.meaning import require_meaning
+            if not all(is_shipped(type(patch)) for patch in manifest.patch.values()):
+                from ratrain.contracts.meaning import require_meaning  # imports torch
 
-            require_meaning(buildable(manifest, source, args), source)
+                require_meaning(buildable(manifest, source, args), source)
             if (args.devices or 1) > 1 and not args.dry_run:
                 return _spawn(manifest, args)
         folder = _run(buildable(manifest, source, args), source, args)

@@ -12,7 +12,7 @@ from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
 from ratrain.contracts.registry import SMALL, contracts
 from ratrain.errors import Fault, ManifestError, RatrainError
-from ratrain.outline import PREFIX, module_of
+from ratrain.registry import is_shipped
 
 # each with the fault of a model that breaks it
 _CLAIMS = {
@@ -40,7 +40,7 @@ def require_meaning(manifest: Manifest, source: Source) -> None:
     ManifestError with the first broken contract.
     """
     patches = manifest.patch.values()
-    if all(map(_is_shipped, map(type, patches))) or any(patch.leaks for patch in patches):
+    if all(map(is_shipped, map(type, patches))) or any(patch.leaks for patch in patches):
         return
     small = _small(manifest, source)
     if small is None:
@@ -50,13 +50,9 @@ def require_meaning(manifest: Manifest, source: Source) -> None:
     except Exception:  # of the patch: the run itself reports it with the patch's line
         return
     if fault:
-        names = ", ".join(name for name, patch in manifest.patch.items() if not _is_shipped(type(patch)))
+        names = ", ".join(name for name, patch in manifest.patch.items() if not is_shipped(type(patch)))
         advice = "so its loss would be meaningless; `ratrain verify` checks every contract"
         raise ManifestError([Fault(source.manifest, f"patch.{names}", f"the model {fault}, {advice}")])
-
-
-def _is_shipped(options: type) -> bool:
-    return module_of(options).__name__.removeprefix(PREFIX).startswith("ratrain.")
 
 
 def _small(manifest: Manifest, source: Source) -> Manifest | None:
