@@ -127,12 +127,11 @@ def _known(name: str) -> Command:
 
 
 def _may_be_foreign(word: str) -> bool:
-    """Returns whether `word` names a file that is neither a manifest nor weights, by its ending."""
-    if word.endswith((".toml", ".safetensors")):
+    if word.endswith(".toml"):  # the common case, without an import
         return False
-    from ratrain.config.find import find_in_package
+    from ratrain.config.find import find_foreign
 
-    return os.path.isfile(word) or find_in_package(word) is not None
+    return find_foreign(word) is not None
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

@@ -80,6 +80,14 @@ def find_in_package(name: str) -> Path | None:
     return file if known and os.path.isfile(file) else None
 
 
+def find_foreign(name: str) -> Path | None:
+    """Finds the file `name`, by path or in the package, unless its ending is that of a manifest or of weights; None
+    without one."""
+    if name.endswith((".toml", ".safetensors")):
+        return None
+    return Path(name) if os.path.isfile(name) else find_in_package(name)
+
+
 def find_extended(name: str, file: Path) -> Path | None:
     """Finds the file of `extends = name` in `file`: a path from its folder, else a shipped manifest, else None."""
     near = file.parent / name

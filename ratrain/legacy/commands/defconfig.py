@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratrain.config.find import find_in_package
+from ratrain.config.find import find_foreign
 from ratrain.errors import Exit, UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def with_manifests(argv: Sequence[str]) -> list[str]:
     `check FILE` becomes `check runs`, which builds each run and trains it briefly at the tiny scale.
     """
     words = list(argv)
-    files = {n: file for n, word in enumerate(words) if (file := _file(word))}
+    files = {n: file for n, word in enumerate(words) if (file := find_foreign(word))}
     if not files:
         return words
     from ratrain.legacy.readers.defconfig import is_defconfig
@@ -95,13 +95,6 @@ def with_manifests(argv: Sequence[str]) -> list[str]:
     if found.dry_run and "--dry-run" not in command:
         command.append("--dry-run")
     return command if args.out == Path("runs") else [*command, "--out", str(args.out)]
-
-
-def _file(word: str) -> Path | None:
-    """Returns the file named by `word` if it may be a defconfig: neither a manifest nor weights, by its suffix."""
-    if word.endswith((".toml", ".safetensors")):
-        return None
-    return Path(word) if os.path.isfile(word) else find_in_package(word)
 
 
 def _written(found: Conversion, out: Path) -> Path:
