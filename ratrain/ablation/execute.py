@@ -55,6 +55,9 @@ def held(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if list(folder.iterdir()) == [folder / "study.lock"]:  # the plan was refused: leave nothing behind
+            (folder / "study.lock").unlink()
+            folder.rmdir()
         os.close(descriptor)
 
 
