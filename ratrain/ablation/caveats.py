@@ -6,21 +6,31 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ratrain.ablation.record import Study
+from ratrain.ablation.record import METHOD, Study
 from ratrain.ablation.results import Reached, Row
 from ratrain.ablation.tuning import Tuned, edges
 from ratrain.events import NOT_CAUSAL
 
+_WEAK = 0.5  # correlation of paired seeds below which pairing does not even halve the number of seeds
 
-def caveats(study: Study, rows: Sequence[Row], *, least: float, unit: str, tuned: Tuned | None) -> Iterator[str]:
+
+def caveats(
+    study: Study, rows: Sequence[Row], *, least: float, unit: str, tuned: Tuned | None, correlation: Mapping[str, float]
+) -> Iterator[str]:
     """Yields the caveats; `least` is the smallest effect that the planned seeds find, `unit` the sampling unit of the
-    evaluation."""
+    evaluation, `correlation` that of paired seeds by arm."""
+    if study.method != METHOD:
+        yield (
+            f"method: the plan was recorded when errors came from a {study.method} variance of all arms; verdicts here "
+            f"rest on {METHOD} variances by arm, and may differ from an earlier report's"
+        )
     yield from _later(study)
     yield from _ends(rows)
     base, rule = rows[0], study.plan.verdict
     for row in rows:
         if row.arm.role in ("arm", "control"):
             yield from _unpaired(base, row)
+            yield from _weakly_paired(base, row, correlation.get(row.arm.name, 1.0))
     yield from said(rows, "changed code", "mixed code")
     yield from said(rows, NOT_CAUSAL, "not causal")
     for row in rows:
@@ -79,6 +89,17 @@ def _unpaired(base: Row, row: Row) -> Iterator[str]:
             found[what] = found.get(what, 0) + 1
     for what, count in found.items():
         yield f"unpaired: {row.arm.name} has another {what} than {base.arm.name} in {count} of {len(row.runs)} seeds"
+
+
+def _weakly_paired(base: Row, row: Row, r: float) -> Iterator[str]:
+    """Yields a warning if an arm's losses hardly follow the baseline's over seeds, with the reason if it is known."""
+    if r >= _WEAK or row.arm.twin != "none" or len(row.differences) < 3:
+        return
+    of = {(run.init, run.data): run for run in base.runs}
+    pairs = [(other, run) for run in row.runs if (other := of.get((run.init, run.data)))]
+    reasons = dict.fromkeys(what for pair in pairs for what in _unlike(*pair, row.arm.twin))
+    why = f"it has another {' and another '.join(reasons)}" if reasons else "its training leaves the baseline's early"
+    yield f"weakly paired: {row.arm.name} correlates with {base.arm.name} over seeds by {r:.2f} only: {why}"
 
 
 def _unlike(a: Reached, b: Reached, twin: str) -> Iterator[str]:

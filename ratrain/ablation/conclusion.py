@@ -11,12 +11,11 @@ import numpy as np
 
 from ratrain.ablation.caveats import caveats
 from ratrain.ablation.record import PlannedArm, Study
-from ratrain.ablation.results import Row, evaluation_of, rows_of
+from ratrain.ablation.results import Documents, Row, documents_of, rows_of
 from ratrain.ablation.tuning import Tuned, tuning
-from ratrain.statistics.arm_seed_model import effects
-from ratrain.statistics.dunnett import t_quantile
-from ratrain.statistics.noise import Component, EvaluationNoise, Pairing, components, pairing
-from ratrain.statistics.power import detectable, more_seeds
+from ratrain.statistics.noise import Component, Pairing, components, pairing
+from ratrain.statistics.paired import Table, effects
+from ratrain.statistics.power import more_seeds
 from ratrain.statistics.token_ruler import Reading, Ruler
 from ratrain.statistics.verdict import Judgement, Verdict, Word, judge
 
@@ -46,7 +45,8 @@ class Contrast:
 class Conclusion:
     """The verdicts, worth, noise and warnings of a study; losses and effects are in nats.
 
-    `detectable` is the smallest effect that the planned seeds find with power 0.8; `more` holds it by number of seeds.
+    `detectable` is the smallest effect that the planned seeds find with power 0.8 in an arm of median noise; `more`
+    holds it by number of seeds, each verdict that of its arm.
     `later` judges the amended plan and is exploratory; None without amendments.
     """
 
@@ -57,6 +57,7 @@ class Conclusion:
     controls: dict[str, Contrast]  # by arm
     noise: dict[str, Component]  # by kind of A/A arm
     pairing: Pairing | None
+    correlation: dict[str, float]  # of the losses of an arm and the baseline over seeds, by arm
     evaluation: dict[str, float]  # standard error from the finite number of documents, by arm
     unit: str  # documents or passages
     detectable: float
@@ -73,34 +74,40 @@ def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | No
     rows = rows_of(study) if rows is None else rows
     if max((len(row.differences) for row in _judged(rows)), default=0) < 2:
         return None  # the variance between seeds cannot be estimated
-    unit, noise = evaluation_of(rows[0], _judged(rows))
+    documents = documents_of(_judged(rows, base=True))
     planned = [row for row in rows if not study.is_later(row.arm.name)]
-    judgement = _judge(study.plan.seeds, planned, study, noise)
+    judgement = _judge(study.plan.seeds, planned, study, documents)
     amended = study.now.hash != study.plan.hash
-    rule, seeds = study.plan.verdict, len(study.plan.seeds)
-    arms = len(_judged(planned))
-    documents = math.sqrt(sum(part.se**2 for part in noise.values()) / len(noise)) if noise else 0.0
-    options: dict[str, Any] = {"alpha": rule["alpha"], "spending": rule["spending"], "evaluation": documents}
-    known = math.isfinite(judgement.sd) and judgement.sd > 0
-    losses = {row.arm.name: [run.result for run in row.runs] for row in _judged(rows, base=True)}
-    whole = {name: of for name, of in losses.items() if any(loss is not None for loss in of)}
-    pairs = sum(all(x is not None and math.isfinite(x) for x in seed) for seed in zip(*whole.values(), strict=True))
-    least = detectable(judgement.sd, arms=arms, seeds=seeds, **options) if known else math.inf
-    tuned = tuning(study, rows)
+    known = [verdict.detectable for verdict in judgement.verdicts if math.isfinite(verdict.detectable)]
+    least = float(np.median(known)) if known else math.inf
+    tuned, correlation = tuning(study, rows), _correlation(rows, judgement)
     return Conclusion(
         judgement,
-        _judge(study.now.seeds, rows, study, noise) if amended else None,
+        _judge(study.now.seeds, rows, study, documents) if amended else None,
         tuned,
         _worth(study, rows, judgement),
-        _controls(rows, rule["alpha"]),
+        _controls(rows, study.plan.verdict["alpha"], documents),
         _noise(study, rows),
-        pairing(whole, study.now.base.name) if pairs >= 2 and len(whole) > 1 else None,
-        {name: part.se for name, part in noise.items()},
-        unit,
+        _pairing(rows),
+        correlation,
+        {verdict.arm: verdict.evaluation_se for verdict in judgement.verdicts if documents.unit},
+        documents.unit,
         least,
-        more_seeds(judgement.sd, arms=arms, **options) if known else {},
-        tuple(caveats(study, rows, least=least, unit=unit, tuned=tuned)),
+        _more(study, judgement),
+        tuple(caveats(study, rows, least=least, unit=documents.unit, tuned=tuned, correlation=correlation)),
     )
+
+
+def _more(study: Study, judgement: Judgement) -> dict[int, float]:
+    """Returns the smallest detectable effect in an arm of median noise, by number of seeds."""
+    if not (math.isfinite(judgement.sd) and judgement.sd > 0):
+        return {}
+    rule, seeds = study.plan.verdict, max(verdict.seeds for verdict in judgement.verdicts)
+    evaluation = float(np.median([verdict.evaluation_se for verdict in judgement.verdicts]))
+    prior = min(100.0, max(0.0, judgement.df - (seeds - 1)))
+    arms = len(judgement.verdicts)
+    options = {"alpha": rule["alpha"], "spending": rule["spending"], "prior": prior}
+    return more_seeds(judgement.sd, arms=arms, evaluation=evaluation, **options)
 
 
 def _judged(rows: Sequence[Row], *, base: bool = False) -> list[Row]:
@@ -108,9 +115,7 @@ def _judged(rows: Sequence[Row], *, base: bool = False) -> list[Row]:
     return [row for row in rows if row.arm.role in ("arm", "control") or (base and row.arm.role == "base")]
 
 
-def _judge(
-    seeds: Sequence[tuple[int, int]], rows: Sequence[Row], study: Study, noise: dict[str, EvaluationNoise]
-) -> Judgement:
+def _judge(seeds: Sequence[tuple[int, int]], rows: Sequence[Row], study: Study, documents: Documents) -> Judgement:
     """Judges these rows after the leading seeds whose runs have all ended.
 
     Arms without a begun run count in the family of comparisons and delay no verdict.
@@ -122,9 +127,29 @@ def _judge(
     blocks = over.index(False) if False in over else len(over)
     return judge(
         {name: [run.result for run in of] for name, of in runs.items()}, study.now.base.name, planned=len(seeds),
-        alpha=rule["alpha"], delta=rule["delta"], spending=rule["spending"], noise=noise,
+        alpha=rule["alpha"], delta=rule["delta"], spending=rule["spending"], sizes=documents.sizes,
+        parts={name: [run.parts if run.status == "done" else None for run in of] for name, of in runs.items()},
         blocks=None if rule["stop"] else blocks,
     )  # fmt: skip
+
+
+def _pairing(rows: Sequence[Row]) -> Pairing | None:
+    """Measures the pairing of the baseline and the arms on the seeds that all finished; None for fewer than two."""
+    losses = [[run.result for run in row.runs] for row in _judged(rows, base=True)]
+    y = np.array([[math.nan if x is None else x for x in of] for of in losses if any(x is not None for x in of)], float)
+    return pairing(y) if len(y) > 1 and np.isfinite(y).all(0).sum() >= 2 else None
+
+
+def _correlation(rows: Sequence[Row], judgement: Judgement) -> dict[str, float]:
+    """Returns by arm the correlation of its losses with the baseline's over seeds, 1 - var(difference) / 2 var(loss):
+    the moderated variance of the arm, and that of losses pooled over arms."""
+    results = [[run.result for run in row.runs] for row in _judged(rows, base=True)]
+    finished = [np.array([x for x in of if x is not None and math.isfinite(x)]) for of in results]
+    some = [losses for losses in finished if len(losses) > 1]
+    freedom = sum(len(losses) - 1 for losses in some)
+    variance = sum(float(losses.var(ddof=1)) * (len(losses) - 1) for losses in some) / freedom if freedom else 0.0
+    known = [verdict for verdict in judgement.verdicts if math.isfinite(verdict.sd)]
+    return {v.arm: max(-1.0, 1 - v.sd**2 / (2 * variance)) for v in known} if variance else {}
 
 
 def _worth(study: Study, rows: Sequence[Row], judgement: Judgement) -> dict[str, Worth]:
@@ -182,15 +207,16 @@ def _against_time(reading: Reading, same: Sequence[float | None]) -> Word:
     return "better" if low > 0 else "worse" if high < 0 else "inconclusive"
 
 
-def _controls(rows: Sequence[Row], alpha: float) -> dict[str, Contrast]:
-    """Compares every costly arm with its widened baseline by the pooled model, at a Bonferroni share of alpha each."""
+def _controls(rows: Sequence[Row], alpha: float, documents: Documents) -> dict[str, Contrast]:
+    """Compares every costly arm with its widened baseline, at a Bonferroni share of alpha each."""
     losses = {row.arm.name: [run.result for run in row.runs] for row in _judged(rows, base=True)}
     asked = [row.arm for row in _judged(rows) if row.arm.control in losses]
     found = {}
     for arm in asked:
-        effect = next(e for e in effects(losses, arm.control).arms if e.arm == arm.name)
-        if effect.pairs >= 3 and effect.df:
-            half = -t_quantile(alpha / 2 / len(asked), effect.df) * effect.se
+        table = Table.of(losses, arm.control, documents.parts, documents.sizes)
+        effect = next(e for e in effects(table) if e.arm == arm.name)
+        if effect.pairs >= 3 and effect.seeds:
+            half = effect.seeds.half_width(alpha / len(asked))
             found[arm.name] = Contrast(arm.control, effect.value, (effect.value - half, effect.value + half))
     return found
 

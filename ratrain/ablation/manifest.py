@@ -73,13 +73,13 @@ class Verdicts(Section):
         description="nats per token: an arm is equivalent if its difference lies within +-delta; unset: none is",
     )
     alpha: float = Field(default=0.05, gt=0, lt=0.5, description="chance of any false verdict in the whole study")
-    spending: Literal["obrien_fleming", "pocock"] = Field(
-        default="obrien_fleming", description="how alpha is spent over looks: late, or evenly"
+    spending: Literal["obrien_fleming", "pocock", "linear"] = Field(
+        default="obrien_fleming", description="how alpha is spent over looks: late, early, or in proportion to seeds"
     )
     stop: bool = Field(default=False, description="an arm that has its verdict runs no more seeds")
     noise: PositiveFloat | None = Field(
         default=None,
-        description="nats: what a run of this scale differs by within its seed, as known; for what a dry run foretells",
+        description="nats: standard deviation of a run within its seed at this scale, for the forecast of a dry run",
     )
 
 

@@ -20,6 +20,7 @@ from ratrain.atomic import write_file
 from ratrain.errors import DataError, Fault, ManifestError, MissingError
 
 _FILE = "events.jsonl"
+METHOD = "moderated"  # variances by arm, moderated; "pooled": one variance for all arms, before this name was recorded
 _RULES = ("base", "verdict", "metric", "match", "scale", "tune")  # never amended: they define a verdict
 
 
@@ -92,6 +93,7 @@ class Study:
     costs: dict[str, Cost] = field(default_factory=dict)  # of a step, by arm
     machine: str = ""  # the machine of the cost measurements
     tuned: tuple[PlannedArm, ...] = ()
+    method: str = METHOD  # of the errors of effects, when the plan was recorded
 
     @property
     def out(self) -> Path:
@@ -144,7 +146,11 @@ def refuse_other(plan: Planned, folder: Path, *, amend: bool) -> None:
 
 def settle(plan: Planned, folder: Path, *, checked: Sequence[str]) -> Study:
     """Records the plan together with the passed checks; verdicts rest on the first recorded plan."""
-    _append(folder, "Amended" if (folder / _FILE).exists() else "Planned", {**asdict(plan), "checked": list(checked)})
+    _append(
+        folder,
+        "Amended" if (folder / _FILE).exists() else "Planned",
+        {**asdict(plan), "checked": list(checked), "method": METHOD},
+    )
     return read_study(folder)
 
 
@@ -218,6 +224,7 @@ def read_study(folder: Path) -> Study:
             kind = event["event"]
             if kind in ("Planned", "Amended"):
                 now = _planned(event)
+                rest["method"] = rest.get("method", event.get("method", "pooled"))
                 plan, rest["checked"] = plan or now, tuple(event.get("checked", ()))
             elif kind == "Costs":
                 rest["machine"] = event["machine"]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from ratrain.ablation.record import PlannedArm, Study
 from ratrain.errors import MissingError
-from ratrain.statistics.noise import EvaluationNoise, evaluation_noise
 from ratrain.storage.run_log import RunLog, read_run
 
 
@@ -113,21 +112,19 @@ def _row(arm: PlannedArm, base: tuple[Reached, ...], runs: tuple[Reached, ...]) 
     return Row(arm, runs, differences)
 
 
-def evaluation_of(base: Row, rows: Sequence[Row]) -> tuple[str, dict[str, EvaluationNoise]]:
-    """Returns the sampling unit of the evaluation, and the evaluation noise of each arm's difference to `base`, by arm.
+@dataclass(frozen=True)
+class Documents:
+    """The sampling units of the evaluation: document or passage, their tokens, and the losses of every run by unit."""
 
-    Arms whose runs lack losses by unit are left out; without any arm the unit is empty.
-    """
-    of = {(run.init, run.data): run for run in base.runs if run.status == "done" and run.parts}
-    stated = [run.log.fingerprints for run in of.values() if run.log and run.log.fingerprints]
-    sizes = stated[0].sizes if stated else ()
-    pairs = {}
-    for row in rows:
-        both = [
-            (of[run.init, run.data], run) for run in row.runs if run.status == "done" and (run.init, run.data) in of
-        ]
-        parts = [(a.parts, b.parts) for a, b in both if len(a.parts) == len(b.parts) == len(sizes) > 1]
-        if parts:
-            of_base, of_arm = zip(*parts, strict=True)
-            pairs[row.arm.name] = of_base, of_arm
-    return (stated[0].unit, evaluation_noise(pairs, sizes)) if pairs else ("", {})
+    unit: str
+    sizes: tuple[int, ...]
+    parts: dict[str, list[tuple[float, ...] | None]]  # by arm, one per seed
+
+
+def documents_of(rows: Sequence[Row]) -> Documents:
+    """Collects the losses by document of finished runs; without any the unit is empty."""
+    stated = [run.log.fingerprints for run in rows[0].runs if run.parts and run.log and run.log.fingerprints]
+    if not stated or len(stated[0].sizes) < 2:
+        return Documents("", (), {})
+    parts = {row.arm.name: [run.parts if run.status == "done" else None for run in row.runs] for row in rows}
+    return Documents(stated[0].unit, tuple(stated[0].sizes), parts)

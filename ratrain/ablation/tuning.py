@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ratrain.ablation.record import Study
-from ratrain.ablation.results import Row, evaluation_of
+from ratrain.ablation.results import Row, documents_of
 from ratrain.statistics.verdict import Judgement, judge
 
 
@@ -48,13 +48,11 @@ def _judge_tuned(study: Study, rows: Sequence[Row]) -> Judgement | None:
     base, rule = study.now.base.name, study.plan.verdict
     if base not in tuned or len(tuned) < 2 or not tuned[base].losses:
         return None
-    others = [row for name, row in tuned.items() if name != base]
-    told = evaluation_of(tuned[base], others)[1]
-    noise = {row.arm.of: told[row.arm.name] for row in others if row.arm.name in told}
+    documents = documents_of([tuned[base], *(row for name, row in tuned.items() if name != base)])
     return judge(
         {name: [run.result for run in row.runs] for name, row in tuned.items()}, base, planned=len(study.now.seeds),
-        alpha=rule["alpha"], delta=rule["delta"], spending=rule["spending"],
-        noise=noise,
+        alpha=rule["alpha"], delta=rule["delta"], spending=rule["spending"], sizes=documents.sizes,
+        parts={name: documents.parts.get(row.arm.name, []) for name, row in tuned.items()},
     )  # fmt: skip
 
 

@@ -162,7 +162,7 @@ def _print_plan(plan: Plan, needs: Estimate, args: argparse.Namespace) -> None:
 _NOISE = {
     "measured": "from the measured noise of the runs that are done",
     "stated": "from verdict.noise, the stated noise of a run within its seed",
-    "unknown": "sd: the noise of a run within its seed, not measured yet; verdict.noise states it",
+    "unknown": "sd: the standard deviation of a paired difference, not measured yet; verdict.noise states it",
 }
 
 
@@ -177,7 +177,7 @@ def _foresight(plan: Plan, out: Path) -> tuple[str, dict[int, float]]:
     found = conclude(Study(study_folder(plan, out), record, record))
     known = found.judgement.sd if found and math.isfinite(found.judgement.sd) else 0.0
     # noise does not carry over to other scales
-    stated = rule.noise if plan.base.manifest.scale == plan.study.scale else None
+    stated = math.sqrt(2) * rule.noise if rule.noise and plan.base.manifest.scale == plan.study.scale else None
     where = "measured" if known else "stated" if stated else "unknown"
     arms, counts = len(plan.of_role("arm", "control")), range(3, max(10, len(plan.seeds)) + 1)
     options = {"arms": arms, "alpha": rule.alpha, "spending": rule.spending, "counts": counts}

@@ -29,13 +29,21 @@ def _noise(found: Conclusion) -> Iterator[str]:
     judgement = found.judgement
     if not judgement.looks:
         yield "no verdicts: every arm must finish at least three seeds first"
-    yield f"noise of a run within its seed: {judgement.sd:.4f} nats ({judgement.df:.0f} degrees of freedom)"
+    sds = [verdict.sd for verdict in judgement.verdicts if math.isfinite(verdict.sd)]
+    if sds:
+        ends = (
+            f"from {min(sds):.4f} to {max(sds):.4f} by arm"
+            if len(sds) > 1
+            else f"{judgement.df:.0f} degrees of freedom"
+        )
+        yield f"noise of a difference within a seed: {judgement.sd:.4f} nats ({ends})"
     for kind, part in found.noise.items():
         low, high = (math.sqrt(limit) for limit in part.interval)
         yield f"  A/A {kind}: {math.sqrt(part.variance):.4f} [{low:.4f}, {high:.4f}]"
     if found.pairing:
         low, high = found.pairing.interval
-        yield f"pairing by seed: {found.pairing.ratio:.2f} [{low:.2f}, {high:.2f}] of the unpaired variance"
+        gain = f"{found.pairing.ratio:.2f} [{low:.2f}, {high:.2f}] of the unpaired variance"
+        yield f"pairing by seed: r = {found.pairing.r:.2f}, which leaves {gain}"
     if found.evaluation:
         low, high = min(found.evaluation.values()), max(found.evaluation.values())
         yield f"noise of the evaluation: {low:.4f} to {high:.4f}, over other {found.unit}s"

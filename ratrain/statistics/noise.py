@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from ratrain.statistics.arm_seed_model import Losses, Table
+from numpy.typing import ArrayLike
 
 COVERAGE = 0.95
-COVERAGE_LOST = 1 - COVERAGE  # chance that a study takes any of equal arms for unequal
 
 
 @dataclass(frozen=True)
@@ -52,23 +50,25 @@ def components(twins: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Comp
 
 @dataclass(frozen=True)
 class Pairing:
-    """The variance of a difference within seeds over that between runs of different seeds: 1 is no gain, 0.25 is worth
+    """The gain of pairing runs by seed. `r` is the correlation of the losses of two arms over seeds, `ratio` the
+    variance of a difference within seeds over that between runs of different seeds, 1 - r: 1 is no gain, 0.25 is worth
     four times the seeds."""
 
+    r: float
     ratio: float
-    interval: tuple[float, float]
+    interval: tuple[float, float]  # of the ratio
 
 
-def pairing(losses: Losses, baseline: str) -> Pairing:
-    """Measures the gain of pairing on the seeds that all arms finished; a ratio of mean squares, so the interval is
-    exact (F). Raises ValueError for fewer than two such seeds."""
+def pairing(losses: np.ndarray) -> Pairing:
+    """Measures the gain of pairing of arms [A, S] on the seeds that all finished; a ratio of mean squares, so the
+    interval is exact for arms of equal variance (F). Raises ValueError for fewer than two such seeds or arms."""
     from scipy.special import fdtri
 
-    y = Table.of(losses, baseline).losses
+    y = np.asarray(losses, float)
     y = y[:, np.isfinite(y).all(0)]
     arms, seeds = y.shape
-    if seeds < 2:
-        raise ValueError("expected two seeds or more that every arm finished")
+    if seeds < 2 or arms < 2:
+        raise ValueError("expected two seeds or more that two arms or more finished")
     effects = y - y.mean(1, keepdims=True)
     between = arms * (effects.mean(0) ** 2).sum() / (seeds - 1)
     within = ((effects - effects.mean(0)) ** 2).sum() / ((arms - 1) * (seeds - 1))
@@ -77,60 +77,34 @@ def pairing(losses: Losses, baseline: str) -> Pairing:
     df = seeds - 1, (arms - 1) * (seeds - 1)
     tails = [float(fdtri(*df, p)) for p in ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)]
     low, high = (arms / (arms - 1 + f / tail) for tail in tails)
-    return Pairing(arms / (arms - 1 + f), (low, high))
+    ratio = arms / (arms - 1 + f)
+    return Pairing(1 - ratio, ratio, (low, high))
 
 
 @dataclass(frozen=True)
 class EvaluationNoise:
-    """The standard error of a loss difference from the finite number of documents: its change with another validation
-    set of this size, beyond the noise of seeds."""
+    """The noise of a loss difference by document.
+
+    `se` is the standard error from the finite number of documents: the change with another validation set of this size,
+    beyond the noise of seeds. `interaction` is the variance of one seed's difference that comes from its variation
+    within documents from seed to seed; NaN for one seed.
+    """
 
     se: float
     documents: int
+    interaction: float
 
 
-Parts = Sequence[Sequence[float]]  # [S, K], the mean loss of every document in runs of S seeds
-
-
-def evaluation_noise(pairs: Mapping[str, tuple[Parts, Parts]], tokens: Sequence[int]) -> dict[str, EvaluationNoise]:
-    """Estimates the evaluation noise by arm, from the losses per document of the baseline and the arm in runs of the
-    same seeds, and the documents' tokens [K].
+def evaluation_noise(baseline: ArrayLike, arm: ArrayLike, tokens: ArrayLike) -> EvaluationNoise:
+    """Estimates the evaluation noise of an arm, from losses by document [S, K] of the baseline and the arm in runs of
+    the same seeds, and the documents' tokens [K].
 
     Tokens of a document are not independent, but documents are. The difference is therefore a ratio of sums over
     documents, and its error that of the ratio estimator. Every run is evaluated on the same documents, so more seeds do
     not reduce it. Variation from seed to seed within a document belongs to the noise of seeds; it is subtracted here
     (the interaction of a two-way layout of random effects), so that nothing is counted twice. With one seed it cannot
-    be separated. The rest is estimated poorly from few documents, and is at least zero. Arms therefore share one
-    estimate, unless an F test finds that an arm varies more, or less, from document to document than the others.
+    be separated. The rest is at least zero. Raises ValueError for other shapes and for one document.
     """
-    found = {arm: _layout(*pair, tokens) for arm, pair in pairs.items()}
-    shared, k = dict(found), len(tokens)
-    while True:  # the most variable arm first, as for the noise of seeds
-        pooled = max(0.0, float(np.mean([spread - within for spread, within in shared.values()])))
-        tails = {arm: _tails(*part, pooled, k, len(found)) for arm, part in found.items()}
-        worst = min(shared, key=lambda arm: tails[arm][1])
-        if tails[worst][1] * len(found) > COVERAGE_LOST or len(shared) == 1:
-            break
-        del shared[worst]
-    less = {arm for arm in shared if tails[arm][0] * len(found) < COVERAGE_LOST}
-    own = {
-        arm: max(0.0, spread - within) for arm, (spread, within) in found.items() if arm not in shared or arm in less
-    }
-    return {arm: EvaluationNoise(math.sqrt(own.get(arm, pooled)), k) for arm in found}
-
-
-def _tails(spread: float, within: float, pooled: float, documents: int, arms: int) -> tuple[float, float]:
-    """Returns the probabilities of a spread this small and this large, if the arm varies from document to document as
-    the others do."""
-    from scipy.special import fdtr, fdtrc
-
-    df, expected = (documents - 1.0, (documents - 1.0) * arms), pooled + within
-    f = spread / expected if expected else 1.0
-    return float(fdtr(*df, f)), float(fdtrc(*df, f))
-
-
-def _layout(baseline: Parts, arm: Parts, tokens: Sequence[int]) -> tuple[float, float]:
-    """Returns the variance of the mean difference over documents, and the part of it due to seeds within documents."""
     a, b, n = (np.asarray(values, dtype=float) for values in (baseline, arm, tokens))
     if a.ndim != 2 or a.shape != b.shape or a.shape[1:] != n.shape or len(n) < 2:
         raise ValueError(
@@ -140,7 +114,8 @@ def _layout(baseline: Parts, arm: Parts, tokens: Sequence[int]) -> tuple[float, 
     mean = d.mean(0)
     spread = k / (k - 1) * float(((weight * (mean - weight @ mean)) ** 2).sum())
     if len(d) == 1:
-        return spread, 0.0
+        return EvaluationNoise(math.sqrt(spread), k, math.nan)
     rest = d - mean - (d @ weight)[:, None] + weight @ mean
     per_document = (rest**2).sum(0) / (len(d) - 1) * k / (k - 1)
-    return spread, float((weight**2 * per_document).sum()) / len(d)
+    interaction = float((weight**2 * per_document).sum())
+    return EvaluationNoise(math.sqrt(max(0.0, spread - interaction / len(d))), k, interaction)

@@ -8,74 +8,90 @@ from functools import lru_cache
 
 import numpy as np
 
-from ratrain.statistics.dunnett import Family, root
 from ratrain.statistics.interim_looks import levels, look_times
+from ratrain.statistics.moderation import root
+from ratrain.statistics.verdict import POWER
 
-POWER = 0.8
+_PRIOR = {1: 0.0, 2: 2.0, 5: 6.0}  # degrees of freedom of the prior by the least number of arms (docs/studies.md)
+
+
+def expected_prior(arms: int) -> float:
+    """Returns the prior degrees of freedom that studies of so many arms usually have."""
+    return _PRIOR[max(least for least in _PRIOR if least <= max(1, arms))]
 
 
 def power(
     effect: float, sd: float, *, arms: int, seeds: int, alpha: float = 0.05, spending: str = "obrien_fleming",
-    looks: Sequence[int] | None = None, evaluation: float = 0.0,
+    looks: Sequence[int] | None = None, evaluation: float = 0.0, prior: float | None = None,
 ) -> float:  # fmt: skip
     """Returns the chance that an arm with this effect is called better or worse at one of the looks.
 
-    `sd` is the pooled standard deviation. `evaluation` is the standard error from the finite number of documents, which
-    more seeds do not reduce.
+    `sd` is the standard deviation of a paired difference. `evaluation` is the standard error from the finite number of
+    documents, which more seeds do not reduce. `prior` is the prior's degrees of freedom, by default the expected ones.
     """
     times = look_times(seeds) if looks is None else tuple(looks)
-    return _power(effect / sd, arms, times, alpha, spending, evaluation / sd) if times else 0.0
+    if not times:
+        return 0.0
+    known = expected_prior(arms) if prior is None else prior
+    return _power(effect / sd, times, alpha / arms, spending, evaluation / sd, round(known))
 
 
 def detectable(
     sd: float, *, arms: int, seeds: int, alpha: float = 0.05, power: float = POWER, spending: str = "obrien_fleming",
-    looks: Sequence[int] | None = None, evaluation: float = 0.0,
+    looks: Sequence[int] | None = None, evaluation: float = 0.0, prior: float | None = None,
 ) -> float:  # fmt: skip
     """Returns the smallest effect, in the unit of `sd`, that a study with `seeds` seeds finds with this power; infinite
     if no look is possible."""
     times = look_times(seeds) if looks is None else tuple(looks)
     if not times:
         return math.inf
+    known = expected_prior(arms) if prior is None else prior
     documents = math.ceil(20 * evaluation / sd) / 20  # rounded up to 0.05, so that studies share cached simulations
-    return sd * _in_deviations(arms, times, alpha, power, spending, documents)
+    return sd * _in_deviations(times, alpha / arms, power, spending, documents, round(known))
 
 
 def more_seeds(
     sd: float, *, arms: int, counts: Sequence[int] = range(3, 11), alpha: float = 0.05, power: float = POWER,
-    spending: str = "obrien_fleming", evaluation: float = 0.0,
+    spending: str = "obrien_fleming", evaluation: float = 0.0, prior: float | None = None,
 ) -> dict[int, float]:  # fmt: skip
     """Returns the smallest detectable effect by the number of planned seeds."""
-    options = {"alpha": alpha, "power": power, "spending": spending, "evaluation": evaluation}
-    return {seeds: detectable(sd, arms=arms, seeds=seeds, **options) for seeds in counts}
+    return {
+        seeds: detectable(
+            sd, arms=arms, seeds=seeds, alpha=alpha, power=power, spending=spending, evaluation=evaluation, prior=prior
+        )
+        for seeds in counts
+    }
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _in_deviations(
-    arms: int, times: tuple[int, ...], alpha: float, power: float, spending: str, evaluation: float
+    times: tuple[int, ...], share: float, power: float, spending: str, evaluation: float, prior: int
 ) -> float:
-    return root(lambda d: _power(d, arms, times, alpha, spending, evaluation) - power, 0.0, 200.0 * (1 + evaluation))
+    top = 1.0
+    while _power(top, times, share, spending, evaluation, prior) < power:
+        top *= 2
+    return root(lambda d: _power(d, times, share, spending, evaluation, prior) - power, 0.0, top)
 
 
-def _power(effect: float, arms: int, times: tuple[int, ...], alpha: float, spending: str, evaluation: float) -> float:
-    """Returns the power; `effect` and `evaluation` are in standard deviations of a run."""
+def _power(effect: float, times: tuple[int, ...], share: float, spending: str, evaluation: float, prior: int) -> float:
+    """Returns the power at the arm's `share` of alpha; `effect` and `evaluation` are in standard deviations of a
+    difference."""
+    from scipy.special import stdtrit
+
     found = False
-    for seeds, level, noise, sd in zip(times, levels(arms, times, alpha, spending), *_paths(arms, times), strict=True):
-        critical = Family.full(arms, arms * (seeds - 1)).critical(level)
-        error = np.sqrt(sd**2 + evaluation**2 * seeds / 2)
-        found |= np.abs(effect * math.sqrt(seeds / 2) + noise) > critical * error
+    for seeds, level, noise, sd in zip(times, levels(times, share, spending), *_paths(times, prior), strict=True):
+        critical = float(-stdtrit(seeds - 1 + prior, level / 2))
+        found |= np.abs(effect * math.sqrt(seeds) + noise) > critical * np.sqrt(sd**2 + evaluation**2 * seeds)
     return float(np.mean(found))
 
 
-@lru_cache(maxsize=32)
-def _paths(arms: int, times: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:  # [L, M] each
-    """Simulates one arm's z and the pooled standard deviation estimate over L looks in M studies.
-
-    The growth of the estimate is taken as independent of the arm's own path; with two arms or more the error is
-    invisible.
-    """
-    rng, studies = np.random.default_rng(1), 40_000
-    steps = np.diff(times, prepend=0)[:, None]
-    z = np.cumsum(np.sqrt(steps) * rng.standard_normal((len(times), studies)), 0) / np.sqrt(np.cumsum(steps, 0))
-    df = arms * (np.array(times)[:, None] - 1)
-    grown = rng.chisquare(np.diff(df, axis=0, prepend=0), (len(times), studies))
-    return z, np.sqrt(np.cumsum(grown, 0) / df)
+@lru_cache(maxsize=64)
+def _paths(times: tuple[int, ...], prior: int) -> tuple[np.ndarray, np.ndarray]:  # [L, M] each
+    """Simulates an arm's z and its moderated standard deviation over L looks in M studies."""
+    rng, studies = np.random.default_rng(1), 20_000
+    y = rng.standard_normal((times[-1], studies))
+    at = np.array(times)[:, None]
+    total, squares = np.cumsum(y, 0)[at[:, 0] - 1], np.cumsum(y**2, 0)[at[:, 0] - 1]
+    own = squares - total**2 / at
+    known = rng.chisquare(prior, studies) if prior else 0.0
+    return total / np.sqrt(at), np.sqrt((own + known) / (at - 1 + prior))

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ratrain.statistics.dunnett import t_quantile
-
 Limits = tuple[float, float]
 _ALIKE = 0.6  # correlation of the errors of neighbouring budgets, as measured on trained runs (docs/studies.md)
 
@@ -86,7 +84,9 @@ class Ruler:
         baseline's. Raises ValueError as `tokens` does."""
         if not interval[0] <= effect <= interval[1]:
             raise ValueError(f"the effect {effect} is not within its interval {interval}")
-        at, critical = self._place(budget), -t_quantile(alpha / 2, self.df)
+        from scipy.special import stdtrit
+
+        at, critical = self._place(budget), -float(stdtrit(self.df, alpha / 2))
         value = self._log_gain(effect, at)
 
         def limit(end: float, cost_end: float, side: int) -> float | None:

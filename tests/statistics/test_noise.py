@@ -40,14 +40,17 @@ def test_pairing_is_measured_and_its_interval_holds():
     rng, wanted, found = np.random.default_rng(2), 1 / (1 + 2.0**2), []
     for _ in range(800):
         y = rng.normal(0, 2.0, 5) + rng.standard_normal((8, 5))
-        found.append(pairing({f"a{arm}": row for arm, row in enumerate(y.tolist())}, "a0"))
+        found.append(pairing(y))
     assert np.mean([p.interval[0] <= wanted <= p.interval[1] for p in found]) == pytest.approx(0.95, abs=0.02)
     assert np.median([p.ratio for p in found]) == pytest.approx(wanted, rel=0.25)
+    assert all(p.r == 1 - p.ratio for p in found)
 
 
 def test_seeds_that_say_nothing_buy_nothing():
     y = np.random.default_rng(3).standard_normal((40, 60))
-    assert pairing({f"a{arm}": row for arm, row in enumerate(y.tolist())}, "a0").ratio == pytest.approx(1, abs=0.03)
+    assert pairing(y).ratio == pytest.approx(1, abs=0.03)
+    with pytest.raises(ValueError, match="two seeds or more"):
+        pairing(y[:, :1])
 
 
 def test_evaluation_noise_is_that_of_a_ratio_over_documents():
@@ -60,7 +63,7 @@ def test_evaluation_noise_is_that_of_a_ratio_over_documents():
 
     draws = (sample() for _ in range(800))
     means = [float(np.average(arm[0] - base[0], weights=tokens)) for base, arm, tokens in draws]
-    told = [of_one(*sample()).se for _ in range(100)]
+    told = [evaluation_noise(*sample()).se for _ in range(100)]
     assert np.mean(told) == pytest.approx(np.std(means), rel=0.1)
 
 
@@ -72,36 +75,21 @@ def test_what_seeds_show_already_is_not_counted_again(of_documents):
     for _ in range(400):
         own = of_documents * rng.standard_normal(documents)
         d = 0.1 * rng.standard_normal((seeds, 1)) + own + 0.08 * rng.standard_normal((seeds, documents))
-        found.append(of_one(np.zeros_like(d), d, tokens).se ** 2)
+        found.append(evaluation_noise(np.zeros_like(d), d, tokens).se ** 2)
     truth = of_documents**2 * float((weight**2).sum())
     floor = 0.08**2 * float((weight**2).sum()) / seeds  # of what seeds show; what is below zero is cut off
     assert np.mean(found) == pytest.approx(truth, abs=0.1 * floor if of_documents else 0.15 * floor)
 
 
-def test_arms_share_an_estimate_unless_one_is_unlike_the_others():
-    rng, seeds, documents, arms, own = np.random.default_rng(6), 3, 60, 12, []
-    tokens, zero = [32] * documents, np.zeros((seeds, documents))
-    for _ in range(50):
-        sds = [0.03] * (arms - 2) + [0.2, 0.0]
-        noise = [0.08] * (arms - 1) + [1e-4]  # the last one follows the baseline closely
-        pairs = {
-            str(arm): (zero, sd * rng.standard_normal(documents) + e * rng.standard_normal((seeds, documents)))
-            for arm, (sd, e) in enumerate(zip(sds, noise, strict=True))
-        }
-        found = [part.se for part in evaluation_noise(pairs, tokens).values()]
-        assert len(set(found[:-2])) <= 2
-        own.append((found[0], found[-2], found[-1]))
-    shared, loud, quiet = np.array(own).T
-    assert np.mean(loud**2) == pytest.approx(0.2**2 / documents, rel=0.15)
-    assert np.mean(shared**2) == pytest.approx(0.03**2 / documents, rel=0.25)  # a loud arm may hide among so few
-    assert np.max(quiet) < 1e-3
+def test_the_interaction_is_the_variance_that_documents_add_to_the_difference_of_one_seed():
+    rng, documents = np.random.default_rng(6), 60
+    d = rng.standard_normal((4, 1)) + rng.standard_normal(documents) + 0.3 * rng.standard_normal((4, documents))
+    base, tokens = np.zeros_like(d), [32] * documents
+    assert evaluation_noise(base, d, tokens).interaction == pytest.approx(0.3**2 / documents, rel=0.2)
+    assert math.isnan(evaluation_noise(base[:1], d[:1], tokens).interaction)
 
 
 def test_documents_that_agree_leave_no_noise():
-    assert of_one([[1.0, 2.0, 3.0]], [[1.5, 2.5, 3.5]], [10, 20, 30]).se == pytest.approx(0)
+    assert evaluation_noise([[1.0, 2.0, 3.0]], [[1.5, 2.5, 3.5]], [10, 20, 30]).se == pytest.approx(0)
     with pytest.raises(ValueError, match="as many losses as documents"):
-        of_one([[1.0, 2.0]], [[1.0, 2.0]], [10])
-
-
-def of_one(baseline, arm, tokens):
-    return evaluation_noise({"a": (baseline, arm)}, tokens)["a"]
+        evaluation_noise([[1.0, 2.0]], [[1.0, 2.0]], [10])

@@ -82,11 +82,13 @@ def _budgets(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _noise(found: Conclusion) -> Iterator[tuple[str | Cell, ...]]:
-    """Yields standard deviation, interval and degrees of freedom of each source of noise."""
+    """Yields standard deviation, interval or range, and degrees of freedom of each source of noise."""
     judgement = found.judgement
     if math.isfinite(judgement.sd):
-        df = f"{judgement.df:.0f}" if math.isfinite(judgement.df) else NONE
-        yield Cell("pooled", ("over arms, within a seed",)), f"{judgement.sd:.5f}", NONE, df
+        known = [verdict.sd for verdict in judgement.verdicts if math.isfinite(verdict.sd)]
+        ends = f"{min(known):.5f} to {max(known):.5f}"
+        name = Cell("a paired difference", ("median over arms, and the range of the arms",))
+        yield name, f"{judgement.sd:.5f}", ends, f"{judgement.df:.0f}"
     for kind, part in found.noise.items():
         ends = math.sqrt(part.interval[0]), math.sqrt(part.interval[1])
         name = Cell(f"A/A {kind}", (_KINDS.get(kind, ""),))

@@ -215,7 +215,10 @@ def _floor(study: Study, found: Conclusion) -> tuple[str, str]:
     for kind, part in found.noise.items():
         low, high = map(math.sqrt, part.interval)
         marks.append(Mark(f"A/A {kind}", math.sqrt(part.variance), _NOTHING, (low, high), "equivalent"))
-    single = [("pooled", found.judgement.sd), ("evaluation", max(found.evaluation.values(), default=math.nan))]
+    single = [
+        ("paired difference", found.judgement.sd),
+        ("evaluation", max(found.evaluation.values(), default=math.nan)),
+    ]
     marks += [Mark(name, value, _NOTHING, _NOTHING) for name, value in single if math.isfinite(value)]
     first = intervals_figure("noise", "Standard deviation of each source of noise", marks, label="nats per token")
     seeds, delta = len(study.plan.seeds), study.plan.verdict["delta"]

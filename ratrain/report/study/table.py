@@ -76,7 +76,9 @@ def plan_facts(study: Study) -> Iterator[tuple[str, str]]:
         f"validation loss, nats per token, {last}" + (f", weights averaged at {metric['ema']:g}" * (metric["ema"] > 0)),
     )
     yield "matched by", now.match
-    spent = {"obrien_fleming": "as O'Brien and Fleming", "pocock": "as Pocock"}.get(rule["spending"], rule["spending"])
+    spent = {"obrien_fleming": "as O'Brien and Fleming", "pocock": "as Pocock", "linear": "evenly"}.get(
+        rule["spending"], rule["spending"]
+    )
     yield "alpha", f"{rule['alpha']:g} for all arms and looks, spent {spent}"
     yield "delta", f"{rule['delta']:g} nats" if rule["delta"] else "none, so nothing is called equivalent"
     yield "plan hash", now.hash[:16]

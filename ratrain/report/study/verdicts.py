@@ -40,7 +40,7 @@ def _word(study: Study, row: Row, verdict: Verdict | None) -> Cell:
     lost = sum(run.status == "diverged" for run in row.runs)
     notes += [f"{lost} of {len(row.runs)} diverged"] if lost else []
     if verdict and verdict.word == "equivalent" and max(map(abs, verdict.interval)) > delta:
-        notes.append(f"its own differences vary less: {span(verdict.equivalence)}")
+        notes.append(f"within delta: {span(verdict.equivalence)}")
     return Cell(notes=tuple(notes), word=verdict.word if verdict else "")
 
 
