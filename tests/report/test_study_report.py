@@ -326,7 +326,7 @@ def test_the_page_tells_what_it_stands_on(rich):
     text = text_of(rich.page)
     for words in (
         "delta 0.01 nats", "plan hash def456", "weights are alike", "arms late idea", "not comparable",
-        "measured in isolation on a bench", "A/A ulp", "Pairing by seed", "4 seeds find an effect", "worth in tokens",
+        "measured in isolation on a bench", "A/A ulp", "correlate by", "4 seeds find an effect", "worth in tokens",
         "against its control", "patch.unified_ra.rank", "threads", "beyond the curve", "at the point of the same grid",
     ):  # fmt: skip
         assert words in text, words
