@@ -70,7 +70,7 @@ test: install ## run the tests, all but the slow ones
 faults: install ## kill runs at 1000 points, flip 5000 bits, mutate 20 000 manifests: half an hour
 	FAULTS=long $(BIN)/python -m pytest -s tests/faults tests/config/test_fuzz.py
 
-calibration: install ## train 4892 runs whose truth is known, and tell how often studies of them are wrong: half an hour
+calibration: install ## train 9392 runs whose truth is known, and report how often studies of them are wrong: an hour
 	$(BIN)/python tests/ablation/calibration.py train --jobs 2
 	$(BIN)/python tests/ablation/calibration.py report
 

@@ -183,7 +183,7 @@ def _attention(name: str) -> Any:
     chosen = _SDPA.get(name, _SDPA["flash"])
 
     def sdpa(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False) -> Tensor:
-        if name == "flash" and v.shape[-1] != k.shape[-1]:
+        if chosen is _SDPA["flash"] and v.shape[-1] != k.shape[-1]:
             message = f"flash attention takes values as wide as keys, got {v.shape[-1]} and {k.shape[-1]} channels"
             raise ValueError(message)
         return chosen(q, k, v, dropout_p, is_causal, scale)
