@@ -67,9 +67,16 @@ def test_a_look_in_the_moment_of_opening_is_waited_out(tmp_path, monkeypatch):
         pass
     look = os.open(tmp_path / "run.lock", os.O_RDONLY)
     fcntl.flock(look, fcntl.LOCK_SH)
-    monkeypatch.setattr("ratrain.lock.time.sleep", lambda _seconds: os.close(look))  # the look ends during the wait
+    waits = []
+
+    def end_the_look(seconds):
+        waits.append(seconds)
+        os.close(look)
+
+    monkeypatch.setattr("ratrain.lock.time.sleep", end_the_look)
     with RunFolder(tmp_path).open():
-        pass
+        assert len(waits) == 1  # the look was in the way, and the lock was taken right after it
+        assert RunFolder(tmp_path).is_held()
 
 
 def test_a_folder_below_a_file_is_refused_with_advice(tmp_path):
