@@ -93,21 +93,25 @@ def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | No
         {verdict.arm: verdict.evaluation_se for verdict in judgement.verdicts if documents.unit},
         documents.unit,
         least,
-        _more(study, judgement),
+        _more(study, judgement, least),
         tuple(caveats(study, rows, least=least, unit=documents.unit, tuned=tuned, correlation=correlation)),
     )
 
 
-def _more(study: Study, judgement: Judgement) -> dict[int, float]:
-    """Returns the smallest detectable effect in an arm of median noise, by number of seeds."""
-    if not (math.isfinite(judgement.sd) and judgement.sd > 0):
+def _more(study: Study, judgement: Judgement, least: float) -> dict[int, float]:
+    """Returns the smallest detectable effect in an arm of median noise by number of seeds; `least` is that of the
+    planned seeds, to which simulated power at other numbers is scaled."""
+    if not (math.isfinite(judgement.sd) and judgement.sd > 0 and math.isfinite(least)):
         return {}
     rule, seeds = study.plan.verdict, max(verdict.seeds for verdict in judgement.verdicts)
     evaluation = float(np.median([verdict.evaluation_se for verdict in judgement.verdicts]))
     prior = min(100.0, max(0.0, judgement.df - (seeds - 1)))
     arms = len(judgement.verdicts)
     options = {"alpha": rule["alpha"], "spending": rule["spending"], "prior": prior}
-    return more_seeds(judgement.sd, arms=arms, evaluation=evaluation, **options)
+    planned = len(study.plan.seeds)
+    counts = sorted({*range(3, 11), planned})
+    found = more_seeds(judgement.sd, arms=arms, evaluation=evaluation, counts=counts, **options)
+    return {seeds: effect * least / found[planned] for seeds, effect in found.items()}
 
 
 def _judged(rows: Sequence[Row], *, base: bool = False) -> list[Row]:

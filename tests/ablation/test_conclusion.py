@@ -102,6 +102,7 @@ def test_the_noise_of_twins_is_measured_beside_the_baseline(concluded):
     assert found.noise["init"].variance == pytest.approx(sum(halves) / 5)
     assert found.pairing.ratio < 0.5
     assert found.more[10] < found.more[3]
+    assert found.more[5] == pytest.approx(found.detectable)  # one figure for the planned seeds
 
 
 def test_it_is_json_without_infinities(concluded):
