@@ -226,12 +226,13 @@ class ArmBuilder:
         return found
 
     def ruler(self, base: Arm) -> list[Arm]:
-        """Builds the baseline at the other budgets of the ruler."""
+        """Builds the baseline at the other budgets of the ruler; with seeds as needed, on the first of them alone."""
+        seeds = self.seeds[: self.study.seed.min] if self.study.seed.as_needed else self.seeds
         factors = [factor for factor in self.study.ruler if factor != 1]
         return [
             self.vary(
                 base, self._said({"train": {"budget": _budget(base, factor)}}, "ruler"),
-                name=f"{base.name} x{factor:g}", role="ruler",
+                name=f"{base.name} x{factor:g}", role="ruler", seeds=seeds,
             )
             for factor in factors
         ]  # fmt: skip

@@ -26,6 +26,8 @@ def caveats(
         )
     yield from _later(study)
     yield from _ends(rows)
+    if len({len(row.losses) for row in rows if row.arm.role in ("base", "arm", "control") and row.losses}) > 1:
+        yield "unequal seeds: a mean loss is over an arm's own seeds; compare arms by their effects, which are paired"
     base, rule = rows[0], study.plan.verdict
     for row in rows:
         if row.arm.role in ("arm", "control"):

@@ -13,6 +13,7 @@ from ratrain.ablation.caveats import caveats
 from ratrain.ablation.record import PlannedArm, Study
 from ratrain.ablation.results import Documents, Row, documents_of, rows_of
 from ratrain.ablation.tuning import Tuned, tuning
+from ratrain.statistics.forecast import Standing, seeds_needed
 from ratrain.statistics.noise import Component, Pairing, components, pairing
 from ratrain.statistics.paired import Table, effects
 from ratrain.statistics.power import more_seeds
@@ -47,6 +48,7 @@ class Conclusion:
 
     `detectable` is the smallest effect that the planned seeds find with power 0.8 in an arm of median noise; `more`
     holds it by number of seeds, each verdict that of its arm.
+    `needs` is the number of seeds that would probably decide an arm without a verdict, None if there is none.
     `later` judges the amended plan and is exploratory; None without amendments.
     """
 
@@ -62,6 +64,7 @@ class Conclusion:
     unit: str  # documents or passages
     detectable: float
     more: dict[int, float]
+    needs: dict[str, int | None]
     warnings: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
@@ -94,6 +97,11 @@ def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | No
         documents.unit,
         least,
         _more(study, judgement, least),
+        {
+            verdict.arm: needed(verdict, study)
+            for verdict in judgement.verdicts
+            if judgement.looks and not verdict.stops
+        },
         tuple(caveats(study, rows, least=least, unit=documents.unit, tuned=tuned, correlation=correlation)),
     )
 
@@ -114,6 +122,19 @@ def _more(study: Study, judgement: Judgement, least: float) -> dict[int, float]:
     return {seeds: effect * least / found[planned] for seeds, effect in found.items()}
 
 
+def standing_of(verdict: Verdict) -> Standing | None:
+    """Returns what is known of an arm for a forecast; None before it has two seeds."""
+    if not (verdict.df > 0 and verdict.sd > 0):
+        return None
+    return Standing(verdict.effect, verdict.sd, verdict.df, verdict.seeds, verdict.evaluation_se)
+
+
+def needed(verdict: Verdict, study: Study) -> int | None:
+    """Returns the number of seeds that would probably decide an arm; None if there is no such number."""
+    arm, rule = standing_of(verdict), study.plan.verdict
+    return arm and seeds_needed(arm, rule["alpha"] / len(study.plan.of_role("arm", "control")), rule["delta"])
+
+
 def _judged(rows: Sequence[Row], *, base: bool = False) -> list[Row]:
     """Selects the rows that get a verdict (arms and controls), with `base` also the baseline's."""
     return [row for row in rows if row.arm.role in ("arm", "control") or (base and row.arm.role == "base")]
@@ -124,17 +145,35 @@ def _judge(seeds: Sequence[tuple[int, int]], rows: Sequence[Row], study: Study, 
 
     Arms without a begun run count in the family of comparisons and delay no verdict.
     """
-    chosen, rule = _judged(rows, base=True), study.plan.verdict
-    runs = {row.arm.name: [run for run in row.runs if (run.init, run.data) in seeds] for row in chosen}
+    chosen, rule, looks = _judged(rows, base=True), study.plan.verdict, study.looks
+    planned = looks[-1].reach if looks else len(seeds)
+    runs = {row.arm.name: [run for run in row.runs if (run.init, run.data) in seeds][:planned] for row in chosen}
     begun = [of for of in runs.values() if any(run.status != "not begun" for run in of)]
     over = [all(run.ended for run in block) for block in zip(*begun, strict=True)]
     blocks = over.index(False) if False in over else len(over)
     return judge(
-        {name: [run.result for run in of] for name, of in runs.items()}, study.now.base.name, planned=len(seeds),
+        {name: [run.result for run in of] for name, of in runs.items()}, study.now.base.name, planned=planned,
         alpha=rule["alpha"], delta=rule["delta"], spending=rule["spending"], sizes=documents.sizes,
         parts={name: [run.parts if run.status == "done" else None for run in of] for name, of in runs.items()},
-        blocks=None if rule["stop"] else blocks,
+        blocks=looks[-1].seeds if looks else None if rule["stop"] else blocks, **_as_needed(study),
     )  # fmt: skip
+
+
+def _as_needed(study: Study) -> dict[str, Any]:
+    """Returns the looks of a study with seeds as needed, as arguments of `judge`."""
+    if not study.plan.first_look:
+        return {}
+    looks = study.looks
+    return {
+        "looks": [look.seeds for look in looks], "shares": [look.share for look in looks],
+        "running": [look.arms for look in looks],
+    }  # fmt: skip
+
+
+def judged(study: Study, rows: Sequence[Row]) -> Judgement:
+    """Judges the planned arms of a study on their finished runs."""
+    rows = [row for row in rows if not study.is_later(row.arm.name)]
+    return _judge(study.plan.seeds, rows, study, documents_of(_judged(rows, base=True)))
 
 
 def _pairing(rows: Sequence[Row]) -> Pairing | None:
@@ -168,6 +207,11 @@ def _worth(study: Study, rows: Sequence[Row], judgement: Judgement) -> dict[str,
         for row in points
     }
     curve = {tokens: runs for tokens, runs in curve.items() if len(runs) >= 2}
+    common = set.intersection(*map(set, curve.values())) if curve else set()
+    if study.plan.first_look and len(common) >= 2:  # the baseline has more seeds than its other budgets
+        curve = {
+            tokens: {seed: loss for seed, loss in runs.items() if seed in common} for tokens, runs in curve.items()
+        }
     if len(curve) < 3 or base.tokens not in curve:
         return {}
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,23 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from ratrain.ablation.arms import Arm, Task
-from ratrain.ablation.conclusion import conclude
+from ratrain.ablation.budget import StudyBudget
+from ratrain.ablation.conclusion import conclude, judged
 from ratrain.ablation.costs import step_costs
 from ratrain.ablation.plan import Plan
 from ratrain.ablation.pool import Began, Ended, Pool, Published
 from ratrain.ablation.preflight import preflight
 from ratrain.ablation.record import (
+    Block,
+    Look,
     Study,
     planned,
     read_study,
+    record_budget,
     record_costs,
+    record_look,
     record_tuned,
     refuse_other,
     settle,
 )
 from ratrain.ablation.results import rows_of
+from ratrain.ablation.seeds_as_needed import Purse, look, next_block
 from ratrain.ablation.tuning import tuning
-from ratrain.errors import CannotCreateError, Exit, Fault, ManifestError
+from ratrain.errors import CannotCreateError, Exit, Fault, ManifestError, UsageError
 from ratrain.events import Evaluated
 from ratrain.lock import lock
 from ratrain.run.start import Launch, changed_code
@@ -66,8 +73,34 @@ def begin(plan: Plan, out: Path, *, amend: bool) -> Study:
     folder, made = study_folder(plan, out), planned(plan)
     refuse_other(made, folder, amend=amend)
     if (folder / "events.jsonl").exists() and read_study(folder).now.hash == made.hash:
-        return read_study(folder)
+        return _extended(read_study(folder), plan)
     return settle(made, folder, checked=preflight(plan))
+
+
+def _extended(study: Study, plan: Plan) -> Study:
+    """Records the plan's budget if it is another one than the study's last. Raises UsageError for another resource and
+    for less than is on record."""
+    new, old = plan.study.budget or "", study.budgets[-1][0] if study.budgets else ""
+    if not study.plan.first_look or new == old:
+        return study
+    before, after = (StudyBudget.of(text) if text else None for text in (old, new))
+    if before and after and (after.resource != before.resource or after.amount < before.amount):
+        raise UsageError(f"budget {new}: {study.folder.name} has {old} on record; it can only be extended")
+    if before is None or after is None:
+        begun = f"{study.folder.name} was begun with {old or 'none'}"
+        raise UsageError(f"budget {new or 'none'}: {begun}; another id begins another study")
+    return record_budget(study, new)
+
+
+def _told(found: Look, study: Study, budget: StudyBudget | None) -> str:
+    """Formats a look as a line."""
+    verdicts = judged(study, rows_of(study)).verdicts
+    parts = [f"look after {found.seeds} seeds: {sum(v.stops for v in verdicts)} of {len(verdicts)} arms decided"]
+    if budget:
+        parts.append(f"{budget.text(found.spent)} of {budget.text(budget.amount)} spent")
+    if found.dropped:
+        parts.append(f"given up: {', '.join(found.dropped)}")
+    return "; ".join([*parts, *([found.over] if found.over else [])])
 
 
 def done_runs(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, float]:
@@ -106,6 +139,8 @@ class Execution:
     failed: list[int] = field(default_factory=list)
     asked: bool = False
     _ran: dict[str, float] = field(default_factory=dict)  # under --fresh: losses of this execution's runs, by folder
+    _purse: Purse | None = None
+    _began: dict[str, float] = field(default_factory=dict)  # times by folder
 
     def run(self, *, costs: bool) -> int:
         """Runs all stages and returns the exit code: PREEMPTED after a stop, else that of the first failed run."""
@@ -121,7 +156,10 @@ class Execution:
 
     def _test(self) -> None:
         """Runs all seeds in one pool. With `verdict.stop` it runs seed by seed, and only arms without a verdict, the
-        baseline and the ruler."""
+        baseline and the ruler. With seeds as needed it runs block by block."""
+        if self.plan.study.seed.as_needed:
+            self._test_as_needed()
+            return
         arms = self._asked("base", "arm", "control", "ruler")
         if not self.plan.study.verdict.stop:
             self._pool("", self.plan.tasks(arms))
@@ -136,6 +174,37 @@ class Execution:
             if found and found.judgement.looks:
                 still = set(found.judgement.open)
                 running = always | ({self.plan.base.name} | still if still else set())
+
+    def _test_as_needed(self) -> None:
+        """Runs block by block until the study is over. A block with a run that failed gets no look: the same command
+        tries it again."""
+        begun = self.study.budgets[-1][0]
+        budget = StudyBudget.of(begun) if begun else None
+        purse = self._purse = Purse(budget, self.study.looks[-1].spent if self.study.looks else 0.0)
+        arms = {arm.name: arm for arm in self.plan.arms}
+        while block := next_block(self.study, rows_of(self.study), len(self.devices)):
+            chosen = [self.plan.base, *(arms[name] for name in block.arms), *self.plan.of_role("ruler")]
+            runs = list(self._runs_of(chosen, block))
+            self._pool("", [arm.task(*pair, self.plan.patches, thin=self._thin) for arm, pair in runs])
+            if self.asked or self.failed:
+                return
+            paid = {arm.name: arm for arm in self.study.now.arms}
+            purse.pay([paid[arm.name] for arm, _ in runs])
+            found = look(self.study, rows_of(self.study, block), block, purse)
+            self.study = record_look(self.study, found)
+            self.say(_told(found, self.study, budget))
+
+    def _runs_of(self, arms: Sequence[Arm], block: Block) -> Iterator[tuple[Arm, tuple[int, int]]]:
+        """Yields the runs of a block seed by seed, as arm and pair of seeds: those that each arm lacks."""
+        for at in range(block.seeds):
+            for arm in arms:
+                have = self.study.seeds_of(arm.name) if self.study.looks else 0
+                if have <= at < len(arm.seeds):
+                    yield arm, arm.seeds[at]
+
+    @property
+    def _thin(self) -> bool:
+        return self.plan.study.keep == "weights"
 
     def _test_tuned(self) -> None:
         if not self.plan.study.tune:
@@ -181,5 +250,10 @@ class Execution:
         self.on_message(message)
         if isinstance(message, Published) and isinstance(message.event, Evaluated) and self.launch.fresh:
             self._ran[message.task.folder] = message.event.loss
+        if isinstance(message, Began):
+            self._began[message.task.folder] = time.monotonic()
+        if isinstance(message, Ended) and self._purse:
+            arm = next(arm for arm in self.study.now.arms if arm.name == message.task.arm)
+            self._purse.ran(arm, time.monotonic() - self._began[message.task.folder])
         if isinstance(message, Ended) and message.code not in _QUIET:
             self.failed.append(message.code)

@@ -8,8 +8,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from ratrain.ablation.budget import EXPECTED, StudyBudget
 from ratrain.config.find import ablations, did_you_mean
 from ratrain.config.merge import Merge
 from ratrain.config.parse import Layer, parse_file
@@ -23,10 +32,22 @@ Key = tuple[str, ...]
 
 
 class Seeds(Section):
-    """The seeds of every arm: one run for each pair of init and data."""
+    """The seeds of every arm, one run for each pair of init and data: a list, or as many as needed within limits."""
 
-    init: tuple[NonNegativeInt, ...] = Field(min_length=1, description="seed.init of each run")
+    init: tuple[NonNegativeInt, ...] = Field(default=(), description="seed.init of each run")
     data: tuple[NonNegativeInt, ...] = Field(default=(), description="seed.data of each run; empty: as init")
+    min: int = Field(default=3, ge=3, description="seeds as needed: those before the first look")
+    max: PositiveInt | None = Field(
+        default=None, description="seeds as needed: the most that an arm gets, 1, 2, 3 and so on; in place of init"
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self):
+        if (self.max is None) == (not self.init):
+            raise ValueError("expected either init = [...], or min and max for as many seeds as needed")
+        if self.max is not None and (self.data or self.max < self.min):
+            raise ValueError(f"max is {self.max} and min {self.min}; expected min <= max, and no data beside them")
+        return self
 
     @model_validator(mode="after")
     def _pairs(self):
@@ -37,7 +58,14 @@ class Seeds(Section):
         return self
 
     @property
+    def as_needed(self) -> bool:
+        return self.max is not None
+
+    @property
     def pairs(self) -> list[tuple[int, int]]:
+        """The pairs in the order of training; with seeds as needed, all that there may be."""
+        if self.max is not None:
+            return [(seed, seed) for seed in range(1, self.max + 1)]
         return list(zip(self.init, self.data or self.init, strict=True))
 
 
@@ -73,8 +101,10 @@ class Verdicts(Section):
         description="nats per token: an arm is equivalent if its difference lies within +-delta; unset: none is",
     )
     alpha: float = Field(default=0.05, gt=0, lt=0.5, description="chance of any false verdict in the whole study")
-    spending: Literal["obrien_fleming", "pocock", "linear"] = Field(
-        default="obrien_fleming", description="how alpha is spent over looks: late, early, or in proportion to seeds"
+    spending: Literal["obrien_fleming", "pocock", "linear"] | None = Field(
+        default=None,
+        description="how alpha is spent over looks: late, early, or evenly; unset: evenly with seeds as needed, else "
+        "late",
     )
     stop: bool = Field(default=False, description="an arm that has its verdict runs no more seeds")
     noise: PositiveFloat | None = Field(
@@ -91,6 +121,9 @@ class AblationManifest(Section):
     base: str = Field(default="v0", description="manifest that every arm is compared with: path, file name or id")
     scale: str | None = Field(default=None, description="overlay of sizes for every arm; --scale wins, over set too")
     seed: Seeds = Seeds(init=(1, 2, 3))
+    budget: str | None = Field(
+        default=None, description=f"seeds as needed: what the study may spend; {EXPECTED}; unset: up to seed.max"
+    )
     verdict: Verdicts = Verdicts()
     metric: Metric = Metric()
     match: Literal["tokens", "flops", "parameters", "seconds"] = Field(
@@ -117,6 +150,29 @@ class AblationManifest(Section):
         if not (self.arms or self.arm):
             raise ValueError("there is nothing to compare; expected arms = [...] or [arm.NAME]")
         return self
+
+    @field_validator("budget")
+    @classmethod
+    def _is_a_budget(cls, text: str | None) -> str | None:
+        if text is not None:
+            StudyBudget.of(text)
+        return text
+
+    @model_validator(mode="after")
+    def _needs_seeds(self):
+        if self.budget and not self.seed.as_needed:
+            raise ValueError("budget limits seeds as needed; expected seed = { min = 3, max = 40 } beside it")
+        if self.seed.as_needed and self.tune:
+            raise ValueError("tune compares all arms on the same seeds; expected seed.init = [...] beside it")
+        if self.tune and self.tune.seed.as_needed:
+            raise ValueError("tuning runs are fixed in advance; expected tune.seed.init = [...]")
+        return self
+
+    @property
+    def rule(self) -> Verdicts:
+        """The rules of verdicts with their spending."""
+        spending = self.verdict.spending or ("linear" if self.seed.as_needed else "obrien_fleming")
+        return self.verdict.model_copy(update={"spending": spending})
 
     @model_validator(mode="after")
     def _tunes_apart(self):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ratrain.ablation.arms import Arm, ArmBuilder, Costs, Role, Seeds, Task, name_of
 from ratrain.ablation.manifest import AblationManifest, read_ablation
+from ratrain.ablation.manifest import Seeds as SeedSection
 from ratrain.config.find import find_manifest
 from ratrain.config.parse import Layer, parse_file
 from ratrain.config.resolve import steps_total
@@ -68,24 +69,58 @@ def make_plan(
     *,
     scale: str | None = None,
     overrides: Sequence[str] = (),
-    seeds: Sequence[tuple[int, int]] | None = None,
+    seeds: Sequence[tuple[int, int]] | SeedSection | None = None,
+    budget: str | None = None,
     only: Sequence[str] = (),
     patches: Sequence[Path] = (),
     costs: Costs | None = None,
 ) -> Plan:
     """Plans the study of an ablation manifest.
 
-    `scale`, `overrides` and `seeds` come from the command line and win over the file. `only` selects the arms to run
-    now, by name or pattern. For `match = "seconds"`, `costs` returns the step time of each arm relative to the
+    `scale`, `overrides`, `seeds` and `budget` come from the command line and win over the file. `only` selects the arms
+    to run now, by name or pattern. For `match = "seconds"`, `costs` returns the step time of each arm relative to the
     baseline's.
 
-    Raises one ManifestError with the faults of every arm; UsageError if `only` names an unknown arm, or if `seeds`
-    contains a tuning seed.
+    Raises one ManifestError with the faults of every arm; UsageError if `only` names an unknown arm, if `seeds`
+    contains a tuning seed, or if the budget is without seeds as needed.
     """
     study, layer = read_ablation(file)
-    pairs = tuple(seeds or study.seed.pairs)
-    if study.tune and {*pairs} & {*study.tune.seed.pairs}:
+    return plan_of(
+        _with_seeds(study, seeds, budget, layer), layer, scale=scale, overrides=overrides, only=only, patches=patches,
+        costs=costs,
+    )  # fmt: skip
+
+
+def _with_seeds(
+    study: AblationManifest, seeds: Sequence[tuple[int, int]] | SeedSection | None, budget: str | None, layer: Layer
+) -> AblationManifest:
+    """Returns the study with the seeds and the budget of the command line. Raises UsageError."""
+    if seeds is not None and not isinstance(seeds, SeedSection):
+        seeds = SeedSection(init=tuple(init for init, _ in seeds), data=tuple(data for _, data in seeds))
+    changed = study.model_copy(
+        update={"seed": seeds or study.seed, "budget": budget or (study.budget if not seeds else None)}
+    )
+    if study.tune and {*changed.seed.pairs} & {*study.tune.seed.pairs}:
         raise UsageError(f"--seeds: {layer.label} tunes on some of these; a verdict needs others")
+    if changed.seed.as_needed and study.tune:
+        raise UsageError(f"--seeds: {layer.label} tunes, which needs a list of seeds")
+    if changed.budget and not changed.seed.as_needed:
+        raise UsageError(f"--budget: {layer.label} has a list of seeds; --seeds 3..40 takes as many as needed")
+    return changed
+
+
+def plan_of(
+    study: AblationManifest,
+    layer: Layer,
+    *,
+    scale: str | None = None,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    patches: Sequence[Path] = (),
+    costs: Costs | None = None,
+) -> Plan:
+    """Plans a study; `layer` is its file, or the layer that stands for one. Arguments and errors as in `make_plan`."""
+    pairs = tuple(study.seed.pairs)
     build = ArmBuilder(study, layer, scale, tuple(overrides), pairs, tuple(patches))
     faults, arms = [], []
     for draft in build.drafts():

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ratrain.errors import DataError, Fault, ManifestError, MissingError
 
 _FILE = "events.jsonl"
 METHOD = "moderated"  # variances by arm, moderated; "pooled": one variance for all arms, before this name was recorded
-_RULES = ("base", "verdict", "metric", "match", "scale", "tune")  # never amended: they define a verdict
+_RULES = ("base", "verdict", "metric", "match", "scale", "tune", "first_look")  # never amended: they define a verdict
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class PlannedArm:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan in its recorded form. `hash` digests the arms (name, role, recipe, seeds), verdict, metric, match and
-    tune."""
+    """A plan in its recorded form. `hash` digests the arms (name, role, recipe, seeds), verdict, metric, match, tune
+    and `first_look`."""
 
     id: str
     title: str
@@ -62,6 +62,8 @@ class Planned:
     seeds: tuple[tuple[int, int], ...]
     arms: tuple[PlannedArm, ...]
     hash: str = ""
+    first_look: int = 0  # seeds as needed: those before it; 0: the seeds are fixed
+    budget: str = ""  # seeds as needed; empty: up to the last seed. Not part of the hash, since it may be extended
 
     @property
     def base(self) -> PlannedArm:
@@ -83,6 +85,33 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Runs between two looks of a study with seeds as needed: the baseline and these arms, up to `seeds` seeds each."""
+
+    seeds: int
+    arms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look of a study with seeds as needed, after which it decides how to go on.
+
+    `seeds` is the number of complete blocks, `arms` are those that ran in the last one. `share` is that of alpha's
+    spending time, `spent` the amount of the budget's resource. `reach` is the number of seeds that the open arms can
+    have within the budget. `dropped` holds arms that are given up at this look, `over` the reason if the study ends
+    with it.
+    """
+
+    seeds: int
+    arms: tuple[str, ...]
+    share: float
+    spent: float
+    reach: int
+    dropped: tuple[str, ...] = ()
+    over: str = ""
+
+
+@dataclass(frozen=True)
 class Study:
     """The current record of a study. `plan` is the first plan on record, `now` the plan with all amendments."""
 
@@ -94,11 +123,29 @@ class Study:
     machine: str = ""  # the machine of the cost measurements
     tuned: tuple[PlannedArm, ...] = ()
     method: str = METHOD  # of the errors of effects, when the plan was recorded
+    looks: tuple[Look, ...] = ()  # with seeds as needed
+    budgets: tuple[tuple[str, int], ...] = ()  # the plan's and each extension, with the number of looks before it
 
     @property
     def out(self) -> Path:
         """The folder of runs."""
         return self.folder.parents[1]
+
+    def seeds_of(self, arm: str, block: Block | None = None) -> int:
+        """Returns the number of seeds that the study has asked for in an arm, after its looks and the next `block`; all
+        if its seeds are fixed."""
+        planned = next(len(known.seeds) for known in (*self.now.arms, *self.tuned) if known.name == arm)
+        if not self.plan.first_look:
+            return planned
+        always = self.now.of_role("base", "ruler")
+        steps = [*self.looks, *([block] if block else [])] or [Block(self.plan.first_look, (arm,))]
+        asked = [step.seeds for step in steps if arm in step.arms or any(arm == other.name for other in always)]
+        return min(planned, max(asked, default=0))
+
+    @property
+    def dropped(self) -> set[str]:
+        """The arms that were given up since the budget was last extended."""
+        return {arm for look in self.looks[self.budgets[-1][1] :] for arm in look.dropped} if self.budgets else set()
 
     def is_later(self, arm: str) -> bool:
         """Whether the arm was added to the plan after the study had begun."""
@@ -110,10 +157,12 @@ def planned(plan: Plan) -> Planned:
     study = plan.study
     made = Planned(
         study.id, study.title, plan.file, plan.base.manifest.scale, study.match, study.metric.model_dump(),
-        study.verdict.model_dump(exclude={"noise"}), study.tune.model_dump(mode="json") if study.tune else None,
+        study.rule.model_dump(exclude={"noise"}), study.tune.model_dump(mode="json") if study.tune else None,
         plan.seeds, tuple(planned_arm(arm) for arm in plan.arms),
+        first_look=study.seed.min if study.seed.as_needed else 0, budget=study.budget or "",
     )  # fmt: skip
     facts = [[(a.name, a.role, a.recipe, a.seeds) for a in made.arms], made.verdict, made.metric, made.match, made.tune]
+    facts += [made.first_look] if made.first_look else []
     return replace(made, hash=hashlib.sha256(json.dumps(facts).encode()).hexdigest())
 
 
@@ -136,10 +185,10 @@ def refuse_other(plan: Planned, folder: Path, *, amend: bool) -> None:
     if plan.hash == study.now.hash:
         return
     lost, unlike = _lost(study.now, plan), _unlike(study.now, plan)
-    if unlike or lost or not amend:
+    if unlike or lost or not amend or study.now.first_look:  # with seeds as needed the arms share one budget
         what = ", ".join([*unlike, *lost, *_added(study.now, plan)]) or "other settings of the study"
         advice = "--fresh moves the study and its runs aside, another id begins another study"
-        if not unlike and not lost:
+        if not unlike and not lost and not study.now.first_look:
             advice = f"--amend adds it, labelled exploratory; {advice}"
         raise ManifestError([Fault(plan.file, "", f"{folder} has another plan on record: {what}; {advice}")])
 
@@ -190,6 +239,17 @@ def record_costs(study: Study, costs: dict[str, Cost], machine: str) -> Study:
     return read_study(study.folder)
 
 
+def record_look(study: Study, look: Look) -> Study:
+    _append(study.folder, "Looked", asdict(look))
+    return read_study(study.folder)
+
+
+def record_budget(study: Study, budget: str) -> Study:
+    """Records that the budget was extended."""
+    _append(study.folder, "Extended", {"budget": budget})
+    return read_study(study.folder)
+
+
 def record_tuned(study: Study, arms: Sequence[Arm]) -> Study:
     """Records the arms at their own best points, unless the record holds them already."""
     made = tuple(planned_arm(arm) for arm in arms)
@@ -226,6 +286,11 @@ def read_study(folder: Path) -> Study:
                 now = _planned(event)
                 rest["method"] = rest.get("method", event.get("method", "pooled"))
                 plan, rest["checked"] = plan or now, tuple(event.get("checked", ()))
+                rest.setdefault("budgets", ((now.budget, 0),))
+            elif kind == "Looked":
+                rest["looks"] = (*rest.get("looks", ()), _look(event))
+            elif kind == "Extended":
+                rest["budgets"] = (*rest["budgets"], (event["budget"], len(rest.get("looks", ()))))
             elif kind == "Costs":
                 rest["machine"] = event["machine"]
                 rest["costs"] = rest.get("costs", {}) | {name: _cost(of) for name, of in event["costs"].items()}
@@ -239,8 +304,18 @@ def read_study(folder: Path) -> Study:
 
 
 def _planned(event: dict[str, Any]) -> Planned:
-    facts = {name: event[name] for name in Planned.__dataclass_fields__}
+    new = {"first_look": 0, "budget": ""}  # keys that earlier versions did not record
+    facts = {name: event[name] if name not in new else event.get(name, new[name]) for name in _fields(Planned)}
     return Planned(**{**facts, "seeds": _pairs(facts["seeds"]), "arms": tuple(map(_arm, facts["arms"]))})
+
+
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
+def _look(event: dict[str, Any]) -> Look:
+    facts = {name: event[name] for name in _fields(Look)}
+    return Look(**{**facts, "arms": tuple(facts["arms"]), "dropped": tuple(facts["dropped"])})
 
 
 def _arm(facts: dict[str, Any]) -> PlannedArm:

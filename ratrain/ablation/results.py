@@ -6,10 +6,11 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-from ratrain.ablation.record import PlannedArm, Study
+from ratrain.ablation.record import Block, PlannedArm, Study
 from ratrain.errors import MissingError
 from ratrain.storage.run_log import RunLog, read_run
 
@@ -46,6 +47,7 @@ class Row:
     arm: PlannedArm
     runs: tuple[Reached, ...]
     differences: tuple[float, ...]  # nats per token; of the seeds that both finished
+    asked: int | None = None  # runs that the study has asked for, if an arm gets as many as it needs; None: all
 
     @property
     def losses(self) -> list[float]:
@@ -63,14 +65,24 @@ class Row:
     def status(self) -> str:
         """The count of finished runs, and the counts of other statuses ("3/5, 1 diverged")."""
         others = Counter(run.status for run in self.runs if run.status not in ("done", "not begun"))
-        return ", ".join([f"{len(self.losses)}/{len(self.runs)}", *(f"{n} {word}" for word, n in others.items())])
+        asked = len(self.runs) if self.asked is None else self.asked
+        return ", ".join([f"{len(self.losses)}/{asked}", *(f"{n} {word}" for word, n in others.items())])
 
 
-def rows_of(study: Study) -> list[Row]:
-    """Returns a row per arm of the current plan, the baseline's first, then a row per tuned arm."""
+def rows_of(study: Study, block: Block | None = None) -> list[Row]:
+    """Returns a row per arm of the current plan, the baseline's first, then a row per tuned arm.
+
+    With seeds as needed the rows hold the runs that the study has asked for, those of the next `block` included. Other
+    runs of its arms, which another study may have trained, are left out.
+    """
     arms = [*study.now.arms, *study.tuned]
-    runs = {arm.name: tuple(_reached(study, arm)) for arm in arms}
-    return [_row(arm, runs[_base_of(study, arm)], runs[arm.name]) for arm in arms]
+    asked = {arm.name: study.seeds_of(arm.name, block) for arm in arms}
+    most = max(asked.values())
+    runs = {arm.name: tuple(islice(_reached(study, arm, asked[arm.name]), most)) for arm in arms}
+    return [
+        _row(arm, runs[_base_of(study, arm)], runs[arm.name], asked[arm.name] if study.plan.first_look else None)
+        for arm in arms
+    ]
 
 
 def _base_of(study: Study, arm: PlannedArm) -> str:
@@ -80,12 +92,14 @@ def _base_of(study: Study, arm: PlannedArm) -> str:
     return tuned[0] if arm.role == "tuned" and tuned else base
 
 
-def _reached(study: Study, arm: PlannedArm):
+def _reached(study: Study, arm: PlannedArm, asked: int) -> Iterator[Reached]:
     last = study.now.metric["last"]
-    for (init, data), folder in zip(arm.seeds, arm.folders, strict=True):
+    for at, ((init, data), folder) in enumerate(zip(arm.seeds, arm.folders, strict=True)):
         try:
-            log = read_run(study.out / folder)
+            log = read_run(study.out / folder) if at < asked else None
         except MissingError:
+            log = None
+        if log is None:
             yield Reached(init, data, folder, "not begun", None, None)
             continue
         told, parts = [e.loss for e in log.evaluated[-last:]], [e.parts for e in log.evaluated[-last:]]
@@ -105,11 +119,11 @@ def _status(log: RunLog) -> str:
     return "failed" if state.get("status") == "failed" else log.status
 
 
-def _row(arm: PlannedArm, base: tuple[Reached, ...], runs: tuple[Reached, ...]) -> Row:
+def _row(arm: PlannedArm, base: tuple[Reached, ...], runs: tuple[Reached, ...], asked: int | None) -> Row:
     of = {(run.init, run.data): run for run in base}
     both = [(of[run.init, run.data].result, run.result) for run in runs if (run.init, run.data) in of]
     differences = tuple(r - b for b, r in both if r is not None and b is not None and math.isfinite(r + b))
-    return Row(arm, runs, differences)
+    return Row(arm, runs, differences, asked)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,14 +20,33 @@ from ratrain.errors import Exit
 if TYPE_CHECKING:
     from ratrain.ablation.arms import Task
     from ratrain.ablation.estimate import Estimate
+    from ratrain.ablation.manifest import Seeds
     from ratrain.ablation.plan import Plan
 
 
-def _seeds(text: str) -> list[tuple[int, int]]:
+def _seeds(text: str) -> list[tuple[int, int]] | Seeds:
+    if match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
+        from ratrain.ablation.manifest import Seeds
+
+        try:
+            return Seeds(min=int(match[1]), max=int(match[2]))
+        except ValueError:
+            message = f"expected the seeds before the first look, 3 or more, and the most, got {text!r}"
+            raise argparse.ArgumentTypeError(message) from None
     seeds = [natural(word) for word in text.split(",")]
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"a seed is repeated in {text!r}")
     return [(seed, seed) for seed in seeds]
+
+
+def _budget(text: str) -> str:
+    from ratrain.ablation.budget import StudyBudget
+
+    try:
+        StudyBudget.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _gibibytes(text: str) -> float:
@@ -47,7 +67,15 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="an ablation manifest: a path, or the name of a shipped one")
     parser.add_argument("--scale", metavar="S", help="overlay of sizes for every arm, in place of the manifest's")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change one key in every arm")
-    parser.add_argument("--seeds", type=_seeds, metavar="N,N,...", help="seeds in place of the manifest's")
+    parser.add_argument(
+        "--seeds", type=_seeds, metavar="N,N,...", help="seeds in place of the manifest's; 3..40: as many as needed"
+    )
+    parser.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="B",
+        help="with seeds as needed: 30m, 2h, 4 gpu-h or 40 Mtokens; extensible",
+    )
     parser.add_argument(
         "--only", type=_words, default=[], metavar="A,A,...", help="only these arms, by name or pattern"
     )
@@ -74,8 +102,8 @@ def _ablate(args: argparse.Namespace) -> int:
     from ratrain.ablation.plan import make_plan
 
     plan = make_plan(
-        find_ablation(args.file), scale=args.scale, overrides=args.set, seeds=args.seeds, only=args.only,
-        patches=args.patches, costs=partial(_costs, args),
+        find_ablation(args.file), scale=args.scale, overrides=args.set, seeds=args.seeds, budget=args.budget,
+        only=args.only, patches=args.patches, costs=partial(_costs, args),
     )  # fmt: skip
     if args.dry_run:
         from ratrain.ablation.preflight import preflight
@@ -173,7 +201,7 @@ def _foresight(plan: Plan, out: Path) -> tuple[str, dict[int, float]]:
     from ratrain.ablation.record import Study, planned
     from ratrain.statistics.power import more_seeds
 
-    record, rule = planned(plan), plan.study.verdict
+    record, rule = planned(plan), plan.study.rule
     found = conclude(Study(study_folder(plan, out), record, record))
     known = found.judgement.sd if found and math.isfinite(found.judgement.sd) else 0.0
     # noise does not carry over to other scales

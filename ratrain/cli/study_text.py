@@ -21,6 +21,7 @@ def study_lines(study: Study, rows: Sequence[Row], found: Conclusion | None) -> 
         yield f"{len(rows) - len(begun)} arms of the plan have not begun"
     if found:
         yield from _noise(found)
+        yield from _needs(found)
         yield from (f"warning: {warning}" for warning in found.warnings)
     yield f"plan {study.plan.hash[:8]}"
 
@@ -49,6 +50,14 @@ def _noise(found: Conclusion) -> Iterator[str]:
         yield f"noise of the evaluation: {low:.4f} to {high:.4f}, over other {found.unit}s"
     if found.more:
         yield foretold(found.more)
+
+
+def _needs(found: Conclusion) -> Iterator[str]:
+    """Yields the number of seeds that would decide the arms without a verdict."""
+    seeds = {verdict.arm: verdict.seeds for verdict in found.judgement.verdicts}
+    for arm, count in found.needs.items():
+        most = "more than 1000 seeds, or other validation texts" if count is None else f"about {count} seeds"
+        yield f"{arm} has no verdict after {seeds[arm]} seeds: {most} would decide an effect of this size"
 
 
 def foretold(more: Mapping[int, float], unit: str = "") -> str:

@@ -48,26 +48,34 @@ def look_times(planned: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1024)
-def levels(looks: tuple[int, ...], alpha: float, spending: str = "obrien_fleming") -> tuple[float, ...]:
+def levels(
+    looks: tuple[int, ...], alpha: float, spending: str = "obrien_fleming", shares: tuple[float, ...] | None = None
+) -> tuple[float, ...]:
     """Returns the level of an arm's two-sided test at each look.
 
-    `looks` are numbers of seeds, the last one the planned number. With these levels an arm without an effect is called
-    better or worse at any look with probability `alpha`. Raises ValueError for an unknown `spending`, and for looks
-    that are empty, do not increase, or begin below two seeds.
+    `looks` are numbers of seeds. `shares` are the shares of the planned information at the looks, by default those of
+    the last look's seeds. They may be of time instead of seeds, as long as no loss decides them (Lan & DeMets,
+    Statistics in Medicine 8, 1989). With these levels an arm without an effect is called better or worse at any look
+    with probability `alpha` times the spent share. The level of a look depends on earlier looks alone.
+
+    Raises ValueError for an unknown `spending`, for looks that are empty, do not increase, or begin below two seeds,
+    and for shares that fall, leave (0, 1] or are not one per look.
     """
     if spending not in SPENDING:
         raise ValueError(f"spending is one of {', '.join(SPENDING)}, got {spending!r}")
     if not looks or looks[0] < 2 or any(b <= a for a, b in itertools.pairwise(looks)):
         raise ValueError(f"looks are growing numbers of seeds, two at least, got {looks}")
-    if len(looks) == 1:
+    known = tuple(seeds / looks[-1] for seeds in looks) if shares is None else shares
+    if len(known) != len(looks) or any(b < a for a, b in itertools.pairwise((0.0, *known, 1.0))) or not known[0]:
+        raise ValueError(f"shares grow within (0, 1], one per look, got {known} for {looks}")
+    if known == (1.0,):
         return (alpha,)
-    spent = [SPENDING[spending](seeds / looks[-1], alpha) for seeds in looks]
-    p = _null_p(looks)
-    rejected, found = np.zeros(p.shape[1], dtype=bool), []
-    for look, new in enumerate(np.diff(spent, prepend=0.0).tolist()):
-        earlier = np.sort(p[look][rejected])
-        level = _with_overlap(new, earlier, p.shape[1])
-        rejected |= p[look] <= level
+    spent = [SPENDING[spending](share, alpha) for share in known]
+    rejected, found = np.zeros(_STUDIES, dtype=bool), []
+    for seeds, new in zip(looks, np.diff(spent, prepend=0.0).tolist(), strict=True):
+        p = _null_p(seeds)
+        level = _with_overlap(new, np.sort(p[rejected]), _STUDIES)
+        rejected |= p <= level
         found.append(level)
     return tuple(found)
 
@@ -81,17 +89,18 @@ def _with_overlap(new: float, earlier: np.ndarray, studies: int) -> float:
     return level
 
 
-@lru_cache(maxsize=16)
-def _null_p(looks: tuple[int, ...]) -> np.ndarray:  # [L, M]
-    """Returns the p-value of the paired t test at each look of M simulated arms without an effect, by rank."""
-    rng, seeds = np.random.default_rng(0), looks[-1]
-    studies = int(np.clip(8e6 / seeds, 20_000, _STUDIES))
-    total, squares, found = np.zeros(studies), np.zeros(studies), []
-    for seed in range(1, seeds + 1):
-        block = rng.standard_normal(studies, dtype=np.float32)
+@lru_cache(maxsize=128)
+def _null_p(seeds: int) -> np.ndarray:  # [M]
+    """Returns the p-value of the paired t test after so many seeds of M simulated arms without an effect, by rank.
+
+    Arm m has the same first losses for every number of seeds.
+    """
+    total, squares = np.zeros(_STUDIES, np.float32), np.zeros(_STUDIES, np.float32)
+    for seed in range(seeds):
+        block = np.random.default_rng([0, seed]).standard_normal(_STUDIES, dtype=np.float32)
         total += block
         squares += block**2
-        if seed in looks:
-            spread = squares / np.maximum(total**2, 1e-12)  # the smaller, the larger is t
-            found.append((np.argsort(np.argsort(spread)) + 0.5) / studies)
-    return np.stack(found)
+    spread = squares / np.maximum(total**2, 1e-12)  # the smaller, the larger is t
+    p = np.empty(_STUDIES, np.float32)
+    p[np.argsort(spread)] = (np.arange(_STUDIES) + 0.5) / _STUDIES
+    return p

@@ -23,7 +23,7 @@ documents too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -89,6 +89,8 @@ def judge(
     delta: float | None = None,
     spending: str = "obrien_fleming",
     looks: Sequence[int] | None = None,
+    shares: Sequence[float] | None = None,
+    running: Sequence[Collection[str]] | None = None,
     parts: Parts | None = None,
     sizes: Sequence[int] = (),
     blocks: int | None = None,
@@ -101,54 +103,88 @@ def judge(
     is a diverged run. It bars 'better' and 'equivalent' for its arm, and 'worse' and 'equivalent' if it is the
     baseline's; divergences after a verdict count too.
 
-    Raises ValueError for an alpha outside (0, 0.5), a delta of 0 or less, more seeds than planned, or looks that do not
-    end at `planned`.
+    A study with seeds as needed passes the looks that it has had, with the share of alpha's spending time at each (1 at
+    its end) and the arms that ran up to each (`running`); `planned` is then the number of seeds that it can reach. An
+    arm that did not run up to a look keeps what it had.
+
+    Raises ValueError for an alpha outside (0, 0.5), a delta of 0 or less, more seeds than planned, or looks without
+    shares that do not end at `planned`.
     """
     table = Table.of(losses, baseline, parts, sizes)
     times = look_times(planned) if looks is None else tuple(looks)
     if not 0 < alpha < 0.5 or (delta is not None and delta <= 0):
         raise ValueError(f"alpha is between 0 and 0.5 and delta above 0, got {alpha} and {delta}")
-    if table.losses.shape[1] > planned or (times and times[-1] != planned):
+    fits = not times or times[-1] == planned or (shares is not None and times[-1] < planned)
+    if table.losses.shape[1] > planned or not fits:
         raise ValueError(f"{planned} seeds are planned, got {table.losses.shape[1]} and looks at {times}")
-    times = tuple(seeds for seeds in times if seeds >= FIRST)
-    arms = len(table.names) - 1
-    at_level = dict(zip(times, levels(times, alpha / arms, spending) if times else (), strict=True))
-    rule = _Rule(alpha, delta, planned, arms, at_level.get(planned, 0.0), table.diverged.sum(1))
+    schedule = _Schedule.of(times, shares, planned, alpha / (len(table.names) - 1), spending)
+    rule = _Rule(alpha, delta, planned, len(table.names) - 1, schedule, table.diverged.sum(1))
     given: dict[str, Verdict] = {}
-    looked = 0
-    for seeds, level in at_level.items():
+    last: dict[str, Verdict] = {}  # of every arm at the last look that it ran up to
+    looked, sds = 0, []
+    for look, (seeds, level) in enumerate(schedule.levels.items()):
         if seeds > (_complete(table, given) if blocks is None else blocks):
             break
-        last, looked = rule.verdicts(_known(table, seeds, given), seeds, level), seeds
-        given |= {verdict.arm: verdict for verdict in last if verdict.stops and verdict.arm not in given}
+        still = [name for name in table.names[1:] if name not in given and (not running or name in running[look])]
+        stopped = {name: last[name].seeds if name in last else 0 for name in table.names[1:] if name not in still}
+        found, looked = rule.verdicts(effects(table.until(seeds, stopped)), seeds, level), seeds
+        last |= {verdict.arm: verdict for verdict in found if verdict.arm in still or verdict.arm not in last}
+        given |= {name: last[name] for name in still if last[name].stops}
+        sds = [(verdict.sd, verdict.df) for verdict in found if verdict.df]
     if not looked:  # before the first look: effects without verdicts
-        seeds = _complete(table, given) if blocks is None else blocks
-        why = _too_early(seeds, times)
-        last = [replace(v, word="inconclusive", why=why) for v in rule.verdicts(effects(table), seeds, alpha / arms)]
-    verdicts = tuple(given.get(verdict.arm, verdict) for verdict in last)
-    still = () if looked == planned else tuple(verdict.arm for verdict in verdicts if not verdict.stops)
-    known = [(v.sd, v.df) for v in last if v.df]
-    sd, df = np.median(known, 0).tolist() if known else (math.nan, 0.0)
-    return Judgement(verdicts, tuple(seeds for seeds in times if seeds <= looked), sd, df, still)
+        seeds = _complete(table, ()) if blocks is None else blocks
+        why, share = _too_early(seeds, schedule), alpha / rule.arms
+        found = [replace(v, word="inconclusive", why=why) for v in rule.verdicts(effects(table), seeds, share)]
+        last, sds = {verdict.arm: verdict for verdict in found}, [(v.sd, v.df) for v in found if v.df]
+    sd, df = np.median(sds, 0).tolist() if sds else (math.nan, 0.0)
+    over = looked == (max(schedule.levels, default=0) if schedule.ends else planned)
+    ran = running[-1] if running else last
+    still = [name for name in last if name not in given and name in ran and not over]
+    looks = tuple(seeds for seeds in schedule.levels if seeds <= looked)
+    return Judgement(tuple(last[name] for name in table.names[1:]), looks, sd, df, tuple(still))
 
 
-def _known(table: Table, seeds: int, given: Mapping[str, Verdict]) -> list[Effect]:
-    """Estimates effects from the first `seeds` blocks, without runs of arms after their verdict, which must not
-    matter."""
-    return effects(table.until(seeds, {name: verdict.seeds for name, verdict in given.items()}))
+@dataclass(frozen=True)
+class _Schedule:
+    """The level of an arm at each look, by seeds, and at the last look of the plan, 0 if there is none."""
+
+    levels: dict[int, float]
+    last: float
+    planned: int
+    fixed: bool  # whether the number of seeds was fixed in advance
+    ends: bool  # whether the last look of `levels` ends the study
+
+    @classmethod
+    def of(
+        cls, looks: Sequence[int], shares: Sequence[float] | None, planned: int, alpha: float, spending: str
+    ) -> _Schedule:
+        spent = [1.0] * len(looks) if shares is None else shares
+        some = [(seeds, share) for seeds, share in zip(looks, spent, strict=True) if seeds >= FIRST]
+        times, parts = tuple(seeds for seeds, _ in some), tuple(share for _, share in some)
+        at = levels(times, alpha, spending, None if shares is None else parts) if times else ()
+        ends = shares is None or (bool(parts) and parts[-1] == 1.0)
+        last = at[-1] if at else 0.0
+        if not ends and planned >= FIRST:
+            ahead = times if times and times[-1] == planned else (*times, planned)
+            last = levels(ahead, alpha, spending, (*parts[: len(ahead) - 1], 1.0))[-1]
+        return cls(dict(zip(times, at, strict=True)), last, planned, shares is None, ends)
+
+    def after(self, seeds: int) -> str:
+        return f"after {seeds} of {self.planned} seeds" if self.fixed else f"after {seeds} seeds"
 
 
-def _complete(table: Table, given: Mapping[str, Verdict]) -> int:
+def _complete(table: Table, stopped: Collection[str]) -> int:
     """Counts the leading blocks in which every arm that still runs has a loss or diverged."""
-    running = [name not in given for name in table.names]
+    running = [name not in stopped for name in table.names]
     whole = (np.isfinite(table.losses) | table.diverged)[running].all(0)
     return int(np.cumprod(whole).sum())
 
 
-def _too_early(seeds: int, times: Sequence[int]) -> str:
-    if not times:
+def _too_early(seeds: int, schedule: _Schedule) -> str:
+    if schedule.planned < FIRST:
         return f"fewer than {FIRST} seeds are planned, and no verdict rests on so few"
-    return f"{seeds} complete block{'s' * (seeds != 1)} of seeds; the first look is after {times[0]}"
+    first = min(schedule.levels, default=FIRST)
+    return f"{seeds} complete block{'s' * (seeds != 1)} of seeds; the first look is after {first}"
 
 
 def _mean_estimate(df: float) -> float:
@@ -164,7 +200,7 @@ class _Rule:
     delta: float | None
     planned: int
     arms: int
-    last: float  # level of an arm at the last look; 0 without a look
+    schedule: _Schedule
     lost: np.ndarray  # [A], number of diverged seeds; the baseline's first
 
     def verdicts(self, found: Sequence[Effect], seeds: int, level: float) -> list[Verdict]:
@@ -191,21 +227,22 @@ class _Rule:
         return replace(verdict, word=word, why="; ".join(filter(None, (why, unknown))))
 
     def _detectable(self, arm: Effect) -> float:
-        if not self.last or arm.seeds is None:
+        last = self.schedule.last
+        if not last or arm.seeds is None:
             return math.inf
         spread = arm.seeds.scaled(arm.pairs / self.planned)
         spread = spread.plus(arm.noise.se**2, arm.noise.documents - 1) if arm.noise else spread
-        half, beyond = spread.half_width(self.last), spread.half_width(2 * (1 - POWER))
+        half, beyond = spread.half_width(last), spread.half_width(2 * (1 - POWER))
         return (half + beyond) / _mean_estimate(spread.freedom())
 
     def _word(self, v: Verdict, arm: Effect, base_lost: int) -> tuple[Word, str]:
-        odds = f"p {v.p:.2g} against {v.level:.2g} after {v.seeds} of {self.planned} seeds"
+        odds = f"p {v.p:.2g} against {v.level:.2g} {self.schedule.after(v.seeds)}"
         if arm.pairs < FIRST:
             return "inconclusive", f"{arm.pairs} seeds finished beside the baseline; {_lost(v.diverged) or 'too few'}"
         if self.delta is not None and -self.delta < v.equivalence[0] and v.equivalence[1] < self.delta:
             sign = f", though the difference is not zero ({odds})" if v.interval[0] * v.interval[1] > 0 else ""
             if not (v.diverged or base_lost):
-                return "equivalent", f"within {self.delta:g} after {v.seeds} of {self.planned} seeds{sign}"
+                return "equivalent", f"within {self.delta:g} {self.schedule.after(v.seeds)}{sign}"
         if v.interval[1] < 0:
             if v.diverged:
                 return "inconclusive", f"{_lost(v.diverged)}, which bars 'better'; the others are better ({odds})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 STUDY = """\
@@ -30,3 +32,16 @@ def study(tmp_path):
         return file
 
     return study
+
+
+@pytest.fixture
+def ablate(ratrain, tmp_path):
+    """Runs a study and returns its results and what it said."""
+
+    def ablate(file, *words, code=0):
+        place = ("--out", tmp_path / "runs", "--device", "cpu", "--json")
+        got, out, err = ratrain("--ablate", file, *place, "--no-costs", *words)
+        assert got == code, err
+        return (json.loads(out) if out else None), err
+
+    return ablate

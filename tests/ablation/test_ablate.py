@@ -20,17 +20,6 @@ from ratrain.events import Window
 from ratrain.run.start import Launch
 
 
-@pytest.fixture
-def ablate(ratrain, tmp_path):
-    def ablate(file, *words, code=0):
-        place = ("--out", tmp_path / "runs", "--device", "cpu", "--json")
-        got, out, err = ratrain("--ablate", file, *place, "--no-costs", *words)
-        assert got == code, err
-        return (json.loads(out) if out else None), err
-
-    return ablate
-
-
 def losses(results):
     begun = (arm for arm in results["arms"] if any(run["status"] != "not begun" for run in arm["runs"]))
     return {arm["arm"]: [run["loss"] for run in arm["runs"]] for arm in begun}

@@ -59,3 +59,25 @@ def test_looks_that_do_not_grow_are_refused(looks):
 def test_an_unknown_spending_function_is_refused():
     with pytest.raises(ValueError, match="spending is one of obrien_fleming, pocock, linear"):
         levels((3, 4), 0.05, "evenly")
+
+
+@pytest.mark.parametrize("shares", [(0.2, 0.5, 0.8), (0.1, 0.1, 1.0), (0.8, 0.85, 0.9)])
+def test_shares_of_time_spend_their_part_of_alpha(shares):
+    looks, alpha, studies = (3, 7, 9), 0.05, 200_000
+    y = np.random.default_rng(12).standard_normal((looks[-1], studies))
+    claimed = np.zeros(studies, dtype=bool)
+    for seeds, level in zip(looks, levels(looks, alpha, "linear", shares), strict=True):
+        seen = y[:seeds]
+        t = seen.mean(0) / (seen.std(0, ddof=1) / math.sqrt(seeds))
+        claimed |= np.abs(t) > student.isf(level / 2, seeds - 1)
+    assert claimed.mean() == pytest.approx(alpha * shares[-1], abs=4 * math.sqrt(alpha / studies))
+
+
+def test_a_level_depends_on_earlier_looks_alone():
+    assert levels((3, 5), 0.05, "linear", (0.2, 0.3)) == levels((3, 5, 8), 0.05, "linear", (0.2, 0.3, 1.0))[:2]
+
+
+@pytest.mark.parametrize("shares", [(0.5,), (0.5, 0.4), (0.0, 0.5), (0.5, 1.5)])
+def test_shares_that_fall_or_do_not_fit_are_refused(shares):
+    with pytest.raises(ValueError, match="shares grow"):
+        levels((3, 5), 0.05, "linear", shares)

@@ -14,6 +14,7 @@ from ratrain.statistics.verdict import Judgement, Verdict
 from ratrain.storage.run_log import RunLog
 
 HEAD = ("arm", "val loss", "vs base", "interval", "verdict", "by seed", "parameters", "KV bytes/token", "runs")
+_SHOWN = 5  # differences by seed
 COMPARED = ("base", "arm", "control")  # roles
 
 
@@ -31,7 +32,9 @@ def cells(rows: Sequence[Row], found: Conclusion | None) -> list[tuple[str, ...]
         itself = row.arm.role in ("base", "ruler") or (row.arm.role == "tuned" and row.arm.of in bases)
         if row.differences and not itself:
             effect = f"{statistics.fmean(row.differences):+.4f}"
-            each = " ".join(f"{value:+.4f}" for value in row.differences)
+            more = len(row.differences) - _SHOWN
+            first = row.differences[: _SHOWN if more > 1 else None]
+            each = " ".join([*(f"{value:+.4f}" for value in first), *([f"and {more} more"] if more > 1 else [])])
         if (verdict := verdict_of(row, found)) and math.isfinite(verdict.effect):
             effect, word, interval = (
                 f"{verdict.effect:+.4f}",

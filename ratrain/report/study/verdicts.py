@@ -22,7 +22,7 @@ def verdict_row(study: Study, row: Row, found: Conclusion | None) -> tuple[str |
     then the ratios of its costs."""
     arm, verdict = row.arm, verdict_of(row, found)
     kind = {"control": "control", "base": "baseline"}.get(arm.role, f"A/A {arm.twin}" * (arm.twin != "none"))
-    word = NONE if arm.role == "base" else _word(study, row, verdict)
+    word = NONE if arm.role == "base" else _word(study, row, verdict, found)
     effect = f"{statistics.fmean(row.differences):+.4f}" if row.differences and arm.role != "base" else NONE
     if verdict and math.isfinite(verdict.effect):
         effect = Cell(f"{verdict.effect:+.4f}", (span(verdict.interval),))
@@ -35,12 +35,15 @@ def verdict_row(study: Study, row: Row, found: Conclusion | None) -> tuple[str |
     )  # fmt: skip
 
 
-def _word(study: Study, row: Row, verdict: Verdict | None) -> Cell:
+def _word(study: Study, row: Row, verdict: Verdict | None, found: Conclusion | None) -> Cell:
     notes, delta = ["exploratory"] if study.is_later(row.arm.name) else [], study.plan.verdict["delta"]
     lost = sum(run.status == "diverged" for run in row.runs)
     notes += [f"{lost} of {len(row.runs)} diverged"] if lost else []
     if verdict and verdict.word == "equivalent" and max(map(abs, verdict.interval)) > delta:
         notes.append(f"within delta: {span(verdict.equivalence)}")
+    if found and row.arm.name in found.needs:
+        count = found.needs[row.arm.name]
+        notes.append(f"would take {'over 1000' if count is None else f'about {count}'} seeds")
     return Cell(notes=tuple(notes), word=verdict.word if verdict else "")
 
 
