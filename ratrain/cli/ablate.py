@@ -143,7 +143,7 @@ def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
     from ratrain.machine.device import pick_device
     from ratrain.run.start import Launch
 
-    devices, tasks = run_devices(args.device, args.jobs, args.memory), list(plan.tasks())
+    devices, tasks = run_devices(args.device, args.jobs, args.memory), _first_tasks(plan)
     done = {} if args.fresh else done_runs(plan, tasks, Launch(args.out, accept_code_change=True))
     left = {task.folder: task for task in tasks if task.folder not in done}
     if not left:
@@ -153,6 +153,15 @@ def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
 
         torch.set_num_threads(1)  # as in each process of the study
     return estimate(plan, left.values(), probe(plan, device=devices[0]), lanes=len(devices))
+
+
+def _first_tasks(plan: Plan) -> list[Task]:
+    """Returns the runs of the plan; with seeds as needed, those up to the first look."""
+    seeds = plan.study.seed
+    if not seeds.as_needed:
+        return list(plan.tasks())
+    first = set(seeds.pairs[: seeds.min])
+    return [task for task in plan.tasks() if (task.init, task.data) in first]
 
 
 def _print_plan(plan: Plan, needs: Estimate, args: argparse.Namespace) -> None:
@@ -174,17 +183,25 @@ def _print_plan(plan: Plan, needs: Estimate, args: argparse.Namespace) -> None:
         told = arm.role, arm.recipe[:8], "-" if steps is None else f"{steps:,}"
         rows.append((arm.name, *told, *(f"{n:,}" for n in costs)))
     print(table(rows))
-    seeds = ", ".join(f"{init}" if init == data else f"{init}-{data}" for init, data in plan.seeds)
-    print(f"\n{plan.name}, plan {digest[:8]}: {len(plan.arms)} arms x seeds {seeds} = {len(list(plan.tasks()))} runs")
+    seeds, up_to = _seeds_in_words(plan), " up to the first look" * plan.study.seed.as_needed
+    runs = len(_first_tasks(plan))
+    print(f"\n{plan.name}, plan {digest[:8]}: {len(plan.arms)} arms x seeds {seeds} = {runs} runs{up_to}")
     if more:
         print(f"{foretold(more, '' if where != 'unknown' else ' sd')} ({_NOISE[where]})")
     if not needs.runs:
-        print("all runs are done")
+        print(f"all runs{up_to} are done")
         return
     print(
-        f"{needs.runs} runs are left: about {_time(needs.seconds)}, {needs.lanes} at a time (the baseline makes "
+        f"{needs.runs} runs{up_to} are left: about {_time(needs.seconds)}, {needs.lanes} at a time (the baseline makes "
         f"{needs.rate:,.0f} tokens/s here), and {needs.disk / 2**20:,.0f} MiB of checkpoints; nothing was written"
     )
+
+
+def _seeds_in_words(plan: Plan) -> str:
+    section, budget = plan.study.seed, plan.study.budget
+    if section.as_needed:
+        return f"{section.min} to {section.max} as needed" + (f" within {budget}" if budget else "")
+    return ", ".join(f"{init}" if init == data else f"{init}-{data}" for init, data in plan.seeds)
 
 
 _NOISE = {
@@ -207,7 +224,8 @@ def _foresight(plan: Plan, out: Path) -> tuple[str, dict[int, float]]:
     # noise does not carry over to other scales
     stated = math.sqrt(2) * rule.noise if rule.noise and plan.base.manifest.scale == plan.study.scale else None
     where = "measured" if known else "stated" if stated else "unknown"
-    arms, counts = len(plan.of_role("arm", "control")), range(3, max(10, len(plan.seeds)) + 1)
+    arms = len(plan.of_role("arm", "control"))
+    counts = sorted({*range(3, 11), *(range(10, len(plan.seeds), 10)), len(plan.seeds)} - {1, 2})
     options = {"arms": arms, "alpha": rule.alpha, "spending": rule.spending, "counts": counts}
     return where, more_seeds(known or stated or 1.0, **options) if arms else {}
 
