@@ -32,7 +32,7 @@ from ratrain.contracts.meaning import require_meaning
 from ratrain.contracts.verify import Verdict
 from ratrain.contracts.verify import verify as check_contracts
 from ratrain.data.tokenizer import load_tokenizer
-from ratrain.errors import ManifestError
+from ratrain.errors import Fault, ManifestError
 from ratrain.events import Emit, Event, Sampled, Window
 from ratrain.machine.device import pick_device
 from ratrain.model.build import build
@@ -75,6 +75,7 @@ __all__ = [
     "resume",
     "study",
     "train",
+    "try_ideas",
     "verify",
 ]
 
@@ -179,6 +180,7 @@ def read_plan(
     scale: str | None = None,
     overrides: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
+    budget: str | None = None,
     only: Sequence[str] = (),
     patches: Sequence[Pathlike] = (),
     out: Pathlike = "runs",
@@ -195,7 +197,7 @@ def read_plan(
     from ratrain.ablation.plan import make_plan
 
     return make_plan(
-        find_ablation(str(file)), scale=scale, overrides=overrides, only=only,
+        find_ablation(str(file)), scale=scale, overrides=overrides, only=only, budget=budget,
         seeds=None if seeds is None else [(seed, seed) for seed in seeds], patches=[Path(one) for one in patches],
         costs=partial(recorded_costs, Path(out), device=device, fresh=fresh),
     )  # fmt: skip
@@ -207,6 +209,7 @@ def study(
     scale: str | None = None,
     overrides: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
+    budget: str | None = None,
     only: Sequence[str] = (),
     patches: Sequence[Pathlike] = (),
     out: Pathlike = "runs",
@@ -227,25 +230,110 @@ def study(
 
     Runs are processes that import the calling script: call this below `if __name__ == "__main__":`, or in a notebook.
     """
+    from ratrain.ablation.execute import study_folder
+    from ratrain.ablation.plan import Plan
+
+    plan = file if isinstance(file, Plan) else read_plan(
+        file, scale=scale, overrides=overrides, seeds=seeds, budget=budget, only=only, patches=patches, out=out,
+        device=device, fresh=fresh,
+    )  # fmt: skip
+    if fresh:
+        RunFolder(study_folder(plan, Path(out))).move_aside()
+    launch = Launch(Path(out), fresh=fresh, accept_code_change=accept_code_change)
+    return _carry_out(plan, launch, device, jobs, memory, amend=amend, costs=costs, board=board)
+
+
+def try_ideas(
+    *ideas: Pathlike,
+    base: Pathlike = "v0",
+    scale: str = "study",
+    budget: str = "15m",
+    delta: float = 0.01,
+    after: str | None = None,
+    overrides: Sequence[str] = (),
+    patches: Sequence[Pathlike] = (),
+    out: Pathlike = "runs",
+    device: str = "auto",
+    jobs: int | None = None,
+    memory: float | None = None,
+    fresh: bool = False,
+    accept_code_change: bool = False,
+    board: Callable[[Standing], Board | LineBoard] | None = None,
+    on_contract: Callable[[str, Verdict], None] | None = None,
+) -> StudyRun:
+    """Takes manifests from files to verdicts: every contract, twins, controls, seeds as needed, and costs.
+
+    `base` is the baseline, `budget` what the runs may spend ("15m", "2 gpu-h", "40 Mtokens"), `delta` the difference in
+    nats that does not matter. Ideas tried together are one family. `after` names an earlier study of the same search,
+    so that the chance of any false claim in the whole search stays at 0.05. The same call again resumes; a larger
+    budget extends. `on_contract` receives the name of an idea and each verdict of `verify`.
+
+    Raises ManifestError for an idea that breaks a contract, equals another or the baseline, or changes initial values.
+    """
+    from ratrain.ablation.execute import begin, held, study_folder
+    from ratrain.ablation.search import ledger
+    from ratrain.ablation.trial import in_search, trial_plan
+
+    root, folders = Path(out), [Path(one) for one in patches]
+    plan = trial_plan(
+        [str(idea) for idea in ideas], base=str(base), scale=scale, budget=budget, delta=delta, overrides=overrides,
+        patches=folders,
+    )  # fmt: skip
+    folder = study_folder(plan, root)
+    if fresh:
+        RunFolder(folder).move_aside()
+    if not (folder / "events.jsonl").exists():
+        for idea in dict.fromkeys(map(str, ideas)):
+            _require_contracts(idea, overrides, folders, on_contract or (lambda name, verdict: None))
+    with ledger(root / "studies", plan.base.recipe) as book:
+        entry = book.next(plan.name, len(plan.of_role("arm")), after=after)
+        plan = in_search(plan, entry)
+        with held(folder):
+            begin(plan, root, amend=False, checked=("every contract of `ratrain verify`, for every idea",))
+        book.add(entry)
+    launch = Launch(root, fresh=fresh, accept_code_change=accept_code_change)
+    return _carry_out(plan, launch, device, jobs, memory, board=board)
+
+
+def _require_contracts(
+    idea: str,
+    overrides: Sequence[str],
+    patches: Sequence[Path],
+    on_contract: Callable[[str, Verdict], None],
+) -> None:
+    """Checks every contract of an idea. Raises ManifestError with those that are broken."""
+    broken = []
+    for verdict in verify(idea, overrides=overrides, patches=patches):
+        on_contract(idea, verdict)
+        if verdict.fault is not None:
+            broken.append(Fault(idea, "", f"does not hold: {verdict.claim}: {' '.join(verdict.fault.split())}"))
+    if broken:
+        raise ManifestError(broken)
+
+
+def _carry_out(
+    plan: Plan,
+    launch: Launch,
+    device: str,
+    jobs: int | None,
+    memory: float | None,
+    *,
+    amend: bool = False,
+    costs: bool = True,
+    board: Callable[[Standing], Board | LineBoard] | None,
+) -> StudyRun:
+    """Runs what is left of a plan and writes the report."""
     from ratrain.ablation.board import LineBoard, Standing  # with scipy, which other functions do not need
     from ratrain.ablation.conclusion import conclude
     from ratrain.ablation.execute import Execution, begin, held, study_folder
-    from ratrain.ablation.plan import Plan
     from ratrain.ablation.pool import run_devices
     from ratrain.ablation.results import rows_of
     from ratrain.report.study.write import write_study_report
 
-    root = Path(out)
-    plan = file if isinstance(file, Plan) else read_plan(
-        file, scale=scale, overrides=overrides, seeds=seeds, only=only, patches=patches, out=out, device=device,
-        fresh=fresh,
-    )  # fmt: skip
-    devices, folder, standing = run_devices(device, jobs, memory), study_folder(plan, root), Standing(plan)
-    launch = Launch(root, fresh=fresh, accept_code_change=accept_code_change)
-    if fresh:
-        RunFolder(folder).move_aside()
+    devices, folder, standing = run_devices(device, jobs, memory), study_folder(plan, launch.out), Standing(plan)
     with held(folder):
-        record, show = begin(plan, root, amend=amend), board(standing) if board else LineBoard(standing, sys.stdout)
+        record = begin(plan, launch.out, amend=amend)
+        show = board(standing) if board else LineBoard(standing, sys.stdout)
         execution = Execution(plan, record, launch, devices, show, standing.add, show.say)
         try:
             code = execution.run(costs=costs)

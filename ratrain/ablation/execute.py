@@ -68,13 +68,14 @@ def held(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def begin(plan: Plan, out: Path, *, amend: bool) -> Study:
-    """Returns the recorded study; a new or amended plan is recorded after preflight. Raises ManifestError."""
+def begin(plan: Plan, out: Path, *, amend: bool, checked: Sequence[str] = ()) -> Study:
+    """Returns the recorded study; a new or amended plan is recorded after preflight, with the checks that were made
+    before (`checked`). Raises ManifestError."""
     folder, made = study_folder(plan, out), planned(plan)
     refuse_other(made, folder, amend=amend)
     if (folder / "events.jsonl").exists() and read_study(folder).now.hash == made.hash:
         return _extended(read_study(folder), plan)
-    return settle(made, folder, checked=preflight(plan))
+    return settle(made, folder, checked=(*checked, *preflight(plan)))
 
 
 def _extended(study: Study, plan: Plan) -> Study:

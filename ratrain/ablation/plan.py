@@ -22,7 +22,10 @@ _SHARED = ("model.block_size", "model.vocab_size", "data", "eval.windows", "eval
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a study: `arms` begins with the baseline, `asked` holds the names of the arms to run now."""
+    """The plan of a study: `arms` begins with the baseline, `asked` holds the names of the arms to run now.
+
+    A trial is part of a search: `search` is the study that it began with, `before` the ideas that were tried earlier.
+    """
 
     study: AblationManifest
     file: str
@@ -31,6 +34,8 @@ class Plan:
     patches: tuple[Path, ...]
     asked: frozenset[str]
     build: ArmBuilder
+    search: str = ""
+    before: int = 0
 
     @property
     def base(self) -> Arm:

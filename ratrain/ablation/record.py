@@ -64,6 +64,8 @@ class Planned:
     hash: str = ""
     first_look: int = 0  # seeds as needed: those before it; 0: the seeds are fixed
     budget: str = ""  # seeds as needed; empty: up to the last seed. Not part of the hash, since it may be extended
+    search: str = ""  # of a trial: the study that its search began with
+    before: int = 0  # of a trial: the number of ideas that the search tried earlier
 
     @property
     def base(self) -> PlannedArm:
@@ -159,7 +161,8 @@ def planned(plan: Plan) -> Planned:
         study.id, study.title, plan.file, plan.base.manifest.scale, study.match, study.metric.model_dump(),
         study.rule.model_dump(exclude={"noise"}), study.tune.model_dump(mode="json") if study.tune else None,
         plan.seeds, tuple(planned_arm(arm) for arm in plan.arms),
-        first_look=study.seed.min if study.seed.as_needed else 0, budget=study.budget or "",
+        first_look=study.seed.min if study.seed.as_needed else 0, budget=study.budget or "", search=plan.search,
+        before=plan.before,
     )  # fmt: skip
     facts = [[(a.name, a.role, a.recipe, a.seeds) for a in made.arms], made.verdict, made.metric, made.match, made.tune]
     facts += [made.first_look] if made.first_look else []
@@ -304,7 +307,7 @@ def read_study(folder: Path) -> Study:
 
 
 def _planned(event: dict[str, Any]) -> Planned:
-    new = {"first_look": 0, "budget": ""}  # keys that earlier versions did not record
+    new = {"first_look": 0, "budget": "", "search": "", "before": 0}  # keys that earlier versions did not record
     facts = {name: event[name] if name not in new else event.get(name, new[name]) for name in _fields(Planned)}
     return Planned(**{**facts, "seeds": _pairs(facts["seeds"]), "arms": tuple(map(_arm, facts["arms"]))})
 

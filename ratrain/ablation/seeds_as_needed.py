@@ -24,7 +24,7 @@ _EXTENSION = 0.5  # part of the reserve that one extension spends
 _HOPELESS = 0.05  # chance of a verdict below which an arm is given up
 _IDLE = 0.1  # share of a block's time that devices may wait for its last runs
 _MOST = 4  # seeds of one block
-_DECIDED = "every arm has its verdict"
+DECIDED = "every arm has its verdict"
 
 
 def next_block(study: Study, rows: Sequence[Row], lanes: int) -> Block | None:
@@ -111,7 +111,7 @@ def look(study: Study, rows: Sequence[Row], block: Block, purse: Purse) -> Look:
     still = _without_idle_controls([name for name in block.arms if not verdicts[name].stops], study)
     if spent_up or block.seeds >= most:
         end = "the budget is spent" if spent_up else "no seeds are left"
-        return replace(first, reach=block.seeds, over=end if still or study.dropped else _DECIDED)
+        return replace(first, reach=block.seeds, over=end if still or study.dropped else DECIDED)
     level = study.plan.verdict["alpha"] / len(judgement.verdicts)
     dropped: list[str] = []
     while still:
@@ -121,7 +121,7 @@ def look(study: Study, rows: Sequence[Row], block: Block, purse: Purse) -> Look:
             return replace(first, reach=reach, dropped=tuple(dropped))
         dropped.append(worst)
         still = _without_idle_controls([name for name in still if name != worst], study)
-    end = "more seeds can decide no other arm" if dropped or study.dropped else _DECIDED
+    end = "more seeds can decide no other arm" if dropped or study.dropped else DECIDED
     return replace(first, reach=block.seeds, dropped=tuple(dropped), over=end)
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 from typing import NoReturn
 
 from ratrain import __version__
-from ratrain.cli import ablate, check_runs, profile, report, runs, text, train
+from ratrain.cli import ablate, check_runs, profile, report, runs, text, train, try_ideas
 from ratrain.cli import variants as look
 from ratrain.cli.arguments import Command
 from ratrain.cli.stdout import discard, outlive_reader, write_any_text
@@ -19,15 +19,16 @@ from ratrain.plugins import offered
 from ratrain.waiting import settle
 
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS | report.COMMANDS
-COMMANDS |= profile.COMMANDS | check_runs.COMMANDS
+COMMANDS |= profile.COMMANDS | check_runs.COMMANDS | try_ideas.COMMANDS
 
-_WORK = {"train", "--ablate", "calibrate", "prepare"}  # continue after the reader of stdout closed the pipe
+_WORK = {"train", "--ablate", "try", "calibrate", "prepare"}  # continue after the reader of stdout closed the pipe
 
 _EPILOG = """\
 examples:
   ratrain v9                                        train a variant by its id (or file, or path)
   ratrain v9 --scale tiny --set schedule.lr=1e-3    smaller, with one key changed
   ratrain manifests/unified_ra_v9.toml --dry-run    build, compile, two steps; time, memory and disk of the run
+  ratrain try my_idea.toml                          from an idea to a verdict, in a quarter of an hour
   ratrain --ablate ablation_kv.toml                 a study: many arms and seeds, compared with a baseline
   ratrain legacy/defconfigs/gpt2-vanilla-baseline   a configuration of the reference (docs/legacy.md)
   ratrain list                                      every variant

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratrain.cli.arguments import Command, count, natural
+from ratrain.cli.arguments import Command, count, natural, positive
 from ratrain.cli.tables import table
 from ratrain.errors import Exit
 
@@ -39,7 +39,7 @@ def _seeds(text: str) -> list[tuple[int, int]] | Seeds:
     return [(seed, seed) for seed in seeds]
 
 
-def _budget(text: str) -> str:
+def budget(text: str) -> str:
     from ratrain.ablation.budget import StudyBudget
 
     try:
@@ -49,14 +49,11 @@ def _budget(text: str) -> str:
     return text
 
 
-def _gibibytes(text: str) -> float:
+def gibibytes(text: str) -> float:
     try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text!r}")
-    return value
+        return positive(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text!r}") from None
 
 
 def _words(text: str) -> list[str]:
@@ -72,7 +69,7 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--budget",
-        type=_budget,
+        type=budget,
         metavar="B",
         help="with seeds as needed: 30m, 2h, 4 gpu-h or 40 Mtokens; extensible",
     )
@@ -82,7 +79,7 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patches")
     parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (one per GPU, or per core)")
     parser.add_argument(
-        "--memory", type=_gibibytes, metavar="GIB", help="memory of one run; as many run at a time as fit"
+        "--memory", type=gibibytes, metavar="GIB", help="memory of one run; as many run at a time as fit"
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument(

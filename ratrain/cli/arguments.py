@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,17 @@ def count(text: str) -> int:
     if not text.isdecimal() or not int(text[:9]):
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
     return int(text[:9])
+
+
+def positive(text: str) -> float:
+    """Parses a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
 
 
 def open_manifest(name: str, args: argparse.Namespace) -> tuple[Source, Kinds]:

@@ -1,0 +1,105 @@
+"""The ledger of a search: how many ideas have been tried against a baseline, and the share of alpha for the next ones.
+
+A search tries one idea after another against the same baseline, and each trial has a chance of a false claim. The ideas
+k to k + n - 1 of a search share alpha (1/k - 1/(k + n)). The shares of all ideas, however many follow, add up to alpha
+(alpha spending; Foster & Stine 2008, JRSS B 70(2); Tian & Ramdas 2021, Statistical Methods in Medical Research 30(4)).
+An only idea has half of it, the hundredth a ten-thousandth.
+
+`ledger-<recipe>.jsonl` in the folder of studies has a line per trial, the recipe being the baseline's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ratrain.ablation.record import read_study
+from ratrain.atomic import write_file
+from ratrain.errors import CannotCreateError, DataError, MissingError
+from ratrain.lock import lock
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trial: its study, the study that its search began with, the number of ideas before it, and of its own."""
+
+    study: str
+    search: str
+    before: int
+    ideas: int
+
+    @property
+    def share(self) -> float:
+        """The trial's share of alpha."""
+        first = self.before + 1
+        return 1 / first - 1 / (first + self.ideas)
+
+
+@dataclass
+class Ledger:
+    """The trials against one baseline, in the order of their plans."""
+
+    file: Path
+    entries: list[Entry]
+
+    def next(self, study: str, ideas: int, *, after: str | None) -> Entry:
+        """Returns the entry of a trial: that on record if there is one, else the next of the search of study `after`,
+        or the first of a search of its own. Raises MissingError if `after` is no study against this baseline."""
+        if known := next((entry for entry in self.entries if entry.study == study), None):
+            return known
+        if after is None:
+            return Entry(study, study, 0, ideas)
+        earlier = next((entry for entry in self.entries if entry.study == after), None)
+        search = earlier.search if earlier else after
+        begun = 0 if any(entry.study == search for entry in self.entries) else self._ideas_of(search)
+        return Entry(study, search, begun + sum(e.ideas for e in self.entries if e.search == search), ideas)
+
+    def _ideas_of(self, study: str) -> int:
+        """Returns the number of arms of a study that is not in the ledger."""
+        folder = self.file.parent / study
+        try:
+            plan = read_study(folder).now
+        except (MissingError, DataError) as error:
+            raise MissingError(f"--after {study}: {error}") from error
+        if not self.file.name.startswith(f"ledger-{plan.base.recipe[:8]}"):
+            raise MissingError(f"--after {study}: its baseline, {plan.base.name}, is another one than this trial's")
+        return len([arm for arm in plan.of_role("arm") if arm.twin == "none"])
+
+    def add(self, entry: Entry) -> None:
+        """Writes the entry, unless it is there."""
+        if entry not in self.entries:
+            self.entries.append(entry)
+            write_file(self.file, [json.dumps(asdict(each)).encode() + b"\n" for each in self.entries])
+
+
+@contextmanager
+def ledger(studies: Path, recipe: str) -> Iterator[Ledger]:
+    """Yields the ledger of the baseline with this recipe; another process waits meanwhile.
+
+    Raises DataError if the file holds lines that ratrain did not write, CannotCreateError if it cannot be written.
+    """
+    file = studies / f"ledger-{recipe[:8]}.jsonl"
+    try:
+        studies.mkdir(parents=True, exist_ok=True)
+        descriptor = lock(file.with_suffix(".lock"), wait=None)
+    except OSError as error:
+        raise CannotCreateError(f"{file}: cannot be written: {error.strerror}; choose another --out") from error
+    try:
+        yield Ledger(file, _read(file))
+    finally:
+        os.close(descriptor)
+
+
+def _read(file: Path) -> list[Entry]:
+    try:
+        lines = file.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    try:
+        return [Entry(**json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file}: holds a line that ratrain did not write: {error}") from error

@@ -1,0 +1,131 @@
+"""A trial: from manifests of ideas to verdicts, with the controls and the seeds that a verdict needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ratrain.ablation.conclusion import Conclusion, strict_json
+from ratrain.ablation.manifest import AblationManifest, Seeds, Verdicts
+from ratrain.ablation.plan import Plan, plan_of
+from ratrain.ablation.record import Study
+from ratrain.ablation.search import Entry
+from ratrain.ablation.seeds_as_needed import DECIDED
+from ratrain.config.find import find_manifest
+from ratrain.config.parse import Layer
+from ratrain.errors import Fault, ManifestError
+from ratrain.statistics.verdict import Verdict
+
+if TYPE_CHECKING:
+    from ratrain.statistics.token_ruler import Reading
+
+ALPHA = 0.05  # of a whole search
+DELTA = 0.01  # nats: a difference that does not matter, about 2 % of the tokens at the study scale
+BUDGET = "15m"
+SEEDS = Seeds(min=3, max=40)
+RULER = (0.8, 1.25)  # budgets of the baseline, in parts of its own
+REQUIREMENTS = ("better", "not-worse", "equivalent")
+
+
+def trial_plan(
+    ideas: Sequence[str],
+    *,
+    base: str = "v0",
+    scale: str = "study",
+    budget: str = BUDGET,
+    delta: float = DELTA,
+    overrides: Sequence[str] = (),
+    patches: Sequence[Path] = (),
+) -> Plan:
+    """Plans the study of the ideas, manifests by path, file name or id, against the manifest `base`.
+
+    Its name holds a digest of all recipes, so that a changed idea is another trial. Raises ManifestError,
+    and MissingError for an unknown name.
+    """
+    study = AblationManifest(
+        id="try", base=base, scale=scale, seed=SEEDS, budget=budget, arms=tuple(dict.fromkeys(ideas)), ruler=RULER,
+        verdict=Verdicts(delta=delta, alpha=ALPHA),
+    )  # fmt: skip
+    if same := [idea for idea in ideas if find_manifest(idea) == find_manifest(base)]:
+        raise ManifestError([Fault(same[0], "", f"is the baseline itself; expected another manifest than {base}")])
+    plan = plan_of(study, Layer(" ".join(ideas), {}), overrides=overrides, patches=patches)
+    tried = plan.of_role("arm")
+    recipes = hashlib.sha256("".join(arm.recipe for arm in (plan.base, *tried)).encode()).hexdigest()
+    name = f"try-{'-'.join(arm.name for arm in tried)[:40]}-{recipes[:6]}".lower()
+    return replace(plan, study=study.model_copy(update={"id": name}))
+
+
+def in_search(plan: Plan, entry: Entry) -> Plan:
+    """Returns the plan of a trial with its place in a search and its share of alpha."""
+    rule = plan.study.verdict.model_copy(update={"alpha": ALPHA * entry.share})
+    study = plan.study.model_copy(update={"verdict": rule})
+    return replace(plan, study=study, search=entry.search, before=entry.before)
+
+
+def outcome(study: Study, found: Conclusion | None, report: Path) -> dict[str, Any]:
+    """Returns the outcome of a trial as strict JSON: one entry per idea, and the fields of an only idea at the top.
+
+    Effects are in nats per token, gains and costs in parts of the baseline's: 0.05 is 5 %.
+    """
+    ideas = [_of_idea(arm.name, study, found) for arm in study.now.of_role("arm")]
+    told: dict[str, Any] = {"ideas": ideas} if len(ideas) > 1 else ideas[0]
+    last = study.looks[-1] if study.looks else None
+    told |= {
+        "baseline": study.now.base.name, "scale": study.now.scale, "alpha": study.plan.verdict["alpha"],
+        "delta": study.plan.verdict["delta"], "search": study.plan.search, "ideas_before": study.plan.before,
+        "ended": last.over if last else "", "warnings": list(found.warnings) if found else [], "report": str(report),
+    }  # fmt: skip
+    return strict_json(told)
+
+
+def _of_idea(name: str, study: Study, found: Conclusion | None) -> dict[str, Any]:
+    told: dict[str, Any] = {"idea": name, "verdict": "inconclusive", "seeds": 0}
+    if found is None:
+        return told
+    verdict, worth, cost = found.judgement[name], found.worth.get(name), study.costs.get(name)
+    contrast = found.controls.get(name)
+    return told | {
+        "verdict": verdict.word, "effect": verdict.effect, "interval": verdict.interval, "p": verdict.p,
+        "seeds": verdict.seeds, "seeds_needed": found.needs.get(name), "why": verdict.why,
+        "tokens": _gain(worth.tokens if worth else None), "time": _gain(worth.seconds if worth else None),
+        "against_time": worth.word if worth else None,
+        "step_cost": {"ratio": cost.ratio, "interval": cost.interval} if cost else None,
+        "against_control": {"control": contrast.control, "effect": contrast.effect, "interval": contrast.interval}
+        if contrast else None,
+    }  # fmt: skip
+
+
+def _gain(reading: Reading | None) -> dict[str, Any] | None:
+    return {"gain": reading.gain, "interval": reading.interval, "note": reading.note} if reading else None
+
+
+def meets(verdict: Verdict, requirement: str, delta: float) -> bool:
+    """Returns whether a verdict is "better", "equivalent" or "not-worse": one of both, or surely worse by less than
+    delta."""
+    if requirement == "not-worse":
+        return verdict.word in ("better", "equivalent") or (not verdict.diverged and verdict.interval[1] < delta)
+    return verdict.word == requirement
+
+
+def sentences(study: Study, found: Conclusion) -> Iterator[str]:
+    """Yields a sentence per idea: its verdict, its effect, and what would decide an open one."""
+    for arm in study.now.of_role("arm"):
+        verdict, worth, cost = found.judgement[arm.name], found.worth.get(arm.name), study.costs.get(arm.name)
+        low, high = verdict.interval
+        yield f"{arm.name} is {verdict.word}: {verdict.effect:+.4f} nats [{low:+.4f}, {high:+.4f}], {verdict.why}"
+        told: Mapping[str, object] = {
+            "in tokens": worth and worth.tokens, "in time": worth and worth.seconds,
+            "step": cost and f"{cost.ratio:.3f} [{cost.interval[0]:.3f}, {cost.interval[1]:.3f}] of the baseline's",
+        }  # fmt: skip
+        if words := "; ".join(f"{name}: {value}" for name, value in told.items() if value):
+            yield f"  {words}"
+    if study.looks and study.looks[-1].over not in ("", DECIDED):
+        yield f"ended after {study.looks[-1].seeds} seeds: {study.looks[-1].over}; a larger --budget goes on"
+    if study.plan.before:
+        yield (
+            f"alpha {study.plan.verdict['alpha']:.2g}: the search of {study.plan.search} has tried {study.plan.before} "
+            "ideas against this baseline before"
+        )

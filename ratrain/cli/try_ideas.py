@@ -1,0 +1,93 @@
+"""`ratrain try FILE`: from the manifest of an idea to a verdict."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ratrain.cli.ablate import budget, gibibytes
+from ratrain.cli.arguments import Command, count, positive
+from ratrain.errors import Exit, ManifestError
+
+if TYPE_CHECKING:
+    from ratrain.contracts.verify import Verdict
+
+_UNMET = 1  # exit code of a trial whose verdict is not the required one
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ideas", nargs="+", metavar="FILE", help="manifest of an idea: path, file name or id")
+    parser.add_argument("--base", default="v0", metavar="B", help="manifest to compare with (v0)")
+    parser.add_argument("--scale", default="study", metavar="S", help="overlay of sizes (study)")
+    parser.add_argument(
+        "--budget", type=budget, default="15m", metavar="B", help="what the runs may spend: 15m (default), 2 gpu-h, ..."
+    )
+    parser.add_argument(
+        "--delta", type=positive, default=0.01, metavar="NATS", help="difference that does not matter (0.01 nats)"
+    )
+    parser.add_argument("--after", metavar="STUDY", help="an earlier study of the same search, whose ideas count too")
+    parser.add_argument(
+        "--require",
+        choices=("better", "not-worse", "equivalent"),
+        help="exit with 1 unless every idea is this",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change one key in every arm")
+    parser.add_argument("--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patches")
+    parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (one per GPU, or per core)")
+    parser.add_argument("--memory", type=gibibytes, metavar="GIB", help="memory of one run; as many at a time as fit")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="move an earlier trial and its runs aside and start over")
+    parser.add_argument("--accept-code-change", action="store_true", help="continue with changed sources; recorded")
+    parser.add_argument("--json", action="store_true", help="one JSON object; also if stdout is no terminal")
+
+
+def _try(args: argparse.Namespace) -> int:
+    """Take an idea to a verdict: contracts, controls, as many seeds as needed, costs, one page."""
+    from ratrain.ablation.board import LineBoard, board
+    from ratrain.ablation.trial import meets, outcome, sentences
+    from ratrain.api import try_ideas
+
+    plain = args.json or not sys.stdout.isatty()
+    try:
+        found = try_ideas(
+            *args.ideas, base=args.base, scale=args.scale, budget=args.budget, delta=args.delta, after=args.after,
+            overrides=args.set, patches=args.patches, out=args.out, device=args.device, jobs=args.jobs,
+            memory=args.memory, fresh=args.fresh, accept_code_change=args.accept_code_change,
+            board=partial(LineBoard, out=sys.stderr) if plain else board,
+            on_contract=partial(_told, out=sys.stderr if plain else sys.stdout),
+        )  # fmt: skip
+    except ManifestError as error:
+        if plain:
+            refused: dict[str, Any] = {"verdict": "refused", "faults": [str(fault) for fault in error.faults]}
+            print(json.dumps(refused, indent=1))
+        raise
+    if plain:
+        print(json.dumps(outcome(found.study, found.conclusion, found.page), indent=1))
+    elif found.conclusion:
+        print(
+            "\n".join(
+                ["", *sentences(found.study, found.conclusion), *map("warning: {}".format, found.conclusion.warnings)]
+            )
+        )
+        print(found.page)
+    if found.exit or not args.require:
+        return found.exit
+    ideas = [arm.name for arm in found.study.now.of_role("arm")]
+    met = found.conclusion and all(meets(found.verdicts[name], args.require, args.delta) for name in ideas)
+    return Exit.DONE if met else _UNMET
+
+
+def _told(name: str, verdict: Verdict, out: Any) -> None:
+    """Prints a line for each broken contract of an idea, and a count at its end."""
+    if verdict.fault is not None:
+        print(f"{name}: BROKEN: {verdict.claim}", file=out, flush=True)
+
+
+COMMANDS: dict[str, Command] = {"try": Command(_arguments, _try)}
