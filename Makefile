@@ -85,7 +85,7 @@ check: install ## build every manifest on the meta device: parameters, FLOPs, KV
 golden: install ## rewrite tests/golden after a change to what a manifest means
 	$(BIN)/python tests/golden/write.py
 
-bench: install ## what everything costs: variants, operations, decoding, engine, NANOGPT=path; ARGS="-k v9 --scale study"
+bench: install ## what everything costs: variants, operations, decoding, engine, NANOGPT=path; ARGS="-k v9 --scale study_2026_11"
 	$(BIN)/python -m pytest bench --benchmark-only -q $(ARGS)
 
 bench-compare: install ## is a step slower than at REF=main~3, and does it do more? VARIANTS="v0 v9" SCALE=study INSTRUCTIONS=1

@@ -187,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.compare.commits", description=__doc__)
     parser.add_argument("ref", help="a commit: main~3, a tag, a hash")
     parser.add_argument("--variants", nargs="+", default=["v0", "v9"])
-    parser.add_argument("--scale", default="study")
+    parser.add_argument("--scale", default="study_2026_11")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key to change in both")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="in a set of processes")

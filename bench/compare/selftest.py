@@ -31,7 +31,7 @@ ROUNDS = 8  # of a set
 POOL = 8  # workers of each kind: with few, the differences between processes would bias the slowdown
 RIGHT = {"equal": ("same", "cannot tell"), "slowed": ("slower",)}
 SMALL = ["model.n_layer=1", "train.batch=1", "train.micro_batch=1"]  # of study scale: a step of some milliseconds
-STEP: dict[str, Any] = {"manifest": "v9", "scale": "study", "overrides": SMALL}
+STEP: dict[str, Any] = {"manifest": "v9", "scale": "study_2026_11", "overrides": SMALL}
 
 
 def slowed(step: Step, share: float) -> Step:

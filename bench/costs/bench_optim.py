@@ -30,7 +30,7 @@ PRUNED = ("prune.kind=state", "prune.score=bitter0", "prune.target=0.5")
 
 @pytest.fixture(scope="module")
 def measured(setting: Setting) -> Measured:
-    common = {"manifest": "v0", "scale": setting.scale or "study", "device": setting.device}
+    common = {"manifest": "v0", "scale": setting.scale or "study_2026_11", "device": setting.device}
 
     def arm(make: str, overrides: Sequence[str], **more: object) -> dict[str, Any]:
         return {"make": make, "arguments": {**common, "overrides": [*overrides, *setting.overrides], **more}}

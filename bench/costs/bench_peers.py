@@ -60,7 +60,7 @@ def measured(setting: Setting):
 
 def _measure(shape: str, setting: Setting) -> Measured:
     overrides = [*SHAPES.get(shape, ()), *setting.overrides]
-    common = {"scale": setting.scale or "study", "overrides": overrides, "device": setting.device}
+    common = {"scale": setting.scale or "study_2026_11", "overrides": overrides, "device": setting.device}
     if setting.place.type == "cuda":
         micro = peers.common_manifest(setting.scale, overrides).train.micro_batch
         common["overrides"] = [f"train.batch={micro}", f"train.micro_batch={micro}", *overrides]
@@ -102,7 +102,7 @@ def _by_pairs(arms: Arms, shape: str, setting: Setting) -> Measured:
 
 
 def shapes(scale: str | None) -> list[str]:
-    return list(SHAPES) if scale in (None, "study") else [scale]
+    return list(SHAPES) if scale in (None, "study_2026_11") else [scale]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

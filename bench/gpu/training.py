@@ -28,7 +28,9 @@ def train(small: bool) -> Iterator[Row]:
     ):
         keys = (f"train.budget.steps={count}", f"train.precision={precision}", "compile.scope=off", "log.every=10")
         begin, windows = time.monotonic(), []
-        final = _run(manifest_of("v0", scale="tiny" if small else "study", overrides=keys), device, windows.append)
+        final = _run(
+            manifest_of("v0", scale="tiny" if small else "study_2026_11", overrides=keys), device, windows.append
+        )
         curves[name] = [loss for window in windows for loss in window.losses]
         yield {
             "run": name, "device": device, "precision": precision, "steps": len(curves[name]),
@@ -51,7 +53,7 @@ def pairs(small: bool) -> Iterator[Row]:
     for seed in seeds:
         for arm in arms:
             found = (*keys, "compile.scope=off", f"seed.init={seed}", f"seed.data={seed}")
-            manifest = manifest_of(arm, scale="tiny" if small else "study", overrides=found)
+            manifest = manifest_of(arm, scale="tiny" if small else "study_2026_11", overrides=found)
             losses[arm].append(_run(manifest, device, lambda window: None))
             yield {"arm": arm, "seed": seed, "loss": round(losses[arm][-1], 5)}
     for arm in arms[1:]:

@@ -12,9 +12,11 @@ of the interaction. That removes the noise of the common baseline from the evide
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -29,9 +31,12 @@ Losses = Mapping[str, Sequence[float | None]]  # by arm, one per seed; None: no 
 Parts = Mapping[str, Sequence[Sequence[float] | None]]  # by arm and seed, the losses by document
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
-    """The losses of a study, the baseline's in row 0; NaN for a run without a loss and for a diverged run."""
+    """The losses of a study, the baseline's in row 0; NaN for a run without a loss and for a diverged run.
+
+    Tables of equal contents are equal, so that the effects at an earlier look are computed once (`effects`).
+    """
 
     names: tuple[str, ...]
     losses: np.ndarray  # [A, S]
@@ -56,6 +61,22 @@ class Table:
                     told[a, s] = of
         losses_known = np.where(np.isfinite(values), values, np.nan)
         return cls(names, losses_known, diverged.reshape(values.shape), told, np.asarray(sizes, float))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The SHA-256 of the contents."""
+        arrays = (self.losses, self.diverged, self.parts, self.sizes)
+        said = [
+            repr(self.names).encode(),
+            *(repr(a.shape).encode() + np.ascontiguousarray(a).tobytes() for a in arrays),
+        ]
+        return hashlib.sha256(b"".join(said)).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Table) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     def until(self, seeds: int, stopped: Mapping[str, int]) -> Table:
         """Returns the first `seeds` seeds, without runs of an arm beyond the seeds at which it stopped."""
@@ -85,7 +106,8 @@ class Effect:
     noise: EvaluationNoise | None
 
 
-def effects(table: Table) -> list[Effect]:
+@lru_cache(maxsize=64)
+def effects(table: Table) -> tuple[Effect, ...]:
     """Estimates the effect of every arm but the baseline, in the order of the table."""
     differences = table.losses[1:] - table.losses[0]  # [A - 1, S]
     pairs = np.isfinite(differences).sum(1)
@@ -98,7 +120,7 @@ def effects(table: Table) -> list[Effect]:
         seeds = spread.scaled(1 / n) if spread else None
         both = seeds.plus(part.se**2, part.documents - 1) if seeds and part else seeds
         found.append(Effect(name, means[a], n, math.sqrt(own[a]), seeds, both, part))
-    return found
+    return tuple(found)
 
 
 def _spreads(

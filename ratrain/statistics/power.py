@@ -51,6 +51,19 @@ def detectable(
     return sd * _in_deviations(times, alpha / arms, power, spending, documents, round(known))
 
 
+def expected_seeds(
+    effect: float, sd: float, *, arms: int, seeds: int, alpha: float = 0.05, spending: str = "linear",
+    looks: Sequence[int] | None = None, prior: float | None = None,
+) -> float:  # fmt: skip
+    """Returns the mean number of seeds of an arm with this effect that stops at its verdict; arguments as in
+    `power`."""
+    times = look_times(seeds) if looks is None else tuple(looks)
+    known = round(expected_prior(arms) if prior is None else prior)
+    called = _called(effect / sd, times, alpha / arms, spending, 0.0, known)
+    first = np.where(called.any(0), called.argmax(0), len(times) - 1)
+    return float(np.array(times)[first].mean())
+
+
 def more_seeds(
     sd: float, *, arms: int, counts: Sequence[int] = range(3, 11), alpha: float = 0.05, power: float = POWER,
     spending: str = "obrien_fleming", evaluation: float = 0.0, prior: float | None = None,
@@ -77,13 +90,20 @@ def _in_deviations(
 def _power(effect: float, times: tuple[int, ...], share: float, spending: str, evaluation: float, prior: int) -> float:
     """Returns the power at the arm's `share` of alpha; `effect` and `evaluation` are in standard deviations of a
     difference."""
+    return float(np.mean(_called(effect, times, share, spending, evaluation, prior).any(0)))
+
+
+def _called(
+    effect: float, times: tuple[int, ...], share: float, spending: str, evaluation: float, prior: int
+) -> np.ndarray:  # [L, M], bool
+    """Returns the looks at which simulated arms are called better or worse."""
     from scipy.special import stdtrit
 
-    found = False
+    found = []
     for seeds, level, noise, sd in zip(times, levels(times, share, spending), *_paths(times, prior), strict=True):
         critical = float(-stdtrit(seeds - 1 + prior, level / 2))
-        found |= np.abs(effect * math.sqrt(seeds) + noise) > critical * np.sqrt(sd**2 + evaluation**2 * seeds)
-    return float(np.mean(found))
+        found.append(np.abs(effect * math.sqrt(seeds) + noise) > critical * np.sqrt(sd**2 + evaluation**2 * seeds))
+    return np.stack(found)
 
 
 @lru_cache(maxsize=64)
