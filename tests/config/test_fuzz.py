@@ -37,7 +37,7 @@ def outcome(path, kinds, **options):
 
 
 def mutated(text: bytes, draw: random.Random) -> bytes:
-    for _ in range(draw.choice([1, 1, 2, 3, 4])):
+    for _ in range(draw.choice([1, 1, 1, 2, 3, 4])):
         start = draw.randrange(len(text) + 1)
         end = min(len(text), start + draw.choice([0, 0, 1, 3, 20]))
         text = text[:start] + draw.choice([b"", *SPLICES]) + text[end:]
