@@ -30,6 +30,7 @@ class Resolution:
     tokens: int
     rate: float
     source: str
+    across: float | None = None  # correlation of paired seeds on two kinds of GPU
 
     @property
     def paired_sd(self) -> float:
@@ -43,20 +44,20 @@ class Resolution:
 
 
 KNOWN = {
+    "study": Resolution(
+        0.0166, 0.89, 0.0045, 150_016, 18_000,
+        "eight seeds of V0, an output gate, V9 and V19 at this scale, on one thread of a server CPU (docs/studies.md)",
+    ),
+    "study_2026_11": Resolution(
+        0.0226, 0.89, 0.0036, 600_064, 26_000, "three seeds of the arms of the V-series (docs/series.md)"
+    ),
     "gpt2_124m": Resolution(
         0.0013, 0.85, 0.00146, 10_000_000_000, 571_000,
         "public runs of GPT-2 124M to a loss of 3.28 (modded-nanogpt: 1.34 mnat over ten runs, pull request 323); r "
         "0.83 to 0.87 with the same initial weights and batches; 571k tokens/s is modelled for an H200, not measured",
+        across=0.46,
     ),
 }  # fmt: skip
-
-# other ways to pair runs: what they share, and the correlation that is left (None: that of the scale)
-PAIRINGS: tuple[tuple[str, float | None], ...] = (
-    ("same initial weights and batches", None),
-    ("the same, on another kind of GPU", 0.46),
-    ("nothing: unpaired", 0.0),
-)
-
 
 @dataclass(frozen=True)
 class Row:
@@ -76,8 +77,9 @@ class Row:
 def rows(scale: Resolution, effect: float, *, arms: int, wanted: float, alpha: float = 0.05) -> Iterator[Row]:
     """Yields a row per kind of pairing, for an effect in per cent of the tokens that is to be found with the power
     `wanted` in each of `arms` arms."""
-    for words, r in PAIRINGS:
-        paired = scale if r is None else replace(scale, r=r)
+    across = [("the same, on another kind of GPU", scale.across)] if scale.across is not None else []
+    for words, r in (("same initial weights and batches", scale.r), *across, ("nothing: unpaired", 0.0)):
+        paired = replace(scale, r=r)
         ratio = effect / paired.percent
         seeds = seeds_for(ratio, arms=arms, wanted=wanted, alpha=alpha)
         if seeds is None:
