@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 # names of `ratrain.api` exported here; a missing name would be looked up as a submodule
 _API = (
     "Loaded", "Mechanism", "Patch", "Resolved", "RunLog", "StudyRun", "Verdict",
-    "load", "read_manifest", "read_plan", "read_run", "register", "resume", "study", "train", "verify",
+    "load", "read_manifest", "read_plan", "read_run", "register", "resume", "study", "train", "try_ideas", "verify",
 )  # fmt: skip
 
 

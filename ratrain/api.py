@@ -50,11 +50,11 @@ from ratrain.storage.run_log import read_run as _read_run
 if TYPE_CHECKING:
     import tiktoken
 
-    from ratrain.ablation.board import Board, LineBoard, Standing
     from ratrain.ablation.conclusion import Conclusion
     from ratrain.ablation.plan import Plan
     from ratrain.ablation.record import Study
     from ratrain.ablation.results import Row
+    from ratrain.ablation.running.board import Board, LineBoard, Standing
     from ratrain.statistics.verdict import Verdict as StudyVerdict
 
 Pathlike = str | PathLike[str]
@@ -192,9 +192,9 @@ def read_plan(
     The plan's `arms` hold manifests and costs. Step times of a study with `match = "seconds"` are read below `out` or
     measured on `device`. Raises ManifestError with the faults of every arm.
     """
-    from ratrain.ablation.costs import recorded_costs
     from ratrain.ablation.manifest import find_ablation
     from ratrain.ablation.plan import make_plan
+    from ratrain.ablation.running.costs import recorded_costs
 
     return make_plan(
         find_ablation(str(file)), scale=scale, overrides=overrides, only=only, budget=budget,
@@ -230,8 +230,8 @@ def study(
 
     Runs are processes that import the calling script: call this below `if __name__ == "__main__":`, or in a notebook.
     """
-    from ratrain.ablation.execute import study_folder
     from ratrain.ablation.plan import Plan
+    from ratrain.ablation.running.execute import study_folder
 
     plan = file if isinstance(file, Plan) else read_plan(
         file, scale=scale, overrides=overrides, seeds=seeds, budget=budget, only=only, patches=patches, out=out,
@@ -270,7 +270,7 @@ def try_ideas(
 
     Raises ManifestError for an idea that breaks a contract, equals another or the baseline, or changes initial values.
     """
-    from ratrain.ablation.execute import begin, held, study_folder
+    from ratrain.ablation.running.execute import begin, held, study_folder
     from ratrain.ablation.search import ledger
     from ratrain.ablation.trial import in_search, trial_plan
 
@@ -323,11 +323,11 @@ def _carry_out(
     board: Callable[[Standing], Board | LineBoard] | None,
 ) -> StudyRun:
     """Runs what is left of a plan and writes the report."""
-    from ratrain.ablation.board import LineBoard, Standing  # with scipy, which other functions do not need
     from ratrain.ablation.conclusion import conclude
-    from ratrain.ablation.execute import Execution, begin, held, study_folder
-    from ratrain.ablation.pool import run_devices
     from ratrain.ablation.results import rows_of
+    from ratrain.ablation.running.board import LineBoard, Standing  # with scipy, which other functions do not need
+    from ratrain.ablation.running.execute import Execution, begin, held, study_folder
+    from ratrain.ablation.running.pool import run_devices
     from ratrain.report.study.write import write_study_report
 
     devices, folder, standing = run_devices(device, jobs, memory), study_folder(plan, launch.out), Standing(plan)

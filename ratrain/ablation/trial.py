@@ -12,8 +12,8 @@ from ratrain.ablation.conclusion import Conclusion, strict_json
 from ratrain.ablation.manifest import AblationManifest, Seeds, Verdicts
 from ratrain.ablation.plan import Plan, plan_of
 from ratrain.ablation.record import Study
+from ratrain.ablation.running.seeds_as_needed import DECIDED
 from ratrain.ablation.search import Entry
-from ratrain.ablation.seeds_as_needed import DECIDED
 from ratrain.config.find import find_manifest
 from ratrain.config.parse import Layer
 from ratrain.errors import Fault, ManifestError

@@ -110,7 +110,7 @@ def _ablate(args: argparse.Namespace) -> int:
         if not args.json:
             print("\n".join(["", "checked:", *(f"  {check}" for check in checked)]))
         return Exit.DONE
-    from ratrain.ablation.board import LineBoard, board
+    from ratrain.ablation.running.board import LineBoard, board
     from ratrain.api import study
     from ratrain.cli.study_text import study_lines
 
@@ -127,7 +127,7 @@ def _ablate(args: argparse.Namespace) -> int:
 
 
 def _costs(args: argparse.Namespace, study: str, tasks: Sequence[Task]) -> dict[str, float]:
-    from ratrain.ablation.costs import recorded_costs  # imports torch
+    from ratrain.ablation.running.costs import recorded_costs  # imports torch
 
     return recorded_costs(args.out, study, tasks, device=args.device, fresh=args.fresh)
 
@@ -135,8 +135,8 @@ def _costs(args: argparse.Namespace, study: str, tasks: Sequence[Task]) -> dict[
 def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
     """Estimates time and disk of the runs that are not done, from a short probe of the baseline."""
     from ratrain.ablation.estimate import Estimate, estimate, probe
-    from ratrain.ablation.execute import done_runs
-    from ratrain.ablation.pool import run_devices
+    from ratrain.ablation.running.execute import done_runs
+    from ratrain.ablation.running.pool import run_devices
     from ratrain.machine.device import pick_device
     from ratrain.run.start import Launch
 
@@ -211,8 +211,8 @@ _NOISE = {
 def _foresight(plan: Plan, out: Path) -> tuple[str, dict[int, float]]:
     """Returns the source of the noise figure, and the smallest detectable effect by number of seeds."""
     from ratrain.ablation.conclusion import conclude
-    from ratrain.ablation.execute import study_folder
     from ratrain.ablation.record import Study, planned
+    from ratrain.ablation.running.execute import study_folder
     from ratrain.statistics.power import more_seeds
 
     record, rule = planned(plan), plan.study.rule

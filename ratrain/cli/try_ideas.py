@@ -50,7 +50,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _try(args: argparse.Namespace) -> int:
     """Take an idea to a verdict: contracts, controls, as many seeds as needed, costs, one page."""
-    from ratrain.ablation.board import LineBoard, board
+    from ratrain.ablation.running.board import LineBoard, board
     from ratrain.ablation.trial import meets, outcome, sentences
     from ratrain.api import try_ideas
 

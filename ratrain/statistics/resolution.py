@@ -59,6 +59,7 @@ KNOWN = {
     ),
 }  # fmt: skip
 
+
 @dataclass(frozen=True)
 class Row:
     """The cost of a study under one kind of pairing: seeds fixed in advance, seeds as needed on average, runs, tokens,

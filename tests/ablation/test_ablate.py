@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ratrain.ablation.execute import held
 from ratrain.ablation.plan import make_plan
-from ratrain.ablation.pool import Began, Ended, Pool, Published
+from ratrain.ablation.running.execute import held
+from ratrain.ablation.running.pool import Began, Ended, Pool, Published
 from ratrain.errors import Exit
 from ratrain.events import Window
 from ratrain.run.start import Launch

@@ -14,7 +14,7 @@ from ratrain.ablation.conclusion import conclude, judged
 from ratrain.ablation.plan import make_plan
 from ratrain.ablation.record import Study, planned
 from ratrain.ablation.results import Reached, Row
-from ratrain.ablation.seeds_as_needed import Purse, look, next_block
+from ratrain.ablation.running.seeds_as_needed import Purse, look, next_block
 
 TEXT = """\
 id = "needed"

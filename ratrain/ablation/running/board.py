@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ratrain.ablation.arms import Task
 from ratrain.ablation.plan import Plan
-from ratrain.ablation.pool import Began, Ended, Published
+from ratrain.ablation.running.pool import Began, Ended, Published
 from ratrain.errors import Exit
 from ratrain.events import Evaluated, Window
 

@@ -13,9 +13,7 @@ from typing import Any
 from ratrain.ablation.arms import Arm, Task
 from ratrain.ablation.budget import StudyBudget
 from ratrain.ablation.conclusion import conclude, judged
-from ratrain.ablation.costs import step_costs
 from ratrain.ablation.plan import Plan
-from ratrain.ablation.pool import Began, Ended, Pool, Published
 from ratrain.ablation.preflight import preflight
 from ratrain.ablation.record import (
     Block,
@@ -31,7 +29,9 @@ from ratrain.ablation.record import (
     settle,
 )
 from ratrain.ablation.results import rows_of
-from ratrain.ablation.seeds_as_needed import Purse, look, next_block
+from ratrain.ablation.running.costs import step_costs
+from ratrain.ablation.running.pool import Began, Ended, Pool, Published
+from ratrain.ablation.running.seeds_as_needed import Purse, look, next_block
 from ratrain.ablation.tuning import tuning
 from ratrain.errors import CannotCreateError, Exit, Fault, ManifestError, UsageError
 from ratrain.events import Evaluated

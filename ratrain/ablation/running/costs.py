@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from ratrain.ablation.arms import Task
-from ratrain.ablation.pool import run_devices
 from ratrain.ablation.record import Cost, read_study
+from ratrain.ablation.running.pool import run_devices
 from ratrain.data.corpus import open_corpus
 from ratrain.data.sampling import Sampler
 from ratrain.engine.assembly import train_step
@@ -44,7 +44,7 @@ def step_costs(tasks: Sequence[Task], *, device: str, rounds: int = ROUNDS) -> I
     """Yields the step cost of each task's arm against the first task's arm; the first result is that arm against
     itself."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ratrain.ablation.worker"])
+    context.set_forkserver_preload(["ratrain.ablation.running.worker"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(tasks, device, rounds, theirs), daemon=True)
     process.start()

@@ -78,7 +78,7 @@ class Pool:
     def run(self, tasks: Sequence[Task]) -> None:
         """Runs every task to its end, or until a signal stops the pool."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ratrain.ablation.worker"])
+        context.set_forkserver_preload(["ratrain.ablation.running.worker"])
         todo, tries = list(tasks), dict.fromkeys((task.folder for task in tasks), 0)
         free = list(self.devices)
         with _signals(self._stop):
@@ -101,7 +101,7 @@ class Pool:
         return next((task for task in todo if task.graphs not in cold), None)
 
     def _begin(self, context, task: Task, device: str) -> None:
-        from ratrain.ablation.worker import work
+        from ratrain.ablation.running.worker import work
 
         ours, theirs = context.Pipe(duplex=False)
         watched, lifeline = context.Pipe(duplex=False)
