@@ -39,7 +39,7 @@ def caveats(
         yield from _pruned(row)
     if len(study.plan.seeds) < 3:
         yield f"underpowered: {len(study.plan.seeds)} seeds are planned, and no verdict rests on fewer than 3"
-    elif rule["delta"] and math.isfinite(least) and least > rule["delta"]:
+    elif rule["delta"] and math.isfinite(least) and least > rule["delta"] and not study.plan.first_look:
         seeds = len(study.plan.seeds)
         found = f"{seeds} seeds find an effect of {least:.4f} four times of five"
         yield f"underpowered: {found}, and delta is {rule['delta']:g}"

@@ -116,7 +116,7 @@ def _more(study: Study, judgement: Judgement, least: float) -> dict[int, float]:
     prior = min(100.0, max(0.0, judgement.df - (seeds - 1)))
     arms = len(judgement.verdicts)
     options = {"alpha": rule["alpha"], "spending": rule["spending"], "prior": prior}
-    planned = len(study.plan.seeds)
+    planned = study.reach
     counts = sorted({*range(3, 11), planned})
     found = more_seeds(judgement.sd, arms=arms, evaluation=evaluation, counts=counts, **options)
     return {seeds: effect * least / found[planned] for seeds, effect in found.items()}
@@ -146,7 +146,7 @@ def _judge(seeds: Sequence[tuple[int, int]], rows: Sequence[Row], study: Study, 
     Arms without a begun run count in the family of comparisons and delay no verdict.
     """
     chosen, rule, looks = _judged(rows, base=True), study.plan.verdict, study.looks
-    planned = looks[-1].reach if looks else len(seeds)
+    planned = study.reach if looks else len(seeds)
     runs = {row.arm.name: [run for run in row.runs if (run.init, run.data) in seeds][:planned] for row in chosen}
     begun = [of for of in runs.values() if any(run.status != "not begun" for run in of)]
     over = [all(run.ended for run in block) for block in zip(*begun, strict=True)]

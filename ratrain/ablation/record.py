@@ -133,6 +133,11 @@ class Study:
         """The folder of runs."""
         return self.folder.parents[1]
 
+    @property
+    def reach(self) -> int:
+        """The number of seeds that an arm can have: the planned ones, or those that the budget pays for."""
+        return self.looks[-1].reach if self.looks else len(self.plan.seeds)
+
     def seeds_of(self, arm: str, block: Block | None = None) -> int:
         """Returns the number of seeds that the study has asked for in an arm, after its looks and the next `block`; all
         if its seeds are fixed."""

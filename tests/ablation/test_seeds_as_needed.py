@@ -155,6 +155,9 @@ def test_the_command_runs_as_many_seeds_as_it_needs(ablate, study, tmp_path):
     lines = (tmp_path / "runs" / "studies" / "needed-tiny" / "events.jsonl").read_text().splitlines()
     looks = [event for event in map(json.loads, lines) if event["event"] == "Looked"]
     assert [(event["seeds"], event["over"]) for event in looks] == [(3, "every arm has its verdict")]
+    page = (tmp_path / "runs" / "studies" / "needed-tiny" / "report.html").read_text()
+    assert "3 arms x 3 to 6 seeds as needed, baseline v0" in page
+    assert "every arm has its verdict" in page
     again, err = ablate(study(text))
     assert (again, err) == (results, "")
 

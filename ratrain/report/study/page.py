@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from ratrain.ablation.budget import StudyBudget
 from ratrain.ablation.conclusion import Conclusion
 from ratrain.ablation.record import Study
 from ratrain.ablation.results import Row
@@ -41,6 +42,7 @@ def study_page(study: Study, rows: Sequence[Row], found: Conclusion | None) -> t
         verdicts=[verdict_row(study, row, found) for row in shown],
         judged=[v for row in shown if row.arm.role != "base" and (v := verdict_of(row, found))],
         waiting=[row.arm.name for row in rows if row.arm.role in COMPARED and not row.begun],
+        looks=list(_looks(study)),
         tuned=tuned_verdicts(rows, found),
         later=later_verdicts(found),
         missing=missing,
@@ -73,6 +75,16 @@ def _added(study: Study) -> list[str]:
     arms = [arm.name for arm in study.now.arms if study.is_later(arm.name)]
     seeds = [str(init) for init, data in study.now.seeds if (init, data) not in study.plan.seeds]
     return [f"{kind} {', '.join(of)}" for kind, of in (("arms", arms), ("seeds", seeds)) if of]
+
+
+def _looks(study: Study) -> Iterator[tuple[str, ...]]:
+    """Yields what each look of a study with seeds as needed found and decided."""
+    for at, look in enumerate(study.looks):
+        text = [budget for budget, before in study.budgets if before <= at][-1]
+        budget = StudyBudget.of(text) if text else None
+        spent = f"{budget.text(look.spent)} of {budget.text(budget.amount)}" if budget else NONE
+        given_up, share = ", ".join(look.dropped), f"{100 * look.share:.0f} %"
+        yield str(look.seeds), str(len(look.arms)), share, spent, given_up, look.over
 
 
 def _budgets(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -135,7 +147,10 @@ def _changes(shown: Sequence[Row]) -> Iterator[Change]:
 def _commands(study: Study, shown: Sequence[Row]) -> tuple[str, str]:
     """Returns the command that runs the study, and one that trains a run of it again."""
     arm = next((row.arm for row in shown if row.arm.role != "base"), study.now.base)
+    again = f"ratrain --ablate {shlex.quote(study.now.file)} --scale {study.now.scale}"
+    if study.now.search:
+        again = f"ratrain try {study.now.file} --base {study.now.base.id} --scale {study.now.scale}"
     return (
-        f"ratrain --ablate {shlex.quote(study.now.file)} --scale {study.now.scale}",
+        again,
         f"ratrain replay {study.folder.name} --arm {shlex.quote(arm.name)} --seed {arm.seeds[0][0]}",
     )

@@ -221,7 +221,7 @@ def _floor(study: Study, found: Conclusion) -> tuple[str, str]:
     ]
     marks += [Mark(name, value, _NOTHING, _NOTHING) for name, value in single if math.isfinite(value)]
     first = intervals_figure("noise", "Standard deviation of each source of noise", marks, label="nats per token")
-    seeds, delta = len(study.plan.seeds), study.plan.verdict["delta"]
+    seeds, delta = study.reach, study.plan.verdict["delta"]
     words = "Smallest effect found four times of five, by seeds"
     second = detectable_figure("detectable", words, found.more, seeds=seeds, delta=delta)
     return first, second

@@ -69,8 +69,18 @@ def first_log(row: Row) -> RunLog:
 def plan_facts(study: Study) -> Iterator[tuple[str, str]]:
     """Yields the facts of the plan, as name and text."""
     now, rule, metric = study.now, study.plan.verdict, study.now.metric
-    seeds = ", ".join(str(a) if a == b else f"{a}/{b}" for a, b in now.seeds)
-    yield "plan", f"{len(now.of_role(*COMPARED))} arms x {len(now.seeds)} seeds ({seeds}), baseline {now.base.name}"
+    arms = len(now.of_role(*COMPARED))
+    if now.first_look:
+        budget = f" within {study.budgets[-1][0]}" if study.budgets[-1][0] else ""
+        yield (
+            "plan",
+            f"{arms} arms x {now.first_look} to {len(now.seeds)} seeds as needed{budget}, baseline {now.base.name}",
+        )
+    else:
+        seeds = ", ".join(str(a) if a == b else f"{a}/{b}" for a, b in now.seeds)
+        yield "plan", f"{arms} arms x {len(now.seeds)} seeds ({seeds}), baseline {now.base.name}"
+    if now.search:
+        yield "search", f"{now.before} ideas were tried before, since {now.search}"
     yield "scale", now.scale
     yield "budget", f"{now.base.tokens:,} tokens a run" if now.base.tokens else "in seconds"
     last = f"mean of the last {metric['last']} evaluations" if metric["last"] > 1 else "last evaluation"
