@@ -198,8 +198,10 @@ def _log_density(log_ratio: np.ndarray, f: np.ndarray, d: np.ndarray) -> np.ndar
 def _mixture(weight: np.ndarray, alone: float, prior: np.ndarray, d: np.ndarray, v: float, f: float) -> Spread:
     """Joins grid points of equal degrees of freedom and nearly equal variance."""
     place = np.round(np.log((d * prior + f * v) / (d + f)) / _JOINED).astype(int)
-    keys, at = np.unique(np.stack([np.searchsorted(_DF, d), place]), axis=1, return_inverse=True)
-    weights = np.bincount(at.ravel(), weight, keys.shape[1])
+    first, width = place.min(), np.ptp(place) + 1
+    joined = np.bincount(np.searchsorted(_DF, d) * width + place - first, weight, len(_DF) * width)
+    used = np.flatnonzero(joined)
+    weights, keys = joined[used], np.stack([used // width, used % width + first])
     kept = weights > _KEPT * weights.max()
     weights = np.append(weights[kept], alone)
     variances = np.append(np.exp(keys[1, kept] * _JOINED), v)
