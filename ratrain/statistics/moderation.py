@@ -21,7 +21,8 @@ instead. One arm alone then gets the ordinary t test, and many arms of equal spr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,50 +33,68 @@ _OUTSIDE = np.array([0.005, 0.05])  # share of arms that follow no prior
 _LEAST = 1e-6  # of the median variance: below it, equal losses would be taken for certainty
 _STEP, _JOINED = 0.3, 0.1  # steps of log variances: of the grid, and within a component
 _MARGIN = 3.0  # of the prior's level, beyond half the range of the observed log variances around their mean
+_REACH, _NODES = 6.6, 45  # of the integral over an added variance's t
+_NARROW = 0.15  # half the distance of two nodes
 _TINY = 1e-30  # variance of losses that are all the same
 _KEPT = 1e-5  # components of less weight, relative to the largest, are left out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spread:
-    """The posterior of one arm's variance: a mixture of scaled inverse chi-squares.
+    """The posterior of one arm's variance: a mixture of scaled inverse chi-squares, and an added variance beside it.
 
     Component c has the weight `weights[c]`, the variance estimate `variances[c]` and `df[c]` degrees of freedom. A
-    difference with this variance, over the standard deviation, follows the same mixture of Student's t.
+    difference with this variance, over the standard deviation, follows the same mixture of Student's t. `added` is the
+    estimate of an independent second variance with `added_df` degrees of freedom.
     """
 
     weights: np.ndarray  # [C]
     variances: np.ndarray  # [C]
     df: np.ndarray  # [C]
+    added: float = 0.0
+    added_df: float = np.inf
+    _halves: dict[float, float] = field(default_factory=dict)  # half widths by level
 
     @property
     def sd(self) -> float:
         """The median-like standard deviation: the geometric mean over the mixture."""
-        return float(np.exp(self.weights @ np.log(self.variances) / 2))
+        return float(np.exp(self.weights @ np.log(self.variances + self.added) / 2))
 
     def scaled(self, factor: float) -> Spread:
         """Returns the spread of a quantity with `factor` times the variance."""
-        return Spread(self.weights, self.variances * factor, self.df)
+        return Spread(self.weights, self.variances * factor, self.df, self.added * factor, self.added_df)
 
     def plus(self, variance: float, df: float) -> Spread:
-        """Adds an independent variance, known with `df` degrees of freedom; degrees of freedom after Satterthwaite."""
-        if not variance:
-            return self
-        both = self.variances + variance
-        return Spread(self.weights, both, both**2 / (self.variances**2 / self.df + variance**2 / df))
+        """Adds an independent variance that is known with `df` degrees of freedom, to a spread without one."""
+        return replace(self, added=variance, added_df=df, _halves={})
 
     def tail(self, value: float) -> float:
-        """Returns the chance that a difference of mean zero with this variance exceeds |value|: a two-sided p-value."""
+        """Returns the chance that a difference of mean zero with this variance exceeds |value|: a two-sided p-value.
+
+        With an added variance it is that of a sum of two scaled t, given both estimates (Behrens and Fisher). A single
+        t with Satterthwaite's degrees of freedom exceeds its level with few seeds: 7 % at 5 %, 3 % at 0.8 % at worst.
+        """
         from scipy.special import stdtr
 
-        return float(np.clip(2 * self.weights @ stdtr(self.df, -abs(value) / np.sqrt(self.variances)), 0.0, 1.0))
+        if not self.added:
+            return float(np.clip(2 * self.weights @ stdtr(self.df, -abs(value) / np.sqrt(self.variances)), 0.0, 1.0))
+        nodes, weights = _nodes(self.added_df)
+        beside = np.sqrt(self.added)
+        scale = np.maximum(np.sqrt(self.variances), _NARROW * beside)[:, None]  # wider than the nodes are apart
+        far = stdtr(self.df[:, None], (nodes * beside - abs(value)) / scale)
+        return float(np.clip(2 * self.weights @ far @ weights, 0.0, 1.0))
 
     def half_width(self, level: float) -> float:
         """Returns the value whose `tail` is `level`, for 0 < level < 1."""
         from scipy.special import stdtrit
 
-        each = -stdtrit(self.df, level / 2) * np.sqrt(self.variances)
-        return root(lambda value: self.tail(value) - level, float(each.min()), float(each.max()))
+        if level not in self._halves:
+            low = float((-stdtrit(self.df, level / 2) * np.sqrt(self.variances)).min())
+            share = level / 4 if self.added else level / 2
+            high = float((-stdtrit(self.df, share) * np.sqrt(self.variances)).max())
+            high += 2 * float(np.sqrt(self.added) * -stdtrit(min(self.added_df, 1e9), share)) if self.added else 0.0
+            self._halves[level] = root(lambda value: self.tail(value) - level, low, high)
+        return self._halves[level]
 
     def freedom(self, level: float = 0.05) -> float:
         """Returns the degrees of freedom of the single t with this half-width at `level`, in units of `sd`."""
@@ -83,6 +102,16 @@ class Spread:
 
         wide = self.half_width(level) / self.sd
         return root(lambda df: float(-stdtrit(df, level / 2)) - wide, 0.3, 1e4)
+
+
+@lru_cache(maxsize=64)
+def _nodes(df: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the nodes and weights of the trapezoidal rule for Student's t with `df` degrees of freedom."""
+    from scipy.stats import t
+
+    nodes = np.linspace(-_REACH, _REACH, _NODES)
+    density = t.pdf(nodes, df)
+    return nodes, density / density.sum()
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:

@@ -228,33 +228,47 @@ class Draw:
     ruler: dict[float, np.ndarray]
 
 
-def drawn(rng: np.random.Generator, *, arms: int, seeds: int, variable: str = "none", planted: bool = False) -> Draw:
-    """Draws a study of one replicate: arms of kinds without an effect, with `planted` also one of each planted budget.
+def _nulls() -> list[str]:
+    return [f"{kind}-{draw}" for kind, count in NULLS.items() for draw in range(count)]
 
-    Seeds are drawn without replacement, passages with it. An arm that differs in chance alone has no effect in other
-    runs like these, whatever its mean over the pool. Of the closest kinds only few seeds differ by more than a
-    rounding, so that the sign of each seed's difference is drawn too. `variable` is the one four times as variable:
-    none, an arm, or the base.
+
+@lru_cache(maxsize=1)
+def _offsets() -> tuple[float, ...]:
+    """Returns the mean difference to the baseline over the pool of every arm without an effect, 0 for the closest."""
+    runs = pool()
+    return tuple(0.0 if n[:3] in CLOSEST else float((runs[n] - runs["base"]).mean()) for n in _nulls())
+
+
+def drawn(rng: np.random.Generator, *, arms: int, seeds: int, variable: str = "none", planted: bool = False) -> Draw:
+    """Draws a study: arms of kinds without an effect, with `planted` also one of each planted budget.
+
+    Seeds are drawn without replacement, a replicate for each of them, and passages with replacement. An arm that
+    differs in chance alone has no effect, so its mean over the pool is taken out: by chance the pool's own baseline is
+    0.1 standard deviations of a difference better than its other runs. Of the closest kinds only few seeds differ by
+    more than a rounding, so that the sign of each seed's difference is drawn instead. `variable` is the one four times
+    as variable: none, an arm, or the base.
     """
-    runs, replicate = pool(), int(rng.integers(REPLICATES))
-    at = np.ix_(rng.permutation(SEEDS)[:seeds], rng.integers(WINDOWS, size=WINDOWS))
-    others = [r for r in range(REPLICATES) if r != replicate]
-    spare = others.pop(int(rng.integers(len(others))))
-    own = runs["base"][replicate]
-    names = [f"{kind}-{draw}" for kind, count in NULLS.items() for draw in range(count)]
-    differences = {f"init-{r}": runs["base"][r] - own for r in others} | {n: runs[n][replicate] - own for n in names}
+    runs, seed, passages = pool(), rng.permutation(SEEDS)[:seeds], rng.integers(WINDOWS, size=WINDOWS)
+    of_seed = np.argsort(rng.random((seeds, REPLICATES)), axis=1)  # [S, R], the replicates of a seed in drawn order
+
+    def at(name: str, order: int = 0) -> np.ndarray:  # [S, K]
+        return runs[name][of_seed[:, order], seed][:, passages]
+
+    own = at("base")
+    names = _nulls()
+    differences = {f"init-{n}": at("base", n) - own for n in range(1, REPLICATES - 1)}
+    differences |= {name: at(name) - own - offset for name, offset in zip(names, _offsets(), strict=True)}
     chosen = rng.choice(list(differences), arms, replace=False).tolist()
-    signs = rng.choice([-1.0, 1.0], (SEEDS, 1))
+    signs = rng.choice([-1.0, 1.0], (seeds, 1))
     nulls = {name: differences[name] * (signs if name[:3] in CLOSEST else 1.0) for name in chosen}
     if variable == "arm":
         nulls[chosen[0]] = 4 * nulls[chosen[0]]
-    shift = 3 * (own - runs["base"][spare]) if variable == "base" else np.zeros_like(own)
-    base = (own + shift)[at]
-    more = {f"x{factor:g}": runs[str(factor)][replicate] for factor in PLANTED} if planted else {}
+    base = own + (3 * (own - at("base", REPLICATES - 1)) if variable == "base" else 0.0)
+    more = {f"x{factor:g}": at(str(factor)) for factor in PLANTED} if planted else {}
     return Draw(
-        {"base": base} | {n: (own + d)[at] for n, d in nulls.items()} | {n: of[at] for n, of in more.items()},
+        {"base": base} | {n: own + d for n, d in nulls.items()} | more,
         dict.fromkeys(nulls, 0.0) | {name: float((runs[str(float(name[1:]))] - runs["base"]).mean()) for name in more},
-        {factor: runs[str(factor)][replicate][at] for factor in RULER},
+        {factor: at(str(factor)) for factor in RULER},
     )
 
 

@@ -33,10 +33,36 @@ def test_tail_and_half_width_are_each_others_inverse_and_a_mixture_of_students()
     assert spread.tail(0.0) == 1.0
 
 
-def test_an_added_variance_is_satterthwaites():
-    spread = Spread(np.ones(1), np.array([2.0]), np.array([4.0])).plus(6.0, 12.0)
-    assert spread.variances[0] == 8.0
-    assert spread.df[0] == pytest.approx(64 / (4 / 4 + 36 / 12))
+@pytest.mark.parametrize("df", [2, 4])
+@pytest.mark.parametrize("known", [0.02, 0.1, 0.5, 4.0])  # variance from documents over that from seeds
+def test_a_sum_of_an_ill_known_and_a_known_variance_is_exceeded_no_more_often_than_the_level(known, df):
+    rng, studies = np.random.default_rng(4), 4000
+    difference = rng.normal(0, np.sqrt(1 + known), studies)
+    seeds, documents = rng.chisquare(df, studies) / df, known * rng.chisquare(31, studies) / 31
+    p = np.array(
+        [
+            Spread(np.ones(1), np.array([v]), np.array([float(df)])).plus(e, 31).tail(d)
+            for v, e, d in zip(seeds, documents, difference, strict=True)
+        ]
+    )
+    for level in (0.05, 0.01):
+        assert 0.25 * level <= np.mean(p <= level) <= level + 2 * np.sqrt(level / studies)
+
+
+@pytest.mark.parametrize("added", [0.01, 1.0, 9.0])
+def test_the_tail_of_a_sum_is_that_of_two_independent_t(added):
+    rng = np.random.default_rng(5)
+    total = np.abs(np.sqrt(2.0) * rng.standard_t(4, 2_000_000) + np.sqrt(added) * rng.standard_t(12, 2_000_000))
+    spread = Spread(np.ones(1), np.array([2.0]), np.array([4.0])).plus(added, 12)
+    for level in (0.2, 0.05, 0.002):
+        assert np.mean(total > spread.half_width(level)) == pytest.approx(level, rel=0.03 if level > 0.01 else 0.08)
+        assert spread.tail(spread.half_width(level)) == pytest.approx(level)
+
+
+def test_nothing_added_changes_nothing():
+    spread = Spread(np.ones(1), np.array([2.0]), np.array([4.0]))
+    assert spread.plus(0.0, 12.0).half_width(0.03) == spread.half_width(0.03)
+    assert spread.plus(1e-12, 12.0).half_width(0.03) == pytest.approx(spread.half_width(0.03), rel=1e-5)
 
 
 @pytest.mark.parametrize("blur", [None, 0.3])
