@@ -21,8 +21,8 @@ def caveats(
     evaluation, `correlation` that of paired seeds by arm."""
     if study.method != METHOD:
         yield (
-            f"method: the plan was recorded when errors came from a {study.method} variance of all arms; verdicts here "
-            f"rest on {METHOD} variances by arm, and may differ from an earlier report's"
+            f"method: the plan was recorded when the variances of effects were {study.method!r}; verdicts here rest on "
+            f"{METHOD!r} ones, and may differ from an earlier report's"
         )
     yield from _later(study)
     yield from _ends(rows)

@@ -20,7 +20,9 @@ from ratrain.atomic import write_file
 from ratrain.errors import DataError, Fault, ManifestError, MissingError
 
 _FILE = "events.jsonl"
-METHOD = "moderated"  # variances by arm, moderated; "pooled": one variance for all arms, before this name was recorded
+# of the errors of effects: variances by arm, moderated, and that of documents beside them. Earlier ones were "pooled",
+# one variance for all arms, before the name was recorded, and "moderated", with one t for seeds and documents together
+METHOD = "moderated, documents apart"
 _RULES = ("base", "verdict", "metric", "match", "scale", "tune", "first_look")  # never amended: they define a verdict
 
 

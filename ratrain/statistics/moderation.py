@@ -21,7 +21,7 @@ instead. One arm alone then gets the ordinary t test, and many arms of equal spr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -33,6 +33,8 @@ _OUTSIDE = np.array([0.005, 0.05])  # share of arms that follow no prior
 _LEAST = 1e-6  # of the median variance: below it, equal losses would be taken for certainty
 _STEP, _JOINED = 0.3, 0.1  # steps of log variances: of the grid, and within a component
 _MARGIN = 3.0  # of the prior's level, beyond half the range of the observed log variances around their mean
+_COARSE = 0.3  # step of log variances beside an added one, which makes a tail cost more
+_PRECISE = 1e-7  # of a half width
 _REACH, _NODES = 6.6, 45  # of the integral over an added variance's t
 _NARROW = 0.15  # half the distance of two nodes
 _TINY = 1e-30  # variance of losses that are all the same
@@ -66,7 +68,9 @@ class Spread:
 
     def plus(self, variance: float, df: float) -> Spread:
         """Adds an independent variance that is known with `df` degrees of freedom, to a spread without one."""
-        return replace(self, added=variance, added_df=df, _halves={})
+        if not variance:
+            return self
+        return Spread(*_coarser(self.weights, self.variances, self.df), variance, df)
 
     def tail(self, value: float) -> float:
         """Returns the chance that a difference of mean zero with this variance exceeds |value|: a two-sided p-value.
@@ -88,18 +92,21 @@ class Spread:
         """Returns the value whose `tail` is `level`, for 0 < level < 1."""
         from scipy.special import stdtrit
 
+        if level <= 0:
+            return float(np.inf)
         if level not in self._halves:
             low = float((-stdtrit(self.df, level / 2) * np.sqrt(self.variances)).min())
             share = level / 4 if self.added else level / 2
             high = float((-stdtrit(self.df, share) * np.sqrt(self.variances)).max())
             high += 2 * float(np.sqrt(self.added) * -stdtrit(min(self.added_df, 1e9), share)) if self.added else 0.0
-            self._halves[level] = root(lambda value: self.tail(value) - level, low, high)
+            self._halves[level] = root(lambda value: self.tail(value) - level, low, high, rtol=_PRECISE)
         return self._halves[level]
 
     def freedom(self, level: float = 0.05) -> float:
         """Returns the degrees of freedom of the single t with this half-width at `level`, in units of `sd`."""
         from scipy.special import stdtrit
 
+        level = level or 0.05
         wide = self.half_width(level) / self.sd
         return root(lambda df: float(-stdtrit(df, level / 2)) - wide, 0.3, 1e4)
 
@@ -114,7 +121,18 @@ def _nodes(df: float) -> tuple[np.ndarray, np.ndarray]:
     return nodes, density / density.sum()
 
 
-def root(function: Callable[[float], float], low: float, high: float) -> float:
+def _coarser(weights: np.ndarray, variances: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Joins components of equal degrees of freedom and similar variance, to their geometric mean."""
+    if len(weights) == 1:
+        return weights, variances, df
+    place = np.floor(np.log(variances) / _COARSE)
+    _, at = np.unique(1e6 * np.searchsorted(np.unique(df), df) + place, return_inverse=True)
+    total = np.bincount(at, weights)
+    logs = np.bincount(at, weights * np.log(variances)) / total
+    return total, np.exp(logs), np.bincount(at, weights * df) / total
+
+
+def root(function: Callable[[float], float], low: float, high: float, *, rtol: float = 1e-9) -> float:
     """Returns the zero of a monotone function between `low` and `high`; the end without a change of sign if the zero
     lies beyond it."""
     from scipy.optimize import root_scalar
@@ -122,7 +140,7 @@ def root(function: Callable[[float], float], low: float, high: float) -> float:
     first, last = function(low), function(high)
     if first == 0 or (abs(first) < abs(last) and first * last > 0):
         return low
-    return high if first * last >= 0 else float(root_scalar(function, bracket=(low, high), rtol=1e-9).root)
+    return high if first * last >= 0 else float(root_scalar(function, bracket=(low, high), rtol=rtol).root)
 
 
 def moderated(
