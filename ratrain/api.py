@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -247,7 +247,7 @@ def try_ideas(
     *ideas: Pathlike,
     base: Pathlike = "v0",
     scale: str = "study",
-    budget: str = "15m",
+    budget: str | None = None,
     delta: float = 0.01,
     after: str | None = None,
     overrides: Sequence[str] = (),
@@ -263,13 +263,15 @@ def try_ideas(
 ) -> StudyRun:
     """Takes manifests from files to verdicts: every contract, twins, controls, seeds as needed, and costs.
 
-    `base` is the baseline, `budget` what the runs may spend ("15m", "2 gpu-h", "40 Mtokens"), `delta` the difference in
-    nats that does not matter. Ideas tried together are one family. `after` names an earlier study of the same search,
-    so that the chance of any false claim in the whole search stays at 0.05. The same call again resumes; a larger
-    budget extends. `on_contract` receives the name of an idea and each verdict of `verify`.
+    `base` is the baseline, `budget` what the runs may spend ("30m", "2 gpu-h", "40 Mtokens"; by default that on record,
+    or 15 minutes), `delta` the difference in nats that does not matter. Ideas tried together are one family. `after`
+    names an earlier study of the same search, so that the chance of any false claim in the whole search stays at 0.05.
+    The same call again resumes; a larger budget extends. `on_contract` receives the name of an idea and each verdict of
+    `verify`.
 
     Raises ManifestError for an idea that breaks a contract, equals another or the baseline, or changes initial values.
     """
+    from ratrain.ablation.record import read_study
     from ratrain.ablation.running.execute import begin, held, study_folder
     from ratrain.ablation.search import ledger
     from ratrain.ablation.trial import in_search, trial_plan
@@ -288,9 +290,17 @@ def try_ideas(
     with ledger(root / "studies", plan.base.recipe) as book:
         entry = book.next(plan.name, len(plan.of_role("arm")), after=after)
         plan = in_search(plan, entry)
-        with held(folder):
-            begin(plan, root, amend=False, checked=("every contract of `ratrain verify`, for every idea",))
-        book.add(entry)
+        if budget is None and (folder / "events.jsonl").exists():
+            plan = replace(plan, study=plan.study.model_copy(update={"budget": read_study(folder).budgets[-1][0]}))
+        new = entry not in book.entries
+        book.add(entry)  # before the plan is on record, so that no plan is without its entry
+        try:
+            with held(folder):
+                begin(plan, root, amend=False, checked=("every contract of `ratrain verify`, for every idea",))
+        except ManifestError:
+            if new:
+                book.remove(entry)
+            raise
     launch = Launch(root, fresh=fresh, accept_code_change=accept_code_change)
     return _carry_out(plan, launch, device, jobs, memory, board=board)
 

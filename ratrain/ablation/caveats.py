@@ -15,16 +15,24 @@ _WEAK = 0.5  # correlation of paired seeds below which pairing does not even hal
 
 
 def caveats(
-    study: Study, rows: Sequence[Row], *, least: float, unit: str, tuned: Tuned | None, correlation: Mapping[str, float]
+    study: Study,
+    rows: Sequence[Row],
+    *,
+    least: float,
+    unit: str,
+    tuned: Tuned | None,
+    correlation: Mapping[str, float],
+    words: Mapping[str, str],
 ) -> Iterator[str]:
     """Yields the caveats; `least` is the smallest effect that the planned seeds find, `unit` the sampling unit of the
-    evaluation, `correlation` that of paired seeds by arm."""
+    evaluation, `correlation` that of paired seeds by arm, `words` the verdicts by arm."""
     if study.method != METHOD:
         yield (
             f"method: the plan was recorded when the variances of effects were {study.method!r}; verdicts here rest on "
             f"{METHOD!r} ones, and may differ from an earlier report's"
         )
     yield from _later(study)
+    yield from _changed_words(study, words)
     yield from _ends(rows)
     if len({len(row.losses) for row in rows if row.arm.role in ("base", "arm", "control") and row.losses}) > 1:
         yield "unequal seeds: a mean loss is over an arm's own seeds; compare arms by their effects, which are paired"
@@ -52,6 +60,15 @@ def caveats(
         yield f"edge of grid: {arm} is best at {key} = {value}, the end of its grid"
 
 
+def _changed_words(study: Study, words: Mapping[str, str]) -> Iterator[str]:
+    """Yields the verdicts that a look put on record and that runs and rules of today do not give."""
+    for look in study.looks:
+        for arm, word in look.words.items():
+            if words.get(arm) != word:
+                now = f"{words.get(arm)} by the runs and the code of today"
+                yield f"changed: {arm} was {word} when the study looked after {look.seeds} seeds, and is {now}"
+
+
 def _later(study: Study) -> Iterator[str]:
     names = [arm.name for arm in study.now.arms if study.is_later(arm.name)]
     seeds = [str(init) for init, data in study.now.seeds if (init, data) not in study.plan.seeds]
@@ -65,7 +82,7 @@ def _ends(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         for word in ("diverged", "failed"):
             if count := sum(run.status == word for run in row.runs):
-                yield f"{word}: {row.arm.name}, {count} of {len(row.runs)} runs"
+                yield f"{word}: {row.arm.name}, {count} of {row.planned} runs"
 
 
 def _pruned(row: Row) -> Iterator[str]:
@@ -90,7 +107,7 @@ def _unpaired(base: Row, row: Row) -> Iterator[str]:
         for what in _unlike(other, run, row.arm.twin) if other else ():
             found[what] = found.get(what, 0) + 1
     for what, count in found.items():
-        yield f"unpaired: {row.arm.name} has another {what} than {base.arm.name} in {count} of {len(row.runs)} seeds"
+        yield f"unpaired: {row.arm.name} has another {what} than {base.arm.name} in {count} of {row.planned} seeds"
 
 
 def _weakly_paired(base: Row, row: Row, r: float) -> Iterator[str]:

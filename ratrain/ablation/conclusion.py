@@ -14,6 +14,7 @@ from ratrain.ablation.record import PlannedArm, Study
 from ratrain.ablation.results import Documents, Row, documents_of, rows_of
 from ratrain.ablation.tuning import Tuned, tuning
 from ratrain.statistics.forecast import Standing, seeds_needed
+from ratrain.statistics.interim_looks import levels
 from ratrain.statistics.noise import Component, Pairing, components, pairing
 from ratrain.statistics.paired import Table, effects
 from ratrain.statistics.power import more_seeds
@@ -89,7 +90,7 @@ def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | No
         _judge(study.now.seeds, rows, study, documents) if amended else None,
         tuned,
         _worth(study, rows, judgement),
-        _controls(rows, study.plan.verdict["alpha"], documents),
+        _controls(study, rows, documents),
         _noise(study, rows),
         _pairing(rows),
         correlation,
@@ -102,7 +103,17 @@ def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | No
             for verdict in judgement.verdicts
             if judgement.looks and not verdict.stops
         },
-        tuple(caveats(study, rows, least=least, unit=documents.unit, tuned=tuned, correlation=correlation)),
+        tuple(
+            caveats(
+                study,
+                rows,
+                least=least,
+                unit=documents.unit,
+                tuned=tuned,
+                correlation=correlation,
+                words={v.arm: v.word for v in judgement.verdicts},
+            )
+        ),
     )
 
 
@@ -126,7 +137,7 @@ def standing_of(verdict: Verdict) -> Standing | None:
     """Returns what is known of an arm for a forecast; None before it has two seeds."""
     if not (verdict.df > 0 and verdict.sd > 0):
         return None
-    return Standing(verdict.effect, verdict.sd, verdict.df, verdict.seeds, verdict.evaluation_se)
+    return Standing(verdict.effect, verdict.sd, verdict.df, verdict.seeds, verdict.evaluation_se, verdict.barred)
 
 
 def needed(verdict: Verdict, study: Study) -> int | None:
@@ -255,8 +266,9 @@ def _against_time(reading: Reading, same: Sequence[float | None]) -> Word:
     return "better" if low > 0 else "worse" if high < 0 else "inconclusive"
 
 
-def _controls(rows: Sequence[Row], alpha: float, documents: Documents) -> dict[str, Contrast]:
-    """Compares every costly arm with its widened baseline, at a Bonferroni share of alpha each."""
+def _controls(study: Study, rows: Sequence[Row], documents: Documents) -> dict[str, Contrast]:
+    """Compares every costly arm with its widened baseline, at a Bonferroni share of alpha each; with seeds as needed at
+    that of the last look, since the looks decide when the runs stop."""
     losses = {row.arm.name: [run.result for run in row.runs] for row in _judged(rows, base=True)}
     asked = [row.arm for row in _judged(rows) if row.arm.control in losses]
     found = {}
@@ -264,9 +276,19 @@ def _controls(rows: Sequence[Row], alpha: float, documents: Documents) -> dict[s
         table = Table.of(losses, arm.control, documents.parts, documents.sizes)
         effect = next(e for e in effects(table) if e.arm == arm.name)
         if effect.pairs >= 3 and effect.seeds:
-            half = effect.seeds.half_width(alpha / len(asked))
+            half = effect.seeds.half_width(_level(study, len(asked)))
             found[arm.name] = Contrast(arm.control, effect.value, (effect.value - half, effect.value + half))
     return found
+
+
+def _level(study: Study, comparisons: int) -> float:
+    """Returns the level of one of so many comparisons at the last look."""
+    rule = study.plan.verdict
+    looks = [look for look in study.looks if look.share]
+    if not looks:
+        return rule["alpha"] / comparisons
+    seeds, shares = tuple(look.seeds for look in looks), tuple(look.share for look in looks)
+    return levels(seeds, rule["alpha"] / comparisons, rule["spending"], shares)[-1]
 
 
 def _noise(study: Study, rows: Sequence[Row]) -> dict[str, Component]:

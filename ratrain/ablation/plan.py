@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ratrain.ablation.arms import Arm, ArmBuilder, Costs, Role, Seeds, Task, name_of
+from ratrain.ablation.budget import StudyBudget
 from ratrain.ablation.manifest import AblationManifest, read_ablation
 from ratrain.ablation.manifest import Seeds as SeedSection
 from ratrain.config.find import find_manifest
@@ -24,7 +25,8 @@ _SHARED = ("model.block_size", "model.vocab_size", "data", "eval.windows", "eval
 class Plan:
     """The plan of a study: `arms` begins with the baseline, `asked` holds the names of the arms to run now.
 
-    A trial is part of a search: `search` is the study that it began with, `before` the ideas that were tried earlier.
+    A trial is part of a search: `search` is the study that it began with, `before` the ideas that were tried earlier;
+    `command` repeats it.
     """
 
     study: AblationManifest
@@ -36,6 +38,7 @@ class Plan:
     build: ArmBuilder
     search: str = ""
     before: int = 0
+    command: str = ""
 
     @property
     def base(self) -> Arm:
@@ -102,9 +105,12 @@ def _with_seeds(
     """Returns the study with the seeds and the budget of the command line. Raises UsageError."""
     if seeds is not None and not isinstance(seeds, SeedSection):
         seeds = SeedSection(init=tuple(init for init, _ in seeds), data=tuple(data for _, data in seeds))
-    changed = study.model_copy(
-        update={"seed": seeds or study.seed, "budget": budget or (study.budget if not seeds else None)}
-    )
+    kept = study.budget if not seeds or seeds.as_needed else None
+    changed = study.model_copy(update={"seed": seeds or study.seed, "budget": budget or kept})
+    try:
+        StudyBudget.of(changed.budget or "1h")
+    except ValueError as error:
+        raise UsageError(f"--budget: {error}") from None
     if study.tune and {*changed.seed.pairs} & {*study.tune.seed.pairs}:
         raise UsageError(f"--seeds: {layer.label} tunes on some of these; a verdict needs others")
     if changed.seed.as_needed and study.tune:
@@ -126,6 +132,10 @@ def plan_of(
 ) -> Plan:
     """Plans a study; `layer` is its file, or the layer that stands for one. Arguments and errors as in `make_plan`."""
     pairs = tuple(study.seed.pairs)
+    if only and study.seed.as_needed:
+        raise UsageError(
+            "--only: with seeds as needed all arms share one budget; expected --seeds with a list beside it"
+        )
     build = ArmBuilder(study, layer, scale, tuple(overrides), pairs, tuple(patches))
     faults, arms = [], []
     for draft in build.drafts():
@@ -136,7 +146,12 @@ def plan_of(
     if faults:
         raise ManifestError(faults)
     arms = build.matched(_without_repeats(arms), costs)
-    faults = [*_twins(arms, layer), *_unlike(arms, layer), *_too_few_evaluations(arms, study, layer)]
+    faults = [
+        *_uncounted(arms[0], study, layer),
+        *_twins(arms, layer),
+        *_unlike(arms, layer),
+        *_too_few_evaluations(arms, study, layer),
+    ]
     if faults:
         raise ManifestError(faults)
     arms = [*build.controlled(arms), *build.ruler(arms[0]), *build.tunings(arms)]
@@ -149,6 +164,13 @@ def _without_repeats(arms: Sequence[Arm]) -> list[Arm]:
     for arm in arms:
         seen.setdefault((arm.name, arm.recipe), arm)
     return list(seen.values())
+
+
+def _uncounted(base: Arm, study: AblationManifest, layer: Layer) -> Iterator[Fault]:
+    """Yields a fault if the study's budget is in tokens and that of a run is not."""
+    if study.budget and StudyBudget.of(study.budget).resource == "tokens" and base.tokens is None:
+        message = f"is {study.budget}, but a run's budget is in seconds; expected time, such as 30m"
+        yield Fault(layer.where("budget"), "budget", message)
 
 
 def _twins(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:

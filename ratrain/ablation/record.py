@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ratrain.ablation.arms import Arm, Role
+from ratrain.ablation.manifest import Tune
 from ratrain.ablation.plan import Plan
 from ratrain.atomic import write_file
 from ratrain.errors import DataError, Fault, ManifestError, MissingError
@@ -68,6 +69,7 @@ class Planned:
     budget: str = ""  # seeds as needed; empty: up to the last seed. Not part of the hash, since it may be extended
     search: str = ""  # of a trial: the study that its search began with
     before: int = 0  # of a trial: the number of ideas that the search tried earlier
+    command: str = ""  # of a trial
 
     @property
     def base(self) -> PlannedArm:
@@ -102,8 +104,8 @@ class Look:
 
     `seeds` is the number of complete blocks, `arms` are those that ran in the last one. `share` is that of alpha's
     spending time, `spent` the amount of the budget's resource. `reach` is the number of seeds that the open arms can
-    have within the budget. `dropped` holds arms that are given up at this look, `over` the reason if the study ends
-    with it.
+    have within the budget. `words` are the verdicts that were given, `dropped` holds arms that were given up, `over`
+    is the reason if the study ends with this look.
     """
 
     seeds: int
@@ -111,6 +113,7 @@ class Look:
     share: float
     spent: float
     reach: int
+    words: dict[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     over: str = ""
 
@@ -166,14 +169,19 @@ def planned(plan: Plan) -> Planned:
     study = plan.study
     made = Planned(
         study.id, study.title, plan.file, plan.base.manifest.scale, study.match, study.metric.model_dump(),
-        study.rule.model_dump(exclude={"noise"}), study.tune.model_dump(mode="json") if study.tune else None,
+        study.rule.model_dump(exclude={"noise"}), _tune(study.tune) if study.tune else None,
         plan.seeds, tuple(planned_arm(arm) for arm in plan.arms),
         first_look=study.seed.min if study.seed.as_needed else 0, budget=study.budget or "", search=plan.search,
-        before=plan.before,
+        before=plan.before, command=plan.command,
     )  # fmt: skip
     facts = [[(a.name, a.role, a.recipe, a.seeds) for a in made.arms], made.verdict, made.metric, made.match, made.tune]
     facts += [made.first_look] if made.first_look else []
     return replace(made, hash=hashlib.sha256(json.dumps(facts).encode()).hexdigest())
+
+
+def _tune(tune: Tune) -> dict[str, Any]:
+    """Returns the tuning as it was recorded before seeds as needed."""
+    return tune.model_dump(mode="json", exclude={"seed": {"min", "max"}})
 
 
 def planned_arm(arm: Arm) -> PlannedArm:
@@ -314,7 +322,13 @@ def read_study(folder: Path) -> Study:
 
 
 def _planned(event: dict[str, Any]) -> Planned:
-    new = {"first_look": 0, "budget": "", "search": "", "before": 0}  # keys that earlier versions did not record
+    new = {
+        "first_look": 0,
+        "budget": "",
+        "search": "",
+        "before": 0,
+        "command": "",
+    }  # keys that earlier versions did not record
     facts = {name: event[name] if name not in new else event.get(name, new[name]) for name in _fields(Planned)}
     return Planned(**{**facts, "seeds": _pairs(facts["seeds"]), "arms": tuple(map(_arm, facts["arms"]))})
 
@@ -324,7 +338,7 @@ def _fields(kind: type) -> tuple[str, ...]:
 
 
 def _look(event: dict[str, Any]) -> Look:
-    facts = {name: event[name] for name in _fields(Look)}
+    facts = {"words": {}} | {name: event[name] for name in _fields(Look) if name != "words" or "words" in event}
     return Look(**{**facts, "arms": tuple(facts["arms"]), "dropped": tuple(facts["dropped"])})
 
 

@@ -62,11 +62,15 @@ class Row:
         return any(run.status != "not begun" for run in self.runs)
 
     @property
+    def planned(self) -> int:
+        """The number of runs that the study has asked for."""
+        return len(self.runs) if self.asked is None else self.asked
+
+    @property
     def status(self) -> str:
         """The count of finished runs, and the counts of other statuses ("3/5, 1 diverged")."""
         others = Counter(run.status for run in self.runs if run.status not in ("done", "not begun"))
-        asked = len(self.runs) if self.asked is None else self.asked
-        return ", ".join([f"{len(self.losses)}/{asked}", *(f"{n} {word}" for word, n in others.items())])
+        return ", ".join([f"{len(self.losses)}/{self.planned}", *(f"{n} {word}" for word, n in others.items())])
 
 
 def rows_of(study: Study, block: Block | None = None) -> list[Row]:

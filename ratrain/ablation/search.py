@@ -3,7 +3,8 @@
 A search tries one idea after another against the same baseline, and each trial has a chance of a false claim. The ideas
 k to k + n - 1 of a search share alpha (1/k - 1/(k + n)). The shares of all ideas, however many follow, add up to alpha
 (alpha spending; Foster & Stine 2008, JRSS B 70(2); Tian & Ramdas 2021, Statistical Methods in Medical Research 30(4)).
-An only idea has half of it, the hundredth a ten-thousandth.
+An only idea has half of it, the hundredth a ten-thousandth. A study that is no trial may begin a search: it has spent
+an alpha of its own, and its n arms count as the first n ideas.
 
 `ledger-<recipe>.jsonl` in the folder of studies has a line per trial, the recipe being the baseline's.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from ratrain.ablation.record import read_study
 from ratrain.atomic import write_file
-from ratrain.errors import CannotCreateError, DataError, MissingError
+from ratrain.errors import CannotCreateError, DataError, MissingError, UsageError
 from ratrain.lock import lock
 
 
@@ -48,32 +49,61 @@ class Ledger:
 
     def next(self, study: str, ideas: int, *, after: str | None) -> Entry:
         """Returns the entry of a trial: that on record if there is one, else the next of the search of study `after`,
-        or the first of a search of its own. Raises MissingError if `after` is no study against this baseline."""
-        if known := next((entry for entry in self.entries if entry.study == study), None):
-            return known
-        if after is None:
-            return Entry(study, study, 0, ideas)
-        earlier = next((entry for entry in self.entries if entry.study == after), None)
-        search = earlier.search if earlier else after
-        begun = 0 if any(entry.study == search for entry in self.entries) else self._ideas_of(search)
-        return Entry(study, search, begun + sum(e.ideas for e in self.entries if e.search == search), ideas)
+        or the first of a search of its own.
 
-    def _ideas_of(self, study: str) -> int:
-        """Returns the number of arms of a study that is not in the ledger."""
-        folder = self.file.parent / study
+        Raises UsageError if the trial is on record in another search, and MissingError if `after` is no study against
+        this baseline.
+        """
+        known = next((entry for entry in self.entries if entry.study == study), None) or self._recorded(study)
+        if known is None and after is None:
+            return Entry(study, study, 0, ideas)
+        search, begun = self._search_of(after) if after else ("", 0)
+        if known:
+            if after and search != known.search:
+                message = f"{study} is on record as idea {known.before + 1} of the search of {known.search}"
+                raise UsageError(f"--after {after}: {message}")
+            return known
+        return Entry(
+            study, search, max([begun, *(e.before + e.ideas for e in self.entries if e.search == search)]), ideas
+        )
+
+    def _recorded(self, study: str) -> Entry | None:
+        """Returns the entry of a trial by the plan in its folder; None without one."""
         try:
-            plan = read_study(folder).now
+            plan = read_study(self.file.parent / study).plan
+        except (MissingError, DataError):
+            return None
+        return Entry(study, plan.search, plan.before, len(plan.of_role("arm"))) if plan.search else None
+
+    def _search_of(self, study: str) -> tuple[str, int]:
+        """Returns the search of a study, and the number of ideas up to it; the arms of a study that is no trial count
+        as ideas. Raises MissingError."""
+        if known := next((entry for entry in self.entries if entry.study == study), None) or self._recorded(study):
+            return known.search, known.before + known.ideas
+        try:
+            plan = read_study(self.file.parent / study).now
         except (MissingError, DataError) as error:
             raise MissingError(f"--after {study}: {error}") from error
         if not self.file.name.startswith(f"ledger-{plan.base.recipe[:8]}"):
             raise MissingError(f"--after {study}: its baseline, {plan.base.name}, is another one than this trial's")
-        return len([arm for arm in plan.of_role("arm") if arm.twin == "none"])
+        return study, len([arm for arm in plan.of_role("arm") if arm.twin == "none"])
 
     def add(self, entry: Entry) -> None:
         """Writes the entry, unless it is there."""
         if entry not in self.entries:
             self.entries.append(entry)
-            write_file(self.file, [json.dumps(asdict(each)).encode() + b"\n" for each in self.entries])
+            self._write()
+
+    def remove(self, entry: Entry) -> None:
+        """Takes an entry out whose plan was refused: it has claimed nothing."""
+        self.entries.remove(entry)
+        if self.entries:
+            self._write()
+        else:
+            self.file.unlink()
+
+    def _write(self) -> None:
+        write_file(self.file, [json.dumps(asdict(each)).encode() + b"\n" for each in self.entries])
 
 
 @contextmanager

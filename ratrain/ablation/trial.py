@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ratrain.ablation.budget import StudyBudget
 from ratrain.ablation.conclusion import Conclusion, strict_json
 from ratrain.ablation.manifest import AblationManifest, Seeds, Verdicts
 from ratrain.ablation.plan import Plan, plan_of
@@ -16,7 +19,8 @@ from ratrain.ablation.running.seeds_as_needed import DECIDED
 from ratrain.ablation.search import Entry
 from ratrain.config.find import find_manifest
 from ratrain.config.parse import Layer
-from ratrain.errors import Fault, ManifestError
+from ratrain.errors import Fault, ManifestError, UsageError
+from ratrain.registry import plugin_files
 from ratrain.statistics.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -35,27 +39,49 @@ def trial_plan(
     *,
     base: str = "v0",
     scale: str = "study",
-    budget: str = BUDGET,
+    budget: str | None = None,
     delta: float = DELTA,
     overrides: Sequence[str] = (),
     patches: Sequence[Path] = (),
 ) -> Plan:
     """Plans the study of the ideas, manifests by path, file name or id, against the manifest `base`.
 
-    Its name holds a digest of all recipes, so that a changed idea is another trial. Raises ManifestError,
-    and MissingError for an unknown name.
+    Its name holds a digest of all recipes and of the code of plug-ins, so that a changed idea is another trial. Raises
+    ManifestError, UsageError, and MissingError for an unknown name.
     """
+    if not ideas or not 0 < delta < math.inf:
+        raise UsageError(f"expected an idea or more, and delta above 0; got {len(ideas)} ideas and delta {delta}")
+    try:
+        StudyBudget.of(budget or BUDGET)
+    except ValueError as error:
+        raise UsageError(f"--budget: {error}") from None
     study = AblationManifest(
-        id="try", base=base, scale=scale, seed=SEEDS, budget=budget, arms=tuple(dict.fromkeys(ideas)), ruler=RULER,
-        verdict=Verdicts(delta=delta, alpha=ALPHA),
+        id="try", base=base, scale=scale, seed=SEEDS, budget=budget or BUDGET, arms=tuple(dict.fromkeys(ideas)),
+        ruler=RULER, verdict=Verdicts(delta=delta, alpha=ALPHA),
     )  # fmt: skip
     if same := [idea for idea in ideas if find_manifest(idea) == find_manifest(base)]:
         raise ManifestError([Fault(same[0], "", f"is the baseline itself; expected another manifest than {base}")])
     plan = plan_of(study, Layer(" ".join(ideas), {}), overrides=overrides, patches=patches)
     tried = plan.of_role("arm")
-    recipes = hashlib.sha256("".join(arm.recipe for arm in (plan.base, *tried)).encode()).hexdigest()
-    name = f"try-{'-'.join(arm.name for arm in tried)[:40]}-{recipes[:6]}".lower()
-    return replace(plan, study=study.model_copy(update={"id": name}))
+    files = sorted({file for arm in tried for file in plugin_files(arm.manifest.patch.values())})
+    facts = [arm.recipe.encode() for arm in (plan.base, *tried)] + [file.read_bytes() for file in files]
+    name = f"try-{'-'.join(arm.name for arm in tried)[:40]}-{hashlib.sha256(b''.join(facts)).hexdigest()[:6]}".lower()
+    return replace(
+        plan,
+        study=study.model_copy(update={"id": name}),
+        command=_command(ideas, base, scale, delta, overrides, patches),
+    )
+
+
+def _command(
+    ideas: Sequence[str], base: str, scale: str, delta: float, overrides: Sequence[str], patches: Sequence[Path]
+) -> str:
+    """Returns the command that repeats a trial; its budget is on record."""
+    words = ["ratrain", "try", *ideas]
+    words += ["--base", base] * (base != "v0") + ["--scale", scale] * (scale != "study")
+    words += ["--delta", f"{delta:g}"] * (delta != DELTA)
+    words += [word for key in overrides for word in ("--set", key)]
+    return shlex.join([*words, *(word for folder in patches for word in ("--patches", str(folder)))])
 
 
 def in_search(plan: Plan, entry: Entry) -> Plan:
@@ -123,7 +149,9 @@ def sentences(study: Study, found: Conclusion) -> Iterator[str]:
         if words := "; ".join(f"{name}: {value}" for name, value in told.items() if value):
             yield f"  {words}"
     if study.looks and study.looks[-1].over not in ("", DECIDED):
-        yield f"ended after {study.looks[-1].seeds} seeds: {study.looks[-1].over}; a larger --budget goes on"
+        last = study.looks[-1]
+        more = "; a larger --budget goes on" if last.seeds < len(study.plan.seeds) else ""
+        yield f"ended after {last.seeds} seeds: {last.over}{more}"
     if study.plan.before:
         yield (
             f"alpha {study.plan.verdict['alpha']:.2g}: the search of {study.plan.search} has tried {study.plan.before} "

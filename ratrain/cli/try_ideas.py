@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ratrain.cli.ablate import budget, gibibytes
 from ratrain.cli.arguments import Command, count, positive
-from ratrain.errors import Exit, ManifestError
+from ratrain.errors import Exit, ManifestError, RatrainError
 
 if TYPE_CHECKING:
     from ratrain.contracts.verify import Verdict
@@ -24,7 +24,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", default="v0", metavar="B", help="manifest to compare with (v0)")
     parser.add_argument("--scale", default="study", metavar="S", help="overlay of sizes (study)")
     parser.add_argument(
-        "--budget", type=budget, default="15m", metavar="B", help="what the runs may spend: 15m (default), 2 gpu-h, ..."
+        "--budget",
+        type=budget,
+        metavar="B",
+        help="what the runs may spend: 15m (default), 2 gpu-h, ...; may be extended",
     )
     parser.add_argument(
         "--delta", type=positive, default=0.01, metavar="NATS", help="difference that does not matter (0.01 nats)"
@@ -63,14 +66,17 @@ def _try(args: argparse.Namespace) -> int:
             board=partial(LineBoard, out=sys.stderr) if plain else board,
             on_contract=partial(_told, out=sys.stderr if plain else sys.stdout),
         )  # fmt: skip
-    except ManifestError as error:
+    except RatrainError as error:
         if plain:
-            refused: dict[str, Any] = {"verdict": "refused", "faults": [str(fault) for fault in error.faults]}
-            print(json.dumps(refused, indent=1))
+            refused = isinstance(error, ManifestError)
+            faults = [str(fault) for fault in error.faults] if isinstance(error, ManifestError) else [str(error)]
+            print(json.dumps({"verdict": "refused" if refused else "error", "faults": faults}, indent=1))
         raise
     if plain:
         print(json.dumps(outcome(found.study, found.conclusion, found.page), indent=1))
-    elif found.conclusion:
+    elif not found.conclusion:
+        print("no verdict: it takes two seeds that are done, of the baseline and of the idea")
+    else:
         print(
             "\n".join(
                 ["", *sentences(found.study, found.conclusion), *map("warning: {}".format, found.conclusion.warnings)]

@@ -56,6 +56,7 @@ class Verdict:
     seeds: int  # number of blocks read
     diverged: int
     why: str
+    barred: tuple[Word, ...] = ()  # words that diverged runs rule out, whatever other seeds say
 
     @property
     def stops(self) -> bool:
@@ -221,6 +222,7 @@ class _Rule:
         verdict = Verdict(
             arm.arm, "inconclusive", arm.value, around(level), around(self.alpha), around(2 * level), p,
             self.arms * level, sd, se, evaluation, df, self._detectable(arm), seeds, lost, "",
+            _barred(lost, int(self.lost[0])),
         )  # fmt: skip
         word, why = self._word(verdict, arm, int(self.lost[0]))
         unknown = "" if arm.noise else "holds for these documents, their noise is not known"
@@ -252,6 +254,13 @@ class _Rule:
                 return "inconclusive", f"the baseline: {_lost(base_lost)}, which bars 'worse'; {odds}"
             return "worse", "; ".join(filter(None, (odds, _lost(v.diverged))))
         return "inconclusive", "; ".join(filter(None, (odds, _lost(v.diverged))))
+
+
+def _barred(arm_lost: int, base_lost: int) -> tuple[Word, ...]:
+    words: tuple[tuple[Word, bool], ...] = (
+        ("better", arm_lost > 0), ("worse", base_lost > 0), ("equivalent", arm_lost + base_lost > 0),
+    )  # fmt: skip
+    return tuple(word for word, barred in words if barred)
 
 
 def _lost(diverged: int) -> str:

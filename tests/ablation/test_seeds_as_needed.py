@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,20 +59,18 @@ class Simulated:
         for arm in self.study.plan.of_role("base", "arm"):
             asked = self.study.seeds_of(arm.name, block)
             runs = tuple(
-                Reached(seed, seed, "", "done", float(loss), None)
-                if seed <= asked
-                else Reached(seed, seed, "", "not begun", None, None)
+                _reached(seed, float(loss)) if seed <= asked else Reached(seed, seed, "", "not begun", None, None)
                 for seed, loss in enumerate(self.losses[arm.name], 1)
             )
             both = zip(self.losses["v0"][:asked], self.losses[arm.name][:asked], strict=True)
-            found.append(Row(arm, runs, tuple(float(own - base) for base, own in both)))
+            differences = (float(own - base) for base, own in both)
+            found.append(Row(arm, runs, tuple(d for d in differences if math.isfinite(d))))
         return found
 
     def run(self, lanes=1):
-        while block := next_block(self.study, self.rows(), lanes):
+        while block := next_block(self.study, self.rows(), lanes, self.purse):
             arms = [self.study.plan.base, *(arm for arm in self.study.plan.arms if arm.name in block.arms)]
-            new = [arm for arm in arms for _ in range(block.seeds - self.seeds(arm.name))]
-            self.purse.pay(new)
+            self.purse.pay({arm.folders[at]: arm for arm in arms for at in range(self.seeds(arm.name), block.seeds)})
             found = look(self.study, self.rows(block), block, self.purse)
             self.study = replace(self.study, looks=(*self.study.looks, found))
         return self
@@ -87,6 +86,11 @@ class Simulated:
     @property
     def words(self):
         return {verdict.arm: verdict.word for verdict in judged(self.study, self.rows()).verdicts}
+
+
+def _reached(seed, loss):
+    diverged = math.isnan(loss)
+    return Reached(seed, seed, "", "diverged" if diverged else "done", None if diverged else loss, None)
 
 
 def _at_one_token(plan):
@@ -128,11 +132,11 @@ def test_a_budget_ends_the_study_and_an_extension_goes_on(begun):
 def test_blocks_leave_few_devices_idle(begun, runs, lanes, seeds):
     arms = [f"v{n}" for n in range(1, 20)] + ["output_gate", "aa_ulp"]
     simulated = Simulated(begun(arms=arms[: runs - 1], delta=0.2 * SD), {}, np.random.default_rng(0))
-    first = next_block(simulated.study, simulated.rows(), lanes)
-    simulated.purse.pay([])
+    first = next_block(simulated.study, simulated.rows(), lanes, simulated.purse)
+    simulated.purse.pay({})
     found = look(simulated.study, simulated.rows(first), first, simulated.purse)
     simulated.study = replace(simulated.study, looks=(replace(found, dropped=()),))
-    assert next_block(simulated.study, simulated.rows(), lanes).seeds == 3 + seeds
+    assert next_block(simulated.study, simulated.rows(), lanes, simulated.purse).seeds == 3 + seeds
 
 
 @pytest.mark.slow
@@ -205,13 +209,64 @@ def test_a_budget_without_seeds_as_needed_is_refused(ratrain, study):
     assert "--seeds 3..40 takes as many as needed" in err
 
 
-def test_a_budget_cannot_shrink_nor_change_its_resource(ablate, ratrain, study, tmp_path):
+def test_a_larger_budget_extends_and_a_smaller_one_changes_nothing(ablate, ratrain, study, tmp_path):
     text = SHORT.format(most=6, arms=["v9"], delta=50.0)
-    ablate(study(text), "--budget", "3 Mtokens")
-    for budget in ("2 Mtokens", "3h"):
-        code, _, err = ratrain("--ablate", study(text), "--budget", budget, "--out", tmp_path / "runs")
+    ablate(study(text), "--budget", "60 s")
+    for budget in ("1m", "30s", "2m"):
+        ablate(study(text), "--budget", budget)
+    lines = (tmp_path / "runs" / "studies" / "needed-tiny" / "events.jsonl").read_text().splitlines()
+    assert [event["budget"] for event in map(json.loads, lines) if event["event"] == "Extended"] == ["2m"]
+    for words in (("--budget", "3 Mtokens"), ()):
+        code, _, err = ratrain("--ablate", study(text), *words, "--out", tmp_path / "runs")
         assert code == 2
-        assert "has 3 Mtokens on record; it can only be extended" in err
-    code, _, err = ratrain("--ablate", study(text), "--out", tmp_path / "runs")
+        assert "was begun with 2m" in err
+
+
+def test_what_seeds_as_needed_cannot_do_is_refused(ratrain, study):
+    text = SHORT.format(most=6, arms=["v9"], delta=50.0)
+    code, _, err = ratrain("--ablate", study(text), "--only", "v9")
     assert code == 2
-    assert "was begun with 3 Mtokens" in err
+    assert "--only: with seeds as needed" in err
+    seconds = text.replace("{ steps = 6 }", "{ seconds = 5 }")
+    code, _, err = ratrain("--ablate", study(seconds), "--budget", "3 Mtokens", "--dry-run")
+    assert code == 78
+    assert "a run's budget is in seconds; expected time, such as 30m" in err
+
+
+def test_an_arm_whose_runs_all_diverged_is_given_up_at_the_first_look(begun):
+    simulated = Simulated(begun(), {"v9": math.nan, "v1": -1.2 * SD}, np.random.default_rng(0))
+    done = simulated.run()
+    assert "v9" in done.study.looks[0].dropped
+    assert done.words == {"v1": "better", "v9": "inconclusive"}
+
+
+def test_what_a_diverged_run_bars_is_no_hope(begun):
+    simulated = Simulated(begun(), {"v9": -20 * SD}, np.random.default_rng(0))
+    simulated.losses["v9"][1] = math.nan
+    done = simulated.run()
+    assert "v9" in done.study.dropped
+    assert conclude(done.study, done.rows()).needs["v9"] is None
+
+
+def test_a_block_is_no_larger_than_what_is_left(begun):
+    study = begun(arms=["v9"], most=40, delta=0.2 * SD, budget="1 tokens")
+    done = Simulated(study, {"v9": -1.3 * SD}, np.random.default_rng(6), budget=12).run(lanes=8)
+    assert done.study.looks[-1].spent <= 12
+
+
+def test_looks_put_their_verdicts_on_record_and_a_change_is_told(begun):
+    done = Simulated(begun(), {"v9": -20 * SD, "v1": -1.2 * SD}, np.random.default_rng(0)).run()
+    assert done.study.looks[0].words == {"v9": "better"}
+    assert not any(text.startswith("changed") for text in conclude(done.study, done.rows()).warnings)
+    done.losses["v9"] += 20 * SD
+    (told,) = (text for text in conclude(done.study, done.rows()).warnings if text.startswith("changed"))
+    assert told.startswith("changed: v9 was better when the study looked after 3 seeds")
+
+
+def test_runs_that_ended_before_a_kill_are_paid_for():
+    purse = Purse(StudyBudget("time", 1000.0), 0.0, lanes=2)
+    arm = SimpleNamespace(tokens=10, train_flops_per_token=3, folders=("a",), name="a")
+    purse.ran(arm, 60.0, earlier=True)
+    purse.pay({"a": arm})
+    assert purse.spent == pytest.approx(30.0, abs=1.0)
+    assert purse.price([arm]) == pytest.approx(purse.spent)

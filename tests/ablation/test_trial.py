@@ -8,7 +8,7 @@ import pytest
 
 from ratrain.ablation.search import Entry, ledger
 from ratrain.ablation.trial import meets, trial_plan
-from ratrain.errors import DataError, MissingError
+from ratrain.errors import DataError, MissingError, UsageError
 from ratrain.statistics.verdict import judge
 
 QUICK = ("--scale", "tiny", "--set", "compile.scope=off", "--set", "train.budget={ steps = 6 }", "--device", "cpu")
@@ -163,8 +163,31 @@ def test_a_search_may_begin_with_a_study(ablate, study, tmp_path):
     other = trial_plan(["v1"], scale="tiny").base.recipe
     with ledger(studies, other) as book, pytest.raises(MissingError, match="its baseline, v0, is another one"):
         book.next("mine", 1, after="two-tiny")
-    with ledger(studies, recipe) as book, pytest.raises(MissingError, match="the study has not begun"):
-        book.next("mine", 1, after="tow-tiny")
+    (base,) = {arm["recipe"] for arm in _planned(studies)["arms"] if arm["role"] == "base"}
+    with ledger(studies, base) as book:
+        assert book.next("mine", 2, after="two-tiny") == Entry("mine", "two-tiny", 3, 2)  # v9 and two kept fractions
+        with pytest.raises(MissingError, match="the study has not begun"):
+            book.next("mine", 1, after="tow-tiny")
+    assert recipe != other
+
+
+def _planned(studies):
+    return json.loads((studies / "two-tiny" / "events.jsonl").read_text().splitlines()[0])
+
+
+def test_a_trial_keeps_its_place_without_the_ledger(attempt, idea, tmp_path):
+    first = attempt(idea("return y * self.gate()"), "--delta", "50")[1]
+    second = attempt("v1", "--delta", "50", "--after", first["search"])[1]
+    assert (second["ideas_before"], second["alpha"]) == (1, pytest.approx(0.05 / 6))
+    (file,) = (tmp_path / "runs" / "studies").glob("ledger-*.jsonl")
+    before = file.read_text()
+    file.unlink()
+    assert attempt("v1", "--delta", "50")[1] == second
+    assert file.read_text() == before.splitlines(keepends=True)[1]
+    with ledger(file.parent, file.stem.removeprefix("ledger-")) as book:
+        book.add(Entry("other", "other", 0, 1))
+        with pytest.raises(UsageError, match="is on record as idea 2 of the search of try-mine"):
+            book.next(second["report"].split("/")[-2], 1, after="other")
 
 
 def test_a_ledger_of_another_program_is_refused(tmp_path):
@@ -176,9 +199,17 @@ def test_a_ledger_of_another_program_is_refused(tmp_path):
 def test_a_changed_idea_is_another_trial_and_a_larger_budget_the_same(idea):
     first = trial_plan([str(idea("return y * self.gate()"))], scale="tiny")
     assert trial_plan([str(idea("return y * self.gate()"))], scale="tiny", budget="3h").name == first.name
+    recoded = idea("return y * self.gate() * 1")
+    assert trial_plan([str(recoded)], scale="tiny", patches=[recoded.parent / "patches"]).name != first.name
     changed = idea("return y * self.gate()")
     changed.write_text(changed.read_text() + "\n[optim]\nclip = 0.5\n")
     assert trial_plan([str(changed)], scale="tiny").name != first.name
+
+
+def test_values_that_make_no_sense_are_usage_errors():
+    for ideas, options in (([], {}), (["v9"], {"delta": -1.0}), (["v9"], {"budget": "soon"})):
+        with pytest.raises(UsageError):
+            trial_plan(ideas, scale="tiny", **options)
 
 
 def test_not_worse_is_better_or_surely_no_worse_than_delta():

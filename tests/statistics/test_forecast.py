@@ -23,6 +23,14 @@ def test_the_chance_is_that_of_simulated_continuations(effect, seeds, delta):
     assert chance_of_verdict(arm, seeds, LEVEL, delta) == pytest.approx(called.mean(), abs=0.005)
 
 
+def test_barred_verdicts_are_no_chance():
+    arm = Standing(-3.0, 1.0, 20.0, 4)
+    assert chance_of_verdict(arm, 20, LEVEL, None) > 0.99
+    barred = Standing(-3.0, 1.0, 20.0, 4, barred=("better",))
+    assert chance_of_verdict(barred, 20, LEVEL, None) < 1e-6
+    assert seeds_needed(barred, LEVEL, None) is None
+
+
 def test_without_more_seeds_there_is_no_chance():
     assert chance_of_verdict(Standing(0.5, 1.0, 3.0, 4), 4, LEVEL, None) == 0.0
 

@@ -209,3 +209,13 @@ def test_losses_beyond_the_plan_are_refused(losses):
         judge(losses, "base", planned=5, looks=(3, 4))
     with pytest.raises(ValueError, match="delta above 0"):
         judge(losses, "base", planned=5, delta=0.0)
+
+
+def test_a_look_that_spends_nothing_gives_no_verdict(losses):
+    options = {"planned": 9, "spending": "linear", "looks": (3, 4, 5)}
+    some = judge(losses, "base", shares=(0.5, 0.5, 0.9), running=[[f"a{n}" for n in range(12)]] * 3, **options)
+    first = judge(losses, "base", shares=(0.5, 0.5, 0.5), running=[[f"a{n}" for n in range(12)]] * 3, **options)
+    assert {v.arm for v in first.verdicts if v.stops} == {"a10", "a11"}
+    assert {v.seeds for v in first.verdicts if v.stops} == {3}
+    assert all(v.interval == (-math.inf, math.inf) for v in first.verdicts if not v.stops)
+    assert some.looks == (3, 4, 5)

@@ -16,7 +16,6 @@ from ratrain.ablation.conclusion import conclude, judged
 from ratrain.ablation.plan import Plan
 from ratrain.ablation.preflight import preflight
 from ratrain.ablation.record import (
-    Block,
     Look,
     Study,
     planned,
@@ -79,17 +78,18 @@ def begin(plan: Plan, out: Path, *, amend: bool, checked: Sequence[str] = ()) ->
 
 
 def _extended(study: Study, plan: Plan) -> Study:
-    """Records the plan's budget if it is another one than the study's last. Raises UsageError for another resource and
-    for less than is on record."""
+    """Records the plan's budget if it is larger than the study's last; a smaller one changes nothing. Raises UsageError
+    for a budget of another resource, and for one where there was none or the reverse."""
     new, old = plan.study.budget or "", study.budgets[-1][0] if study.budgets else ""
-    if not study.plan.first_look or new == old:
+    if not study.plan.first_look:
         return study
     before, after = (StudyBudget.of(text) if text else None for text in (old, new))
-    if before and after and (after.resource != before.resource or after.amount < before.amount):
-        raise UsageError(f"budget {new}: {study.folder.name} has {old} on record; it can only be extended")
-    if before is None or after is None:
+    if before == after or (before and after and before.resource == after.resource and after.amount < before.amount):
+        return study
+    if before is None or after is None or before.resource != after.resource:
         begun = f"{study.folder.name} was begun with {old or 'none'}"
-        raise UsageError(f"budget {new or 'none'}: {begun}; another id begins another study")
+        advice = "--fresh moves it aside, a larger budget of the same kind extends it"
+        raise UsageError(f"budget {new or 'none'}: {begun}; {advice}")
     return record_budget(study, new)
 
 
@@ -177,31 +177,39 @@ class Execution:
                 running = always | ({self.plan.base.name} | still if still else set())
 
     def _test_as_needed(self) -> None:
-        """Runs block by block until the study is over. A block with a run that failed gets no look: the same command
-        tries it again."""
+        """Runs block by block until the study is over. A block with a run that failed or was stopped gets no look: the
+        same command tries it again."""
         begun = self.study.budgets[-1][0]
         budget = StudyBudget.of(begun) if begun else None
-        purse = self._purse = Purse(budget, self.study.looks[-1].spent if self.study.looks else 0.0)
+        spent = self.study.looks[-1].spent if self.study.looks else 0.0
+        purse = self._purse = Purse(budget, spent, len(self.devices))
         arms = {arm.name: arm for arm in self.plan.arms}
-        while block := next_block(self.study, rows_of(self.study), len(self.devices)):
+        self._charge(purse)
+        while block := next_block(self.study, rows_of(self.study), len(self.devices), purse):
             chosen = [self.plan.base, *(arms[name] for name in block.arms), *self.plan.of_role("ruler")]
-            runs = list(self._runs_of(chosen, block))
-            self._pool("", [arm.task(*pair, self.plan.patches, thin=self._thin) for arm, pair in runs])
-            if self.asked or self.failed:
+            runs = [(arm, at) for at in range(block.seeds) for arm in chosen if at < len(arm.seeds)]
+            self._pool("", [arm.task(*arm.seeds[at], self.plan.patches, thin=self._thin) for arm, at in runs])
+            rows = rows_of(self.study, block)
+            whole = all(run.ended for row in rows for run in row.runs[: self.study.seeds_of(row.arm.name, block)])
+            if self.asked or self.failed or not whole:
                 return
-            paid = {arm.name: arm for arm in self.study.now.arms}
-            purse.pay([paid[arm.name] for arm, _ in runs])
-            found = look(self.study, rows_of(self.study, block), block, purse)
+            known = {arm.name: arm for arm in self.study.now.arms}
+            have = {arm.name: self.study.seeds_of(arm.name) if self.study.looks else 0 for arm in chosen}
+            purse.pay({known[a.name].folders[at]: known[a.name] for a, at in runs if at >= have[a.name]})
+            found = look(self.study, rows, block, purse)
             self.study = record_look(self.study, found)
             self.say(_told(found, self.study, budget))
 
-    def _runs_of(self, arms: Sequence[Arm], block: Block) -> Iterator[tuple[Arm, tuple[int, int]]]:
-        """Yields the runs of a block seed by seed, as arm and pair of seeds: those that each arm lacks."""
-        for at in range(block.seeds):
-            for arm in arms:
-                have = self.study.seeds_of(arm.name) if self.study.looks else 0
-                if have <= at < len(arm.seeds):
-                    yield arm, arm.seeds[at]
+    def _charge(self, purse: Purse) -> None:
+        """Counts the runs that ended since the last look, before the study was stopped or killed."""
+        since = (self.study.folder / "events.jsonl").stat().st_mtime
+        for arm in self.study.now.arms:
+            for folder in arm.folders:
+                files = [self.study.out / folder / name for name in ("code.json", "summary.json")]
+                if all(file.exists() for file in files):
+                    start, end = (file.stat().st_mtime for file in files)
+                    if end > since:
+                        purse.ran(arm, max(0.0, end - start), earlier=True)
 
     @property
     def _thin(self) -> bool:

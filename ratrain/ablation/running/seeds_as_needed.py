@@ -9,7 +9,7 @@ owner likes and its claims hold. The losses decide which arms go on, never how m
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ratrain.ablation.budget import StudyBudget
@@ -20,37 +20,38 @@ from ratrain.statistics.forecast import chance_of_verdict
 from ratrain.statistics.verdict import Verdict
 
 _RESERVE = 0.2  # of alpha, for extensions of the budget
-_EXTENSION = 0.5  # part of the reserve that one extension spends
+_KEPT = 0.5  # of the reserve, after each extension
 _HOPELESS = 0.05  # chance of a verdict below which an arm is given up
 _IDLE = 0.1  # share of a block's time that devices may wait for its last runs
 _MOST = 4  # seeds of one block
 DECIDED = "every arm has its verdict"
 
 
-def next_block(study: Study, rows: Sequence[Row], lanes: int) -> Block | None:
+def next_block(study: Study, rows: Sequence[Row], lanes: int, purse: Purse) -> Block | None:
     """Returns the runs up to the next look; None if the study is over.
 
-    A block has so many seeds that `lanes` concurrent runs hardly wait for each other.
+    A block has so many seeds that `lanes` concurrent runs hardly wait for each other, if the purse pays for them.
     """
-    arms = [row.arm.name for row in rows if row.arm.role in ("arm", "control")]
     if not study.looks:
-        return Block(study.plan.first_look, tuple(arms))
+        return Block(study.plan.first_look, tuple(row.arm.name for row in rows if row.arm.role in ("arm", "control")))
     last, extended = study.looks[-1], study.budgets[-1][1] == len(study.looks)
-    if last.over and not extended:
+    if (last.over not in ("", DECIDED) and not extended) or last.seeds >= len(study.plan.seeds):
+        return None  # decided: unless the code of today takes a verdict back
+    verdicts = judged(study, rows).verdicts
+    still = _with_controls([v.arm for v in verdicts if not v.stops and v.arm not in study.dropped], study)
+    if not still:
         return None
-    verdicts = {verdict.arm: verdict for verdict in judged(study, rows).verdicts}
-    still = _without_idle_controls([arm for arm in arms if not verdicts[arm].stops and arm not in study.dropped], study)
-    if not still or last.seeds >= len(study.plan.seeds):
-        return None
-    more = _block_size(len(still) + 1, lanes)
+    arms = [arm for arm in study.plan.arms if arm.name == study.plan.base.name or arm.name in still]
+    reach = _reach(last.seeds, len(study.plan.seeds), purse, arms)
+    more = max(1, min(_block_size(len(still) + 1, lanes), reach - last.seeds))
     return Block(min(last.seeds + more, len(study.plan.seeds)), tuple(still))
 
 
-def _without_idle_controls(names: Sequence[str], study: Study) -> list[str]:
-    """Leaves out the controls of arms that no longer run."""
-    arms = {arm.name: arm for arm in study.plan.arms}
-    serving = {arms[name].control for name in names}
-    return [name for name in names if arms[name].role == "arm" or name in serving]
+def _with_controls(names: Sequence[str], study: Study) -> list[str]:
+    """Returns those of `names` that are arms, in the order of the plan, and the controls of these."""
+    tried = {arm.name for arm in study.plan.of_role("arm")}
+    serving = {arm.control for arm in study.plan.arms if arm.name in names and arm.name in tried}
+    return [arm.name for arm in study.plan.arms if (arm.name in names and arm.name in tried) or arm.name in serving]
 
 
 def _block_size(runs: int, lanes: int) -> int:
@@ -63,35 +64,40 @@ def _block_size(runs: int, lanes: int) -> int:
 class Purse:
     """What the study has spent of its budget, and what its next runs will cost.
 
-    A run is weighed by its training FLOPs. Runs that were done already cost neither time nor device time.
+    A run is weighed by its training FLOPs. Runs that were done before the study was begun cost nothing but tokens.
     """
 
     budget: StudyBudget | None
     spent: float  # up to the last look
+    lanes: int = 1  # concurrent runs
     _since: float = field(default_factory=time.monotonic)
     _device: float = 0.0  # seconds since the last look
-    _paid: float = 0.0  # since the study was begun or resumed
-    _weight: float = 0.0  # of the runs that were trained since then
+    _lost: float = 0.0  # seconds of the block before the study was resumed
+    _paid: float = 0.0  # of runs, since the study was begun or resumed
+    _weight: float = 0.0  # of these runs
 
-    def ran(self, arm: PlannedArm, seconds: float) -> None:
-        """Counts a run that ended."""
+    def ran(self, arm: PlannedArm, seconds: float, *, earlier: bool = False) -> None:
+        """Counts a run that ended; `earlier`: in the block under way, before the study was resumed."""
         self._device += seconds
         self._weight += _weight(arm)
+        self._lost += seconds / self.lanes if earlier else 0.0
 
-    def pay(self, arms: Iterable[PlannedArm]) -> None:
-        """Adds the cost of a block, one entry per run, to what is spent."""
+    def pay(self, runs: Mapping[str, PlannedArm]) -> None:
+        """Adds the cost of a block to what is spent; `runs` are its arms by the folder of the run."""
         now = time.monotonic()
         resource = self.budget.resource if self.budget else "time"
-        tokens = float(sum(arm.tokens or 0 for arm in arms))
-        cost = {"time": now - self._since, "device time": self._device, "tokens": tokens}[resource]
+        tokens = float(sum(arm.tokens or 0 for arm in runs.values()))
+        cost = {"time": now - self._since + self._lost, "device time": self._device, "tokens": tokens}[resource]
         self.spent += cost
-        self._paid, self._since, self._device = self._paid + cost, now, 0.0
+        self._paid += cost
+        self._since, self._device, self._lost = now, 0.0, 0.0
 
     def price(self, arms: Iterable[PlannedArm]) -> float:
-        """Returns the expected cost of runs, by that of the runs so far; 0 before the first."""
+        """Returns the expected cost of a run of each arm, by that of the runs so far; 0 before the first."""
+        each = {arm.folders[0] if arm.folders else arm.name: arm for arm in arms}.values()  # twins share their runs
         if self.budget and self.budget.resource == "tokens":
-            return float(sum(arm.tokens or 0 for arm in arms))
-        return self._paid / self._weight * sum(map(_weight, arms)) if self._weight else 0.0
+            return float(sum(arm.tokens or 0 for arm in each))
+        return self._paid / self._weight * sum(map(_weight, each)) if self._weight else 0.0
 
 
 def _weight(arm: PlannedArm) -> float:
@@ -100,27 +106,25 @@ def _weight(arm: PlannedArm) -> float:
 
 def look(study: Study, rows: Sequence[Row], block: Block, purse: Purse) -> Look:
     """Decides after a block how the study goes on."""
-    arms = {row.arm.name: row.arm for row in rows}
-    most = len(study.plan.seeds)
+    arms, most = {arm.name: arm for arm in study.plan.arms}, len(study.plan.seeds)
     ahead = purse.price([study.plan.base, *(arms[name] for name in block.arms)])
     spent_up = purse.budget is not None and purse.spent + ahead > purse.budget.amount
-    share = _share(study, block.seeds, purse, over=spent_up)
-    first = Look(block.seeds, block.arms, share, purse.spent, most)
-    judgement = judged(replace(study, looks=(*study.looks, first)), rows)
-    verdicts = {verdict.arm: verdict for verdict in judgement.verdicts}
-    still = _without_idle_controls([name for name in block.arms if not verdicts[name].stops], study)
+    first = Look(block.seeds, block.arms, _share(study, block.seeds, purse, over=spent_up), purse.spent, most)
+    found = {v.arm: v for v in judged(replace(study, looks=(*study.looks, first)), rows).verdicts}
+    first = replace(first, words={v.arm: v.word for v in found.values() if v.stops and v.seeds == block.seeds})
+    still = [name for name in block.arms if arms[name].role == "arm" and not found[name].stops]
     if spent_up or block.seeds >= most:
         end = "the budget is spent" if spent_up else "no seeds are left"
         return replace(first, reach=block.seeds, over=end if still or study.dropped else DECIDED)
-    level = study.plan.verdict["alpha"] / len(judgement.verdicts)
     dropped: list[str] = []
     while still:
-        reach = _reach(block.seeds, most, purse, [study.plan.base, *(arms[name] for name in still)])
-        chances = {name: _chance(verdicts[name], reach, level, study) for name in still if arms[name].role == "arm"}
+        running = [study.plan.base, *(arms[name] for name in _with_controls(still, study))]
+        reach = _reach(block.seeds, most, purse, running)
+        chances = {name: _chance(found[name], reach, study) for name in still}
         if chances[worst := min(chances, key=chances.__getitem__)] >= _HOPELESS:
             return replace(first, reach=reach, dropped=tuple(dropped))
         dropped.append(worst)
-        still = _without_idle_controls([name for name in still if name != worst], study)
+        still.remove(worst)
     end = "more seeds can decide no other arm" if dropped or study.dropped else DECIDED
     return replace(first, reach=block.seeds, dropped=tuple(dropped), over=end)
 
@@ -132,7 +136,7 @@ def _share(study: Study, seeds: int, purse: Purse, *, over: bool) -> float:
         return of_seeds
     before = study.budgets[-1][1]  # looks under earlier budgets
     begun, paid = (study.looks[before - 1].share, study.looks[before - 1].spent) if before else (0.0, 0.0)
-    end = begun + (1 - begun) * _EXTENSION if before else 1 - _RESERVE
+    end = 1 - _RESERVE * _KEPT ** (len(study.budgets) - 1)
     part = 1.0 if over else min(1.0, (purse.spent - paid) / max(purse.budget.amount - paid, 1e-9))
     known = study.looks[-1].share if study.looks else 0.0
     return max(known, of_seeds, begun + (end - begun) * part)
@@ -146,6 +150,8 @@ def _reach(seeds: int, most: int, purse: Purse, arms: Sequence[PlannedArm]) -> i
     return min(most, seeds + int((purse.budget.amount - purse.spent) / price))
 
 
-def _chance(verdict: Verdict, reach: int, level: float, study: Study) -> float:
-    arm = standing_of(verdict)
-    return 1.0 if arm is None else chance_of_verdict(arm, reach, level, study.plan.verdict["delta"])
+def _chance(verdict: Verdict, reach: int, study: Study) -> float:
+    """Returns the chance that an arm has a verdict after `reach` seeds; 0 without a pair of finished runs."""
+    arm, rule = standing_of(verdict), study.plan.verdict
+    level = rule["alpha"] / len(study.plan.of_role("arm", "control"))
+    return 0.0 if arm is None else chance_of_verdict(arm, reach, level, rule["delta"])

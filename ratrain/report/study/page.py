@@ -148,9 +148,7 @@ def _commands(study: Study, shown: Sequence[Row]) -> tuple[str, str]:
     """Returns the command that runs the study, and one that trains a run of it again."""
     arm = next((row.arm for row in shown if row.arm.role != "base"), study.now.base)
     again = f"ratrain --ablate {shlex.quote(study.now.file)} --scale {study.now.scale}"
-    if study.now.search:
-        again = f"ratrain try {study.now.file} --base {study.now.base.id} --scale {study.now.scale}"
     return (
-        again,
+        study.now.command or again,
         f"ratrain replay {study.folder.name} --arm {shlex.quote(arm.name)} --seed {arm.seeds[0][0]}",
     )

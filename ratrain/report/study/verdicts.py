@@ -38,7 +38,7 @@ def verdict_row(study: Study, row: Row, found: Conclusion | None) -> tuple[str |
 def _word(study: Study, row: Row, verdict: Verdict | None, found: Conclusion | None) -> Cell:
     notes, delta = ["exploratory"] if study.is_later(row.arm.name) else [], study.plan.verdict["delta"]
     lost = sum(run.status == "diverged" for run in row.runs)
-    notes += [f"{lost} of {len(row.runs)} diverged"] if lost else []
+    notes += [f"{lost} of {row.planned} diverged"] if lost else []
     if verdict and verdict.word == "equivalent" and max(map(abs, verdict.interval)) > delta:
         notes.append(f"within delta: {span(verdict.equivalence)}")
     if found and row.arm.name in found.needs:
