@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ratrain.ablation.arms import Arm, Role
+from ratrain.ablation.looks import Block, Look
 from ratrain.ablation.manifest import Tune
 from ratrain.ablation.plan import Plan
 from ratrain.atomic import write_file
@@ -88,34 +89,6 @@ class Cost:
     ratio: float
     interval: tuple[float, float]
     rounds: int
-
-
-@dataclass(frozen=True)
-class Block:
-    """Runs between two looks of a study with seeds as needed: the baseline and these arms, up to `seeds` seeds each."""
-
-    seeds: int
-    arms: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Look:
-    """One look of a study with seeds as needed, after which it decides how to go on.
-
-    `seeds` is the number of complete blocks, `arms` are those that ran in the last one. `share` is that of alpha's
-    spending time, `spent` the amount of the budget's resource. `reach` is the number of seeds that the open arms can
-    have within the budget. `words` are the verdicts that were given, `dropped` holds arms that were given up, `over`
-    is the reason if the study ends with this look.
-    """
-
-    seeds: int
-    arms: tuple[str, ...]
-    share: float
-    spent: float
-    reach: int
-    words: dict[str, str] = field(default_factory=dict)
-    dropped: tuple[str, ...] = ()
-    over: str = ""
 
 
 @dataclass(frozen=True)
@@ -306,7 +279,7 @@ def read_study(folder: Path) -> Study:
                 plan, rest["checked"] = plan or now, tuple(event.get("checked", ()))
                 rest.setdefault("budgets", ((now.budget, 0),))
             elif kind == "Looked":
-                rest["looks"] = (*rest.get("looks", ()), _look(event))
+                rest["looks"] = (*rest.get("looks", ()), Look.of(event))
             elif kind == "Extended":
                 rest["budgets"] = (*rest["budgets"], (event["budget"], len(rest.get("looks", ()))))
             elif kind == "Costs":
@@ -335,11 +308,6 @@ def _planned(event: dict[str, Any]) -> Planned:
 
 def _fields(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
-
-
-def _look(event: dict[str, Any]) -> Look:
-    facts = {"words": {}} | {name: event[name] for name in _fields(Look) if name != "words" or "words" in event}
-    return Look(**{**facts, "arms": tuple(facts["arms"]), "dropped": tuple(facts["dropped"])})
 
 
 def _arm(facts: dict[str, Any]) -> PlannedArm:

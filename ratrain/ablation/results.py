@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from ratrain.ablation.record import Block, PlannedArm, Study
+from ratrain.ablation.looks import Block
+from ratrain.ablation.record import PlannedArm, Study
 from ratrain.errors import MissingError
 from ratrain.storage.run_log import RunLog, read_run
 

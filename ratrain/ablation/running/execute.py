@@ -13,10 +13,10 @@ from typing import Any
 from ratrain.ablation.arms import Arm, Task
 from ratrain.ablation.budget import StudyBudget
 from ratrain.ablation.conclusion import conclude, judged
+from ratrain.ablation.looks import Look
 from ratrain.ablation.plan import Plan
 from ratrain.ablation.preflight import preflight
 from ratrain.ablation.record import (
-    Look,
     Study,
     planned,
     read_study,

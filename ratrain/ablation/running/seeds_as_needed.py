@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from ratrain.ablation.budget import StudyBudget
 from ratrain.ablation.conclusion import judged, standing_of
-from ratrain.ablation.record import Block, Look, PlannedArm, Study
+from ratrain.ablation.looks import Block, Look
+from ratrain.ablation.record import PlannedArm, Study
 from ratrain.ablation.results import Row
 from ratrain.statistics.forecast import chance_of_verdict
 from ratrain.statistics.verdict import Verdict
