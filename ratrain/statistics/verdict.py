@@ -32,6 +32,7 @@ import numpy as np
 from ratrain.statistics.interim_looks import FIRST, levels, look_times
 from ratrain.statistics.paired import Effect, Losses, Parts, Table, effects
 
+_UNKNOWN = (-math.inf, math.inf)
 POWER = 0.8  # of the effect that counts as detectable
 Word = Literal["better", "worse", "equivalent", "inconclusive"]
 
@@ -122,14 +123,18 @@ def judge(
     rule = _Rule(alpha, delta, planned, len(table.names) - 1, schedule, table.diverged.sum(1))
     given: dict[str, Verdict] = {}
     last: dict[str, Verdict] = {}  # of every arm at the last look that it ran up to
+    estimates: dict[str, Effect] = {}  # then
     looked, sds = 0, []
     for look, (seeds, level) in enumerate(schedule.levels.items()):
         if seeds > (_complete(table, given) if blocks is None else blocks):
             break
         still = [name for name in table.names[1:] if name not in given and (not running or name in running[look])]
         stopped = {name: last[name].seeds if name in last else 0 for name in table.names[1:] if name not in still}
-        found, looked = rule.verdicts(effects(table.until(seeds, stopped)), seeds, level), seeds
-        last |= {verdict.arm: verdict for verdict in found if verdict.arm in still or verdict.arm not in last}
+        known = effects(table.until(seeds, stopped))
+        found, looked = rule.verdicts(known, seeds, level), seeds
+        new = [verdict.arm in still or verdict.arm not in last for verdict in found]
+        last |= {verdict.arm: verdict for verdict, is_new in zip(found, new, strict=True) if is_new}
+        estimates |= {effect.arm: effect for effect, is_new in zip(known, new, strict=True) if is_new}
         given |= {name: last[name] for name in still if last[name].stops}
         sds = [(verdict.sd, verdict.df) for verdict in found if verdict.df]
     if not looked:  # before the first look: effects without verdicts
@@ -137,12 +142,14 @@ def judge(
         why, share = _too_early(seeds, schedule), alpha / rule.arms
         found = [replace(v, word="inconclusive", why=why) for v in rule.verdicts(effects(table), seeds, share)]
         last, sds = {verdict.arm: verdict for verdict in found}, [(v.sd, v.df) for v in found if v.df]
+        estimates = {effect.arm: effect for effect in effects(table)}
     sd, df = np.median(sds, 0).tolist() if sds else (math.nan, 0.0)
     over = looked == (max(schedule.levels, default=0) if schedule.ends else planned)
     ran = running[-1] if running else last
     still = [name for name in last if name not in given and name in ran and not over]
     looks = tuple(seeds for seeds in schedule.levels if seeds <= looked)
-    return Judgement(tuple(last[name] for name in table.names[1:]), looks, sd, df, tuple(still))
+    whole = tuple(rule.whole(last[name], estimates[name]) for name in table.names[1:])
+    return Judgement(whole, looks, sd, df, tuple(still))
 
 
 @dataclass(frozen=True)
@@ -205,7 +212,8 @@ class _Rule:
     lost: np.ndarray  # [A], number of diverged seeds; the baseline's first
 
     def verdicts(self, found: Sequence[Effect], seeds: int, level: float) -> list[Verdict]:
-        """Returns the verdict on every arm at this level of its own, without regard to earlier looks."""
+        """Returns the verdict on every arm at this level of its own, without regard to earlier looks, and without the
+        figures that no rule needs (`whole`)."""
         lost = self.lost[1:].tolist()
         return [self._verdict(arm, count, level, seeds) for arm, count in zip(found, lost, strict=True)]
 
@@ -220,13 +228,19 @@ class _Rule:
         p = min(1.0, self.arms * spread.tail(arm.value)) if spread else math.nan
         df, sd = spread.freedom(level) if spread else 0.0, se * math.sqrt(arm.pairs)
         verdict = Verdict(
-            arm.arm, "inconclusive", arm.value, around(level), around(self.alpha), around(2 * level), p,
-            self.arms * level, sd, se, evaluation, df, self._detectable(arm), seeds, lost, "",
+            arm.arm, "inconclusive", arm.value, around(level), _UNKNOWN, around(2 * level), p, self.arms * level,
+            sd, se, evaluation, df, math.inf, seeds, lost, "",
             _barred(lost, int(self.lost[0])),
         )  # fmt: skip
         word, why = self._word(verdict, arm, int(self.lost[0]))
         unknown = "" if arm.noise else "holds for these documents, their noise is not known"
         return replace(verdict, word=word, why="; ".join(filter(None, (why, unknown))))
+
+    def whole(self, verdict: Verdict, arm: Effect) -> Verdict:
+        """Returns the verdict with the interval of the arm alone and with the detectable effect."""
+        half = arm.spread.half_width(self.alpha) if arm.spread else math.inf
+        pointwise = (arm.value - half, arm.value + half)
+        return replace(verdict, pointwise=pointwise, detectable=self._detectable(arm))
 
     def _detectable(self, arm: Effect) -> float:
         last = self.schedule.last
