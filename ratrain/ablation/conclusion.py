@@ -188,8 +188,12 @@ def judged(study: Study, rows: Sequence[Row]) -> Judgement:
 
 
 def _pairing(rows: Sequence[Row]) -> Pairing | None:
-    """Measures the pairing of the baseline and the arms on the seeds that all finished; None for fewer than two."""
-    losses = [[run.result for run in row.runs] for row in _judged(rows, base=True)]
+    """Measures the pairing of the baseline and the arms on the seeds that all finished; None for fewer than two.
+
+    Arms with less than half of the baseline's seeds are left out: with seeds as needed they leave too few in common.
+    """
+    base = len(rows[0].losses)
+    losses = [[run.result for run in row.runs] for row in _judged(rows, base=True) if 2 * len(row.losses) >= base]
     y = np.array([[math.nan if x is None else x for x in of] for of in losses if any(x is not None for x in of)], float)
     return pairing(y) if len(y) > 1 and np.isfinite(y).all(0).sum() >= 2 else None
 
