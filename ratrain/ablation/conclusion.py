@@ -122,7 +122,7 @@ def _more(study: Study, judgement: Judgement, least: float) -> dict[int, float]:
     planned seeds, to which simulated power at other numbers is scaled."""
     if not (math.isfinite(judgement.sd) and judgement.sd > 0 and math.isfinite(least)):
         return {}
-    rule, seeds = study.plan.verdict, max(verdict.seeds for verdict in judgement.verdicts)
+    rule, seeds = study.plan.verdict, float(np.median([verdict.seeds for verdict in judgement.verdicts]))
     evaluation = float(np.median([verdict.evaluation_se for verdict in judgement.verdicts]))
     prior = min(100.0, max(0.0, judgement.df - (seeds - 1)))
     arms = len(judgement.verdicts)
