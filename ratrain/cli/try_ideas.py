@@ -58,13 +58,15 @@ def _try(args: argparse.Namespace) -> int:
     from ratrain.api import try_ideas
 
     plain = args.json or not sys.stdout.isatty()
+    said = sys.stderr if plain else sys.stdout
+    print(f"checking {', '.join(args.ideas)}: contracts, twins, initial values", file=said, flush=True)
     try:
         found = try_ideas(
             *args.ideas, base=args.base, scale=args.scale, budget=args.budget, delta=args.delta, after=args.after,
             overrides=args.set, patches=args.patches, out=args.out, device=args.device, jobs=args.jobs,
             memory=args.memory, fresh=args.fresh, accept_code_change=args.accept_code_change,
             board=partial(LineBoard, out=sys.stderr) if plain else board,
-            on_contract=partial(_told, out=sys.stderr if plain else sys.stdout),
+            on_contract=partial(_told, out=said),
         )  # fmt: skip
     except RatrainError as error:
         if plain:
