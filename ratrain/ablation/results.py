@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from ratrain.ablation.looks import Block
 from ratrain.ablation.record import PlannedArm, Study
-from ratrain.errors import MissingError
+from ratrain.errors import DataError, MissingError
 from ratrain.storage.run_log import RunLog, read_run
 
 
@@ -100,10 +101,7 @@ def _base_of(study: Study, arm: PlannedArm) -> str:
 def _reached(study: Study, arm: PlannedArm, asked: int) -> Iterator[Reached]:
     last = study.now.metric["last"]
     for at, ((init, data), folder) in enumerate(zip(arm.seeds, arm.folders, strict=True)):
-        try:
-            log = read_run(study.out / folder) if at < asked else None
-        except MissingError:
-            log = None
+        log = _log_of(study.out / folder) if at < asked else None
         if log is None:
             yield Reached(init, data, folder, "not begun", None, None)
             continue
@@ -111,6 +109,18 @@ def _reached(study: Study, arm: PlannedArm, asked: int) -> Iterator[Reached]:
         whole = len({len(of) for of in parts}) == 1
         means = tuple(statistics.fmean(of) for of in zip(*parts, strict=True)) if whole else ()
         yield Reached(init, data, folder, _status(log), statistics.fmean(told) if told else None, log, means)
+
+
+def _log_of(folder: Path) -> RunLog | None:
+    """Returns the log of a run; None before it has begun, or if it was killed before its first event was written."""
+    try:
+        return read_run(folder)
+    except MissingError:
+        return None
+    except DataError:
+        if b"\n" in (folder / "events.jsonl").read_bytes():
+            raise
+        return None
 
 
 def _status(log: RunLog) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -164,6 +165,20 @@ def test_the_command_runs_as_many_seeds_as_it_needs(ablate, study, tmp_path):
     assert "every arm has its verdict" in page
     again, err = ablate(study(text))
     assert (again, err) == (results, "")
+
+
+@pytest.mark.parametrize("left", ["", '{"event": "RunSta'])
+def test_a_run_that_was_killed_before_its_first_event_is_begun_again(ablate, study, tmp_path, left):
+    text = SHORT.format(most=6, arms=["v9"], delta=50.0)
+    whole, _ = ablate(study(text))
+    record = tmp_path / "runs" / "studies" / "needed-tiny" / "events.jsonl"
+    record.write_text(record.read_text().splitlines(keepends=True)[0])  # killed before the first look
+    (folder,) = (tmp_path / "runs").glob("v9-*/s2")
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "state.json").unlink()
+    (folder / "events.jsonl").write_text(left)
+    again, _ = ablate(study(text))
+    assert again == whole
 
 
 def test_more_seeds_than_another_study_trained_are_not_read(ablate, study):
