@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratrain.cli.arguments import Command, count, natural, positive
+from ratrain.cli.arguments import Command, natural, pool_arguments
 from ratrain.cli.tables import table
 from ratrain.errors import Exit
 
@@ -49,13 +49,6 @@ def budget(text: str) -> str:
     return text
 
 
-def gibibytes(text: str) -> float:
-    try:
-        return positive(text)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text!r}") from None
-
-
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -63,7 +56,6 @@ def _words(text: str) -> list[str]:
 def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="an ablation manifest: a path, or the name of a shipped one")
     parser.add_argument("--scale", metavar="S", help="overlay of sizes for every arm, in place of the manifest's")
-    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change one key in every arm")
     parser.add_argument(
         "--seeds", type=_seeds, metavar="N,N,...", help="seeds in place of the manifest's; 3..40: as many as needed"
     )
@@ -76,21 +68,11 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", type=_words, default=[], metavar="A,A,...", help="only these arms, by name or pattern"
     )
-    parser.add_argument("--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patches")
-    parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (one per GPU, or per core)")
-    parser.add_argument(
-        "--memory", type=gibibytes, metavar="GIB", help="memory of one run; as many run at a time as fit"
-    )
-    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
-    )
-    parser.add_argument("--fresh", action="store_true", help="move the study's earlier runs aside and start over")
-    parser.add_argument("--accept-code-change", action="store_true", help="continue with changed sources; recorded")
     parser.add_argument("--amend", action="store_true", help="add arms or seeds to a study's plan, as exploratory")
     parser.add_argument("--no-costs", action="store_true", help="do not measure the cost of a step of each arm")
     parser.add_argument("--dry-run", action="store_true", help="check the arms, print the plan and run nothing")
     parser.add_argument("--json", action="store_true", help="the results as one JSON document on stdout")
+    pool_arguments(parser)
 
 
 def _ablate(args: argparse.Namespace) -> int:

@@ -48,6 +48,25 @@ def count(text: str) -> int:
     return int(text[:9])
 
 
+def pool_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of every command that trains many runs."""
+    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change one key in every arm")
+    parser.add_argument("--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patches")
+    parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (one per GPU, or per core)")
+    parser.add_argument("--memory", type=gibibytes, metavar="GIB", help="memory of one run; as many at a time as fit")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of run folders (runs)")
+    parser.add_argument("--fresh", action="store_true", help="move the study and its earlier runs aside and start over")
+    parser.add_argument("--accept-code-change", action="store_true", help="continue with changed sources; recorded")
+
+
+def gibibytes(text: str) -> float:
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text!r}") from None
+
+
 def positive(text: str) -> float:
     """Parses a finite number above 0."""
     try:

@@ -6,11 +6,10 @@ import argparse
 import json
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ratrain.cli.ablate import budget, gibibytes
-from ratrain.cli.arguments import Command, count, positive
+from ratrain.cli.ablate import budget
+from ratrain.cli.arguments import Command, pool_arguments, positive
 from ratrain.errors import Exit, ManifestError, RatrainError
 
 if TYPE_CHECKING:
@@ -38,17 +37,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         choices=("better", "not-worse", "equivalent"),
         help="exit with 1 unless every idea is this",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change one key in every arm")
-    parser.add_argument("--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patches")
-    parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (one per GPU, or per core)")
-    parser.add_argument("--memory", type=gibibytes, metavar="GIB", help="memory of one run; as many at a time as fit")
-    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
-    )
-    parser.add_argument("--fresh", action="store_true", help="move an earlier trial and its runs aside and start over")
-    parser.add_argument("--accept-code-change", action="store_true", help="continue with changed sources; recorded")
     parser.add_argument("--json", action="store_true", help="one JSON object; also if stdout is no terminal")
+    pool_arguments(parser)
 
 
 def _try(args: argparse.Namespace) -> int:
