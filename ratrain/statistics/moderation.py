@@ -20,6 +20,7 @@ instead. One arm alone then gets the ordinary t test, and many arms of equal spr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -35,8 +36,9 @@ _STEP, _JOINED = 0.3, 0.1  # steps of log variances: of the grid, and within a c
 _MARGIN = 3.0  # of the prior's level, beyond half the range of the observed log variances around their mean
 _COARSE = 0.3  # step of log variances beside an added one, which makes a tail cost more
 _PRECISE = 1e-7  # of a half width
-_REACH, _NODES = 6.6, 45  # of the integral over an added variance's t
-_NARROW = 0.15  # half the distance of two nodes
+_NODES, _FEW = 45, 21  # of the integral over an added variance's t; few beside a component that is wider than it
+_BEYOND, _MIDDLE = 1e-8, 2.0  # its mass beyond the nodes; where they begin to be further apart, in its scale
+_NARROW = 0.35  # least scale of a component, in distances of two nodes
 _TINY = 1e-30  # variance of losses that are all the same
 _KEPT = 1e-5  # components of less weight, relative to the largest, are left out
 
@@ -82,24 +84,29 @@ class Spread:
 
         if not self.added:
             return float(np.clip(2 * self.weights @ stdtr(self.df, -abs(value) / np.sqrt(self.variances)), 0.0, 1.0))
-        nodes, weights = _nodes(self.added_df)
-        beside = np.sqrt(self.added)
-        scale = np.maximum(np.sqrt(self.variances), _NARROW * beside)[:, None]  # wider than the nodes are apart
-        far = stdtr(self.df[:, None], (nodes * beside - abs(value)) / scale)
-        return float(np.clip(2 * self.weights @ far @ weights, 0.0, 1.0))
+        beside, sds, far = np.sqrt(self.added), np.sqrt(self.variances), np.empty(len(self.df))
+        wide = sds > beside
+        for some, count in ((wide, _FEW), (~wide, _NODES)):
+            nodes, weights, gaps = _nodes(self.added_df, count)
+            scale = np.maximum(sds[some, None] / beside, _NARROW * gaps)  # wider than the nodes are apart
+            far[some] = stdtr(self.df[some, None], (nodes - abs(value) / beside) / scale) @ weights
+        return float(np.clip(2 * self.weights @ far, 0.0, 1.0))
 
     def half_width(self, level: float) -> float:
         """Returns the value whose `tail` is `level`, for 0 < level < 1."""
+        from scipy.optimize import root_scalar
         from scipy.special import stdtrit
 
         if level <= 0:
             return float(np.inf)
         if level not in self._halves:
-            low = float((-stdtrit(self.df, level / 2) * np.sqrt(self.variances)).min())
-            share = level / 4 if self.added else level / 2
-            high = float((-stdtrit(self.df, share) * np.sqrt(self.variances)).max())
-            high += 2 * float(np.sqrt(self.added) * -stdtrit(min(self.added_df, 1e9), share)) if self.added else 0.0
-            self._halves[level] = root(lambda value: self.tail(value) - level, low, high, rtol=_PRECISE)
+            # the logarithm of the tail is nearly straight over that of the value, so that few tails are computed
+            start = math.log(self.sd * -stdtrit(float(self.weights @ self.df), level / 2))
+            goal, ends = math.log(level), (start, start + 0.1)
+            found = root_scalar(
+                lambda at: math.log(self.tail(math.exp(at))) - goal, x0=ends[0], x1=ends[1], xtol=_PRECISE
+            )
+            self._halves[level] = math.exp(found.root)
         return self._halves[level]
 
     def freedom(self, level: float = 0.05) -> float:
@@ -112,13 +119,16 @@ class Spread:
 
 
 @lru_cache(maxsize=64)
-def _nodes(df: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the nodes and weights of the trapezoidal rule for Student's t with `df` degrees of freedom."""
+def _nodes(df: float, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns `count` nodes, close in the middle and far apart in the tails, and weights of the trapezoidal rule for
+    Student's t with `df` degrees of freedom; and the distances between nodes."""
+    from scipy.special import stdtrit
     from scipy.stats import t
 
-    nodes = np.linspace(-_REACH, _REACH, _NODES)
-    density = t.pdf(nodes, df)
-    return nodes, density / density.sum()
+    places = np.linspace(-1, 1, count) * math.asinh(-stdtrit(min(df, 1e9), _BEYOND) / _MIDDLE)
+    nodes, stretch = _MIDDLE * np.sinh(places), np.cosh(places)
+    density = t.pdf(nodes, df) * stretch
+    return nodes, density / density.sum(), _MIDDLE * stretch * (places[1] - places[0])
 
 
 def _coarser(weights: np.ndarray, variances: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -127,3 +127,20 @@ def test_arms_without_a_covariate_or_without_a_variance():
 def test_variances_of_zero_are_not_taken_for_certainty_beside_others():
     same, *_ = moderated([0.0, 1.0, 2.0, 1.5], [2.0] * 4)
     assert same.half_width(0.05) > 1e-3
+
+
+@pytest.mark.parametrize("documents", [4, 9, 31])
+@pytest.mark.parametrize("ratio", [0.6, 1.0, 3.0])
+def test_tail_beside_few_documents_is_the_integral(documents: int, ratio: float):
+    from scipy.integrate import quad
+
+    spread = Spread(np.ones(1), np.array([ratio**2]), np.array([4.0])).plus(1.0, float(documents))
+    for level in (0.05, 0.005, 0.0001):
+        half = spread.half_width(level)
+
+        def beyond(x: float, half: float = half) -> float:
+            return float(student.pdf(x, documents) * student.cdf((x - half) / ratio, 4))
+
+        ends = [(-np.inf, 0), (0, half / 2), (half / 2, half), (half, 2 * half), (2 * half, np.inf)]
+        exact = 2 * sum(quad(beyond, *end, epsrel=1e-9)[0] for end in ends)
+        assert level == pytest.approx(exact, rel=0.1 if documents < 9 else 0.02)
