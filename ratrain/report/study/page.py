@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Sequence
+from statistics import median
 from typing import NamedTuple
 
 from ratrain.ablation.budget import StudyBudget
@@ -108,7 +109,7 @@ def _noise(found: Conclusion) -> Iterator[tuple[str | Cell, ...]]:
 
 
 def _costs(study: Study, shown: Sequence[Row]) -> list[tuple[str | Cell, ...]]:
-    """Returns step time and peak memory of each arm, each with its ratio to the baseline's."""
+    """Returns step time and median peak memory of each arm, each with its ratio to the baseline's."""
     base = _peak(shown[0]) if shown and shown[0].arm.role == "base" else 0
     rows: list[tuple[str | Cell, ...]] = []
     for row in shown:
@@ -120,8 +121,10 @@ def _costs(study: Study, shown: Sequence[Row]) -> list[tuple[str | Cell, ...]]:
     return rows
 
 
-def _peak(row: Row) -> int:
-    return max((peak_memory(run.log) for run in row.runs if run.log), default=0)
+def _peak(row: Row) -> float:
+    """Returns the median over the runs: a run that was reused may have been trained beside other work."""
+    peaks = [peak_memory(run.log) for run in row.runs if run.log]
+    return median(peaks) if peaks else 0
 
 
 class Change(NamedTuple):
