@@ -177,7 +177,7 @@ def _as_needed(study: Study) -> dict[str, Any]:
     looks = study.looks
     return {
         "looks": [look.seeds for look in looks], "shares": [look.share for look in looks],
-        "running": [look.arms for look in looks],
+        "running": [look.arms for look in looks], "first": study.plan.first_look,
     }  # fmt: skip
 
 

@@ -93,6 +93,7 @@ def judge(
     looks: Sequence[int] | None = None,
     shares: Sequence[float] | None = None,
     running: Sequence[Collection[str]] | None = None,
+    first: int = FIRST,
     parts: Parts | None = None,
     sizes: Sequence[int] = (),
     blocks: int | None = None,
@@ -106,8 +107,8 @@ def judge(
     baseline's; divergences after a verdict count too.
 
     A study with seeds as needed passes the looks that it has had, with the share of alpha's spending time at each (1 at
-    its end) and the arms that ran up to each (`running`); `planned` is then the number of seeds that it can reach. An
-    arm that did not run up to a look keeps what it had.
+    its end) and the arms that ran up to each (`running`); `planned` is then the number of seeds that it can reach, and
+    `first` that of its first look. An arm that did not run up to a look keeps what it had.
 
     Raises ValueError for an alpha outside (0, 0.5), a delta of 0 or less, more seeds than planned, or looks without
     shares that do not end at `planned`.
@@ -121,35 +122,55 @@ def judge(
         raise ValueError(f"{planned} seeds are planned, got {table.losses.shape[1]} and looks at {times}")
     schedule = _Schedule.of(times, shares, planned, alpha / (len(table.names) - 1), spending)
     rule = _Rule(alpha, delta, planned, len(table.names) - 1, schedule, table.diverged.sum(1))
-    given: dict[str, Verdict] = {}
-    last: dict[str, Verdict] = {}  # of every arm at the last look that it ran up to
-    estimates: dict[str, Effect] = {}  # then
-    looked, sds = 0, []
-    for look, (seeds, level) in enumerate(schedule.levels.items()):
-        if seeds > (_complete(table, given) if blocks is None else blocks):
-            break
-        still = [name for name in table.names[1:] if name not in given and (not running or name in running[look])]
-        stopped = {name: last[name].seeds if name in last else 0 for name in table.names[1:] if name not in still}
-        known = effects(table.until(seeds, stopped))
-        found, looked = rule.verdicts(known, seeds, level), seeds
-        new = [verdict.arm in still or verdict.arm not in last for verdict in found]
-        last |= {verdict.arm: verdict for verdict, is_new in zip(found, new, strict=True) if is_new}
-        estimates |= {effect.arm: effect for effect, is_new in zip(known, new, strict=True) if is_new}
-        given |= {name: last[name] for name in still if last[name].stops}
-        sds = [(verdict.sd, verdict.df) for verdict in found if verdict.df]
-    if not looked:  # before the first look: effects without verdicts
-        seeds = _complete(table, ()) if blocks is None else blocks
-        why, share = _too_early(seeds, schedule), alpha / rule.arms
-        found = [replace(v, word="inconclusive", why=why) for v in rule.verdicts(effects(table), seeds, share)]
-        last, sds = {verdict.arm: verdict for verdict in found}, [(v.sd, v.df) for v in found if v.df]
-        estimates = {effect.arm: effect for effect in effects(table)}
-    sd, df = np.median(sds, 0).tolist() if sds else (math.nan, 0.0)
-    over = looked == (max(schedule.levels, default=0) if schedule.ends else planned)
-    ran = running[-1] if running else last
-    still = [name for name in last if name not in given and name in ran and not over]
-    looks = tuple(seeds for seeds in schedule.levels if seeds <= looked)
-    whole = tuple(rule.whole(last[name], estimates[name]) for name in table.names[1:])
+    found = _replayed(table, rule, running, blocks)
+    if not found.looked:
+        found = _before_the_first_look(table, rule, blocks, first)
+    sd, df = np.median(found.sds, 0).tolist() if found.sds else (math.nan, 0.0)
+    over = found.looked == (max(schedule.levels, default=0) if schedule.ends else planned)
+    ran = running[-1] if running else found.last
+    still = [name for name in found.last if name not in found.given and name in ran and not over]
+    looks = tuple(seeds for seeds in schedule.levels if seeds <= found.looked)
+    whole = tuple(rule.whole(found.last[name], found.estimates[name]) for name in table.names[1:])
     return Judgement(whole, looks, sd, df, tuple(still))
+
+
+@dataclass
+class _Replayed:
+    """The looks of a study so far: the verdicts given, every arm's last one with its estimate, and the number of seeds
+    at the last look."""
+
+    given: dict[str, Verdict]
+    last: dict[str, Verdict]
+    estimates: dict[str, Effect]
+    looked: int
+    sds: list[tuple[float, float]]  # of the arms at the last look: standard deviation, degrees of freedom
+
+
+def _replayed(table: Table, rule: _Rule, running: Sequence[Collection[str]] | None, blocks: int | None) -> _Replayed:
+    """Replays every look whose blocks of seeds are complete."""
+    past = _Replayed({}, {}, {}, 0, [])
+    for look, (seeds, level) in enumerate(rule.schedule.levels.items()):
+        if seeds > (_complete(table, past.given) if blocks is None else blocks):
+            break
+        still = [name for name in table.names[1:] if name not in past.given and (not running or name in running[look])]
+        stopped = {n: past.last[n].seeds if n in past.last else 0 for n in table.names[1:] if n not in still}
+        known = effects(table.until(seeds, stopped))
+        found, past.looked = rule.verdicts(known, seeds, level), seeds
+        for verdict, effect in zip(found, known, strict=True):
+            if verdict.arm in still or verdict.arm not in past.last:
+                past.last[verdict.arm], past.estimates[verdict.arm] = verdict, effect
+        past.given |= {name: past.last[name] for name in still if past.last[name].stops}
+        past.sds = [(verdict.sd, verdict.df) for verdict in found if verdict.df]
+    return past
+
+
+def _before_the_first_look(table: Table, rule: _Rule, blocks: int | None, first: int) -> _Replayed:
+    """Returns effects without verdicts."""
+    seeds, known = _complete(table, ()) if blocks is None else blocks, effects(table)
+    why = _too_early(seeds, rule.schedule, first)
+    found = [replace(v, word="inconclusive", why=why) for v in rule.verdicts(known, seeds, rule.alpha / rule.arms)]
+    last, estimates = {v.arm: v for v in found}, {effect.arm: effect for effect in known}
+    return _Replayed({}, last, estimates, 0, [(v.sd, v.df) for v in found if v.df])
 
 
 @dataclass(frozen=True)
@@ -188,10 +209,10 @@ def _complete(table: Table, stopped: Collection[str]) -> int:
     return int(np.cumprod(whole).sum())
 
 
-def _too_early(seeds: int, schedule: _Schedule) -> str:
+def _too_early(seeds: int, schedule: _Schedule, first: int) -> str:
     if schedule.planned < FIRST:
         return f"fewer than {FIRST} seeds are planned, and no verdict rests on so few"
-    first = min(schedule.levels, default=FIRST)
+    first = min(schedule.levels, default=first)
     return f"{seeds} complete block{'s' * (seeds != 1)} of seeds; the first look is after {first}"
 
 

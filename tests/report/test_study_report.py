@@ -120,7 +120,8 @@ def _told(arm, folder, seed, shift, steps, status, evaluations, probes, draw):
         yield events.Window(
             step=end, tokens=end * TOKENS // STEPS, spent=end / STEPS, grad_norms=(1.0,) * 10, skipped=0, lr=1e-3,
             losses=(*losses[:-1], math.nan if bad else losses[-1]), seconds=1.0, tokens_per_second=1600.0, mfu=None,
-            mfu_datasheet=None, peak_memory=2 ** (30 if arm.role == "base" and seed == 2 else 28), graphs=1, recompiles=0, eta=None,
+            mfu_datasheet=None, peak_memory=2**30 if (arm.role, seed) == ("base", 2) else 2**28, graphs=1, recompiles=0,
+            eta=None,
         )  # fmt: skip
         if end > steps - EVERY * evaluations and not bad:
             loss = start + math.exp(-end / 8) + shift * end / STEPS

@@ -99,6 +99,8 @@ def test_two_seeds_are_inconclusive_however_large_the_effect(losses):
         assert not found.looks
     assert found["a10"].effect == pytest.approx(-20, abs=2)
     assert "first look is after 3" in found["a10"].why
+    found = judge(two, "base", planned=9, looks=(), shares=(), running=(), first=4)
+    assert "first look is after 4" in found["a10"].why
 
 
 @pytest.mark.parametrize("at", range(5))
