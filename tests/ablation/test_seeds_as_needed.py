@@ -181,6 +181,17 @@ def test_a_run_that_was_killed_before_its_first_event_is_begun_again(ablate, stu
     assert again == whole
 
 
+def test_the_ruler_runs_after_the_last_look(ablate, study, tmp_path):
+    ablate(study("ruler = [0.5, 2.0]\n" + SHORT.format(most=6, arms=["v9"], delta=50.0)))
+    looked = (tmp_path / "runs" / "studies" / "needed-tiny" / "events.jsonl").stat().st_mtime_ns
+    begun = {}
+    for folder in (tmp_path / "runs").glob("*/s?"):
+        steps = json.loads((folder / "summary.json").read_text())["steps"]
+        begun.setdefault(steps, []).append((folder / "manifest.toml").stat().st_mtime_ns)
+    assert {steps: len(times) for steps, times in begun.items()} == {3: 3, 6: 6, 12: 3}
+    assert max(begun[6]) < looked < min(begun[3] + begun[12])
+
+
 def test_more_seeds_than_another_study_trained_are_not_read(ablate, study):
     ablate(study(SHORT.format(most=6, arms=["v9"], delta=50.0).replace("needed", "other")), "--seeds", "1,2,3,4,5")
     results, _ = ablate(study(SHORT.format(most=6, arms=["v9"], delta=50.0)))
@@ -267,6 +278,15 @@ def test_a_block_is_no_larger_than_what_is_left(begun):
     study = begun(arms=["v9"], most=40, delta=0.2 * SD, budget="1 tokens")
     done = Simulated(study, {"v9": -1.3 * SD}, np.random.default_rng(6), budget=12).run(lanes=8)
     assert done.study.looks[-1].spent <= 12
+
+
+def test_the_budget_keeps_back_the_price_of_the_ruler(begun):
+    study = begun(arms=["v9"], most=40, delta=0.2 * SD, budget="1 tokens")
+    done = Simulated(study, {"v9": -1.3 * SD}, np.random.default_rng(6), budget=18)
+    half, twice = (replace(done.study.plan.base, tokens=1, folders=("a", "b", "c")) for _ in range(2))
+    done.purse.ruler = (half, twice)
+    assert done.purse.left == 12
+    assert done.run(lanes=8).study.looks[-1].spent == 12
 
 
 def test_looks_put_their_verdicts_on_record_and_a_change_is_told(begun):

@@ -177,19 +177,22 @@ class Execution:
                 running = always | ({self.plan.base.name} | still if still else set())
 
     def _test_as_needed(self) -> None:
-        """Runs block by block until the study is over. A block with a run that failed or was stopped gets no look: the
-        same command tries it again."""
+        """Runs block by block until the study is over, then the ruler, so that verdicts do not wait for it.
+
+        A block with a run that failed or was stopped gets no look: the same command tries it again.
+        """
         begun = self.study.budgets[-1][0]
         budget = StudyBudget.of(begun) if begun else None
         spent = self.study.looks[-1].spent if self.study.looks else 0.0
-        purse = self._purse = Purse(budget, spent, len(self.devices))
+        ruler = self.study.plan.of_role("ruler")
+        purse = self._purse = Purse(budget, spent, len(self.devices), ruler)
         arms = {arm.name: arm for arm in self.plan.arms}
         self._charge(purse)
         while block := next_block(self.study, rows_of(self.study), len(self.devices), purse):
-            chosen = [self.plan.base, *(arms[name] for name in block.arms), *self.plan.of_role("ruler")]
+            chosen = [self.plan.base, *(arms[name] for name in block.arms)]
             runs = [(arm, at) for at in range(block.seeds) for arm in chosen if at < len(arm.seeds)]
             self._pool("", [arm.task(*arm.seeds[at], self.plan.patches, thin=self._thin) for arm, at in runs])
-            rows = rows_of(self.study, block)
+            rows = [row for row in rows_of(self.study, block) if row.arm.role != "ruler"]
             whole = all(run.ended for row in rows for run in row.runs[: self.study.seeds_of(row.arm.name, block)])
             if self.asked or self.failed or not whole:
                 return
@@ -199,11 +202,12 @@ class Execution:
             found = look(self.study, rows, block, purse)
             self.study = record_look(self.study, found)
             self.say(_told(found, self.study, budget))
+        self._pool("ruler", self.plan.tasks(self._asked("ruler")))
 
     def _charge(self, purse: Purse) -> None:
         """Counts the runs that ended since the last look, before the study was stopped or killed."""
         since = (self.study.folder / "events.jsonl").stat().st_mtime
-        for arm in self.study.now.arms:
+        for arm in self.study.plan.of_role("base", "arm", "control"):
             for folder in arm.folders:
                 files = [self.study.out / folder / name for name in ("code.json", "summary.json")]
                 if all(file.exists() for file in files):

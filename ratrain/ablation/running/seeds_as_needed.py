@@ -8,6 +8,7 @@ owner likes and its claims hold. The losses decide which arms go on, never how m
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,11 +67,13 @@ class Purse:
     """What the study has spent of its budget, and what its next runs will cost.
 
     A run is weighed by its training FLOPs. Runs that were done before the study was begun cost nothing but tokens.
+    `ruler` are the arms that run after the last look; their price is kept back from the beginning.
     """
 
     budget: StudyBudget | None
     spent: float  # up to the last look
     lanes: int = 1  # concurrent runs
+    ruler: Sequence[PlannedArm] = ()
     _since: float = field(default_factory=time.monotonic)
     _device: float = 0.0  # seconds since the last look
     _lost: float = 0.0  # seconds of the block before the study was resumed
@@ -93,6 +96,12 @@ class Purse:
         self._paid += cost
         self._since, self._device, self._lost = now, 0.0, 0.0
 
+    @property
+    def left(self) -> float:
+        """What the budget has left for seeds; infinite without a budget."""
+        kept = sum(len(arm.folders) * self.price([arm]) for arm in self.ruler)
+        return self.budget.amount - self.spent - kept if self.budget else math.inf
+
     def price(self, arms: Iterable[PlannedArm]) -> float:
         """Returns the expected cost of a run of each arm, by that of the runs so far; 0 before the first."""
         each = {arm.folders[0] if arm.folders else arm.name: arm for arm in arms}.values()  # twins share their runs
@@ -109,7 +118,7 @@ def look(study: Study, rows: Sequence[Row], block: Block, purse: Purse) -> Look:
     """Decides after a block how the study goes on."""
     arms, most = {arm.name: arm for arm in study.plan.arms}, len(study.plan.seeds)
     ahead = purse.price([study.plan.base, *(arms[name] for name in block.arms)])
-    spent_up = purse.budget is not None and purse.spent + ahead > purse.budget.amount
+    spent_up = ahead > purse.left
     first = Look(block.seeds, block.arms, _share(study, block.seeds, purse, over=spent_up), purse.spent, most)
     found = {v.arm: v for v in judged(replace(study, looks=(*study.looks, first)), rows).verdicts}
     first = replace(first, words={v.arm: v.word for v in found.values() if v.stops and v.seeds == block.seeds})
@@ -148,7 +157,7 @@ def _reach(seeds: int, most: int, purse: Purse, arms: Sequence[PlannedArm]) -> i
     price = purse.price(arms)
     if purse.budget is None or not price:
         return most
-    return min(most, seeds + int((purse.budget.amount - purse.spent) / price))
+    return min(most, seeds + max(0, int(purse.left / price)))
 
 
 def _chance(verdict: Verdict, reach: int, study: Study) -> float:
