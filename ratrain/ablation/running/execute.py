@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ratrain.ablation.looks import Look
 from ratrain.ablation.plan import Plan
 from ratrain.ablation.preflight import preflight
 from ratrain.ablation.record import (
+    PlannedArm,
     Study,
     planned,
     read_study,
@@ -184,8 +185,7 @@ class Execution:
         begun = self.study.budgets[-1][0]
         budget = StudyBudget.of(begun) if begun else None
         spent = self.study.looks[-1].spent if self.study.looks else 0.0
-        ruler = self.study.plan.of_role("ruler")
-        purse = self._purse = Purse(budget, spent, len(self.devices), ruler)
+        purse = self._purse = Purse(budget, spent, len(self.devices), self._kept_back(budget))
         arms = {arm.name: arm for arm in self.plan.arms}
         self._charge(purse)
         while block := next_block(self.study, rows_of(self.study), len(self.devices), purse):
@@ -203,6 +203,15 @@ class Execution:
             self.study = record_look(self.study, found)
             self.say(_told(found, self.study, budget))
         self._pool("ruler", self.plan.tasks(self._asked("ruler")))
+
+    def _kept_back(self, budget: StudyBudget | None) -> list[PlannedArm]:
+        """Returns the ruler's arms with the folders of the runs that the budget has to pay for: those that are not done
+        yet, and all if it counts tokens."""
+        ruler = self.study.plan.of_role("ruler")
+        if budget and budget.resource == "tokens":
+            return ruler
+        done = done_runs(self.plan, list(self.plan.tasks(self._asked("ruler"))), self.launch)
+        return [replace(arm, folders=tuple(folder for folder in arm.folders if folder not in done)) for arm in ruler]
 
     def _charge(self, purse: Purse) -> None:
         """Counts the runs that ended since the last look, before the study was stopped or killed."""
