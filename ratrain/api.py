@@ -43,7 +43,7 @@ from ratrain.run.launch import train as train_manifest
 from ratrain.run.sample import load_run
 from ratrain.run.start import AlreadyDone, Launch
 from ratrain.sinks.progress import describe
-from ratrain.storage.folder import RunFolder, find_run
+from ratrain.storage.folder import find_run
 from ratrain.storage.run_log import RunLog
 from ratrain.storage.run_log import read_run as _read_run
 
@@ -231,14 +231,14 @@ def study(
     Runs are processes that import the calling script: call this below `if __name__ == "__main__":`, or in a notebook.
     """
     from ratrain.ablation.plan import Plan
-    from ratrain.ablation.running.execute import study_folder
+    from ratrain.ablation.running.execute import set_aside, study_folder
 
     plan = file if isinstance(file, Plan) else read_plan(
         file, scale=scale, overrides=overrides, seeds=seeds, budget=budget, only=only, patches=patches, out=out,
         device=device, fresh=fresh,
     )  # fmt: skip
     if fresh:
-        RunFolder(study_folder(plan, Path(out))).move_aside()
+        set_aside(study_folder(plan, Path(out)))
     launch = Launch(Path(out), fresh=fresh, accept_code_change=accept_code_change)
     return _carry_out(plan, launch, device, jobs, memory, amend=amend, costs=costs, board=board)
 
@@ -272,7 +272,7 @@ def try_ideas(
     Raises ManifestError for an idea that breaks a contract, equals another or the baseline, or changes initial values.
     """
     from ratrain.ablation.record import read_study
-    from ratrain.ablation.running.execute import begin, held, study_folder
+    from ratrain.ablation.running.execute import begin, held, set_aside, study_folder
     from ratrain.ablation.search import ledger
     from ratrain.ablation.trial import in_search, trial_plan
 
@@ -282,14 +282,14 @@ def try_ideas(
         patches=folders,
     )  # fmt: skip
     folder = study_folder(plan, root)
-    if fresh:
-        RunFolder(folder).move_aside()
-    if not (folder / "events.jsonl").exists():
+    if fresh or not (folder / "events.jsonl").exists():
         for idea in dict.fromkeys(map(str, ideas)):
             _require_contracts(idea, overrides, folders, on_contract or (lambda name, verdict: None))
     with ledger(root / "studies", plan.base.recipe) as book:
         entry = book.next(plan.name, len(plan.of_role("arm")), after=after)
         plan = in_search(plan, entry)
+        if fresh:
+            set_aside(folder)
         if budget is None and (folder / "events.jsonl").exists():
             plan = replace(plan, study=plan.study.model_copy(update={"budget": read_study(folder).budgets[-1][0]}))
         new = entry not in book.entries

@@ -14,6 +14,7 @@ _UNITS: dict[str, tuple[Resource, float]] = {
     "gpu-min": ("device time", 60.0), "gpu-h": ("device time", 3600.0),
     "tokens": ("tokens", 1.0), "Mtokens": ("tokens", 1e6), "Gtokens": ("tokens", 1e9),
 }  # fmt: skip
+_MOST = 1e12  # of any unit
 _FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z-]+)\s*")
 EXPECTED = "a number and a unit, such as 90s, 30m, 2h, 4 gpu-h or 40 Mtokens"
 
@@ -32,8 +33,8 @@ class StudyBudget:
         unit = _UNITS.get(match[2]) if match else None
         if match is None or unit is None:
             raise ValueError(f"{text!r} is no budget; expected {EXPECTED}")
-        if not float(match[1]):
-            raise ValueError(f"{text!r} pays for nothing; expected {EXPECTED}")
+        if not 0 < float(match[1]) < _MOST:
+            raise ValueError(f"{text!r} is nothing, or beyond measure; expected {EXPECTED}")
         return cls(unit[0], float(match[1]) * unit[1])
 
     def text(self, amount: float) -> str:

@@ -39,3 +39,12 @@ class Look:
         """Reads a recorded look; looks of earlier versions lack words."""
         facts = {field.name: event[field.name] for field in fields(cls) if field.name in event}
         return cls(**{**facts, "arms": tuple(event["arms"]), "dropped": tuple(event["dropped"])})
+
+
+def following(looks: tuple[Look, ...], new: Look) -> tuple[Look, ...]:
+    """Returns the looks with a new one. Raises ValueError for one that has no more seeds than the last, or a smaller
+    share of alpha's time."""
+    seeds, share = (looks[-1].seeds, looks[-1].share) if looks else (0, 0.0)
+    if not (seeds < new.seeds and share <= new.share <= 1):
+        raise ValueError(f"a look after {new.seeds} seeds at {new.share} follows one after {seeds} at {share}")
+    return (*looks, new)

@@ -29,6 +29,7 @@ from ratrain.config.validation import faults_of, key_homes
 from ratrain.errors import Fault, ManifestError, MissingError
 
 Key = tuple[str, ...]
+_MOST_SEEDS = 1000  # of one arm
 
 
 class Seeds(Section):
@@ -37,14 +38,19 @@ class Seeds(Section):
     init: tuple[NonNegativeInt, ...] = Field(default=(), description="seed.init of each run")
     data: tuple[NonNegativeInt, ...] = Field(default=(), description="seed.data of each run; empty: as init")
     min: int = Field(default=3, ge=3, description="seeds as needed: those before the first look")
-    max: PositiveInt | None = Field(
-        default=None, description="seeds as needed: the most that an arm gets, 1, 2, 3 and so on; in place of init"
+    max: int | None = Field(
+        default=None,
+        ge=1,
+        le=_MOST_SEEDS,
+        description="seeds as needed: the most that an arm gets, 1, 2, 3 and so on; in place of init",
     )
 
     @model_validator(mode="after")
     def _one_of(self):
         if (self.max is None) == (not self.init):
             raise ValueError("expected either init = [...], or min and max for as many seeds as needed")
+        if self.max is None and "min" in self.model_fields_set:
+            raise ValueError("min belongs to max, for as many seeds as needed; expected no min beside init")
         if self.max is not None and (self.data or self.max < self.min):
             raise ValueError(f"max is {self.max} and min {self.min}; expected min <= max, and no data beside them")
         return self
@@ -162,6 +168,8 @@ class AblationManifest(Section):
     def _needs_seeds(self):
         if self.budget and not self.seed.as_needed:
             raise ValueError("budget limits seeds as needed; expected seed = { min = 3, max = 40 } beside it")
+        if self.seed.as_needed and self.verdict.stop:
+            raise ValueError("verdict.stop is for a list of seeds; with seeds as needed arms stop in any case")
         if self.seed.as_needed and self.tune:
             raise ValueError("tune compares all arms on the same seeds; expected seed.init = [...] beside it")
         if self.tune and self.tune.seed.as_needed:

@@ -147,6 +147,7 @@ def plan_of(
         raise ManifestError(faults)
     arms = build.matched(_without_repeats(arms), costs)
     faults = [
+        *_same_named_patches(arms, layer),
         *_uncounted(arms[0], study, layer),
         *_twins(arms, layer),
         *_unlike(arms, layer),
@@ -164,6 +165,18 @@ def _without_repeats(arms: Sequence[Arm]) -> list[Arm]:
     for arm in arms:
         seen.setdefault((arm.name, arm.recipe), arm)
     return list(seen.values())
+
+
+def _same_named_patches(arms: Sequence[Arm], layer: Layer) -> Iterator[Fault]:
+    """Yields a fault for a kind that two arms take from unlike files: a process holds one module of a name."""
+    seen: dict[str, Path] = {}
+    for arm in arms:
+        beside = {file.parent / "patches" for file in arm.source_of(*arm.seeds[0]).files}
+        for kind in arm.manifest.patch:
+            for file in sorted(folder / f"{kind}.py" for folder in beside):
+                if not file.exists() or file.read_bytes() == (other := seen.setdefault(kind, file)).read_bytes():
+                    continue
+                yield Fault(layer.label, arm.name, f"{file} and {other} have one name; rename one, and its kind")
 
 
 def _uncounted(base: Arm, study: AblationManifest, layer: Layer) -> Iterator[Fault]:

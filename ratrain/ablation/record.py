@@ -6,6 +6,7 @@ the `events.jsonl` of the runs.
 
 from __future__ import annotations
 
+import calendar
 import hashlib
 import json
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ratrain.ablation.arms import Arm, Role
-from ratrain.ablation.looks import Block, Look
+from ratrain.ablation.looks import Block, Look, following
 from ratrain.ablation.manifest import Tune
 from ratrain.ablation.plan import Plan
 from ratrain.atomic import write_file
@@ -25,6 +26,7 @@ _FILE = "events.jsonl"
 # of the errors of effects: variances by arm, moderated, and that of documents beside them. Earlier ones were "pooled",
 # one variance for all arms, before the name was recorded, and "moderated", with one t for seeds and documents together
 METHOD = "moderated, documents apart"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"  # UTC
 _RULES = ("base", "verdict", "metric", "match", "scale", "tune", "first_look")  # never amended: they define a verdict
 
 
@@ -105,6 +107,7 @@ class Study:
     method: str = METHOD  # of the errors of effects, when the plan was recorded
     looks: tuple[Look, ...] = ()  # with seeds as needed
     budgets: tuple[tuple[str, int], ...] = ()  # the plan's and each extension, with the number of looks before it
+    since: float = 0.0  # Unix time of the last look, before the first of the plan
 
     @property
     def out(self) -> Path:
@@ -252,7 +255,7 @@ def record_tuned(study: Study, arms: Sequence[Arm]) -> Study:
 def _append(folder: Path, event: str, facts: dict[str, Any]) -> None:
     """Appends one line to the record atomically: whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    line = {"schema": 1, "event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
+    line = {"schema": 1, "event": event, "time": time.strftime(_TIME, time.gmtime()), **facts}
     file = folder / _FILE
     before = file.read_bytes() if file.exists() else b""
     write_file(file, [before, (json.dumps(line) + "\n").encode()])
@@ -265,6 +268,8 @@ def read_study(folder: Path) -> Study:
         lines = (folder / _FILE).read_text().splitlines()
     except OSError as error:
         raise MissingError(f"{folder / _FILE}: cannot be read: {error.strerror}; the study has not begun") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{folder / _FILE}: holds a line that ratrain did not write: {error}") from error
     plan, now, rest = None, None, {}
     try:
         for line in lines:
@@ -277,9 +282,11 @@ def read_study(folder: Path) -> Study:
                 now = _planned(event)
                 rest["method"] = rest.get("method", event.get("method", "pooled"))
                 plan, rest["checked"] = plan or now, tuple(event.get("checked", ()))
+                rest.setdefault("since", _unix(event["time"]))
                 rest.setdefault("budgets", ((now.budget, 0),))
             elif kind == "Looked":
-                rest["looks"] = (*rest.get("looks", ()), Look.of(event))
+                rest["since"] = _unix(event["time"])
+                rest["looks"] = following(rest.get("looks", ()), Look.of(event))
             elif kind == "Extended":
                 rest["budgets"] = (*rest["budgets"], (event["budget"], len(rest.get("looks", ()))))
             elif kind == "Costs":
@@ -287,11 +294,15 @@ def read_study(folder: Path) -> Study:
                 rest["costs"] = rest.get("costs", {}) | {name: _cost(of) for name, of in event["costs"].items()}
             elif kind == "Tuned":
                 rest["tuned"] = tuple(map(_arm, event["arms"]))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{folder / _FILE}: holds a line that ratrain did not write: {error!r}") from error
     if plan is None or now is None:
         raise DataError(f"{folder / _FILE}: holds no plan")
     return Study(folder, plan, now, **rest)
+
+
+def _unix(text: str) -> float:
+    return float(calendar.timegm(time.strptime(text, _TIME)))
 
 
 def _planned(event: dict[str, Any]) -> Planned:

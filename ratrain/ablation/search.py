@@ -51,15 +51,18 @@ class Ledger:
         """Returns the entry of a trial: that on record if there is one, else the next of the search of study `after`,
         or the first of a search of its own.
 
-        Raises UsageError if the trial is on record in another search, and MissingError if `after` is no study against
-        this baseline.
+        `after` is the name of a study or the path of its folder. Raises UsageError if the trial is on record in another
+        search, and MissingError if `after` is no study against this baseline.
         """
+        after = None if after is None else Path(after).name
+        if after == "":
+            raise UsageError("--after: is empty; expected the name of an earlier study of this search")
         known = next((entry for entry in self.entries if entry.study == study), None) or self._recorded(study)
         if known is None and after is None:
             return Entry(study, study, 0, ideas)
-        search, begun = self._search_of(after) if after else ("", 0)
+        search, begun = self._search_of(after) if after is not None else ("", 0)
         if known:
-            if after and search != known.search:
+            if after is not None and search != known.search:
                 message = f"{study} is on record as idea {known.before + 1} of the search of {known.search}"
                 raise UsageError(f"--after {after}: {message}")
             return known
@@ -78,7 +81,7 @@ class Ledger:
     def _search_of(self, study: str) -> tuple[str, int]:
         """Returns the search of a study, and the number of ideas up to it; the arms of a study that is no trial count
         as ideas. Raises MissingError."""
-        if known := next((entry for entry in self.entries if entry.study == study), None) or self._recorded(study):
+        if known := next((entry for entry in self.entries if entry.study == study), None):
             return known.search, known.before + known.ideas
         try:
             plan = read_study(self.file.parent / study).now
@@ -86,6 +89,8 @@ class Ledger:
             raise MissingError(f"--after {study}: {error}") from error
         if not self.file.name.startswith(f"ledger-{plan.base.recipe[:8]}"):
             raise MissingError(f"--after {study}: its baseline, {plan.base.name}, is another one than this trial's")
+        if known := self._recorded(study):
+            return known.search, known.before + known.ideas
         return study, len([arm for arm in plan.of_role("arm") if arm.twin == "none"])
 
     def add(self, entry: Entry) -> None:
@@ -125,11 +130,15 @@ def ledger(studies: Path, recipe: str) -> Iterator[Ledger]:
 
 
 def _read(file: Path) -> list[Entry]:
+    """Reads the entries. Raises DataError."""
+    entries = []
     try:
-        lines = file.read_text().splitlines()
+        for line in file.read_text().splitlines():
+            entries.append(entry := Entry(**json.loads(line)))
+            if not (entry.before >= 0 and entry.ideas >= 1 and isinstance(entry.study + entry.search, str)):
+                raise ValueError(f"{entry}")
     except FileNotFoundError:
         return []
-    try:
-        return [Entry(**json.loads(line)) for line in lines]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # other bytes than UTF-8 are a ValueError too
         raise DataError(f"{file}: holds a line that ratrain did not write: {error}") from error
+    return entries

@@ -24,6 +24,8 @@ from ratrain.registry import plugin_files
 from ratrain.statistics.verdict import Verdict
 
 if TYPE_CHECKING:
+    from ratrain.ablation.arms import Arm
+    from ratrain.config.read import Source
     from ratrain.statistics.token_ruler import Reading
 
 ALPHA = 0.05  # of a whole search
@@ -59,12 +61,12 @@ def trial_plan(
         id="try", base=base, scale=scale, seed=SEEDS, budget=budget or BUDGET, arms=tuple(dict.fromkeys(ideas)),
         ruler=RULER, verdict=Verdicts(delta=delta, alpha=ALPHA),
     )  # fmt: skip
-    if same := [idea for idea in ideas if find_manifest(idea) == find_manifest(base)]:
+    if same := [idea for idea in ideas if find_manifest(idea).resolve() == find_manifest(base).resolve()]:
         raise ManifestError([Fault(same[0], "", f"is the baseline itself; expected another manifest than {base}")])
     plan = plan_of(study, Layer(" ".join(ideas), {}), overrides=overrides, patches=patches)
+    plan = replace(plan, arms=tuple(_by_code(arm) for arm in plan.arms))
     tried = plan.of_role("arm")
-    files = sorted({file for arm in tried for file in plugin_files(arm.manifest.patch.values())})
-    facts = [arm.recipe.encode() for arm in (plan.base, *tried)] + [file.read_bytes() for file in files]
+    facts = [arm.recipe.encode() for arm in (plan.base, *tried)] + [_code(arm) for arm in tried]
     name = f"try-{'-'.join(arm.name for arm in tried)[:40]}-{hashlib.sha256(b''.join(facts)).hexdigest()[:6]}".lower()
     return replace(
         plan,
@@ -73,13 +75,31 @@ def trial_plan(
     )
 
 
+def _code(arm: Arm) -> bytes:
+    """Returns the code of the plug-ins of an arm."""
+    return b"".join(file.read_bytes() for file in plugin_files(arm.manifest.patch.values()))
+
+
+def _by_code(arm: Arm) -> Arm:
+    """Gives the runs of an arm with plug-ins folders that follow their code, so that a changed idea has its own."""
+    if not (code := _code(arm)):
+        return arm
+    id_ = f"{arm.manifest.id}-{hashlib.sha256(code).hexdigest()[:6]}"
+
+    def source_of(*args: Any) -> Source:
+        source = arm.source_of(*args)
+        return replace(source, tree={**source.tree, "id": id_})
+
+    return replace(arm, manifest=arm.manifest.model_copy(update={"id": id_}), source_of=source_of)
+
+
 def _command(
     ideas: Sequence[str], base: str, scale: str, delta: float, overrides: Sequence[str], patches: Sequence[Path]
 ) -> str:
     """Returns the command that repeats a trial; its budget is on record."""
     words = ["ratrain", "try", *ideas]
     words += ["--base", base] * (base != "v0") + ["--scale", scale] * (scale != "study")
-    words += ["--delta", f"{delta:g}"] * (delta != DELTA)
+    words += ["--delta", repr(delta)] * (delta != DELTA)
     words += [word for key in overrides for word in ("--set", key)]
     return shlex.join([*words, *(word for folder in patches for word in ("--patches", str(folder)))])
 

@@ -6,9 +6,10 @@ import argparse
 import json
 import math
 import re
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def _seeds(text: str) -> list[tuple[int, int]] | Seeds:
         try:
             return Seeds(min=int(match[1]), max=int(match[2]))
         except ValueError:
-            message = f"expected the seeds before the first look, 3 or more, and the most, got {text!r}"
+            message = f"expected the seeds before the first look, 3 or more, and the most, up to 1000, got {text!r}"
             raise argparse.ArgumentTypeError(message) from None
     seeds = [natural(word) for word in text.split(",")]
     if len(set(seeds)) < len(seeds):
@@ -84,6 +85,7 @@ def _ablate(args: argparse.Namespace) -> int:
         find_ablation(args.file), scale=args.scale, overrides=args.set, seeds=args.seeds, budget=args.budget,
         only=args.only, patches=args.patches, costs=partial(_costs, args),
     )  # fmt: skip
+    plan = replace(plan, command=_command(args))
     if args.dry_run:
         from ratrain.ablation.preflight import preflight
 
@@ -106,6 +108,18 @@ def _ablate(args: argparse.Namespace) -> int:
     else:
         print("\n".join(["", *study_lines(found.study, found.rows, found.conclusion), str(found.page)]))
     return found.exit
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Returns the command that runs the study anew."""
+    words = ["ratrain", "--ablate", args.file, *(["--scale", args.scale] if args.scale else [])]
+    words += [word for key in args.set for word in ("--set", key)]
+    if isinstance(args.seeds, list):
+        words += ["--seeds", ",".join(str(init) for init, _ in args.seeds)]
+    elif args.seeds:
+        words += ["--seeds", f"{args.seeds.min}..{args.seeds.max}"]
+    words += ["--budget", args.budget] if args.budget else []
+    return shlex.join([*words, *(word for folder in args.patches for word in ("--patches", str(folder)))])
 
 
 def _costs(args: argparse.Namespace, study: str, tasks: Sequence[Task]) -> dict[str, float]:

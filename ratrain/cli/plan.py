@@ -15,6 +15,8 @@ from ratrain.errors import Exit, UsageError
 if TYPE_CHECKING:
     from ratrain.statistics.resolution import Resolution, Row
 
+_MOST_ARMS, _LEAST = 1000, 1e-12
+
 
 def _percent(text: str) -> float:
     try:
@@ -40,21 +42,33 @@ def _correlation(text: str) -> float:
     return value
 
 
+def _arms(text: str) -> int:
+    if (arms := count(text)) > _MOST_ARMS:
+        raise argparse.ArgumentTypeError(f"expected a number up to {_MOST_ARMS}, got {text!r}")
+    return arms
+
+
+def _ordinary(text: str) -> float:
+    if not _LEAST <= (value := positive(text)) <= 1 / _LEAST:
+        raise argparse.ArgumentTypeError(f"expected a number from {_LEAST:g} to {1 / _LEAST:g}, got {text!r}")
+    return value
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--effect", type=_percent, default=1.0, metavar="P%", help="effect in per cent of the tokens (1%%)"
     )
     parser.add_argument("--power", type=_probability, default=0.8, metavar="P", help="chance to find it (0.8)")
     parser.add_argument("--scale", default="study", metavar="S", help="scale of the runs (study)")
-    parser.add_argument("--arms", type=count, default=1, metavar="N", help="arms beside the baseline (1)")
+    parser.add_argument("--arms", type=_arms, default=1, metavar="N", help="arms beside the baseline (1)")
     parser.add_argument(
         "--alpha", type=_probability, default=0.05, metavar="A", help="chance of any false claim (0.05)"
     )
-    parser.add_argument("--noise", type=positive, metavar="NATS", help="standard deviation of a run over seeds")
+    parser.add_argument("--noise", type=_ordinary, metavar="NATS", help="standard deviation of a run over seeds")
     parser.add_argument("--r", type=_correlation, metavar="R", help="correlation of paired seeds")
-    parser.add_argument("--slope", type=positive, metavar="NATS", help="loss that 1%% more tokens saves")
+    parser.add_argument("--slope", type=_ordinary, metavar="NATS", help="loss that 1%% more tokens saves")
     parser.add_argument("--tokens", type=count, metavar="N", help="tokens of a run")
-    parser.add_argument("--rate", type=positive, metavar="TOK/S", help="tokens/s of one device")
+    parser.add_argument("--rate", type=_ordinary, metavar="TOK/S", help="tokens/s of one device")
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 

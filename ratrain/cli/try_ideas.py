@@ -65,7 +65,10 @@ def _try(args: argparse.Namespace) -> int:
             print(json.dumps({"verdict": "refused" if refused else "error", "faults": faults}, indent=1))
         raise
     if plain:
-        print(json.dumps(outcome(found.study, found.conclusion, found.page), indent=1))
+        told = outcome(found.study, found.conclusion, found.page)
+        if found.exit:
+            told["warnings"].append(f"not over: a run ended with exit code {found.exit}; the same command goes on")
+        print(json.dumps(told, indent=1))
     elif not found.conclusion:
         print("no verdict: it takes two seeds that are done, of the baseline and of the idea")
     else:
@@ -83,7 +86,7 @@ def _try(args: argparse.Namespace) -> int:
 
 
 def _told(name: str, verdict: Verdict, out: Any) -> None:
-    """Prints a line for each broken contract of an idea, and a count at its end."""
+    """Prints a line for each broken contract of an idea."""
     if verdict.fault is not None:
         print(f"{name}: BROKEN: {verdict.claim}", file=out, flush=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,9 +15,11 @@ import pytest
 from ratrain.ablation.budget import StudyBudget
 from ratrain.ablation.conclusion import conclude, judged
 from ratrain.ablation.plan import make_plan
-from ratrain.ablation.record import Study, planned
+from ratrain.ablation.record import Study, planned, read_study
 from ratrain.ablation.results import Reached, Row
+from ratrain.ablation.running.execute import held, set_aside
 from ratrain.ablation.running.seeds_as_needed import Purse, look, next_block
+from ratrain.errors import CannotCreateError, DataError
 
 TEXT = """\
 id = "needed"
@@ -192,6 +195,57 @@ def test_the_ruler_runs_after_the_last_look(ablate, study, tmp_path):
     assert max(begun[6]) < looked < min(begun[3] + begun[12])
 
 
+def test_a_diverged_run_is_not_trained_again(ablate, study, tmp_path):
+    text = SHORT.format(most=6, arms=["v9"], delta=50.0)
+    ablate(study(text))
+    (folder,) = (tmp_path / "runs").glob("v9-*/s2")
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "status": "diverged"}))
+    events = (folder / "events.jsonl").read_bytes()
+    ablate(study(text.replace("needed", "other")))
+    assert (folder / "events.jsonl").read_bytes() == events
+    assert json.loads((folder / "state.json").read_text())["status"] == "diverged"
+
+
+def test_an_extension_does_not_move_the_time_of_the_last_look(ablate, study, tmp_path):
+    text = SHORT.format(most=6, arms=["v9"], delta=50.0)
+    ablate(study(text), "--budget", "60 s")
+    folder = tmp_path / "runs" / "studies" / "needed-tiny"
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    looked = next(event for event in lines if event["event"] == "Looked")
+    late = {"schema": 1, "event": "Extended", "time": "2099-01-01T00:00:00Z", "budget": "2m"}
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in (*lines, late)))
+    assert time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(read_study(folder).since)) == looked["time"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda lines: [*lines, lines[-1]],
+        lambda lines: [lines[0], lines[1].replace('"share": ', '"share": 2')],
+        lambda lines: [lines[0], lines[1].replace('"share": ', '"share": "x", "y": ')],
+        lambda lines: [*lines, "\udcff"],
+    ],
+)
+def test_a_spoilt_record_is_a_data_error(ablate, study, tmp_path, spoil):
+    ablate(study(SHORT.format(most=6, arms=["v9"], delta=50.0)))
+    file = tmp_path / "runs" / "studies" / "needed-tiny" / "events.jsonl"
+    file.write_text("\n".join(spoil(file.read_text().splitlines())), errors="surrogateescape")
+    with pytest.raises(DataError, match="did not write"):
+        read_study(file.parent)
+
+
+def test_a_study_in_work_is_not_set_aside(tmp_path):
+    folder = tmp_path / "study"
+    with held(folder):
+        (folder / "events.jsonl").touch()
+        with pytest.raises(CannotCreateError, match="another process works"):
+            set_aside(folder)
+    assert (folder / "events.jsonl").exists()
+    set_aside(folder)
+    assert not folder.exists()
+
+
 def test_more_seeds_than_another_study_trained_are_not_read(ablate, study):
     ablate(study(SHORT.format(most=6, arms=["v9"], delta=50.0).replace("needed", "other")), "--seeds", "1,2,3,4,5")
     results, _ = ablate(study(SHORT.format(most=6, arms=["v9"], delta=50.0)))
@@ -206,7 +260,7 @@ def test_budgets_are_read_with_their_unit(text, amount):
     assert StudyBudget.of(text).amount == amount
 
 
-@pytest.mark.parametrize("text", ["30", "m", "0m", "-3h", "3 weeks", "1e9h"])
+@pytest.mark.parametrize("text", ["30", "m", "0m", "-3h", "3 weeks", "1e9h", "9" * 320 + "h"])
 def test_other_budgets_are_refused(text):
     with pytest.raises(ValueError, match="such as 90s, 30m"):
         StudyBudget.of(text)
@@ -218,6 +272,9 @@ def test_other_budgets_are_refused(text):
         ('seed = { min = 3, max = 6 }\nbudget = "soon"', "'soon' is no budget; expected a number and a unit"),
         ("seed = { min = 2, max = 6 }", "seed.min: must be at least 3"),
         ("seed = { min = 4, max = 3 }", "expected min <= max"),
+        ("seed = { init = [1, 2], min = 4 }", "expected no min beside init"),
+        ("seed = { max = 1_000_000 }", "seed.max: must be at most 1000"),
+        ("seed = { max = 6 }\nverdict.stop = true", "with seeds as needed arms stop in any case"),
         ("seed = { init = [1, 2], max = 6 }", "expected either init = [...], or min and max"),
         ('seed.init = [1, 2]\nbudget = "3m"', "expected seed = { min = 3, max = 40 }"),
         ("seed = { max = 6 }\n[tune]\nseed.init = [9]\ngrid.schedule.lr = [0.1]", "tune compares all arms on the same"),

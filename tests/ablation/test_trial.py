@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from ratrain.ablation.search import Entry, ledger
 from ratrain.ablation.trial import meets, trial_plan
-from ratrain.errors import DataError, MissingError, UsageError
+from ratrain.config.find import find_manifest
+from ratrain.errors import DataError, ManifestError, MissingError, UsageError
 from ratrain.statistics.verdict import judge
 
 QUICK = ("--scale", "tiny", "--set", "compile.scope=off", "--set", "train.budget={ steps = 6 }", "--device", "cpu")
@@ -190,12 +192,6 @@ def test_a_trial_keeps_its_place_without_the_ledger(attempt, idea, tmp_path):
             book.next(second["report"].split("/")[-2], 1, after="other")
 
 
-def test_a_ledger_of_another_program_is_refused(tmp_path):
-    (tmp_path / "ledger-abcdef12.jsonl").write_text("{}\n")
-    with pytest.raises(DataError, match="did not write"), ledger(tmp_path, "abcdef123"):
-        pass
-
-
 def test_a_changed_idea_is_another_trial_and_a_larger_budget_the_same(idea):
     first = trial_plan([str(idea("return y * self.gate()"))], scale="tiny")
     assert trial_plan([str(idea("return y * self.gate()"))], scale="tiny", budget="3h").name == first.name
@@ -204,6 +200,59 @@ def test_a_changed_idea_is_another_trial_and_a_larger_budget_the_same(idea):
     changed = idea("return y * self.gate()")
     changed.write_text(changed.read_text() + "\n[optim]\nclip = 0.5\n")
     assert trial_plan([str(changed)], scale="tiny").name != first.name
+
+
+def test_the_runs_of_a_changed_idea_are_its_own(attempt, idea, tmp_path):
+    first = attempt(idea("return y * self.gate()"), "--delta", "50")[1]
+    code, changed, _ = attempt(idea("return y * self.gate() ** 2"), "--delta", "50", "--after", first["search"])
+    assert (code, changed["ideas_before"]) == (0, 1)
+    assert changed["effect"] != first["effect"]
+    assert len(list((tmp_path / "runs").glob("mine-*"))) == 2
+    assert len(list((tmp_path / "runs").glob("v0-*"))) == 3  # with the ruler's budgets
+    assert attempt(idea("return y * self.gate()"), "--delta", "50")[1] == first
+
+
+def test_the_baseline_by_another_path_is_refused(tmp_path):
+    (tmp_path / "mine.toml").symlink_to(find_manifest("v0"))
+    with pytest.raises(ManifestError, match="is the baseline itself"):
+        trial_plan([str(tmp_path / "mine.toml")], scale="tiny")
+
+
+def test_unlike_patches_of_one_name_are_refused(idea, tmp_path):
+    one = idea("return y * self.gate()")
+    (tmp_path / "other").mkdir()
+    shutil.copytree(one.parent / "patches", tmp_path / "other" / "patches")
+    two = tmp_path / "other" / "two.toml"
+    two.write_text(one.read_text().replace('"mine"', '"two"') + "[optim]\nclip = 0.5\n")
+    assert trial_plan([str(one), str(two)], scale="tiny").of_role("arm")
+    patch = tmp_path / "other" / "patches" / "mine.py"
+    patch.write_text(patch.read_text() + "\n")
+    with pytest.raises(ManifestError, match="have one name; rename one"):
+        trial_plan([str(one), str(two)], scale="tiny")
+
+
+def test_a_search_goes_by_the_name_of_its_study(tmp_path):
+    with ledger(tmp_path / "studies", "abcdef123") as book:
+        book.add(book.next("one", 1, after=None))
+        for after in ("one", "one/", "./one", str(tmp_path / "studies" / "one")):
+            assert book.next("two", 1, after=after) == Entry("two", "one", 1, 1)
+        with pytest.raises(UsageError, match="--after: is empty"):
+            book.next("two", 1, after="")
+
+
+def test_a_trial_of_another_baseline_begins_no_search(attempt, tmp_path):
+    first = attempt("v9", "--delta", "50")[1]
+    studies = tmp_path / "runs" / "studies"
+    with ledger(studies, "abcdef123") as book, pytest.raises(MissingError, match="its baseline, v0, is another one"):
+        book.next("two", 1, after=first["search"])
+
+
+@pytest.mark.parametrize("line", [b"{}", b'{"study": "a", "search": "a", "before": -1, "ideas": 1}', b"\xff",
+                                  b'{"study": "a", "search": "a", "before": "x", "ideas": 1}'])  # fmt: skip
+def test_a_spoilt_ledger_is_a_data_error(tmp_path, line):
+    (tmp_path / "ledger-abcdef12.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(DataError, match="did not write"), ledger(tmp_path, "abcdef123"):
+        pass
 
 
 def test_values_that_make_no_sense_are_usage_errors():

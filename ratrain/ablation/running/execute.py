@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from ratrain.ablation.record import (
 from ratrain.ablation.results import rows_of
 from ratrain.ablation.running.costs import step_costs
 from ratrain.ablation.running.pool import Began, Ended, Pool, Published
-from ratrain.ablation.running.seeds_as_needed import Purse, look, next_block
+from ratrain.ablation.running.seeds_as_needed import MOST, Purse, look, next_block
 from ratrain.ablation.tuning import tuning
 from ratrain.errors import CannotCreateError, Exit, Fault, ManifestError, UsageError
 from ratrain.events import Evaluated
@@ -66,6 +67,14 @@ def held(folder: Path) -> Iterator[None]:
             (folder / "study.lock").unlink()
             folder.rmdir()
         os.close(descriptor)
+
+
+def set_aside(folder: Path) -> None:
+    """Moves the folder of a study aside for a fresh one. Raises CannotCreateError if a process works on it."""
+    if folder.exists():
+        with held(folder):
+            pass
+        RunFolder(folder).move_aside()
 
 
 def begin(plan: Plan, out: Path, *, amend: bool, checked: Sequence[str] = ()) -> Study:
@@ -106,14 +115,15 @@ def _told(found: Look, study: Study, budget: StudyBudget | None) -> str:
 
 
 def done_runs(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, float]:
-    """Returns the final loss of every finished run, by folder. Raises ManifestError if the code changed since a run was
-    trained, unless `launch` accepts the change."""
+    """Returns the final loss of every run that is done or diverged (NaN), by folder. Raises ManifestError if the code
+    changed since a run was trained, unless `launch` accepts the change."""
     manifests, done, changed = {arm.name: arm.manifest for arm in plan.arms}, {}, {}
     for task in tasks:
         folder = RunFolder(launch.out / task.folder)
         state = folder.read_state()
-        if state.get("status") == "done" and isinstance(state.get("loss"), float):
-            done[task.folder] = state["loss"]
+        diverged = state.get("status") == "diverged"
+        if diverged or (state.get("status") == "done" and isinstance(state.get("loss"), float)):
+            done[task.folder] = math.nan if diverged else state["loss"]
             manifest = manifests.get(task.arm) or task.manifest()
             changed |= dict.fromkeys(changed_code(folder, manifest), task.folder)
     if changed and not launch.accept_code_change:
@@ -214,15 +224,19 @@ class Execution:
         return [replace(arm, folders=tuple(folder for folder in arm.folders if folder not in done)) for arm in ruler]
 
     def _charge(self, purse: Purse) -> None:
-        """Counts the runs that ended since the last look, before the study was stopped or killed."""
-        since = (self.study.folder / "events.jsonl").stat().st_mtime
+        """Counts the runs of the block under way that ended before the study was stopped or killed."""
+        begun = self.study.looks[-1].seeds if self.study.looks else 0
+        end, counted = begun + MOST if begun else self.study.plan.first_look, set()
         for arm in self.study.plan.of_role("base", "arm", "control"):
-            for folder in arm.folders:
+            for folder in arm.folders[begun:end]:
+                if folder in counted:  # twins share their runs
+                    continue
+                counted.add(folder)
                 files = [self.study.out / folder / name for name in ("code.json", "summary.json")]
                 if all(file.exists() for file in files):
-                    start, end = (file.stat().st_mtime for file in files)
-                    if end > since:
-                        purse.ran(arm, max(0.0, end - start), earlier=True)
+                    start, ended = (file.stat().st_mtime for file in files)
+                    if ended > self.study.since:
+                        purse.ran(arm, max(0.0, ended - start), earlier=True)
 
     @property
     def _thin(self) -> bool:
@@ -246,10 +260,13 @@ class Execution:
         arms = {arm.name: arm for arm in self.plan.arms}
         chosen = [self.plan.base, *(arms[name] for name in names if name != self.plan.base.name)]
         tasks = [arm.task(*arm.seeds[0], self.plan.patches) for arm in chosen]
-        for measured in step_costs(tasks, device=self.devices[0]):
-            found[measured.arm], machine = measured.cost, measured.machine
-            low, high = measured.cost.interval
-            self.say(f"step of {measured.arm}: {measured.cost.ratio:.3f} [{low:.3f}, {high:.3f}] of the baseline's")
+        try:
+            for measured in step_costs(tasks, device=self.devices[0]):
+                found[measured.arm], machine = measured.cost, measured.machine
+                low, high = measured.cost.interval
+                self.say(f"step of {measured.arm}: {measured.cost.ratio:.3f} [{low:.3f}, {high:.3f}] of the baseline's")
+        except KeyboardInterrupt:  # verdicts are on record, and the report comes
+            self.asked = True
         if found:
             self.study = record_costs(self.study, found, machine)
 
@@ -277,5 +294,7 @@ class Execution:
         if isinstance(message, Ended) and self._purse:
             arm = next(arm for arm in self.study.now.arms if arm.name == message.task.arm)
             self._purse.ran(arm, time.monotonic() - self._began[message.task.folder])
+        if isinstance(message, Ended) and message.code == Exit.DIVERGED and self.launch.fresh:
+            self._ran[message.task.folder] = math.nan
         if isinstance(message, Ended) and message.code not in _QUIET:
             self.failed.append(message.code)

@@ -25,7 +25,7 @@ _RESERVE = 0.2  # of alpha, for extensions of the budget
 _KEPT = 0.5  # of the reserve, after each extension
 _HOPELESS = 0.05  # chance of a verdict below which an arm is given up
 _IDLE = 0.1  # share of a block's time that devices may wait for its last runs
-_MOST = 4  # seeds of one block
+MOST = 4  # seeds of one block, after the first
 DECIDED = "every arm has its verdict"
 
 
@@ -58,7 +58,7 @@ def _with_controls(names: Sequence[str], study: Study) -> list[str]:
 
 def _block_size(runs: int, lanes: int) -> int:
     """Returns the least number of seeds whose runs leave no device idle for more than a tenth of the time."""
-    idle = {seeds: -(-seeds * runs // lanes) * lanes / (seeds * runs) - 1 for seeds in range(1, _MOST + 1)}
+    idle = {seeds: -(-seeds * runs // lanes) * lanes / (seeds * runs) - 1 for seeds in range(1, MOST + 1)}
     return next((seeds for seeds, share in idle.items() if share <= _IDLE), min(idle, key=idle.__getitem__))
 
 
