@@ -67,7 +67,7 @@ def _try(args: argparse.Namespace) -> int:
     if plain:
         told = outcome(found.study, found.conclusion, found.page)
         if found.exit:
-            told["warnings"].append(f"not over: a run ended with exit code {found.exit}; the same command goes on")
+            told["warnings"].append(f"not over, exit code {found.exit}: the same command goes on")
         print(json.dumps(told, indent=1))
     elif not found.conclusion:
         print("no verdict: it takes two seeds that are done, of the baseline and of the idea")
