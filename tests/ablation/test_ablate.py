@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from ratrain.ablation.plan import make_plan
+from ratrain.ablation.record import read_study
 from ratrain.ablation.running.execute import held
 from ratrain.ablation.running.pool import Began, Ended, Pool, Published
 from ratrain.errors import Exit
@@ -105,6 +107,16 @@ def test_a_diverged_arm_is_told_as_such_and_the_others_go_on(ablate, study):
     assert [arms[name]["runs"][0]["status"] for name in ("v0", "wild", "v9")] == ["done", "diverged", "not begun"]
     assert arms["wild"]["differences"] == []
     assert "wild s1: diverged" in err
+
+
+def test_the_recorded_command_runs_the_same_study(ablate, study, ratrain, tmp_path):
+    text = study().read_text().replace('scale = "tiny"', 'scale = "study"')
+    ablate(study(text), "--only", "v9", "--seeds", "2,1", "--set", "schedule.lr=2e-3", "--scale", "tiny")
+    (folder,) = (tmp_path / "runs" / "studies").iterdir()
+    name, *words = shlex.split(read_study(folder).now.command)
+    assert name == "ratrain"
+    code, _, err = ratrain(*words, "--only", "v9", "--out", tmp_path / "runs", "--device", "cpu", "--no-costs")
+    assert (code, err) == (0, "")  # nothing is trained again
 
 
 def test_other_code_is_refused(ablate, study, tmp_path):
