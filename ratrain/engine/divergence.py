@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ratrain.engine.progress import Progress
 from ratrain.errors import DivergedError
+from ratrain.storage.tensor_file import largest_of
 
 _ADVICE = "lower schedule.lr, or lengthen the warm-up"
 
@@ -44,7 +45,7 @@ class Divergence:
 
     def check_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Raises DivergedError if a weight is not finite; reads the device once."""
-        finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
+        finite = torch.stack([largest_of(weight).isfinite() for weight in weights.values()]).tolist()
         if bad := [name for name, is_finite in zip(weights, finite, strict=True) if not is_finite]:
             more = f" and {len(bad) - 1} more weights" if len(bad) > 1 else ""
             raise self.found(f"{bad[0]}{more}: not finite at step {self._progress.steps}")

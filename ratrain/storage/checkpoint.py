@@ -1,13 +1,12 @@
 """Atomic checkpoints, verified by SHA-256 before they are decoded.
 
 A checkpoint is a folder `step-N` with model.safetensors, optimizer.safetensors, state.json and SHA256SUMS (in the
-format of `sha256sum -c`). It is written to a temporary folder, synced and renamed. Nothing is unpickled.
+format of `sha256sum -c`). It is written in pieces to a temporary folder, synced and renamed. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -17,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ratrain.atomic import ASIDE, sync_folder, write_file, write_synced
+from ratrain.checksum import sha256_of
 from ratrain.errors import CannotCreateError, DataError, DiskError
 from ratrain.storage.folder import listed, step_of
+from ratrain.storage.tensor_file import Summed, encoded, largest_of, mapped
 
 _SUMS = "SHA256SUMS"
 _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -86,29 +86,26 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
 def _sums(digests: Mapping[str, str]) -> bytes:
     return "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
 
 
 def _write_folder(folder: Path, checkpoint: Checkpoint) -> tuple[int, str]:
-    """Writes the files of a checkpoint, encoding one at a time; returns their bytes and the weights' SHA-256."""
+    """Writes the files of a checkpoint piece by piece; returns their bytes and the weights' SHA-256."""
     shutil.rmtree(folder, ignore_errors=True)
     os.mkdir(folder)
+    state = json.dumps({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}).encode()
     digests, size = {}, 0
-    for name, encode in {
-        _WEIGHTS: lambda: safetensors.torch.save(_plain(checkpoint.model)),
-        _OPTIMIZER: lambda: safetensors.torch.save(_plain(checkpoint.optimizer)),
-        "state.json": lambda: json.dumps({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}).encode(),
-        _SUMS: lambda: _sums(digests),
+    for name, pieces in {
+        _WEIGHTS: encoded(checkpoint.model),
+        _OPTIMIZER: encoded(checkpoint.optimizer),
+        "state.json": [state],
+        _SUMS: (_sums(digests) for _ in range(1)),  # once the others are written
     }.items():
-        data = encode()
-        digests[name] = hashlib.sha256(data).hexdigest()
-        size += len(data)
-        write_synced(folder / name, [data])
+        summed = Summed(pieces)
+        write_synced(folder / name, summed)
+        digests[name] = summed.sha256
+        size += summed.size
     sync_folder(folder)
     return size, digests[_WEIGHTS]
 
@@ -132,31 +129,30 @@ def _drop(old: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Loads and verifies the checkpoint at `path`. Raises DataError that names the file and its fault."""
+    """Loads and verifies the checkpoint at `path`, its tensors mapped. Raises DataError that names file and fault."""
     stated = _read(path / _SUMS)
-    files = [name for name in _FILES if name != _OPTIMIZER or not _is_thin(stated)]
-    data = {name: _read(path / name) for name in files}
-    digests = {name: hashlib.sha256(data[name]).hexdigest() for name in files}
+    names = [name for name in _FILES if name != _OPTIMIZER or not _is_thin(stated)]
+    digests = {name: sha256_of([path / name]) for name in names}
     if stated != _sums(digests):
         lines = stated.decode(errors="replace")
         bad = [name for name, digest in digests.items() if f"{digest}  {name}\n" not in lines] or [_SUMS]
         raise DataError(f"{path / bad[0]}: is damaged: its SHA-256 differs from the one recorded")
     try:
-        return _decode(data, path)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return _decode(path, names)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: is not a checkpoint of ratrain: {type(error).__name__}: {error}") from error
 
 
-def _decode(data: Mapping[str, bytes], path: Path) -> Checkpoint:
-    state = json.loads(data["state.json"])
+def _decode(path: Path, names: Sequence[str]) -> Checkpoint:
+    state = json.loads(_read(path / "state.json"))
     if state["format"] != FORMAT:
         raise DataError(f"{path}: checkpoint format {state['format']}; this ratrain reads format {FORMAT}")
-    model = safetensors.torch.load(data[_WEIGHTS])
+    model = mapped(path / _WEIGHTS)
     _require_finite(model, state.get("buffers"), path)
     return Checkpoint(
         step=state["step"],
         model=model,
-        optimizer=safetensors.torch.load(data[_OPTIMIZER]) if _OPTIMIZER in data else {},
+        optimizer=mapped(path / _OPTIMIZER) if _OPTIMIZER in names else {},
         state=state,
     )
 
@@ -169,7 +165,7 @@ def _require_finite(model: Mapping[str, Tensor], buffers: Sequence[str] | None, 
     for name, tensor in model.items():
         if name in (buffers or ()) or not tensor.is_floating_point():
             continue
-        if tensor.isnan().any() or (buffers is not None and not tensor.isfinite().all()):
+        if (largest := largest_of(tensor)).isnan() or (buffers is not None and not largest.isfinite()):
             raise DataError(f"{path}: {name} is not finite: the run had diverged when this was written")
 
 
@@ -246,5 +242,5 @@ def restore_optimizer(
     state: dict[int, dict[str, Any]] = {index[name]: dict(entry) for name, entry in plain.items()}
     for path, tensor in tensors.items():
         name, _, key = path.rpartition("|")
-        state.setdefault(index[name], {})[key] = tensor
+        state.setdefault(index[name], {})[key] = tensor.clone()  # it may be mapped from a file
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
