@@ -254,6 +254,7 @@ class Saved(Event):
     bytes: int
     seconds: float
     weights: str = ""  # SHA-256 of model.safetensors
+    stall: float = 0.0  # of `seconds`, those for which training waited; 0 as well in runs before December 2026
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,13 @@ class EvalSection(Section):
 class CheckpointSection(Section):
     every: NonNegativeInt = Field(default=0, description="steps between checkpoints; 0: only at the end")
     keep: PositiveInt = Field(default=2, ge=2, description="newest checkpoints kept; two, so that one may be bad")
+    asynchronous: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="write checkpoints beside the next steps, from a copy in the host's memory; auto: on a GPU",
+    )
+
+    def is_asynchronous(self, *, on_gpu: bool) -> bool:
+        return self.asynchronous == "on" or (self.asynchronous == "auto" and on_gpu)
 
 
 class CompileSection(Section):

@@ -27,7 +27,7 @@ from ratrain.engine.progress import Progress
 from ratrain.engine.setup import set_up
 from ratrain.engine.state import RunState, model_tensors
 from ratrain.engine.step import StepResult
-from ratrain.errors import CannotCreateError, DiskError, DivergedError, PreemptedError
+from ratrain.errors import DivergedError, PreemptedError
 from ratrain.machine.attention import Choice, choose, pin, unpin
 from ratrain.machine.compile import GraphCounter, compile_model
 from ratrain.machine.device import synchronize
@@ -37,7 +37,8 @@ from ratrain.machine.signals import StopRequest
 from ratrain.model.generate import generate
 from ratrain.recipe.schedule import Schedule
 from ratrain.storage.branch import Branch
-from ratrain.storage.checkpoint import Checkpoint, save, stored_bytes
+from ratrain.storage.checkpoint import Checkpoint, stored_bytes
+from ratrain.storage.saver import Saver, Written
 
 _SAMPLE_TOKENS = 150
 
@@ -81,6 +82,7 @@ class Engine:
         self.divergence = Divergence(manifest.train.max_skips, self.progress)
         self.schedule = Schedule(manifest.schedule, total_steps=self.progress.total_steps)
         self.graphs = GraphCounter()
+        self._saver = Saver(checkpoints, keep=manifest.checkpoint.keep)
         self._uncompiled = 0  # regions not compiled for evaluation yet
 
     def part(self, kind: type[P]) -> P:
@@ -101,7 +103,7 @@ class Engine:
         Raises PreemptedError after a stop request, once a checkpoint is saved. Raises DivergedError if the run
         diverges; the last checkpoint stays as it was.
         """
-        with StopRequest(aloud=self.world.leads) as stop, self._divergence_published():
+        with StopRequest(aloud=self.world.leads) as stop, self._divergence_published(), self._saver:
             self._begin()
             asked = None
             while not self.progress.finished and not (asked := self._asked(stop, until)):
@@ -111,6 +113,7 @@ class Engine:
                 if not stop.asked:
                     self._compile_evaluation()
                 self._evaluate_if_due()
+                self._publish_saved(wait=False)
                 self._save_if_due()
             if not self.progress.finished:
                 self._save()
@@ -311,25 +314,32 @@ class Engine:
     def _save(self, *, may_fail: bool = False) -> None:
         """Writes a checkpoint, unless one of this step is there.
 
-        With `may_fail` an error of the disk becomes a warning, and the next checkpoint is tried when it is due.
+        With `may_fail` an error of the disk becomes a warning, and the next checkpoint is tried when it is due; such a
+        checkpoint may be written beside the next steps.
         Raises DivergedError if a weight is not finite: the last checkpoint stays the newest.
         """
-        step = self.progress.steps
-        if self.world.share(self.progress.saved_at == step):
+        with self.setup.phases.timed("save", note=None):
+            self._publish_saved(wait=True)
+        if self.world.share(self.progress.saved_at == self.progress.steps):
             return
         self.divergence.check_weights(dict(self.model.named_parameters()))
-        with self.setup.phases.timed("save") as took:
+        behind = may_fail and self.manifest.checkpoint.is_asynchronous(on_gpu=self.device.type == "cuda")
+        with self.setup.phases.timed("save"):
             state = self.state.snapshot()
             if self.world.leads:
-                try:
-                    path, size, weights = save(self.setup.checkpoints, state, keep=self.manifest.checkpoint.keep)
-                except (DiskError, CannotCreateError) as error:
-                    if not may_fail:
-                        raise
-                    self.emit(events.Notice(f"{error}; the run goes on from memory", "warning"))
-                else:
-                    self.progress.saved_at = step
-                    self.emit(events.Saved(step, str(path), size, took(), weights))
+                self._saver.start(state, behind=behind)
+        self._publish_saved(wait=not behind, may_fail=may_fail)
+
+    def _publish_saved(self, *, wait: bool, may_fail: bool = True) -> None:
+        """Publishes the checkpoint that was started last, once it is on disk; `wait` waits for it."""
+        done = self._saver.take(wait=wait)
+        if isinstance(done, Written):
+            self.progress.saved_at = done.step
+            self.emit(events.Saved(done.step, str(done.path), done.size, done.seconds, done.weights, done.stall))
+        elif done and may_fail:
+            self.emit(events.Notice(f"{done}; the run goes on from memory", "warning"))
+        elif done:
+            raise done
 
     def snapshot(self) -> Checkpoint:
         """Returns the state of the run as a checkpoint."""

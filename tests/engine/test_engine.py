@@ -203,8 +203,12 @@ def test_a_run_whose_validation_loss_is_not_finite_has_diverged_and_saves_nothin
     assert not [*tmp_path.glob("*")]
 
 
-def test_a_weight_that_is_not_finite_ends_the_run_and_the_last_finite_checkpoint_stays(tiny, tmp_path, monkeypatch):
-    manifest = tiny("gpt2", "train.budget={steps=6}", "checkpoint.every=2", "checkpoint.keep=2", "eval.every=0")
+@pytest.mark.parametrize("asynchronous", ["on", "off"])
+def test_a_weight_that_is_not_finite_ends_the_run_and_the_last_finite_checkpoint_stays(
+    tiny, tmp_path, monkeypatch, asynchronous
+):
+    keys = ("checkpoint.every=2", "checkpoint.keep=2", "eval.every=0", f"checkpoint.asynchronous={asynchronous}")
+    manifest = tiny("gpt2", "train.budget={steps=6}", *keys)
     act = TrainStep.__call__
 
     def broken(self, tokens, targets):
@@ -268,6 +272,17 @@ def test_another_number_of_threads_is_told(tiny, tmp_path):
     (notice,) = of(Notice, seen)
     assert notice.level == "warning"
     assert "threads" in notice.message
+
+
+def test_checkpoints_written_beside_the_steps_are_those_of_a_run_that_waits(tiny, tmp_path, unbroken):
+    seen = run(tiny("v1", *LONG, "checkpoint.asynchronous=on", "checkpoint.keep=9"), tmp_path / "beside")
+    waiting = run(tiny("v1", *LONG, "checkpoint.asynchronous=off", "checkpoint.keep=9"), tmp_path / "waiting")
+    assert losses_by_step(seen) == losses_by_step(unbroken[0])
+    assert [e.step for e in of(Saved, seen)] == [e.step for e in of(Saved, waiting)] == [6, 12]
+    for name in ("step-00000006", "step-00000012"):
+        beside, alone = (load(tmp_path / folder / name) for folder in ("beside", "waiting"))
+        assert same(beside.model, alone.model)
+        assert same(beside.optimizer, alone.optimizer)
 
 
 def test_cadence_changes_nothing_that_is_trained(tiny, tmp_path, unbroken):

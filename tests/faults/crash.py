@@ -2,8 +2,9 @@
 
 `python tests/faults/crash.py --points 60` forks: torch is imported once, and each run is a child that ends itself with
 SIGKILL at its n-th point. A point stands before every call that opens, writes, syncs, renames or deletes a file, in
-the middle of every write, and before and within each training step, evaluation and compile. Prints a table, and as its
-last line JSON; exits with 1 where a run did not come back the same.
+the middle of every write, and before and within each training step, evaluation and compile. With `--asynchronous` the
+points of a checkpoint come between those of the steps beside which it is written. Prints a table, and as its last line
+JSON; exits with 1 where a run did not come back the same.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ratrain.engine.step import TrainStep
 from ratrain.storage.checkpoint import listed, load
 
 KEEP = 2
-INTO_PLACE = "checkpoint rename into place"
+IN_PLACE = "a checkpoint is in place"  # told after the rename: no point, since a thread may write it
 KEYS = (
     *("train.budget.steps={steps}", "log.every=3", "eval.every=5", "eval.windows=4", "checkpoint.every=2"),
     *(f"checkpoint.keep={KEEP}", "model.dropout=0.1"),
@@ -61,14 +62,16 @@ class Points:
     def file_call(self, name: str, real: Callable) -> Callable:
         def call(*args, **kwargs):
             place = self._place(args[0])
+            placing = name == "rename" and Path(args[1]).name.startswith("step-")
             if place:
-                done = name == "rename" and Path(args[1]).name.startswith("step-")
-                self.reach(f"{place} {name}" + (" into place" if done else ""))
+                self.reach(f"{place} {name}" + (" into place" if placing else ""))
                 if name == "write" and len(args[1]) > 1:
                     self.reach(f"{place} half written", lambda: real(args[0], args[1][: len(args[1]) // 2]))
             result = real(*args, **kwargs)
             if name == "open":
                 self.places[result] = place
+            if placing:
+                _write(self.told, f"{IN_PLACE}\n".encode())
             return result
 
         return call
@@ -106,8 +109,9 @@ def _before(real: Callable, points: Points, label: str) -> Callable:
     return call
 
 
-def run(argv: list[str], *, end: int) -> tuple[int, list[str]]:
-    """Runs the command in a child that ends at its point `end` (0: never); its status, and the points it came past."""
+def run(argv: list[str], *, end: int) -> tuple[int, list[str], int]:
+    """Runs the command in a child that ends at its point `end` (0: never); its status, the points that it came past,
+    and the number of checkpoints that it put in place."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -119,8 +123,9 @@ def run(argv: list[str], *, end: int) -> tuple[int, list[str]]:
             os._exit(main(argv))
     os.close(write)
     with open(read, encoding="utf-8") as told:
-        labels = told.read().splitlines()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), labels
+        lines = told.read().splitlines()
+    labels = [line for line in lines if line != IN_PLACE]
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), labels, len(lines) - len(labels)
 
 
 # -- in the parent: what came out -------------------------------------------------------------------------------------
@@ -166,12 +171,12 @@ def trial(command: Callable[[Path], list[str]], out: Path, ends: list[int], unbr
     """Kills a run at each of `ends` in turn, counted from where it went on, and lets it finish; what was wrong."""
     wrong, completed = [], 0
     for end in ends:
-        code, labels = run(command(out), end=end)
+        code, _, placed = run(command(out), end=end)
         if code != -signal.SIGKILL:
             break  # it was done before that point
-        completed += labels.count(INTO_PLACE)
+        completed += placed
         wrong += [f"point {end}: {what}" for what in wrong_after_kill(out, completed)]
-    code, _ = run(command(out), end=0)
+    code, *_ = run(command(out), end=0)
     if code:
         return [*wrong, f"the resumed run ends with {code}"]
     wrong += wrong_after_resume(out, unbroken)
@@ -212,15 +217,18 @@ def plan(total: int, points: int, *, seed: int = 0) -> list[list[int]]:
     return [[end, chance.randint(1, max(2, total - end))] if at % 4 == 3 else [end] for at, end in enumerate(ends)]
 
 
-def experiment(*, points: int, compiled: bool, threads: int, jobs: int, steps: int, root: Path) -> dict:
+def experiment(
+    *, points: int, compiled: bool, threads: int, jobs: int, steps: int, asynchronous: bool, root: Path
+) -> dict:
     torch.set_num_threads(threads)
     keys = [key.format(steps=steps) for key in (*KEYS, COMPILED if compiled else EAGER)]
+    keys.append(f"checkpoint.asynchronous={'on' if asynchronous else 'off'}")
     words = ["v9", "--scale", "tiny", "--device", "cpu", *(word for key in keys for word in ("--set", key))]
 
     def command(out: Path) -> list[str]:
         return [*words, "--out", str(out)]
 
-    code, labels = run(command(root / "unbroken"), end=0)
+    code, labels, _ = run(command(root / "unbroken"), end=0)
     assert code == 0, f"the unbroken run ends with {code}"
     unbroken = outcome(root / "unbroken")
     assert outcome(root / "unbroken")["status"] == "done"
@@ -234,6 +242,7 @@ def experiment(*, points: int, compiled: bool, threads: int, jobs: int, steps: i
         "killed_at": dict(phases.most_common()),
         "compiled": compiled,
         "threads": threads,
+        "asynchronous": asynchronous,
         "wrong": [f"killed at {ends}: {what}" for ends, whats in zip(plans, found, strict=True) for what in whats],
     }
 
@@ -244,6 +253,7 @@ def cli() -> int:
     parser.add_argument("--steps", type=int, default=12, help="of a run; each has about 30 points")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--asynchronous", action="store_true", help="checkpoints are written beside the steps")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:

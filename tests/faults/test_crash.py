@@ -32,6 +32,13 @@ def test_killed_at_points_all_over_a_run_it_ends_as_if_it_had_not_been():
 
 
 @pytest.mark.slow
+def test_the_same_with_checkpoints_written_beside_the_steps():
+    found = crashes("--asynchronous", *(("--points", 500, "--steps", 40) if LONG else ("--points", 40, "--steps", 10)))
+    assert (found["runs"], found["asynchronous"]) == (500 if LONG else 40, True)
+    assert sum("checkpoint" in label for label in found["killed_at"]) >= 5
+
+
+@pytest.mark.slow
 def test_the_same_compiled_on_two_threads():
     points = 20 if LONG else 4
     found = crashes("--points", points, "--steps", 8, "--compiled", "--threads", 2, "--jobs", 1)

@@ -267,7 +267,8 @@ def test_a_disk_without_room_is_told_before_the_first_step(launch, tmp_path, mon
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_checkpoint_that_finds_no_room_is_told_and_the_next_is_tried(launch, monkeypatch):
+@pytest.mark.parametrize("asynchronous", ["on", "off"])
+def test_a_checkpoint_that_finds_no_room_is_told_and_the_next_is_tried(launch, monkeypatch, asynchronous):
     real, calls = os.rename, []
 
     def rename(source, target):
@@ -277,7 +278,7 @@ def test_a_checkpoint_that_finds_no_room_is_told_and_the_next_is_tried(launch, m
         return real(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
-    folder, heard = launch()
+    folder, heard = launch(f"checkpoint.asynchronous={asynchronous}")
     assert [e.level for e in heard if isinstance(e, Notice)] == ["warning"]
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000004"]
     assert trained_steps(folder) == [1, 2, 3, 4]

@@ -1,0 +1,88 @@
+"""A checkpoint that is written beside the steps is the one that was asked for, and its failure is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+
+from ratrain.errors import DiskError
+from ratrain.storage.checkpoint import Checkpoint, load, save
+from ratrain.storage.saver import Saver, Written
+
+
+def state(value: float, step: int = 1) -> Checkpoint:
+    tensors = {"w": torch.full((3, 4), value)}, {"w|exp_avg": torch.full((3, 4), -value), "rng|0|cpu": torch.arange(3)}
+    return Checkpoint(step, *tensors, {"buffers": [], "counts": [value]})
+
+
+class Held:
+    """Writes once it is let go."""
+
+    def __init__(self):
+        self.go = Event()
+
+    def __call__(self, *args, **kwargs):
+        self.go.wait()
+        return save(*args, **kwargs)
+
+
+def test_what_changes_after_the_start_does_not_reach_the_file(tmp_path):
+    writer, now = Held(), state(1.0)
+    saver = Saver(tmp_path, keep=2, write=writer)
+    saver.start(now, behind=True)
+    assert saver.take(wait=False) is None
+    now.model["w"].zero_()
+    now.optimizer["rng|0|cpu"].zero_()
+    now.state["counts"].append(7.0)
+    writer.go.set()
+    done = saver.take(wait=True)
+    assert isinstance(done, Written)
+    found, asked = load(done.path), state(1.0)
+    assert torch.equal(found.model["w"], asked.model["w"])
+    assert all(torch.equal(found.optimizer[name], tensor) for name, tensor in asked.optimizer.items())
+    assert found.state["counts"] == [1.0]
+    assert 0 < done.stall <= done.seconds
+    assert saver.take(wait=True) is None
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_the_files_are_the_same_either_way(tmp_path, behind):
+    saver, sums = Saver(tmp_path, keep=2), []
+    for step in (1, 2, 3):  # the memory of the first copy is used again
+        saver.start(state(step / 2, step), behind=behind)
+        done = saver.take(wait=True)
+        assert isinstance(done, Written)
+        sums.append((done.path / "SHA256SUMS").read_text())
+        alone, *_ = save(tmp_path / "alone", state(step / 2, step), keep=2)
+        assert sums[-1] == (alone / "SHA256SUMS").read_text()
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_full_disk_is_returned_and_a_fault_raised(tmp_path, behind):
+    failures: list[Exception] = [DiskError("full"), ZeroDivisionError("a fault")]
+
+    def failing(*_, **__):
+        raise failures.pop(0)
+
+    saver = Saver(tmp_path, keep=2, write=failing)
+    saver.start(state(1.0), behind=behind)
+    assert isinstance(saver.take(wait=True), DiskError)
+    saver.start(state(1.0), behind=behind)
+    with pytest.raises(ZeroDivisionError, match="a fault"):
+        saver.take(wait=True)
+
+
+def test_leaving_waits_for_the_checkpoint_but_an_interrupt_does_not(tmp_path):
+    writer = Held()
+    with pytest.raises(KeyboardInterrupt), Saver(tmp_path, keep=2, write=writer) as saver:
+        saver.start(state(1.0), behind=True)
+        raise KeyboardInterrupt
+    assert not list(Path(tmp_path).glob("step-*"))
+    writer.go.set()
+    with pytest.raises(ValueError, match="x"), saver:
+        raise ValueError("x")
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000001"]
