@@ -83,6 +83,8 @@ class Engine:
         self.schedule = Schedule(manifest.schedule, total_steps=self.progress.total_steps)
         self.graphs = GraphCounter()
         self._saver = Saver(checkpoints, keep=manifest.checkpoint.keep)
+        self._asynchronous = manifest.checkpoint.is_asynchronous(on_gpu=device.type == "cuda")
+        self._reserved = not self._asynchronous
         self._uncompiled = 0  # regions not compiled for evaluation yet
 
     def part(self, kind: type[P]) -> P:
@@ -112,6 +114,7 @@ class Engine:
                 self._window(stop)
                 if not stop.asked:
                     self._compile_evaluation()
+                    self._reserve()
                 self._evaluate_if_due()
                 self._publish_saved(wait=False)
                 self._save_if_due()
@@ -323,12 +326,18 @@ class Engine:
         if self.world.share(self.progress.saved_at == self.progress.steps):
             return
         self.divergence.check_weights(dict(self.model.named_parameters()))
-        behind = may_fail and self.manifest.checkpoint.is_asynchronous(on_gpu=self.device.type == "cuda")
+        behind = may_fail and self._asynchronous
         with self.setup.phases.timed("save"):
             state = self.state.snapshot()
             if self.world.leads:
                 self._saver.start(state, behind=behind)
         self._publish_saved(wait=not behind, may_fail=may_fail)
+
+    def _reserve(self) -> None:
+        """Fetches memory for asynchronous checkpoints, once the optimizer has its state."""
+        if not self._reserved and self.manifest.checkpoint.every and self.world.leads:
+            self._saver.reserve(Checkpoint(0, model_tensors(self.setup), self.state.tensors(), {}))
+        self._reserved = True
 
     def _publish_saved(self, *, wait: bool, may_fail: bool = True) -> None:
         """Publishes the checkpoint that was started last, once it is on disk; `wait` waits for it."""

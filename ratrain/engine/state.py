@@ -44,7 +44,7 @@ class RunState:
     def snapshot(self) -> Checkpoint:
         """Returns all state that the rest of the run depends on."""
         setup, progress = self.setup, self.progress
-        optimizer, plain = flatten_optimizer(setup.step.optimizer, setup.step.names)
+        _, plain = flatten_optimizer(setup.step.optimizer, setup.step.names)
         rng, rng_plain = _gather_rng(setup)
         state = {
             "run_hash": run_hash(setup.manifest, setup.parent),
@@ -62,10 +62,14 @@ class RunState:
             "last_loss": progress.last_loss,
             "evaluated_at": progress.evaluated_at,
         }
-        tensors = optimizer | rng
+        return Checkpoint(progress.steps, model_tensors(setup), self.tensors() | rng, state)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the tensors of the optimizer and the parts."""
+        tensors, _ = flatten_optimizer(self.setup.step.optimizer, self.setup.step.names)
         for part in self.parts:
             tensors |= part.tensors()
-        return Checkpoint(progress.steps, model_tensors(setup), tensors, state)
+        return tensors
 
     def resume(self, emit: Emit) -> None:
         """Restores the newest checkpoint, else the one that the run branches from, and publishes the event.

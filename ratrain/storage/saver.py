@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -32,15 +32,23 @@ class Saver:
     """Writes one checkpoint at a time into `folder`, which keeps the newest `keep`.
 
     Beside the steps, a checkpoint is written from a copy of the state in the memory of the host (pinned if the state is
-    on a GPU). The copy is made by `start`; its memory is kept for the next one.
+    on a GPU). The copy is made by `start`; its memory is kept for the next one. New memory is slow (the operating
+    system clears each page when it is first written), so `reserve` fetches it beside the steps too.
     """
 
     def __init__(self, folder: Path, *, keep: int, write: Callable[..., tuple[Path, int, str]] = save):
         self._folder, self._keep, self._write = folder, keep, write
         self._copies: dict[str, Tensor] = {}
         self._thread: Thread | None = None
+        self._reserving: Thread | None = None
         self._result: Written | BaseException | None = None
         self._stall = 0.0
+
+    def reserve(self, checkpoint: Checkpoint) -> None:
+        """Fetches the memory for copies of checkpoints like this one, in a thread."""
+        tensors = [*checkpoint.model.items(), *checkpoint.optimizer.items()]
+        self._reserving = Thread(target=lambda: [self._host(*pair).zero_() for pair in tensors], daemon=True)
+        self._reserving.start()
 
     def start(self, checkpoint: Checkpoint, *, behind: bool = False) -> None:
         """Writes `checkpoint` and returns; with `behind` it returns once the state is copied.
@@ -93,17 +101,20 @@ class Saver:
 
     def _copied(self, checkpoint: Checkpoint) -> Checkpoint:
         """Copies tensors and values; returns once the copies are complete."""
-        model, optimizer = (self._host(group) for group in (checkpoint.model, checkpoint.optimizer))
+        if self._reserving:
+            self._reserving.join()
+        groups = checkpoint.model, checkpoint.optimizer
+        model, optimizer = ({name: self._copy(name, tensor) for name, tensor in group.items()} for group in groups)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return Checkpoint(checkpoint.step, model, optimizer, copy.deepcopy(checkpoint.state))
 
-    def _host(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = {}
-        for name, tensor in tensors.items():
-            held = self._copies.get(name)
-            if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-                held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self._copies[name] = held
-            found[name] = held.copy_(tensor.detach(), non_blocking=True)
-        return found
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        return self._host(name, tensor).copy_(tensor.detach(), non_blocking=True)
+
+    def _host(self, name: str, tensor: Tensor) -> Tensor:
+        """Returns the memory for a copy of the tensor of this name."""
+        held = self._copies.get(name)
+        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+            self._copies[name] = held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return held

@@ -49,8 +49,11 @@ def test_what_changes_after_the_start_does_not_reach_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("behind", [False, True])
-def test_the_files_are_the_same_either_way(tmp_path, behind):
+@pytest.mark.parametrize("reserved", [False, True])
+def test_the_files_are_the_same_either_way(tmp_path, behind, reserved):
     saver, sums = Saver(tmp_path, keep=2), []
+    if reserved:
+        saver.reserve(state(0.0))
     for step in (1, 2, 3):  # the memory of the first copy is used again
         saver.start(state(step / 2, step), behind=behind)
         done = saver.take(wait=True)
