@@ -23,9 +23,9 @@ from ratrain.config.schema import Manifest
 from ratrain.contracts import SMALL, fitted
 from ratrain.contracts.meaning import breaches
 from ratrain.contracts.perturbation import random_tokens
-from ratrain.engine.fingerprints import weight_digests
 from ratrain.errors import Fault, ManifestError
 from ratrain.model.build import build, seed_of
+from ratrain.model.digests import weight_digests
 from ratrain.registry import Patch
 
 CHECKS = (

@@ -11,7 +11,7 @@ from typing import Any
 from ratrain.config.schema import Manifest, Span
 
 # names, seeds, and sections that observe a run without changing it
-_NOT_TRAINED = ("id", "title", "scale", "same_as", "origin", "seed", "log", "checkpoint")
+_NOT_TRAINED = ("id", "title", "scale", "same_as", "origin", "seed", "log", "checkpoint", "parallel")
 
 
 @dataclass(frozen=True)

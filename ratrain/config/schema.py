@@ -116,6 +116,11 @@ class OptimSection(Section):
     weight_decay: float = Field(default=0.1, ge=0, description="on the matrices of the blocks only")
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 never clips")
 
+    @property
+    def divisible(self) -> bool:
+        """Whether its optimizer can work where FSDP divides the matrices among processes."""
+        return True
+
 
 class ScheduleSection(Section):
     kind: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
@@ -250,6 +255,29 @@ class CheckpointSection(Section):
         return self.asynchronous == "on" or (self.asynchronous == "auto" and on_gpu)
 
 
+class ParallelSection(Section):
+    """How one run is divided among the processes of torchrun or --devices."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="ddp: every process holds the model; fsdp: its matrices, their gradients and the optimizer's state "
+        "are divided (FSDP2); auto: fsdp where the state would fill more than half of a GPU's memory",
+    )
+    shard: Literal["full", "optimizer"] = Field(
+        default="full",
+        description="fsdp: full: a block is gathered for its forward and for its backward pass; optimizer: once for "
+        "both, so that only gradients and the optimizer's state are divided between the passes",
+    )
+    replicas: PositiveInt = Field(
+        default=1, description="fsdp: groups of processes that each hold the whole model, divided (HSDP)"
+    )
+    activation_checkpointing: Literal["none", "block", "selective"] = Field(
+        default="none",
+        description="what the backward pass computes again instead of keeping it: each block, or what is no matrix "
+        "product and no attention",
+    )
+
+
 class CompileSection(Section):
     scope: Literal["auto", "block", "model", "off"] = Field(
         default="auto",
@@ -361,6 +389,7 @@ class Manifest(Section):
     init: InitSection = InitSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    parallel: ParallelSection = ParallelSection()
     compile: CompileSection = CompileSection()
     log: LogSection = LogSection()
     activation: ActivationSection = ActivationSection()

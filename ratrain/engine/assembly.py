@@ -13,6 +13,7 @@ from ratrain.machine.compile import compile_model
 from ratrain.machine.distributed import World
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2
+from ratrain.model.recompute import recompute
 from ratrain.recipe.groups import group_parameters
 from ratrain.recipe.prune.pruner import Pruner
 
@@ -40,7 +41,8 @@ def assemble(
     UnavailableError for a precision that the device does not support.
     """
     model = build(manifest, device=device or torch.device("cpu")) if model is None else model
-    precision = Precision(manifest.train.precision, model)
+    recompute(model, manifest.parallel.activation_checkpointing)
+    precision = Precision(manifest.train.precision, model, world.sharding)
     step = TrainStep(
         model,
         manifest.optim,

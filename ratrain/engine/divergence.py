@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ratrain.engine.progress import Progress
 from ratrain.errors import DivergedError
+from ratrain.machine.distributed import World
 from ratrain.storage.tensor_file import largest_of
 
 _ADVICE = "lower schedule.lr, or lengthen the warm-up"
@@ -43,10 +44,10 @@ class Divergence:
         if not math.isfinite(loss):
             raise self.found(f"the validation loss at step {self._progress.steps} is {loss}")
 
-    def check_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Raises DivergedError if a weight is not finite; reads the device once."""
-        finite = torch.stack([largest_of(weight).isfinite() for weight in weights.values()]).tolist()
-        if bad := [name for name, is_finite in zip(weights, finite, strict=True) if not is_finite]:
+    def check_weights(self, weights: Mapping[str, Tensor], world: World) -> None:
+        """Raises DivergedError on all processes if a weight of one is not finite; reads the device once."""
+        spoilt = torch.stack([~largest_of(weight).isfinite() for weight in weights.values()]).int()
+        if bad := [name for name, count in zip(weights, world.sum(spoilt).tolist(), strict=True) if count]:
             more = f" and {len(bad) - 1} more weights" if len(bad) > 1 else ""
             raise self.found(f"{bad[0]}{more}: not finite at step {self._progress.steps}")
 

@@ -73,7 +73,7 @@ class Engine:
             branch=branch,
             attention=attention,  # None: the backend is chosen when the run begins
         )
-        self.manifest, self.device, self.world = manifest, device, world
+        self.manifest, self.device, self.world = manifest, device, self.setup.world
         self.corpus, self.model, self.evaluator = self.setup.corpus, self.setup.model, self.setup.evaluator
         self.train_step, self.precision = self.setup.step, self.setup.precision
         self.parts = parts_of(self.setup)
@@ -82,7 +82,7 @@ class Engine:
         self.divergence = Divergence(manifest.train.max_skips, self.progress)
         self.schedule = Schedule(manifest.schedule, total_steps=self.progress.total_steps)
         self.graphs = GraphCounter()
-        self._saver = Saver(checkpoints, keep=manifest.checkpoint.keep)
+        self._saver = Saver(checkpoints, keep=manifest.checkpoint.keep, world=self.world)
         self._asynchronous = manifest.checkpoint.is_asynchronous(on_gpu=device.type == "cuda")
         self._reserved = not self._asynchronous
         self._uncompiled = 0  # regions not compiled for evaluation yet
@@ -94,8 +94,10 @@ class Engine:
     @property
     def checkpoint_bytes(self) -> int:
         """Estimated bytes of a checkpoint: fp32 weights, buffers, optimizer state of each weight, tensors of parts."""
-        held = type(self.manifest.optim).held * sum(parameter.nbytes for parameter in self.train_step.parameters)
-        return held + stored_bytes(model_tensors(self.setup), *(part.tensors() for part in self.parts))
+        held = type(self.manifest.optim).held * stored_bytes(self.precision.masters)
+        own = held + stored_bytes(model_tensors(self.setup), *(part.tensors() for part in self.parts))
+        sharding = self.world.sharding
+        return own + (1 + type(self.manifest.optim).held) * sharding.elsewhere_bytes() if sharding else own
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -325,17 +327,17 @@ class Engine:
             self._publish_saved(wait=True)
         if self.world.share(self.progress.saved_at == self.progress.steps):
             return
-        self.divergence.check_weights(dict(self.model.named_parameters()))
+        self.divergence.check_weights(self.precision.masters, self.world)
         behind = may_fail and self._asynchronous
         with self.setup.phases.timed("save"):
             state = self.state.snapshot()
-            if self.world.leads:
+            if self.world.leads or self.world.sharding:
                 self._saver.start(state, behind=behind)
         self._publish_saved(wait=not behind, may_fail=may_fail)
 
     def _reserve(self) -> None:
         """Fetches memory for asynchronous checkpoints, once the optimizer has its state."""
-        if not self._reserved and self.manifest.checkpoint.every and self.world.leads:
+        if not self._reserved and self.manifest.checkpoint.every and (self.world.leads or self.world.sharding):
             self._saver.reserve(Checkpoint(0, model_tensors(self.setup), self.state.tensors(), {}))
         self._reserved = True
 
@@ -358,8 +360,11 @@ class Engine:
 
     def _sample(self) -> None:
         """Publishes a short text drawn from the trained model, for a first check by eye."""
-        if not self.world.leads:
-            return
+        with self.world.gathered():
+            text = self._drawn() if self.world.leads else ""
+        self.emit(events.Sampled(self.progress.steps, text))
+
+    def _drawn(self) -> str:
         self.model.eval()
         unpin(self.model)  # the backend chosen for training may not support generation
         prompt = torch.tensor([self.corpus.tokenizer.eot_token], device=self.device)
@@ -370,7 +375,7 @@ class Engine:
             except FloatingPointError as error:  # finite weights, also averaged ones, can still overflow
                 raise self.divergence.found(str(error)) from error
         self.model.train()
-        self.emit(events.Sampled(self.progress.steps, self.corpus.tokenizer.decode(tokens)))
+        return self.corpus.tokenizer.decode(tokens)
 
     @contextmanager
     def _divergence_published(self) -> Iterator[None]:

@@ -43,27 +43,37 @@ class Evaluator:
 
     def losses(self) -> Tensor:
         """Returns the loss of every target, float64 [n, T] on the CPU; the processes share the batches."""
-        own = self._taken(range(self.world.rank, self._batches, self.world.size))
-        return self.world.sum(own)[: self.counted].cpu()
+        world = self.world
+        own = self._taken(range(world.rank, self._batches, world.size), passes=-(-self._batches // world.size))
+        return world.sum(own)[: self.counted].cpu()
 
     def rehearse(self) -> None:
         """Evaluates the first batch on every process, which compiles the evaluation graphs."""
-        self._taken(range(1))
+        self._taken(range(1), passes=1)
 
     @property
     def _batches(self) -> int:
         return len(self.windows) // self.batch
 
     @torch.no_grad()
-    def _taken(self, batches: range) -> Tensor:
-        """Returns the losses of these batches and zeros for all others: float64 [N, T] on the device."""
+    def _taken(self, batches: range, *, passes: int) -> Tensor:
+        """Returns the losses of these batches and zeros for all others: float64 [N, T] on the device.
+
+        If the model is divided, every process takes part in all `passes`, those with fewer batches too.
+        """
         self.model.eval()
-        device = self.model.wte.weight.device
-        taken = torch.zeros(self.windows[:, 1:].shape, dtype=torch.float64, device=device)
+        taken = torch.zeros(self.windows[:, 1:].shape, dtype=torch.float64, device=self.model.wte.weight.device)
         for index in batches:
             part = slice(index * self.batch, (index + 1) * self.batch)
-            rows = self.windows[part].to(device)
-            with self.precision.forward():
-                taken[part] = self.model(rows[:, :-1], rows[:, 1:].contiguous(), "none")
+            taken[part] = self._pass(self.windows[part].to(taken.device))
+        if sharding := self.world.sharding:
+            for _ in range(len(batches), passes):
+                self._pass(self.windows[: self.batch].to(taken.device))
+            sharding.divide()  # the weights that were gathered may change before the next pass
         self.model.train()
         return taken
+
+    def _pass(self, rows: Tensor) -> Tensor:
+        """Returns the losses [B, T] of windows [B, T + 1]."""
+        with self.precision.forward():
+            return self.model(rows[:, :-1], rows[:, 1:].contiguous(), "none")

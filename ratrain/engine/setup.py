@@ -15,12 +15,14 @@ from ratrain.engine.assembly import assemble
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.phases import Phases
 from ratrain.engine.step import Precision, TrainStep
+from ratrain.engine.strategy import divide
 from ratrain.events import Emit
 from ratrain.machine.attention import Choice, require
 from ratrain.machine.device import keep_freed_memory, peak_flops, set_determinism
 from ratrain.machine.distributed import World, local_rows
 from ratrain.model.build import build, seed_of
 from ratrain.model.count import Cost, count
+from ratrain.model.digests import weight_digests
 from ratrain.model.gpt2 import GPT2
 from ratrain.model.pretrained import Loaded, load_pretrained
 from ratrain.storage.branch import Branch
@@ -43,6 +45,7 @@ class Setup:
     model: GPT2
     pretrained: Loaded | None
     cost: Cost
+    digests: dict[str, str]  # of the initial weights of the base, on rank 0 of a new run
     precision: Precision
     step: TrainStep
     evaluator: Evaluator
@@ -86,6 +89,8 @@ def set_up(
     begins = branch is None and not listed(checkpoints)  # otherwise the weights come from a checkpoint
     pretrained = load_pretrained(model, manifest) if begins and manifest.init.weights else None
     cost = count(model)
+    digests = weight_digests(dict(model.named_parameters()), model.base_names) if begins and world.leads else {}
+    world = divide(world, manifest, model, device)
     rows = local_rows(world, batch=train.batch, micro_batch=train.micro_batch)
     made = assemble(manifest, device, world=world, model=model, micro_batch=rows)
     require(manifest, rows=rows, device=device)
@@ -102,6 +107,7 @@ def set_up(
         model=model,
         pretrained=pretrained,
         cost=cost,
+        digests=digests,
         precision=made.precision,
         step=made.step,
         evaluator=Evaluator(model, windows, precision=made.precision, batch=rows, world=world),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ratrain.model.build import seed_of
 from ratrain.recipe.groups import Group
 from ratrain.storage.checkpoint import (
     Checkpoint,
+    Rows,
     flatten_optimizer,
     load,
     load_newest,
@@ -62,7 +63,26 @@ class RunState:
             "last_loss": progress.last_loss,
             "evaluated_at": progress.evaluated_at,
         }
-        return Checkpoint(progress.steps, model_tensors(setup), self.tensors() | rng, state)
+        return self._divided(Checkpoint(progress.steps, model_tensors(setup), self.tensors() | rng, state))
+
+    def _divided(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Moves the tensors of which this process holds some rows to `rows`."""
+        sharding = self.setup.world.sharding
+        if sharding is None:
+            return checkpoint
+        groups = checkpoint.model, checkpoint.optimizer
+        rows = [{key: t for key, t in group.items() if sharding.owner(key, t)} for group in groups]
+        model, optimizer = (
+            {key: t for key, t in group.items() if key not in own} for group, own in zip(groups, rows, strict=True)
+        )
+        return replace(checkpoint, model=model, optimizer=optimizer, rows=Rows(*sharding.place, *rows))
+
+    def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the tensors of a checkpoint; of those that are divided here, the rows of this process."""
+        sharding = self.setup.world.sharding
+        if sharding is None:
+            return dict(tensors)
+        return {key: sharding.own_rows(key, tensor) for key, tensor in tensors.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the tensors of the optimizer and the parts."""
@@ -105,20 +125,22 @@ class RunState:
         Raises DataError if the checkpoint holds other tensors than the model, or weights only.
         """
         setup, state = self.setup, checkpoint.state
-        require_same_tensors(model_tensors(setup), checkpoint)
+        model = self._own(checkpoint.model)
+        require_same_tensors(model_tensors(setup), replace(checkpoint, model=model))
         with torch.no_grad():
             for name, tensor in model_tensors(setup).items():
-                tensor.copy_(checkpoint.model[name])
+                tensor.copy_(model[name])
         setup.precision.publish()
         if not checkpoint.optimizer:
             raise DataError(
                 f"the checkpoint of step {checkpoint.step} keeps weights only, as those of finished arms of a study do;"
                 " training cannot go on from it"
             )
-        restore_optimizer(setup.step.optimizer, setup.step.names, self._moments(checkpoint), state["optimizer"])
+        tensors = self._own(checkpoint.optimizer)
+        restore_optimizer(setup.step.optimizer, setup.step.names, self._moments(tensors), state["optimizer"])
         _restore_own_rng(setup, checkpoint)
         for part in self.parts:
-            part.restore(state.get(part.key, {}), checkpoint.optimizer)
+            part.restore(state.get(part.key, {}), tensors)
         self.progress.restore(
             checkpoint.step,
             spent_seconds=state["spent_seconds"],
@@ -128,10 +150,10 @@ class RunState:
         self.progress.skips_in_a_row = state["skips_in_a_row"]
         self.progress.skipped = state.get("skipped", 0)  # not counted before November 2026
 
-    def _moments(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    def _moments(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the optimizer's per-parameter tensors of a checkpoint, without those of generators and parts."""
         others = (_RNG, *(mark for part in self.parts for mark in part.marks))
-        return {name: tensor for name, tensor in checkpoint.optimizer.items() if not name.startswith(others)}
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
 
     def _check_branch(self, checkpoint: Checkpoint) -> None:
         """Raises ManifestError if this run cannot branch from the checkpoint.
@@ -143,7 +165,7 @@ class RunState:
         if checkpoint.state["optim"] != kind:
             message = f"the parent run was trained by {checkpoint.state['optim']}, not by {kind}"
             raise ManifestError([Fault("", "optim.kind", message)])
-        if {name.rpartition("|")[2] for name in self._moments(checkpoint)} != kept_by(optim):
+        if {name.rpartition("|")[2] for name in self._moments(checkpoint.optimizer)} != kept_by(optim):
             raise ManifestError([Fault("", "optim", OTHER_STATE)])
         for part in self.parts:
             part.check_parent(checkpoint.state.get(part.key, {}), checkpoint.optimizer)
@@ -204,4 +226,10 @@ def _machine(setup: Setup) -> dict[str, object]:
     """Returns the facts of the machine that must match for bit-identical results."""
     kind = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else "cpu"
     threads = torch.get_num_threads()
-    return {"device": kind, "processes": setup.world.size, "torch": torch.__version__, "threads": threads}
+    facts: dict[str, object] = {
+        "device": kind,
+        "processes": setup.world.size,
+        "torch": torch.__version__,
+        "threads": threads,
+    }
+    return facts | ({"sharding": sharding.told()} if (sharding := setup.world.sharding) else {})

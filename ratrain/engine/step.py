@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, cast
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ratrain.kernels.fp8_linear import fp8_linear
 from ratrain.machine.device import check_fp8
 from ratrain.machine.distributed import World
+from ratrain.machine.sharding import Sharding
 from ratrain.model.gpt2 import GPT2, Linear
 from ratrain.model.mechanism import that_offer
 from ratrain.recipe.groups import Group
@@ -32,9 +34,12 @@ class Precision:
     matrix products of the MLPs and the head. Raises UnavailableError on a GPU without fp8 matrix products.
     """
 
-    def __init__(self, kind: str, model: GPT2):
-        self.kind, self.device = kind, model.wte.weight.device.type
+    def __init__(self, kind: str, model: GPT2, sharding: Sharding | None = None):
+        """With a `sharding` the masters of divided parameters are this process's rows, and have no copies here."""
+        self.kind, self.device, self._sharding = kind, model.wte.weight.device.type, sharding
+        self._divided = frozenset(sharding.parameters if sharding else ())
         self.masters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self.masters.update(sharding.masters() if sharding else {})
         self.copies: dict[str, nn.Parameter] = {}
         if kind in ("bf16", "fp8"):
             self._split(model)
@@ -53,6 +58,7 @@ class Precision:
             if any(p.dim() > 1 for p in module.parameters(recurse=False))
             for key, _ in module.named_parameters(recurse=False)
         ]
+        narrow = [name for name in narrow if name not in self._divided]
         for name in narrow:
             copy = self.masters[name]
             self.masters[name] = nn.Parameter(copy.detach().clone())
@@ -64,18 +70,22 @@ class Precision:
         return torch.autocast(self.device, torch.bfloat16) if self.kind == "amp_bf16" else nullcontext()
 
     def collect(self) -> None:
-        """Moves the copies' gradients to their masters; they accumulate there in fp32 over micro-steps."""
+        """Moves gradients of copies and of divided parameters to their masters, where they accumulate in fp32."""
         for name, copy in self.copies.items():
             if copy.grad is None:
                 continue
             master = self.masters[name]
             grad, copy.grad = copy.grad.float(), None
             master.grad = grad if master.grad is None else master.grad.add_(grad)
+        if self._sharding:
+            self._sharding.move_gradients(self.masters)
 
     def drop(self) -> None:
         """Frees the copies' gradients."""
         for copy in self.copies.values():
             copy.grad = None
+        if self._sharding:
+            self._sharding.drop_gradients()
 
     def publish(self) -> None:
         """Casts the masters' values into the copies."""
@@ -116,11 +126,16 @@ class TrainStep:
         self.groups = [replace(g, parameters=tuple(precision.masters[n] for n in g.names)) for g in groups if g.names]
         self.parameters = [p for g in self.groups for p in g.parameters]
         self.names = [name for g in self.groups for name in g.names]  # in the order of the optimizer's parameters
+        divided = world.sharding.parameters if world.sharding else ()
+        self._whole = [p for n, p in zip(self.names, self.parameters, strict=True) if n not in divided]
+        self._rows = [p for n, p in zip(self.names, self.parameters, strict=True) if n in divided]
         self.hooks: list[StepHook] = []
         self.watched: list[nn.Parameter] = []  # small parameters; their gradients are kept until the next step
         self.watched_gradients: list[Tensor | None] = []  # as the optimizer leaves them: clipped
         self.optimizer: Any = optim.build(self.groups)
         self.optimizer.copies = {precision.masters[name]: copy for name, copy in precision.copies.items()}
+        if world.sharding:
+            self.optimizer.divided = world.sharding.divided(precision.masters)
         parts: list[Any] = list(model.modules())
         self._settling = that_offer(iter(parts), "settle")  # modules with state that is updated once a step
 
@@ -180,8 +195,8 @@ class TrainStep:
             if not self._direct or len(micro) > 1:
                 self.precision.collect()
             total += loss.detach()
-        if self.precision.copies and not self._direct:
-            self.world.average([p.grad for p in self.parameters if p.grad is not None])
+        if self.world.sharding or (self.precision.copies and not self._direct):
+            self.world.average([p.grad for p in self._whole if p.grad is not None])
         return total
 
     def _clip(self) -> Tensor:
@@ -190,16 +205,22 @@ class TrainStep:
         The norm is summed in float64, so that parameters without a gradient cannot change its rounding. A non-finite
         norm sets found_inf: the device skips the step, without a sync.
         """
-        grads = [grad for p in self.parameters if (grad := self._gradient(p)) is not None]
+        square = self._square(self._whole)
+        if self.world.sharding:
+            square = square + self.world.sharding.sum(self._square(self._rows))
+        norm = square.sqrt().float()
+        scale = (norm / self.clip).clamp(min=1) if self.clip else torch.ones_like(norm)
+        self.optimizer.grad_scale, self.optimizer.found_inf = scale, (~norm.isfinite()).float()
+        return norm
+
+    def _square(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Returns the squared norm of the parameters' gradients, float64 []."""
+        grads = [grad for p in parameters if (grad := self._gradient(p)) is not None]
         wide = [grad for grad in grads if grad.dtype != torch.bfloat16]
         norms = torch._foreach_norm(wide) if wide else []
         if narrow := [grad for grad in grads if grad.dtype == torch.bfloat16]:
             norms = [*norms, *torch._foreach_norm(narrow, 2, dtype=torch.float32)]
-        squares = torch.stack(norms).double().square()
-        norm = squares.sum().sqrt().float()
-        scale = (norm / self.clip).clamp(min=1) if self.clip else torch.ones_like(norm)
-        self.optimizer.grad_scale, self.optimizer.found_inf = scale, (~norm.isfinite()).float()
-        return norm
+        return torch.stack(norms).double().square().sum()
 
     def _gradient(self, parameter: nn.Parameter) -> Tensor | None:
         """Returns the gradient of a master, or that of its copy if it has not been collected."""

@@ -14,6 +14,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch.distributed.fsdp import FSDPModule
 
 from ratrain.config.schema import CompileSection
 from ratrain.data.cache import cache_folder
@@ -33,7 +34,8 @@ def compile_model(model: GPT2, section: CompileSection) -> int:
     """
     scope = section.scope
     if scope == "auto":
-        scope = "block" if model.wte.weight.device.type == "cpu" else "model"
+        divided = isinstance(model, FSDPModule)
+        scope = "block" if divided or model.wte.weight.device.type == "cpu" else "model"
     if scope == "off":
         return 0
     torch.compiler.config.cache_key_tag = _operations()
@@ -46,7 +48,10 @@ def compile_model(model: GPT2, section: CompileSection) -> int:
         model.compile(**options)
         return 1
     for block in model.blocks:
-        block.compile(**options)
+        if isinstance(block, FSDPModule):  # its hooks, which gather it, must stay outside of the graph
+            block.forward = torch.compile(block.forward, **options)
+        else:
+            block.compile(**options)
     model.head = torch.compile(model.head, **options)
     return 1 + len({tuple(_structure(block)) for block in model.blocks})
 

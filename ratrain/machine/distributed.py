@@ -17,9 +17,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from ratrain.errors import Exit, Fault, ManifestError, RatrainError, UnavailableError
+from ratrain.machine.sharding import Sharding
 
 T = TypeVar("T")
 
@@ -39,10 +41,15 @@ class FollowedError(RatrainError):
 
 @dataclass(frozen=True)
 class World:
-    """Rank `rank` of `size` processes. A single process has no process group, and every method is free of cost."""
+    """Rank `rank` of `size` processes. A single process has no process group, and every method is free of cost.
+
+    With a `sharding` the large parameters of the model are divided among the processes, else each holds all of it.
+    """
 
     rank: int = 0
     size: int = 1
+    mesh: DeviceMesh | None = None  # [replicas, shards], or [shards]; of processes that may divide a model
+    sharding: Sharding | None = None
 
     @property
     def leads(self) -> bool:
@@ -51,7 +58,7 @@ class World:
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Wraps `model` so that its backward pass averages gradients over the processes. Compile it in place before."""
-        if self.size == 1:
+        if self.size == 1 or self.sharding:  # a divided model averages by itself
             return model
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the argument's new name came after torch 2.11
@@ -59,7 +66,13 @@ class World:
 
     def keep_local(self, model: nn.Module) -> AbstractContextManager:
         """Returns a context in which the gradients of a `parallel` model accumulate locally, without a reduction."""
+        if self.sharding:
+            return self.sharding.without_exchange()
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def gathered(self) -> AbstractContextManager:
+        """Returns a context in which every process holds the whole model; all must enter it together."""
+        return self.sharding.gathered() if self.sharding else nullcontext()
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its mean over the processes."""

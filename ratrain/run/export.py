@@ -74,7 +74,7 @@ def packed(
         if name not in masks:
             tensors[name] = tensor.contiguous()
             continue
-        stays = unpack(masks[name], tensor, bytes_as_rows(tensor.device)) > 0
+        stays = unpack(masks[name], tensor.shape, bytes_as_rows(tensor.device)) > 0
         tensors |= {f"{name}{_MASK}": masks[name].clone(), f"{name}{_KEPT}": tensor[stays]}
         shapes[name] = list(tensor.shape)
     return tensors, shapes
@@ -105,7 +105,7 @@ def read_export(path: Path) -> dict[str, Tensor]:
 
 def _dense(mask: Tensor, kept: Tensor, shape: list[int]) -> Tensor:
     whole = torch.zeros(shape)
-    stays = unpack(mask, whole, bytes_as_rows(mask.device)) > 0
+    stays = unpack(mask, whole.shape, bytes_as_rows(mask.device)) > 0
     if int(stays.sum()) != kept.numel():
         raise ValueError(f"{int(stays.sum())} weights are in the mask, but {kept.numel()} values are in the file")
     whole[stays] = kept

@@ -16,6 +16,7 @@ from ratrain.config.read import Source
 from ratrain.config.render import render
 from ratrain.config.schema import Manifest
 from ratrain.engine.engine import Engine
+from ratrain.engine.strategy import arranged
 from ratrain.errors import (
     DivergedError,
     Exit,
@@ -65,6 +66,7 @@ def train(
     keep_compiled_code()
     folder, emit = launch.folder(manifest), Fanout()
     with join(device) as world:
+        world = arranged(world, manifest, device)
         changed = world.lead(lambda: _ready(folder, manifest, launch))
         with world.leader_first(), machine_told(manifest):  # a run that cannot start leaves no folder
             run = engine(

@@ -2,6 +2,10 @@
 
 A checkpoint is a folder `step-N` with model.safetensors, optimizer.safetensors, state.json and SHA256SUMS (in the
 format of `sha256sum -c`). It is written in pieces to a temporary folder, synced and renamed. Nothing is unpickled.
+
+If a model is divided among N processes, each also writes its rows of the divided tensors, into model-K-of-N.safetensors
+and optimizer-K-of-N.safetensors. Read back, the rows are joined in the order of K, so that any number of processes can
+go on from them.
 """
 
 from __future__ import annotations
@@ -9,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +28,12 @@ from ratrain.atomic import ASIDE, sync_folder, write_file, write_synced
 from ratrain.checksum import sha256_of
 from ratrain.errors import CannotCreateError, DataError, DiskError
 from ratrain.storage.folder import listed, step_of
-from ratrain.storage.tensor_file import Summed, encoded, largest_of, mapped
+from ratrain.storage.tensor_file import Joined, Piece, Summed, encoded, largest_of, mapped
 
 _SUMS = "SHA256SUMS"
 _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
-_FILES = (_WEIGHTS, _OPTIMIZER, "state.json")
+_STATE = "state.json"
+_ROWS = re.compile(r"(?:model|optimizer)-[0-9]+-of-([0-9]{1,5})\.safetensors")
 FORMAT = 1
 
 
@@ -39,6 +45,29 @@ class Checkpoint:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]  # empty: the checkpoint holds weights only
     state: Mapping[str, Any]
+    rows: Rows | None = None  # of a divided model: what this process holds beside
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that one process holds of divided tensors; `number` is its place, from 1 to `count`."""
+
+    number: int
+    count: int
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+    def files(self) -> dict[str, Mapping[str, Tensor]]:
+        mark = f"-{self.number}-of-{self.count}.safetensors"
+        return {f"model{mark}": self.model, f"optimizer{mark}": self.optimizer}
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Size and SHA-256 of a file of a checkpoint."""
+
+    size: int
+    sha256: str
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int, str]:
@@ -46,22 +75,72 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> tuple[Path, int,
 
     Raises CannotCreateError or DiskError; the earlier checkpoints are untouched then.
     """
-    final = folder / f"step-{checkpoint.step:08d}"
-    aside = folder / f".{final.name}{ASIDE}"
-    try:
+    begin(folder, checkpoint)
+    return commit(folder, checkpoint, write_tensors(folder, checkpoint), keep=keep)
+
+
+def begin(folder: Path, checkpoint: Checkpoint) -> None:
+    """Creates the empty folder that a checkpoint is written into. Raises CannotCreateError, DiskError."""
+    with _failures_told(folder, checkpoint):
         folder.mkdir(parents=True, exist_ok=True)
-        size, weights = _write_folder(aside, checkpoint)
+        shutil.rmtree(_aside(folder, checkpoint), ignore_errors=True)
+        os.mkdir(_aside(folder, checkpoint))
+
+
+def write_tensors(folder: Path, checkpoint: Checkpoint, *, whole: bool = True, rows: bool = True) -> dict[str, Sum]:
+    """Writes the files of tensors piece by piece: the `whole` ones, and this process's `rows` of divided ones.
+
+    Returns their sums by name. Raises CannotCreateError, DiskError.
+    """
+    groups = {_WEIGHTS: checkpoint.model, _OPTIMIZER: checkpoint.optimizer} if whole else {}
+    groups |= checkpoint.rows.files() if checkpoint.rows and rows else {}
+    aside = _aside(folder, checkpoint)
+    with _failures_told(folder, checkpoint):
+        return {name: _write(aside / name, encoded(tensors)) for name, tensors in groups.items()}
+
+
+def commit(folder: Path, checkpoint: Checkpoint, sums: Mapping[str, Sum], *, keep: int) -> tuple[Path, int, str]:
+    """Completes a checkpoint whose tensors are written, with their `sums`; see `save`."""
+    final, aside = folder / _name(checkpoint), _aside(folder, checkpoint)
+    state = json.dumps({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}).encode()
+    with _failures_told(folder, checkpoint):
+        sums = {name: sums[name] for name in sorted(sums)} | {_STATE: _write(aside / _STATE, [state])}
+        last = _write(aside / _SUMS, [_sums({name: sum_.sha256 for name, sum_ in sums.items()})])
+        sync_folder(aside)
         if final.exists():  # it did not verify and is replaced
             os.rename(final, folder / f".{final.name}.old{ASIDE}")
         os.rename(aside, final)
         sync_folder(folder)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        need, free = stored_bytes(checkpoint.model, checkpoint.optimizer), free_bytes(folder)
-        what = f"{final}: the checkpoint of {need:,} bytes cannot be written: {error.strerror} ({free:,} bytes free)"
-        raise (CannotCreateError if isinstance(error, PermissionError) else DiskError)(what) from error
     _prune(folder, keep, newest=checkpoint.step)
-    return final, size, weights
+    return final, last.size + sum(each.size for each in sums.values()), sums[_WEIGHTS].sha256
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    return f"step-{checkpoint.step:08d}"
+
+
+def _aside(folder: Path, checkpoint: Checkpoint) -> Path:
+    return folder / f".{_name(checkpoint)}{ASIDE}"
+
+
+def _write(path: Path, pieces: Iterable[Piece]) -> Sum:
+    summed = Summed(pieces)
+    write_synced(path, summed)
+    return Sum(summed.size, summed.sha256)
+
+
+@contextlib.contextmanager
+def _failures_told(folder: Path, checkpoint: Checkpoint) -> Iterator[None]:
+    """Deletes the unfinished checkpoint and raises CannotCreateError or DiskError, if the block raises OSError."""
+    try:
+        yield
+    except OSError as error:
+        shutil.rmtree(_aside(folder, checkpoint), ignore_errors=True)
+        rows = checkpoint.rows.files().values() if checkpoint.rows else ()
+        need, free = stored_bytes(checkpoint.model, checkpoint.optimizer, *rows), free_bytes(folder)
+        place = folder / _name(checkpoint)
+        what = f"{place}: the checkpoint of {need:,} bytes cannot be written: {error.strerror} ({free:,} bytes free)"
+        raise (CannotCreateError if isinstance(error, PermissionError) else DiskError)(what) from error
 
 
 def stored_bytes(*groups: Mapping[str, Tensor]) -> int:
@@ -90,26 +169,6 @@ def _sums(digests: Mapping[str, str]) -> bytes:
     return "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
 
 
-def _write_folder(folder: Path, checkpoint: Checkpoint) -> tuple[int, str]:
-    """Writes the files of a checkpoint piece by piece; returns their bytes and the weights' SHA-256."""
-    shutil.rmtree(folder, ignore_errors=True)
-    os.mkdir(folder)
-    state = json.dumps({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}).encode()
-    digests, size = {}, 0
-    for name, pieces in {
-        _WEIGHTS: encoded(checkpoint.model),
-        _OPTIMIZER: encoded(checkpoint.optimizer),
-        "state.json": [state],
-        _SUMS: (_sums(digests) for _ in range(1)),  # once the others are written
-    }.items():
-        summed = Summed(pieces)
-        write_synced(folder / name, summed)
-        digests[name] = summed.sha256
-        size += summed.size
-    sync_folder(folder)
-    return size, digests[_WEIGHTS]
-
-
 def _prune(folder: Path, keep: int, *, newest: int) -> None:
     """Deletes all but the last `keep` checkpoints up to step `newest`, and leftovers of killed processes.
 
@@ -131,7 +190,7 @@ def _drop(old: Path) -> None:
 def load(path: Path) -> Checkpoint:
     """Loads and verifies the checkpoint at `path`, its tensors mapped. Raises DataError that names file and fault."""
     stated = _read(path / _SUMS)
-    names = [name for name in _FILES if name != _OPTIMIZER or not _is_thin(stated)]
+    names = _names(path, stated)
     digests = {name: sha256_of([path / name]) for name in names}
     if stated != _sums(digests):
         lines = stated.decode(errors="replace")
@@ -143,18 +202,31 @@ def load(path: Path) -> Checkpoint:
         raise DataError(f"{path}: is not a checkpoint of ratrain: {type(error).__name__}: {error}") from error
 
 
+def _names(path: Path, sums: bytes) -> list[str]:
+    """Returns the files that must be there, in the order of `sums`; a file of rows tells how many there are."""
+    counts = {int(match[1]) for file in path.iterdir() if (match := _ROWS.fullmatch(file.name))}
+    rows = [f"-{number}-of-{count}.safetensors" for count in counts for number in range(1, count + 1)]
+    weights, optimizer = ([f"{group}{end}" for end in (".safetensors", *rows)] for group in ("model", "optimizer"))
+    thin = [*sorted(weights), _STATE]
+    return thin if sums.count(b"\n") == len(thin) else [*sorted(weights + optimizer), _STATE]
+
+
 def _decode(path: Path, names: Sequence[str]) -> Checkpoint:
-    state = json.loads(_read(path / "state.json"))
+    state = json.loads(_read(path / _STATE))
     if state["format"] != FORMAT:
         raise DataError(f"{path}: checkpoint format {state['format']}; this ratrain reads format {FORMAT}")
-    model = mapped(path / _WEIGHTS)
+    model, optimizer = (_tensors(path, names, of) for of in (_WEIGHTS, _OPTIMIZER))
     _require_finite(model, state.get("buffers"), path)
-    return Checkpoint(
-        step=state["step"],
-        model=model,
-        optimizer=mapped(path / _OPTIMIZER) if _OPTIMIZER in names else {},
-        state=state,
-    )
+    return Checkpoint(step=state["step"], model=model, optimizer=optimizer, state=state)
+
+
+def _tensors(path: Path, names: Sequence[str], whole: str) -> Mapping[str, Tensor]:
+    """Maps the tensors of a file, and those whose rows are in the files beside it."""
+    mark = whole.removesuffix(".safetensors")
+    rows = [name for name in names if name.startswith(f"{mark}-")]
+    rows.sort(key=lambda name: int(name.split("-")[1]))
+    found = mapped(path / whole) if whole in names else {}
+    return Joined(found, [mapped(path / name) for name in rows]) if rows else found
 
 
 def _require_finite(model: Mapping[str, Tensor], buffers: Sequence[str] | None, path: Path) -> None:
@@ -177,14 +249,11 @@ def thin(folder: Path) -> None:
     newest, *older = listed(folder)
     load(newest)
     lines = _read(newest / _SUMS).decode().splitlines(keepends=True)
-    write_file(newest / _SUMS, ["".join(line for line in lines if not line.endswith(f"  {_OPTIMIZER}\n")).encode()])
-    (newest / _OPTIMIZER).unlink(missing_ok=True)
+    write_file(newest / _SUMS, ["".join(line for line in lines if "  optimizer" not in line).encode()])
+    for file in newest.glob("optimizer*.safetensors"):
+        file.unlink()
     for path in older:
         _drop(path)
-
-
-def _is_thin(sums: bytes) -> bool:
-    return sums.count(b"\n") == len(_FILES) - 1
 
 
 def _read(file: Path) -> bytes:

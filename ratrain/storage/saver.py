@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ratrain.errors import CannotCreateError, DiskError
-from ratrain.storage.checkpoint import Checkpoint, save
+from ratrain.machine.distributed import World
+from ratrain.storage.checkpoint import Checkpoint, Sum, begin, commit, write_tensors
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,22 @@ class Saver:
     Beside the steps, a checkpoint is written from a copy of the state in the memory of the host (pinned if the state is
     on a GPU). The copy is made by `start`; its memory is kept for the next one. New memory is slow (the operating
     system clears each page when it is first written), so `reserve` fetches it beside the steps too.
+
+    If the model is divided among processes, all must call `start` and `take` together: each writes its own rows, and
+    rank 0 completes the checkpoint in `take`, once all are written. Otherwise only rank 0 calls `start`.
     """
 
-    def __init__(self, folder: Path, *, keep: int, write: Callable[..., tuple[Path, int, str]] = save):
-        self._folder, self._keep, self._write = folder, keep, write
+    def __init__(self, folder: Path, *, keep: int, world: World = World()):  # noqa: B008 - frozen
+        self._folder, self._keep, self._world = folder, keep, world
         self._copies: dict[str, Tensor] = {}
         self._thread: Thread | None = None
         self._reserving: Thread | None = None
-        self._result: Written | BaseException | None = None
-        self._stall = 0.0
+        self._job: _Job | None = None
 
     def reserve(self, checkpoint: Checkpoint) -> None:
         """Fetches the memory for copies of checkpoints like this one, in a thread."""
-        tensors = [*checkpoint.model.items(), *checkpoint.optimizer.items()]
-        self._reserving = Thread(target=lambda: [self._host(*pair).zero_() for pair in tensors], daemon=True)
+        pairs = [pair for group in _groups(checkpoint) for pair in group.items()]
+        self._reserving = Thread(target=lambda: [self._host(*pair).zero_() for pair in pairs], daemon=True)
         self._reserving.start()
 
     def start(self, checkpoint: Checkpoint, *, behind: bool = False) -> None:
@@ -55,32 +58,34 @@ class Saver:
 
         An earlier checkpoint must have been taken with `take`. Errors are returned by `take`.
         """
-        assert self._thread is None, "take the checkpoint that is being written first"
-        assert self._result is None, "take the checkpoint that was written first"
+        assert self._job is None, "take the checkpoint that was started before"
         began = time.perf_counter()
-        if behind:
-            self._thread = Thread(target=self._run, args=(self._copied(checkpoint), began), daemon=True)
+        self._job = _Job(self._copied(checkpoint) if behind else checkpoint, began)
+        self._job.error = self._begun(checkpoint)
+        if self._job.error is None and behind:
+            self._thread = Thread(target=self._write, args=(self._job,), daemon=True)
             self._thread.start()
-        else:
-            self._run(checkpoint, began)
-        self._stall = time.perf_counter() - began
+        elif self._job.error is None:
+            self._write(self._job)
+        self._job.stall = time.perf_counter() - began
 
     def take(self, *, wait: bool) -> Written | DiskError | CannotCreateError | None:
         """Returns the checkpoint that was started last, or what failed; None if there is none.
 
-        Without `wait` also None while it is being written. Raises any other error of the writer.
+        Without `wait` also None while it is being written. Raises any other error of a writer.
         """
-        began = time.perf_counter()
-        if self._thread:
-            if self._thread.is_alive() and not wait:
-                return None
+        job, began = self._job, time.perf_counter()
+        if job is None:
+            return None
+        if self._thread and wait:
             self._thread.join()
-            self._stall += time.perf_counter() - began
-            self._thread = None
-        result, self._result = self._result, None
+        if any(self._gather(self._thread is not None and self._thread.is_alive())):
+            return None
+        self._job = self._thread = None
+        result = self._completed(job)
         if isinstance(result, Written):
-            return replace(result, stall=min(self._stall, result.seconds))
-        if result is None or isinstance(result, (DiskError, CannotCreateError)):
+            return replace(result, stall=min(result.seconds, job.stall + time.perf_counter() - began))
+        if isinstance(result, (DiskError, CannotCreateError)):
             return result
         raise result
 
@@ -92,22 +97,56 @@ class Saver:
         if self._thread and not (kind and issubclass(kind, KeyboardInterrupt)):
             self._thread.join()
 
-    def _run(self, checkpoint: Checkpoint, began: float) -> None:
-        try:
-            path, size, weights = self._write(self._folder, checkpoint, keep=self._keep)
-            self._result = Written(checkpoint.step, path, size, weights, time.perf_counter() - began, 0.0)
-        except BaseException as error:
-            self._result = error
+    # -- one checkpoint, in order ----------------------------------------------------------------------------------
+
+    def _begun(self, checkpoint: Checkpoint) -> BaseException | None:
+        """Creates the folder, on rank 0; returns what failed, on every process."""
+        failed = _failure(lambda: begin(self._folder, checkpoint)) if self._world.leads else None
+        return self._world.share(failed) if self._world.sharding else failed
+
+    def _write(self, job: _Job) -> None:
+        """Writes the files of this process and, if it is alone, completes the checkpoint."""
+        sharding = self._world.sharding
+        rows = sharding is None or sharding.is_first_replica
+
+        def act() -> None:
+            job.sums = write_tensors(self._folder, job.checkpoint, whole=self._world.leads, rows=rows)
+            if sharding is None:
+                job.written = self._commit(job, job.sums)
+
+        job.error = _failure(act)
+
+    def _completed(self, job: _Job) -> Written | BaseException:
+        """Completes a checkpoint that all processes have written; the same result on each."""
+        if self._world.sharding is None:
+            return job.error or job.written or AssertionError("neither written nor failed")
+        told = self._world.gather((job.error, job.sums))
+        if failed := next((error for error, _ in told if error), None):
+            return failed
+        sums = {name: each for _, own in told for name, each in own.items()}
+        if self._world.leads:
+            job.error = _failure(lambda: setattr(job, "written", self._commit(job, sums)))
+        return self._world.share(job.error or job.written) or AssertionError("neither written nor failed")
+
+    def _commit(self, job: _Job, sums: Mapping[str, Sum]) -> Written:
+        path, size, weights = commit(self._folder, job.checkpoint, sums, keep=self._keep)
+        return Written(job.checkpoint.step, path, size, weights, time.perf_counter() - job.began, 0.0)
+
+    def _gather(self, value: bool) -> list[bool]:
+        return self._world.gather(value) if self._world.sharding else [value]
+
+    # -- copies ----------------------------------------------------------------------------------------------------
 
     def _copied(self, checkpoint: Checkpoint) -> Checkpoint:
         """Copies tensors and values; returns once the copies are complete."""
         if self._reserving:
             self._reserving.join()
-        groups = checkpoint.model, checkpoint.optimizer
-        model, optimizer = ({name: self._copy(name, tensor) for name, tensor in group.items()} for group in groups)
+        copies = [{name: self._copy(name, tensor) for name, tensor in group.items()} for group in _groups(checkpoint)]
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        return Checkpoint(checkpoint.step, model, optimizer, copy.deepcopy(checkpoint.state))
+        model, optimizer, *of_rows = copies
+        rows = replace(checkpoint.rows, model=of_rows[0], optimizer=of_rows[1]) if checkpoint.rows else None
+        return Checkpoint(checkpoint.step, model, optimizer, copy.deepcopy(checkpoint.state), rows)
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         return self._host(name, tensor).copy_(tensor.detach(), non_blocking=True)
@@ -118,3 +157,28 @@ class Saver:
         if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
             self._copies[name] = held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return held
+
+
+@dataclass
+class _Job:
+    """A checkpoint on its way to the disk."""
+
+    checkpoint: Checkpoint
+    began: float
+    stall: float = 0.0
+    sums: Mapping[str, Sum] = field(default_factory=dict)
+    written: Written | None = None
+    error: BaseException | None = None
+
+
+def _groups(checkpoint: Checkpoint) -> list[Mapping[str, Tensor]]:
+    rows = checkpoint.rows
+    return [checkpoint.model, checkpoint.optimizer, *([rows.model, rows.optimizer] if rows else [])]
+
+
+def _failure(act: Callable[[], None]) -> BaseException | None:
+    try:
+        act()
+    except BaseException as error:
+        return error
+    return None

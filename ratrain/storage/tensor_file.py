@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -93,6 +93,22 @@ def mapped(path: Path) -> dict[str, Tensor]:
     Their memory is aligned to 8 bytes only: clone a tensor that is computed with. Raises SafetensorError, OSError.
     """
     return safetensors.torch.load_file(path)
+
+
+class Joined(Mapping[str, Tensor]):
+    """Tensors by name; of divided ones the rows are joined, in the order of `rows`, each time one is read."""
+
+    def __init__(self, whole: Mapping[str, Tensor], rows: Sequence[Mapping[str, Tensor]]):
+        self._whole, self._rows = whole, rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._whole[name] if name in self._whole else torch.cat([each[name] for each in self._rows])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._whole, **self._rows[0]})
+
+    def __len__(self) -> int:
+        return len({**self._whole, **self._rows[0]})
 
 
 def largest_of(tensor: Tensor) -> Tensor:

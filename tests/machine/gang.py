@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from ratrain.cli import main
 from ratrain.engine.engine import Engine
@@ -27,7 +28,8 @@ run, step = Engine.run, TrainStep.__call__
 def digest(engine: Engine) -> str:
     state = hashlib.sha256()
     for name, tensor in engine.model.state_dict().items():
-        state.update(name.encode() + tensor.double().numpy().tobytes())
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        state.update(name.encode() + whole.double().numpy().tobytes())
     return state.hexdigest()
 
 

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,31 +14,7 @@ from ratrain.config.identity import run_folder
 from ratrain.engine.engine import Engine
 from ratrain.errors import ManifestError
 from ratrain.machine.distributed import World, local_rows
-
-KEYS = (
-    *("compile.scope=off", "train.budget.steps=30", "train.batch=8", "train.micro_batch=2", "log.every=5"),
-    *("eval.every=10", "eval.windows=7", "checkpoint.every=10"),
-)
-SETS = [word for key in KEYS for word in ("--set", key)]
-
-
-@pytest.fixture(scope="module")
-def gang(own_cache):
-    """Runs tasks (processes, out, overrides, stop) one after the other; returns what gang.py prints of each."""
-
-    def gang(*tasks, dtype="float32"):
-        def argv(out, overrides):
-            return ["v9", "--scale", "tiny", "--device", "cpu", *SETS, *overrides, "--out", str(out)]
-
-        words = [[count, argv(out, overrides), stop] for count, out, overrides, stop in tasks]
-        program = Path(__file__).with_name("gang.py")
-        done = subprocess.run(
-            [sys.executable, str(program), json.dumps(words), dtype], capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return gang
+from tests.machine.gangs import KEYS, losses
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +32,6 @@ def runs(gang, tmp_path_factory):
     )
     folders = {path.name: next(path.glob("*/s1")) for path in out.iterdir()}
     return folders, dict(zip(("1", "2", "4", "stop", "2 again", "stop 0", "2 to 1"), told, strict=True))
-
-
-def losses(folder, event="Window"):
-    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [loss for e in lines if e["event"] == event for loss in e.get("losses", [e.get("loss")])]
 
 
 @pytest.mark.parametrize("name", ["2", "4", "2 again", "2 to 1"])
@@ -96,7 +66,7 @@ def test_one_process_writes(runs):
 
 
 def test_bf16_masters_are_averaged_over_all_micro_steps(gang, tmp_path):
-    keys = ("--set", "train.precision=bf16", "--set", "train.budget.steps=4")
+    keys = ("train.precision=bf16", "train.budget.steps=4")
     told = gang(*((count, tmp_path / str(count), keys, None) for count in (1, 2)))
     assert len(set(told[1]["weights"])) == 1
     one, two = (losses(next(tmp_path.glob(f"{count}/*/s1"))) for count in (1, 2))
@@ -105,7 +75,7 @@ def test_bf16_masters_are_averaged_over_all_micro_steps(gang, tmp_path):
 
 def test_weights_are_pruned_alike_by_all(gang, tmp_path):
     keys = [f"prune.{key}" for key in ("kind=movement", "target=0.5", "every=5", "layers=depth", "embedding=true")]
-    told = gang((2, tmp_path, [word for key in keys for word in ("--set", key)], None))
+    told = gang((2, tmp_path, keys, None))
     assert told[0]["codes"] == [0, 0]
     assert len(set(told[0]["weights"])) == 1
     summary = json.loads(next(tmp_path.glob("*/s1/summary.json")).read_text())["pruning"]
@@ -115,7 +85,7 @@ def test_weights_are_pruned_alike_by_all(gang, tmp_path):
 
 
 def test_what_is_wrong_is_said_once_and_all_leave_with_its_code(gang, tmp_path):
-    told = gang((2, tmp_path, ("--set", "data.source=nowhere"), None))
+    told = gang((2, tmp_path, ("data.source=nowhere",), None))
     assert told[0]["codes"] == [66, 66]
     assert not list(tmp_path.rglob("s1"))
 
@@ -147,7 +117,8 @@ def test_gradients_travel_with_the_last_micro_step_only(tiny, tmp_path):
 
 
 def test_devices_start_that_many_processes(tmp_path, tiny):
-    command = [*("v9", "--scale", "tiny", *SETS, "--set", "train.budget.steps=5", "--device", "cpu", "--devices", "2")]
+    sets = [word for key in KEYS for word in ("--set", key)]
+    command = [*("v9", "--scale", "tiny", *sets, "--set", "train.budget.steps=5", "--device", "cpu", "--devices", "2")]
     done = subprocess.run(
         [sys.executable, "-m", "ratrain", *command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=120
     )

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ratrain.errors import DiskError
-from ratrain.storage.checkpoint import Checkpoint, load, save
+from ratrain.storage import saver as savers
+from ratrain.storage.checkpoint import Checkpoint, load, save, write_tensors
 from ratrain.storage.saver import Saver, Written
 
 
@@ -18,26 +19,27 @@ def state(value: float, step: int = 1) -> Checkpoint:
     return Checkpoint(step, *tensors, {"buffers": [], "counts": [value]})
 
 
-class Held:
-    """Writes once it is let go."""
+@pytest.fixture
+def go(monkeypatch):
+    """Nothing is written before this event is set."""
+    event = Event()
 
-    def __init__(self):
-        self.go = Event()
+    def held(*args, **kwargs):
+        event.wait()
+        return write_tensors(*args, **kwargs)
 
-    def __call__(self, *args, **kwargs):
-        self.go.wait()
-        return save(*args, **kwargs)
+    monkeypatch.setattr(savers, "write_tensors", held)
+    return event
 
 
-def test_what_changes_after_the_start_does_not_reach_the_file(tmp_path):
-    writer, now = Held(), state(1.0)
-    saver = Saver(tmp_path, keep=2, write=writer)
+def test_what_changes_after_the_start_does_not_reach_the_file(tmp_path, go):
+    saver, now = Saver(tmp_path, keep=2), state(1.0)
     saver.start(now, behind=True)
     assert saver.take(wait=False) is None
     now.model["w"].zero_()
     now.optimizer["rng|0|cpu"].zero_()
     now.state["counts"].append(7.0)
-    writer.go.set()
+    go.set()
     done = saver.take(wait=True)
     assert isinstance(done, Written)
     found, asked = load(done.path), state(1.0)
@@ -65,13 +67,14 @@ def test_the_files_are_the_same_either_way(tmp_path, behind, reserved):
 
 
 @pytest.mark.parametrize("behind", [False, True])
-def test_a_full_disk_is_returned_and_a_fault_raised(tmp_path, behind):
+def test_a_full_disk_is_returned_and_a_fault_raised(tmp_path, behind, monkeypatch):
     failures: list[Exception] = [DiskError("full"), ZeroDivisionError("a fault")]
 
     def failing(*_, **__):
         raise failures.pop(0)
 
-    saver = Saver(tmp_path, keep=2, write=failing)
+    monkeypatch.setattr(savers, "write_tensors", failing)
+    saver = Saver(tmp_path, keep=2)
     saver.start(state(1.0), behind=behind)
     assert isinstance(saver.take(wait=True), DiskError)
     saver.start(state(1.0), behind=behind)
@@ -79,13 +82,12 @@ def test_a_full_disk_is_returned_and_a_fault_raised(tmp_path, behind):
         saver.take(wait=True)
 
 
-def test_leaving_waits_for_the_checkpoint_but_an_interrupt_does_not(tmp_path):
-    writer = Held()
-    with pytest.raises(KeyboardInterrupt), Saver(tmp_path, keep=2, write=writer) as saver:
+def test_leaving_waits_for_the_checkpoint_but_an_interrupt_does_not(tmp_path, go):
+    with pytest.raises(KeyboardInterrupt), Saver(tmp_path, keep=2) as saver:
         saver.start(state(1.0), behind=True)
         raise KeyboardInterrupt
     assert not list(Path(tmp_path).glob("step-*"))
-    writer.go.set()
+    go.set()
     with pytest.raises(ValueError, match="x"), saver:
         raise ValueError("x")
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000001"]

@@ -18,7 +18,7 @@ def parts_of(setup: Setup) -> list[Part]:
     manifest, model = setup.manifest, setup.model
     pruning = Pruning(setup)
     switchboard = Switchboard(manifest, model, total_steps=steps_total(manifest))
-    observing = setup.evaluator if setup.world.leads else None
+    observing = setup.evaluator if setup.world.leads or setup.world.sharding else None
     return [
         Average(setup.precision, manifest.eval.ema, pruning.apply),  # first: the probes observe the averaged weights
         Probes(model, setup.step, on=manifest.log.probes, evaluator=observing),

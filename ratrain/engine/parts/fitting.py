@@ -83,7 +83,8 @@ class Fitting(Part):
     def fit(self, name: str, now: Position, *, plain: bool = False) -> Iterator[Fitted]:
         """Fits one patch in every layer; on rank 0 yields the Fitted event. `plain` uses `fit_plain`, with no event."""
         with self._setup.phases.timed("fit"):
-            found = self.world.lead(lambda: self._fit(name, now.step, plain=plain))
+            with self.world.gathered():
+                found = self.world.lead(lambda: self._fit(name, now.step, plain=plain))
             self._share(name)
             self.last[name] = (now.step, now.spent)
         if found and not plain:

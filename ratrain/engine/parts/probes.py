@@ -31,7 +31,7 @@ _ROWS = 2  # sequences of an observation
 class Probes(Part):
     """Reads the probes of a built model; with `on` False it reads nothing.
 
-    At each evaluation the process with an `evaluator` also observes activations.
+    At each evaluation processes with an `evaluator` also observe activations: rank 0, or all that divide the model.
     """
 
     def __init__(self, model: GPT2, step: TrainStep, *, on: bool, evaluator: Evaluator | None = None):
@@ -64,7 +64,8 @@ class Probes(Part):
         yield
         self._observed = {}
         if self._evaluator:
-            self._observed = self.observe(self._evaluator.real_windows, self._evaluator.precision)
+            with self._evaluator.world.gathered():
+                self._observed = self.observe(self._evaluator.real_windows, self._evaluator.precision)
 
     def after_evaluation(self, now: Position, loss: float) -> Iterator[Probed]:
         if self._observed:

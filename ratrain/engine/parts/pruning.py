@@ -133,8 +133,8 @@ class Pruning(Part):
         assert pruner and section
         peak = peak_memory(self._setup.device)  # before the second model is built
         looked_at = dict.fromkeys([*pruner.names, EMBEDDING])
-        zeros = {name: (int((masters[name] == 0).sum()), masters[name].numel()) for name in looked_at}
-        alive = sum(int((masters[name].detach()[~mask] != 0).sum()) for name, mask in pruner.masks())
+        zeros = {name: self._count(name, masters[name] == 0) for name in looked_at}
+        alive = sum(self._count(name, masters[name].detach()[~mask] != 0)[0] for name, mask in pruner.masks())
         packed = (4 * (n - z) + -(-n // 8) if name in pruner.names else 4 * n for name, (z, n) in zeros.items())
         return PruningEvaluated(
             step=step,
@@ -154,6 +154,14 @@ class Pruning(Part):
             bytes_packed=sum(packed),
         )
 
+    def _count(self, name: str, found: Tensor) -> tuple[int, int]:
+        """Counts the true values among those of weight `name`, on all processes that divide it; and all values."""
+        count = torch.stack([found.sum(), torch.tensor(found.numel(), device=found.device)])
+        if (sharding := self._setup.world.sharding) and name in sharding.parameters:
+            count = sharding.sum(count)
+        true, every = count.tolist()
+        return true, every
+
 
 def _reloaded(setup: Setup) -> float:
     """Returns the validation loss of the newest checkpoint's weights and masks, in a model without a pruner."""
@@ -165,7 +173,7 @@ def _reloaded(setup: Setup) -> float:
         for name, tensor in {**made.model.state_dict(), **made.precision.masters}.items():
             tensor.copy_(checkpoint.model[name])
             if name in masks:
-                tensor.mul_(unpack(masks[name].to(tensor.device), tensor, bytes_as_rows(tensor.device)))
+                tensor.mul_(unpack(masks[name].to(tensor.device), tensor.shape, bytes_as_rows(tensor.device)))
     made.precision.publish()
     if setup.attention:
         pin(made.model, setup.attention, strict=manifest.compile.strict)

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ratrain.recipe.groups import Group
+
+
+class Divided(Protocol):
+    """A parameter of which each process has some rows. All processes must gather the same tensors in one order."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the whole parameter."""
+        ...
+
+    def whole(self, own: Tensor, dim: int = 0) -> Tensor:
+        """Gathers a tensor whose dimension `dim` is divided like the parameter's rows."""
+        ...
+
+    def own(self, whole: Tensor, dim: int = 0) -> Tensor:
+        """Returns this process's part of a whole tensor."""
+        ...
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Returns the sum of `tensor` over the processes that divide the parameter."""
+        ...
 
 
 class Contract:
@@ -24,6 +45,8 @@ class Contract:
     # copies; of the gradients, it then divides only those of vectors in place
     publishes: bool = False
     copies: Mapping[Tensor, Tensor] = MappingProxyType({})  # bf16 copies by parameter
+    # by parameter: how it is divided among processes, each of which has its own rows of it
+    divided: Mapping[Tensor, Divided] = MappingProxyType({})
 
 
 def stated(groups: Sequence[Group]) -> list[dict[str, Any]]:

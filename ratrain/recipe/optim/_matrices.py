@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -43,14 +43,27 @@ class Stacks(Contract, torch.optim.Optimizer):
         """Whether this optimizer updates the parameter itself."""
         return True
 
+    def on_whole(self, parameters: list[Tensor], function: Callable[[Tensor], Tensor], own: Tensor) -> Tensor:
+        """Applies `function` to matrices [K, m, n], of which each process may have some rows, `own`."""
+        divided = self.divided.get(parameters[0])
+        return divided.own(function(divided.whole(own, 1)), 1) if divided else function(own)
+
     @torch.no_grad()
     def step(self, closure=None):
         """Makes one optimizer step."""
         assert closure is None
         for group in self.param_groups:
             live = (p for p in group["params"] if p.grad is not None and self.takes(group, p))
-            for parameters in _alike(live):
+            for parameters in self._alike(live):
                 self._move(parameters, group["lr"], group["weight_decay"])
+
+    def _alike(self, parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+        """Groups parameters by the shape of the whole, dtype and device: in the same order on every process."""
+        stacks: dict[tuple, list[Tensor]] = {}
+        for p in parameters:
+            whole = self.divided.get(p, p)
+            stacks.setdefault((whole.shape, p in self.divided, p.dtype, p.device), []).append(p)
+        return list(stacks.values())
 
     def _move(self, parameters: list[Tensor], lr: Tensor, weight_decay: float) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -94,11 +107,3 @@ class Matrices(Stacks):
             for group in self.param_groups
         ]
         rest.step()
-
-
-def _alike(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Groups parameters by shape, dtype and device."""
-    stacks: dict[tuple, list[Tensor]] = {}
-    for p in parameters:
-        stacks.setdefault((p.shape, p.dtype, p.device), []).append(p)
-    return list(stacks.values())

@@ -7,7 +7,7 @@ at a skipped step is omitted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
@@ -17,6 +17,8 @@ from ratrain.recipe.groups import Group
 from ratrain.recipe.optim._contract import Contract, device_of, rate, stated
 from ratrain.recipe.optim.adamw import AdamW
 from ratrain.registry import register
+
+Gradients = dict[Tensor, Tensor]  # by parameter
 
 _HISTORY = 10  # norms, including the newest, needed before any is a spike
 
@@ -102,9 +104,21 @@ class Spikes(Contract, torch.optim.AdamW):
         """Returns the factor on the scheduled learning rate."""
         raise NotImplementedError
 
-    def _gradients(self) -> dict[Tensor, Tensor]:
+    def _gradients(self) -> Gradients:
         """Returns the gradients by parameter."""
         return {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
+
+    def _norm(self) -> Tensor:
+        """Returns the norm of all gradients as one vector; 0-d, fp32."""
+        return self._total(self._gradients(), _square).sqrt().float()
+
+    def _total(self, gradients: Gradients, of: Callable[[Gradients], Tensor]) -> Tensor:
+        """Adds up `of` gradients, those of divided parameters over all processes that divide them."""
+        if not self.divided:
+            return of(gradients)
+        whole = of({p: gradient for p, gradient in gradients.items() if p not in self.divided})
+        rows = of({p: gradient for p, gradient in gradients.items() if p in self.divided})
+        return whole + next(iter(self.divided.values())).sum(rows)
 
     def _moments(self, key: str) -> list[Tensor]:
         return [state[key] for state in self.state.values() if key in state]
@@ -155,16 +169,18 @@ class SPAM(Spikes):
             # not at the end of the previous step: pruning reads the moments in between
             self._reset("exp_avg", "exp_avg_sq", "step")
         cuts = (done % interval if interval else done) >= self._section.grace
-        norm = norm_of(self._gradients().values()) if self._z else None  # of the gradients before the cut
+        norm = self._norm() if self._z else None  # of the gradients before the cut
         if cuts:
             self._cut()
         if norm is not None:
             self._judge(norm)
 
     def _cut(self) -> None:
-        gradients = {p: g for p, g in self._gradients().items() if p in self.state}
-        if not gradients:
-            return
+        if gradients := {p: g for p, g in self._gradients().items() if p in self.state}:
+            self._count("clipped", self._total(gradients, self._cut_these))
+
+    def _cut_these(self, gradients: Gradients) -> Tensor:
+        """Cuts gradients in place; returns the number of coordinates, 0-d."""
         states = [self.state[p] for p in gradients]
         steps = torch.stack([state["step"] for state in states])
         factor = self._section.theta / (1 - self._section.betas[1] ** steps).clamp(min=torch.finfo(steps.dtype).tiny)
@@ -173,12 +189,12 @@ class SPAM(Spikes):
         squares = torch._foreach_mul([state["exp_avg_sq"] for state in states], factor.unbind())
         found = _exceeding(list(gradients.values()), squares)
         if not found:
-            return
+            return torch.zeros((), device=steps.device)
         kept, limits = zip(*found, strict=True)
         torch._foreach_sqrt_(limits)
         for limit in limits:  # without a history there is no spike; a limit of 0 would never allow one
             torch.threshold_(limit, 0.0, math.inf)
-        self._count("clipped", cut(kept, limits))
+        return cut(kept, limits)
 
     def _warmth(self, done: int) -> float:
         interval, warmup = self._section.interval, self._section.warmup
@@ -187,20 +203,21 @@ class SPAM(Spikes):
         return (1 - math.cos(math.pi * (done % interval + 1) / warmup)) / 2
 
 
-def norm_of(gradients: Iterable[Tensor]) -> Tensor:
-    """Returns the norm of all gradients as one vector; 0-d, fp32."""
-    return torch.stack(torch._foreach_norm(list(gradients))).double().norm().float()
+def _square(gradients: Gradients) -> Tensor:
+    """Returns the squared norm of all gradients as one vector; 0-d, float64."""
+    return torch.stack(torch._foreach_norm(list(gradients.values()))).double().square().sum()
 
 
-def _exceeding(gradients: list[Tensor], squares: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
+def _exceeding(gradients: Sequence[Tensor], squares: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Pairs gradients with their squared limits: on a CPU only gradients that exceed them, elsewhere all.
 
     Few gradients exceed their limits, and the test takes half the time of the cut. On other devices the test would
     synchronise.
     """
-    pairs = list(zip(gradients, squares, strict=True))
-    if gradients[0].device.type != "cpu":
+    pairs = [(gradient, square) for gradient, square in zip(gradients, squares, strict=True) if gradient.numel()]
+    if not pairs or gradients[0].device.type != "cpu":
         return pairs
+    gradients, squares = ([pair[side] for pair in pairs] for side in (0, 1))
     room = torch._foreach_addcmul(squares, gradients, gradients, value=-1.0)
     least = torch.stack([each.amin() for each in room]).numpy()
     return [pair for pair, least_of in zip(pairs, least, strict=True) if not least_of >= 0]

@@ -68,8 +68,12 @@ class Orthogonal(Matrices):
             mean = torch.where(skipped, before, mean)
         torch._foreach_copy_(buffers, mean.unbind())
         ahead = gradients.lerp(mean, section.momentum) if section.nesterov else mean
-        scale = _scale(section.adjust, *ahead.shape[-2:])
-        return orthogonalise(ahead.to(self._type(ahead)), section.iterations).to(gradients.dtype).mul_(scale)
+        return self.on_whole(parameters, self._orthogonal, ahead)
+
+    def _orthogonal(self, x: Tensor) -> Tensor:
+        """Returns the scaled orthogonal direction of matrices [K, m, n], in their dtype."""
+        scale = _scale(self._section.adjust, *x.shape[-2:])
+        return orthogonalise(x.to(self._type(x)), self._section.iterations).to(x.dtype).mul_(scale)
 
     def _type(self, x: Tensor) -> torch.dtype:
         if self._section.newton_schulz == "auto":

@@ -40,7 +40,7 @@ class Sinking(Matrices):
 
     def direction(self, parameters: list[Tensor], gradients: Tensor, skipped: Tensor | None) -> Tensor:
         """Returns balanced `gradients` [K, m, n]."""
-        return balance(gradients, self._iterations)
+        return self.on_whole(parameters, lambda x: balance(x, self._iterations), gradients)
 
 
 def balance(x: Tensor, iterations: int) -> Tensor:

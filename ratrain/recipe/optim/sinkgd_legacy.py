@@ -30,6 +30,10 @@ class SinkGDLegacy(OptimSection):
     )
     eps: PositiveFloat = Field(default=1e-8, description="least sum of a row or column, and part of both root means")
 
+    @property
+    def divisible(self) -> bool:
+        return False  # it squashes every parameter by its rows and columns, also those that FSDP leaves whole
+
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
         """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
         return LegacySinking(groups, self)

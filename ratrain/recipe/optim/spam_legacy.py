@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from torch import Tensor
 
 from ratrain.recipe.groups import Group
-from ratrain.recipe.optim.adamwspam import SpikeAware, Spikes, cut, norm_of
+from ratrain.recipe.optim.adamwspam import Gradients, SpikeAware, Spikes, cut
 from ratrain.registry import register
 
 _FLOOR = 1e-12  # added to v to cut gradients
@@ -52,7 +53,7 @@ class LegacySPAM(Spikes):
         if self._section.clip_spikes:
             self._cut()
         if self._z:
-            self._judge(norm_of(self._gradients().values()))
+            self._judge(self._norm())
         if self._every and (done + 1) % self._every == 0:
             self._reset("exp_avg", "exp_avg_sq")  # AMSGrad's maximum and the step stay
 
@@ -61,13 +62,16 @@ class LegacySPAM(Spikes):
         gradients = {p: g for p, g in self._gradients().items() if p in self.state}
         if not gradients:
             return
+        self._count("clipped", self._total(gradients, self._cut_these))
+        if self.grad_scale is not None and self._section.clip:
+            self.grad_scale = (self._norm() / self._section.clip).clamp(min=1)
+
+    def _cut_these(self, gradients: Gradients) -> Tensor:
+        """Cuts gradients in place; returns the number of coordinates, 0-d."""
         limits = torch._foreach_add([self.state[p]["exp_avg_sq"] for p in gradients], _FLOOR)
         torch._foreach_mul_(limits, self._section.theta)
         torch._foreach_sqrt_(limits)
-        self._count("clipped", cut(list(gradients.values()), limits))
-        if self.grad_scale is not None and self._section.clip:
-            norm = norm_of(self._gradients().values())
-            self.grad_scale = (norm / self._section.clip).clamp(min=1)
+        return cut(list(gradients.values()), limits)
 
     def _warmth(self, done: int) -> float:
         """Returns the warm-up factor; a reset scales the step that directly follows it."""

@@ -26,9 +26,9 @@ def bytes_as_rows(device: torch.device) -> Tensor:
     return (torch.arange(256, device=device)[:, None] >> places & 1).float()
 
 
-def unpack(packed: Tensor, like: Tensor, rows: Tensor) -> Tensor:
-    """Unpacks a mask to float32 of the shape of `like`: 1 kept, 0 pruned. `rows` is the table of `bytes_as_rows`."""
-    return rows.index_select(0, packed.int()).view(-1)[: like.numel()].view(like.shape)
+def unpack(packed: Tensor, shape: torch.Size, rows: Tensor) -> Tensor:
+    """Unpacks a mask to float32 of `shape`: 1 kept, 0 pruned. `rows` is the table of `bytes_as_rows`."""
+    return rows.index_select(0, packed.int()).view(-1)[: shape.numel()].view(shape)
 
 
 def keys_of(scores: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ratrain.config.schema import PruneSection
 from ratrain.recipe.groups import Group
+from ratrain.recipe.optim._contract import Divided
 from ratrain.recipe.prune import scores
 from ratrain.recipe.prune.masks import GONE, STAYS, bytes_as_rows, keys_of, pack, smallest, unpack
 from ratrain.recipe.prune.schedule import apportion, shares
@@ -25,12 +26,27 @@ EMBEDDING = "wte.weight"
 
 @dataclass
 class _Part:
-    """One matrix: `mask` is packed, `movement` is the accumulated movement score."""
+    """One matrix: `mask` of the whole is packed, `movement` is the accumulated movement score.
+
+    Of a matrix that is divided among processes, `weight` and `movement` are the rows of this process.
+    """
 
     name: str
     weight: nn.Parameter
     mask: Tensor
     movement: Tensor | None
+    divided: Divided | None
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the whole matrix."""
+        return self.divided.shape if self.divided else self.weight.shape
+
+    def whole(self, own: Tensor) -> Tensor:
+        return self.divided.whole(own) if self.divided else own
+
+    def own(self, whole: Tensor) -> Tensor:
+        return self.divided.own(whole) if self.divided else whole
 
 
 class Pruner:
@@ -50,13 +66,16 @@ class Pruner:
         self._dense: list[Tensor] = []  # gradients before masking, if the next mask update needs them
         self._wanted, self._last = None, False
         self._counts = [0] * len(self._parts)  # pruned per matrix, unless shares are global
-        self.weights = sum(part.weight.numel() for part in self._parts)
+        self.weights = sum(part.shape.numel() for part in self._parts)
         self.pruned = 0  # pruned weights, counted without a read from the device
         self.reached = False  # masks are final
 
     def _part(self, name: str, weight: nn.Parameter) -> _Part:
         movement = torch.zeros_like(weight, requires_grad=False) if self.section.kind == "movement" else None
-        return _Part(name, weight, pack(torch.ones_like(weight, dtype=torch.bool)), movement)
+        divided = getattr(self._optimizer, "divided", {}).get(weight)
+        part = _Part(name, weight, torch.empty(0), movement, divided)
+        part.mask = pack(torch.ones(part.shape, dtype=torch.bool, device=weight.device))
+        return part
 
     @property
     def names(self) -> list[str]:
@@ -81,7 +100,7 @@ class Pruner:
             ]
         for part in self._parts if self.pruned else ():
             if part.weight.grad is not None:
-                part.weight.grad.mul_(self._mask(part))
+                part.weight.grad.mul_(part.own(self._mask(part)))
 
     @torch.no_grad()
     def before_update(self) -> None:
@@ -116,7 +135,7 @@ class Pruner:
             self._choose(self._parts, whole)
             self.pruned = whole
             return
-        sizes = [part.weight.numel() for part in self._parts]
+        sizes = [part.shape.numel() for part in self._parts]
         wanted = [s * n for s, n in zip(shares(self.section.shares, sizes, sparsity), sizes, strict=True)]
         self._counts = apportion(self._counts, wanted, whole)
         for part, count in zip(self._parts, self._counts, strict=True):
@@ -125,7 +144,7 @@ class Pruner:
 
     def _choose(self, parts: list[_Part], count: int) -> None:
         """Prunes `count` weights of `parts`, beginning with the weights that are already pruned."""
-        stays = sum(part.weight.numel() for part in parts) - count
+        stays = sum(part.shape.numel() for part in parts) - count
         exchanged = int(self.section.regrow * stays) if self.pruned and not self._last else 0
         self._write(parts, [partial(self._keys, part) for part in parts], count + exchanged)
         if exchanged:  # some of the pruned weights regrow from zero
@@ -139,11 +158,11 @@ class Pruner:
             part.mask.copy_(mask)
 
     def _keys(self, part: _Part) -> Tensor:
-        return torch.where(self._mask(part).flatten() > 0, keys_of(self._scores(part)), GONE)
+        return torch.where(self._mask(part).flatten() > 0, keys_of(part.whole(self._scores(part))), GONE)
 
     def _keys_by_gradient(self, part: _Part) -> Tensor:
         dense = self._dense[self._parts.index(part)]
-        return torch.where(self._mask(part).flatten() > 0, STAYS, keys_of(dense.abs()))
+        return torch.where(self._mask(part).flatten() > 0, STAYS, keys_of(part.whole(dense.abs())))
 
     def _scores(self, part: _Part) -> Tensor:
         weight = part.weight.detach()
@@ -163,21 +182,21 @@ class Pruner:
     # -- masks --------------------------------------------------------------------------------------------------
 
     def _mask(self, part: _Part) -> Tensor:
-        return unpack(part.mask, part.weight, self._rows)
+        return unpack(part.mask, part.shape, self._rows)
 
     @torch.no_grad()
     def apply(self) -> None:
         """Zeros pruned weights and their optimizer state."""
         for part in self._parts:
-            mask = self._mask(part)
+            mask = part.own(self._mask(part))
             state = self._optimizer.state.get(part.weight, {})
             for tensor in (part.weight, *(t for t in state.values() if t.shape == part.weight.shape)):
                 tensor.mul_(mask)
 
     def masks(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields the mask of each matrix with its name: bool, True for kept weights."""
+        """Yields the mask of each weight, with its name: bool, True for kept weights."""
         for part in self._parts:
-            yield part.name, self._mask(part) > 0
+            yield part.name, part.own(self._mask(part)) > 0
 
     def digest(self) -> int:
         """Returns a CRC-32 of the masks to compare between processes; reads from the device."""

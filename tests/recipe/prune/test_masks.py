@@ -20,7 +20,7 @@ def test_packing_takes_an_eighth_of_a_byte_and_loses_nothing(shape):
     packed = pack(mask)
     assert packed.dtype == torch.uint8
     assert packed.numel() == -(-mask.numel() // 8)
-    assert torch.equal(unpack(packed, mask, bytes_as_rows(CPU)), mask.float())
+    assert torch.equal(unpack(packed, mask.shape, bytes_as_rows(CPU)), mask.float())
 
 
 def test_keys_are_in_the_order_of_the_scores():
