@@ -15,6 +15,9 @@ from ratrain.errors import Exit
 _POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+GRACE = 30  # seconds between a signal and the kill by torchrun, to finish a step and save
+
+
 class StopRequest:
     """A context in which SIGINT, SIGTERM and SIGUSR1 set `asked`; a later SIGINT ends the process with 130.
 

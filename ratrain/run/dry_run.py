@@ -15,10 +15,12 @@ from ratrain.config.resolve import steps_total, tokens_per_step
 from ratrain.config.schema import ActivationSection, Budget, Manifest, Span
 from ratrain.engine.engine import Engine
 from ratrain.engine.parts.pruning import Pruning
+from ratrain.engine.strategy import state_bytes
 from ratrain.events import Emit, Evaluated, Event, RunStarted, Saved, Window
 from ratrain.machine.attention import choose
 from ratrain.machine.compile import keep_compiled_code
 from ratrain.machine.device import pick_device, set_determinism
+from ratrain.machine.signals import GRACE
 from ratrain.run.launch import machine_told
 from ratrain.sinks.trackers import require
 from ratrain.storage.checkpoint import check_room, load
@@ -26,6 +28,7 @@ from ratrain.storage.folder import listed
 
 _ROWS = 2  # sequences per step: two micro-steps of one
 _STEPS = 2
+_PROCESSES = (2, 8, 64)
 
 
 def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path = Path("runs")) -> dict[str, Any]:
@@ -72,6 +75,8 @@ def rehearse(manifest: Manifest, *, device: str, emit: Emit, checkpoints: Path =
         "tokens_per_second": rate,
         "train_seconds": manifest.train.budget.seconds if tokens is None else tokens / rate,
         "state_bytes": _state_bytes(engine),
+        "state_bytes_of_fsdp": {str(n): state_bytes(manifest, engine.model, size=n) for n in _PROCESSES},
+        "save_seconds": saved.seconds,
         "peak_memory": windows[-1].peak_memory,
         "disk_bytes": saved.bytes * (manifest.checkpoint.keep + 1),  # one more while the next is being written
     }
@@ -125,6 +130,7 @@ def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit, check
         return json.dumps(seen, indent=1)
     peak = _size(seen["peak_memory"])
     losses = ", ".join(f"{loss:.4f}" for loss in seen["losses"])
+    divided = ", ".join(f"{_size(size)} on each of {n}" for n, size in seen["state_bytes_of_fsdp"].items())
     lines = [
         f"{manifest.id}: built, compiled {seen['graphs']} graphs in {seen['compile_seconds']:.1f} s "
         f"({seen['recompiles']} recompiles), trained {_STEPS} steps (loss {losses}), evaluated "
@@ -133,8 +139,11 @@ def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit, check
         f"attention      {seen['attention']['backend']} ({seen['attention']['source']})",
         f"memory         {_size(seen['state_bytes'])} of weights, gradients and optimizer; peak {peak} here, with",
         f"               one sequence per pass in place of train.micro_batch = {manifest.train.micro_batch}",
-        f"disk           {_size(seen['disk_bytes'])} of checkpoints",
+        f"               divided by FSDP: {divided}",
+        f"disk           {_size(seen['disk_bytes'])} of checkpoints, {seen['save_seconds']:.1f} s to write one",
     ]
+    if seen["save_seconds"] > GRACE / 2:
+        lines.append(f"               torchrun kills a process {GRACE} s after a signal; a scheduler may do so earlier")
     if seen["tokens"] is None:
         lines.append(f"time           {seen['train_seconds']:.0f} s of training, the budget")
     else:

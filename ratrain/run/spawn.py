@@ -18,9 +18,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ratrain.errors import Exit, UnavailableError, UsageError
+from ratrain.machine.signals import GRACE
 from ratrain.storage.folder import RunFolder
-
-_GRACE = 30  # seconds between a signal and the kill, to finish a window and save
 
 
 def spawn(argv: Sequence[str], count: int, *, device: str, folder: RunFolder) -> int:
@@ -36,7 +35,7 @@ def spawn(argv: Sequence[str], count: int, *, device: str, folder: RunFolder) ->
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the process that fails first prints its own error
     # torch 2.11 has no such option and always waits 30 s
     patience: dict[str, Any] = (
-        {"shutdown_timeout": _GRACE} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}
+        {"shutdown_timeout": GRACE} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}
     )
     config = LaunchConfig(
         min_nodes=1,
