@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from ratrain.ablation.record import Study
     from ratrain.ablation.results import Row
     from ratrain.ablation.running.board import Board, LineBoard, Standing
+    from ratrain.ablation.running.execute import Runner
     from ratrain.statistics.verdict import Verdict as StudyVerdict
 
 Pathlike = str | PathLike[str]
@@ -221,12 +222,15 @@ def study(
     accept_code_change: bool = False,
     costs: bool = True,
     board: Callable[[Standing], Board | LineBoard] | None = None,
+    pool: Callable[..., Runner] | None = None,
+    devices: Sequence[str] | None = None,
 ) -> StudyRun:
     """Runs the study of an ablation manifest, as far as it is not done, and writes its report.
 
     `jobs` is the number of concurrent runs, one per GPU or core by default, or as many as fit if a run takes `memory`
     GiB. `only` names arms, with patterns. `costs` measures the step of every arm. By default a line is printed for
-    each run that ends; `board` shows progress otherwise. The other arguments are options of `ratrain --ablate`.
+    each run that ends; `board` shows progress otherwise; `pool` runs the runs elsewhere than in processes of this
+    machine, on `devices`, one for each that runs at a time. The other arguments are options of `ratrain --ablate`.
 
     Runs are processes that import the calling script: call this below `if __name__ == "__main__":`, or in a notebook.
     """
@@ -240,7 +244,9 @@ def study(
     if fresh:
         set_aside(study_folder(plan, Path(out)))
     launch = Launch(Path(out), fresh=fresh, accept_code_change=accept_code_change)
-    return _carry_out(plan, launch, device, jobs, memory, amend=amend, costs=costs, board=board)
+    return _carry_out(
+        plan, launch, device, jobs, memory, amend=amend, costs=costs, board=board, pool=pool, devices=devices
+    )
 
 
 def try_ideas(
@@ -331,20 +337,23 @@ def _carry_out(
     amend: bool = False,
     costs: bool = True,
     board: Callable[[Standing], Board | LineBoard] | None,
+    pool: Callable[..., Runner] | None = None,
+    devices: Sequence[str] | None = None,
 ) -> StudyRun:
     """Runs what is left of a plan and writes the report."""
     from ratrain.ablation.conclusion import conclude
     from ratrain.ablation.results import rows_of
     from ratrain.ablation.running.board import LineBoard, Standing  # with scipy, which other functions do not need
     from ratrain.ablation.running.execute import Execution, begin, held, study_folder
-    from ratrain.ablation.running.pool import run_devices
+    from ratrain.ablation.running.pool import Pool, run_devices
     from ratrain.report.study.write import write_study_report
 
-    devices, folder, standing = run_devices(device, jobs, memory), study_folder(plan, launch.out), Standing(plan)
+    devices = devices or run_devices(device, jobs, memory)
+    folder, standing = study_folder(plan, launch.out), Standing(plan)
     with held(folder):
         record = begin(plan, launch.out, amend=amend)
         show = board(standing) if board else LineBoard(standing, sys.stdout)
-        execution = Execution(plan, record, launch, devices, show, standing.add, show.say)
+        execution = Execution(plan, record, launch, devices, show, standing.add, show.say, pool or Pool)
         try:
             code = execution.run(costs=costs)
         finally:

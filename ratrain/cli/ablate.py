@@ -8,13 +8,13 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ratrain.cli.arguments import Command, natural, pool_arguments
+from ratrain.cli.arguments import Command, count, natural, pool_arguments
 from ratrain.cli.tables import table
 from ratrain.errors import Exit
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ratrain.ablation.estimate import Estimate
     from ratrain.ablation.manifest import Seeds
     from ratrain.ablation.plan import Plan
+    from ratrain.ablation.running.execute import Runner
+    from ratrain.api import StudyRun
 
 
 def _seeds(text: str) -> list[tuple[int, int]] | Seeds:
@@ -74,6 +76,16 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check the arms, print the plan and run nothing")
     parser.add_argument("--json", action="store_true", help="the results as one JSON document on stdout")
     pool_arguments(parser)
+    other = parser.add_argument_group("other machines (docs/scale.md)")
+    other.add_argument("--run", type=count, metavar="K", help="train run K of the plan alone, from 1")
+    other.add_argument("--emit", choices=("slurm", "shell"), help="write the next runs as jobs, else the report")
+    other.add_argument("--gpus-per-run", type=count, default=0, metavar="N", help="GPUs of a run, a process for each")
+    other.add_argument("--per-gpu", type=count, default=1, metavar="K", help="emit: runs side by side in a job")
+    other.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="emit: of every job, as --sbatch=--time=2:00:00"
+    )
+    other.add_argument("--pool", choices=("ray",), help="run the runs as tasks of a Ray cluster")
+    other.add_argument("--address", metavar="A", help="of the cluster: auto, HOST:6379 (default: a new one here)")
 
 
 def _ablate(args: argparse.Namespace) -> int:
@@ -94,20 +106,76 @@ def _ablate(args: argparse.Namespace) -> int:
         if not args.json:
             print("\n".join(["", "checked:", *(f"  {check}" for check in checked)]))
         return Exit.DONE
+    if args.run:
+        return _run_one(plan, args)
+    if args.emit:
+        return _emit(plan, args)
+    return _told(_study(plan, args, pool=_ray(args) if args.pool else None), args)
+
+
+def _study(plan: Plan, args: argparse.Namespace, **elsewhere: Any) -> StudyRun:
     from ratrain.ablation.running.board import LineBoard, board
     from ratrain.api import study
-    from ratrain.cli.study_text import study_lines
 
-    found = study(
+    return study(
         plan, out=args.out, device=args.device, jobs=args.jobs, memory=args.memory, fresh=args.fresh, amend=args.amend,
         accept_code_change=args.accept_code_change, costs=not args.no_costs,
-        board=partial(LineBoard, out=sys.stderr) if args.json else board,
+        board=partial(LineBoard, out=sys.stderr) if args.json else board, **elsewhere,
     )  # fmt: skip
+
+
+def _told(found: StudyRun, args: argparse.Namespace) -> int:
+    from ratrain.cli.study_text import study_lines
+
     if args.json:
         print((found.path / "results.json").read_text())
     else:
         print("\n".join(["", *study_lines(found.study, found.rows, found.conclusion), str(found.page)]))
     return found.exit
+
+
+def _run_one(plan: Plan, args: argparse.Namespace) -> int:
+    """Trains one run of the plan in this process, as any of the study's pools does."""
+    import torch
+
+    from ratrain.ablation.running.execute import begun
+    from ratrain.ablation.running.units import run_of
+    from ratrain.ablation.running.worker import carry_out
+    from ratrain.machine.device import pick_device
+    from ratrain.run.start import Launch
+    from ratrain.sinks.progress import progress
+
+    task = run_of(plan, begun(plan, args.out), args.run)
+    if pick_device(args.device).type == "cpu":
+        torch.set_num_threads(1)  # the bits of a result depend on it
+    launch = Launch(args.out, device=args.device, accept_code_change=args.accept_code_change)
+    code, reason = carry_out(task, launch, progress())
+    print(f"run {args.run}, {task.arm} s{task.init}: {reason or 'done'}", file=sys.stderr if reason else sys.stdout)
+    return code
+
+
+def _emit(plan: Plan, args: argparse.Namespace) -> int:
+    """Writes the next round of runs as jobs; prints the report if there is none."""
+    from ratrain.ablation.running.emission import Collected, Emission, write_round
+
+    _, *words = shlex.split(plan.command)
+    words += ["--out", str(args.out), "--device", args.device, *(["--no-costs"] if args.no_costs else [])]
+    words += ["--accept-code-change"] if args.accept_code_change else []
+    emission = Emission(args.emit, words, args.gpus_per_run, args.per_gpu, args.jobs or 0, args.sbatch)
+    collected = Collected()
+    devices = [args.device] * (args.jobs or 1)
+    found = _study(plan, args, pool=lambda *_: collected, devices=devices)
+    script, code = write_round(emission, plan, found.study, collected.tasks)
+    if script is None:
+        return _told(found, args) or code
+    print(f"{len(collected.tasks)} runs are to be trained: bash {script}")
+    return code
+
+
+def _ray(args: argparse.Namespace) -> Callable[..., Runner]:
+    from ratrain.ablation.running.ray_pool import RayPool
+
+    return partial(RayPool, address=args.address, gpus_per_run=args.gpus_per_run)
 
 
 def _command(args: argparse.Namespace) -> str:

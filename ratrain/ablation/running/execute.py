@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ratrain.ablation.arms import Arm, Task
 from ratrain.ablation.budget import StudyBudget
@@ -50,12 +50,14 @@ def study_folder(plan: Plan, out: Path) -> Path:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Holds the lock of a study's folder. Raises CannotCreateError if the folder cannot be created or another process
-    holds the lock."""
+def held(folder: Path, *, wait: float | None = 0.0) -> Iterator[None]:
+    """Holds the lock of a study's folder, for which it waits so many seconds, without limit for None.
+
+    Raises CannotCreateError if the folder cannot be created or another process holds the lock.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = lock(folder / "study.lock")
+        descriptor = lock(folder / "study.lock", wait=wait)
     except BlockingIOError:
         raise CannotCreateError(f"{folder}: another process works on this study; wait for it") from None
     except OSError as error:
@@ -85,6 +87,15 @@ def begin(plan: Plan, out: Path, *, amend: bool, checked: Sequence[str] = ()) ->
     if (folder / "events.jsonl").exists() and read_study(folder).now.hash == made.hash:
         return _extended(read_study(folder), plan)
     return settle(made, folder, checked=(*checked, *preflight(plan)))
+
+
+def begun(plan: Plan, out: Path) -> Study:
+    """Returns the study with this plan; one without a record is begun, by the first of the processes that ask."""
+    folder, made = study_folder(plan, out), planned(plan)
+    if (folder / "events.jsonl").exists() and (study := read_study(folder)).now.hash == made.hash:
+        return study
+    with held(folder, wait=None):
+        return begin(plan, out, amend=False)
 
 
 def _extended(study: Study, plan: Plan) -> Study:
@@ -133,6 +144,14 @@ def done_runs(plan: Plan, tasks: Sequence[Task], launch: Launch) -> dict[str, fl
     return done
 
 
+class Runner(Protocol):
+    """Runs tasks to their end, or until it is asked to stop."""
+
+    asked: bool
+
+    def run(self, tasks: Sequence[Task]) -> None: ...
+
+
 @dataclass
 class Execution:
     """Runs the unfinished part of a study.
@@ -148,6 +167,7 @@ class Execution:
     on_message: Callable[[Message], None]
     announce: Callable[[str, Sequence[Task], Mapping[str, float]], None]
     say: Callable[[str], None]
+    pool: Callable[..., Runner] = Pool  # takes launch, devices and the receiver of messages
     failed: list[int] = field(default_factory=list)
     asked: bool = False
     _ran: dict[str, float] = field(default_factory=dict)  # under --fresh: losses of this execution's runs, by folder
@@ -281,7 +301,7 @@ class Execution:
         self.announce(stage, tasks, {task.folder: done[task.folder] for task in tasks if task.folder in done})
         if not left:
             return
-        pool = Pool(self.launch, self.devices, self._on_message)
+        pool = self.pool(self.launch, self.devices, self._on_message)
         pool.run(left)
         self.asked = pool.asked
 
@@ -293,7 +313,8 @@ class Execution:
             self._began[message.task.folder] = time.monotonic()
         if isinstance(message, Ended) and self._purse:
             arm = next(arm for arm in self.study.now.arms if arm.name == message.task.arm)
-            self._purse.ran(arm, time.monotonic() - self._began[message.task.folder])
+            own = time.monotonic() - self._began[message.task.folder]
+            self._purse.ran(arm, own if message.seconds is None else message.seconds)
         if isinstance(message, Ended) and message.code == Exit.DIVERGED and self.launch.fresh:
             self._ran[message.task.folder] = math.nan
         if isinstance(message, Ended) and message.code not in _QUIET:

@@ -41,11 +41,12 @@ class Published:
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of a run: its exit code and the reason in words."""
+    """The end of a run: its exit code and the reason in words; and, of a run on another machine, its seconds."""
 
     task: Task
     code: int
     reason: str
+    seconds: float | None = None
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Pool:
         context.set_forkserver_preload(["ratrain.ablation.running.worker"])
         todo, tries = list(tasks), dict.fromkeys((task.folder for task in tasks), 0)
         free = list(self.devices)
-        with _signals(self._stop):
+        with signals(self._stop):
             while self._busy or (todo and not self.asked):
                 while free and not self.asked and (task := self._next(todo)):
                     todo.remove(task)
@@ -155,7 +156,7 @@ def _has_compiled(event: Event) -> bool:
 
 
 @contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield

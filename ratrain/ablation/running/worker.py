@@ -31,10 +31,11 @@ def work(task: Task, launch: Launch, pipe: Connection, lifeline: Connection) -> 
         if isinstance(event, _TOLD):
             pipe.send(event)
 
-    pipe.send(_ran(task, launch, publish))
+    pipe.send(carry_out(task, launch, publish))
 
 
-def _ran(task: Task, launch: Launch, publish: Emit) -> tuple[int, str]:
+def carry_out(task: Task, launch: Launch, publish: Emit) -> tuple[int, str]:
+    """Trains or resumes the run in this process; returns the exit code and its reason."""
     try:
         manifest = task.manifest()
         folder = launch.folder(manifest)
