@@ -167,7 +167,8 @@ def _emit(plan: Plan, args: argparse.Namespace) -> int:
     found = _study(plan, args, pool=lambda *_: collected, devices=devices)
     script, code = write_round(emission, plan, found.study, collected.tasks)
     if script is None:
-        return _told(found, args) or code
+        told = _told(found, args)
+        return code if collected.tasks else told
     print(f"{len(collected.tasks)} runs are to be trained: bash {script}")
     return code
 

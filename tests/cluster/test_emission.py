@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,10 +87,7 @@ def test_a_run_that_never_ends_is_given_up_with_its_code(ratrain, file, tmp_path
 
 
 def test_without_ray_the_command_that_installs_it_is_told(ratrain, file, tmp_path, monkeypatch):
-    real = builtins.__import__
-    monkeypatch.setattr(
-        builtins, "__import__", lambda name, *rest: _absent(name) if name == "ray" else real(name, *rest)
-    )
+    monkeypatch.setitem(sys.modules, "ray", None)  # its import fails
     code, _, err = ratrain(*words_of(file(), tmp_path / "runs"), "--pool", "ray")
     assert code == Exit.UNAVAILABLE
     assert "pip install 'ratrain[ray]'" in err
