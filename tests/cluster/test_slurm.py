@@ -64,7 +64,7 @@ def training() -> dict[int, psutil.Process]:
 
 
 def disturb(slurm: Path, victims: set[int], restart_at: int) -> list[str]:
-    """Kills each victim once, when it is at work, and slurmd once `restart_at` runs have begun; waits until all is over."""
+    """Kills each victim once, when it is at work, and slurmd once `restart_at` runs have begun; waits for the end."""
     seen, told, tick = set[int](), list[str](), threading.Event()
     for _ in range(LIMIT * 2):
         for number, process in training().items():
@@ -86,6 +86,7 @@ def disturb(slurm: Path, victims: set[int], restart_at: int) -> list[str]:
 def test_a_study_as_an_array_loses_nothing_and_trains_nothing_twice(slurm, ratrain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = FIXED.replace('["v9", "v19"]', json.dumps(ARMS)).replace("[1, 2, 3]", json.dumps(SEEDS))
+    text = text.replace("steps = 6", "steps = 80") if LONG else text  # some switch on at step 75
     (tmp_path / "study.toml").write_text(text)
     code, out, err = ratrain(*words_of(Path("study.toml"), Path("many")), "--emit", "slurm", "--jobs", 2)
     assert code == 0, err
