@@ -15,7 +15,7 @@ GIVEN = $(foreach name,$(VARIABLES),$(if $($(name)),$(name)=$($(name))))
 DEFCONFIGS := ratrain/legacy/defconfigs
 
 .DEFAULT_GOAL := main
-.PHONY: defconfig defconfig-none list-defconfigs main install test test-fast test-slow faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse zoo kernels gpu-check gpu-carry gpu-first clean help
+.PHONY: defconfig defconfig-none list-defconfigs main install test test-fast test-slow test-cluster faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse zoo kernels gpu-check gpu-carry gpu-first clean help
 
 main: install ## set up, then train V9, draw a sample and write a report (the default); or what defconfig-NAME chose
 ifeq ($(CHOSEN),)
@@ -61,7 +61,10 @@ test-fast: install ## the tests that start no process and compile nothing: three
 	$(BIN)/python -m pytest -n 2 --fast tests
 
 test-slow: install ## the tests that `make test` leaves out: kills, studies, statistics, a rehearsed GPU
-	$(BIN)/python -m pytest -n 2 -m slow tests
+	$(BIN)/python -m pytest -n 2 -m "slow and not cluster" tests
+
+test-cluster: install ## studies on a real Slurm and a real Ray, with kills: skipped where they are not installed; ten minutes
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 test: install ## run the tests, all but the slow ones
 	$(BIN)/python -m pytest -n 2 -m "not slow" tests

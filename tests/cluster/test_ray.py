@@ -21,6 +21,7 @@ from tests.cluster.studies import ADAPTIVE, FIXED, results_of, words_of
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.cluster,
     pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'ratrain[ray]'"),
 ]
 ROOT = Path(__file__).parents[2]

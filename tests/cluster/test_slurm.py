@@ -28,6 +28,7 @@ LIMIT = 1800 if LONG else 400  # seconds
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.cluster,
     pytest.mark.skipif(
         os.geteuid() != 0 or not all(map(shutil.which, PROGRAMS)),
         reason="needs Slurm, as root: apt-get install slurm-wlm munge",
