@@ -3,8 +3,9 @@
 `python tests/faults/crash.py --points 60` forks: torch is imported once, and each run is a child that ends itself with
 SIGKILL at its n-th point. A point stands before every call that opens, writes, syncs, renames or deletes a file, in
 the middle of every write, and before and within each training step, evaluation and compile. With `--asynchronous` the
-points of a checkpoint come between those of the steps beside which it is written. Prints a table, and as its last line
-JSON; exits with 1 where a run did not come back the same.
+points of a checkpoint come between those of the steps beside which it is written; with `--processes N` FSDP divides the
+model among N processes, one of which is killed. Prints a table, and as its last line JSON; exits with 1 where a run did
+not come back the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections import Counter
@@ -109,23 +111,39 @@ def _before(real: Callable, points: Points, label: str) -> Callable:
     return call
 
 
-def run(argv: list[str], *, end: int) -> tuple[int, list[str], int]:
-    """Runs the command in a child that ends at its point `end` (0: never); its status, the points that it came past,
-    and the number of checkpoints that it put in place."""
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(read)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        with tempfile.TemporaryFile() as said:
-            os.dup2(said.fileno(), 2)
-            arm(Points(end, write))
-            os._exit(main(argv))
-    os.close(write)
+def run(argv: list[str], *, end: int, processes: int = 1) -> tuple[int, list[str], int]:
+    """Runs the command in children, of which one ends at its point `end` (0: never): which one depends on `end`.
+
+    Returns the status of that child, the points that it came past, and the number of checkpoints put in place.
+    """
+    victim = end % processes
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            if processes > 1:
+                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+                os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            with tempfile.TemporaryFile() as said:
+                os.dup2(said.fileno(), 2)
+                arm(Points(end if rank == victim else 0, write))
+                os._exit(main(argv))
+        os.close(write)
+        children.append((child, read))
+    lines = [_all(read) for _, read in children]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in children]
+    labels = [line for line in lines[victim] if line != IN_PLACE]
+    return codes[victim], labels, sum(of.count(IN_PLACE) for of in lines)
+
+
+def _all(read: int) -> list[str]:
     with open(read, encoding="utf-8") as told:
-        lines = told.read().splitlines()
-    labels = [line for line in lines if line != IN_PLACE]
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), labels, len(lines) - len(labels)
+        return told.read().splitlines()
 
 
 # -- in the parent: what came out -------------------------------------------------------------------------------------
@@ -135,10 +153,7 @@ def outcome(out: Path) -> dict:
     """What the unbroken run and one that was killed must have in common, of the only run in `out`."""
     (folder,) = out.glob("*/s1")
     newest = listed(folder / "checkpoints")[0]
-    files = {
-        name: hashlib.sha256((newest / name).read_bytes()).hexdigest()
-        for name in ("model.safetensors", "optimizer.safetensors")
-    }
+    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in newest.glob("*.safetensors")}
     facts = [
         [event["event"], event["step"], [event[name] for name in _FACTS[event["event"]]]]
         for event in map(json.loads, (folder / "events.jsonl").read_text().splitlines())
@@ -167,16 +182,18 @@ def wrong_after_resume(out: Path, unbroken: dict) -> Iterator[str]:
     yield from (f"{key} differ" for key in unbroken if now[key] != unbroken[key])
 
 
-def trial(command: Callable[[Path], list[str]], out: Path, ends: list[int], unbroken: dict) -> list[str]:
+def trial(
+    command: Callable[[Path], list[str]], out: Path, ends: list[int], unbroken: dict, processes: int
+) -> list[str]:
     """Kills a run at each of `ends` in turn, counted from where it went on, and lets it finish; what was wrong."""
     wrong, completed = [], 0
     for end in ends:
-        code, _, placed = run(command(out), end=end)
+        code, _, placed = run(command(out), end=end, processes=processes)
         if code != -signal.SIGKILL:
             break  # it was done before that point
         completed += placed
         wrong += [f"point {end}: {what}" for what in wrong_after_kill(out, completed)]
-    code, *_ = run(command(out), end=0)
+    code, *_ = run(command(out), end=0, processes=processes)
     if code:
         return [*wrong, f"the resumed run ends with {code}"]
     wrong += wrong_after_resume(out, unbroken)
@@ -184,17 +201,16 @@ def trial(command: Callable[[Path], list[str]], out: Path, ends: list[int], unbr
     return wrong
 
 
-def trials(command: Callable[[Path], list[str]], plans: list[list[int]], root: Path, unbroken: dict) -> list[list[str]]:
-    return [trial(command, root / f"{'-'.join(map(str, ends))}", ends, unbroken) for ends in plans]
-
-
-def in_parallel(command, plans: list[list[int]], root: Path, unbroken: dict, jobs: int) -> list[list[str]]:
-    """`trials`, shared among `jobs` forked processes; in the order of `plans`."""
+def in_parallel(
+    command, plans: list[list[int]], root: Path, unbroken: dict, jobs: int, processes: int
+) -> list[list[str]]:
+    """`trial` of every plan, shared among `jobs` forked processes; in the order of `plans`."""
     pipes = []
     for job in range(jobs):
         read, write = os.pipe()
         if not os.fork():
-            found = trials(command, plans[job::jobs], root, unbroken)
+            own = plans[job::jobs]
+            found = [trial(command, root / "-".join(map(str, ends)), ends, unbroken, processes) for ends in own]
             with open(write, "w", encoding="utf-8") as told:
                 json.dump(found, told)
             os._exit(0)
@@ -218,22 +234,23 @@ def plan(total: int, points: int, *, seed: int = 0) -> list[list[int]]:
 
 
 def experiment(
-    *, points: int, compiled: bool, threads: int, jobs: int, steps: int, asynchronous: bool, root: Path
+    *, points: int, compiled: bool, threads: int, jobs: int, steps: int, asynchronous: bool, processes: int, root: Path
 ) -> dict:
     torch.set_num_threads(threads)
     keys = [key.format(steps=steps) for key in (*KEYS, COMPILED if compiled else EAGER)]
     keys.append(f"checkpoint.asynchronous={'on' if asynchronous else 'off'}")
+    keys += ["parallel.strategy=fsdp"] if processes > 1 else []
     words = ["v9", "--scale", "tiny", "--device", "cpu", *(word for key in keys for word in ("--set", key))]
 
     def command(out: Path) -> list[str]:
         return [*words, "--out", str(out)]
 
-    code, labels, _ = run(command(root / "unbroken"), end=0)
+    code, labels, _ = run(command(root / "unbroken"), end=0, processes=processes)
     assert code == 0, f"the unbroken run ends with {code}"
     unbroken = outcome(root / "unbroken")
     assert outcome(root / "unbroken")["status"] == "done"
     plans = plan(len(labels), points)
-    found = in_parallel(command, plans, root, unbroken, jobs)
+    found = in_parallel(command, plans, root, unbroken, jobs, processes)
     phases = Counter(labels[ends[0] - 1].split(",")[0] for ends in plans)
     return {
         "runs": len(plans),
@@ -243,6 +260,7 @@ def experiment(
         "compiled": compiled,
         "threads": threads,
         "asynchronous": asynchronous,
+        "processes": processes,
         "wrong": [f"killed at {ends}: {what}" for ends, whats in zip(plans, found, strict=True) for what in whats],
     }
 
@@ -253,6 +271,7 @@ def cli() -> int:
     parser.add_argument("--steps", type=int, default=12, help="of a run; each has about 30 points")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="2 or more: FSDP divides the model among them")
     parser.add_argument("--asynchronous", action="store_true", help="checkpoints are written beside the steps")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()

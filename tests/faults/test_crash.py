@@ -39,6 +39,14 @@ def test_the_same_with_checkpoints_written_beside_the_steps():
 
 
 @pytest.mark.slow
+def test_the_same_where_two_processes_divide_the_model_and_one_is_killed():
+    words = ("--processes", 2, "--asynchronous", "--jobs", 1)
+    found = crashes(*words, *(("--points", 500, "--steps", 40) if LONG else ("--points", 12, "--steps", 6)))
+    assert (found["runs"], found["processes"]) == (500 if LONG else 12, 2)
+    assert sum("checkpoint" in label for label in found["killed_at"]) >= 3
+
+
+@pytest.mark.slow
 def test_the_same_compiled_on_two_threads():
     points = 20 if LONG else 4
     found = crashes("--points", points, "--steps", 8, "--compiled", "--threads", 2, "--jobs", 1)
