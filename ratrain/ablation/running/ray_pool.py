@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,10 +41,11 @@ class RayPool:
     gpus_per_run: int = 0
     asked: bool = False
     _tasks: dict[Any, Task] = field(default_factory=dict)  # by reference to its result
+    _ray: Any = None
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Runs every task to its end, or until a signal stops the pool. Raises UnavailableError without a cluster."""
-        ray = _connected(self.address)
+        ray = self._ray = _connected(self.address)
         needs = {"num_cpus": 1, "num_gpus": self.gpus_per_run, "max_retries": _RETRIES, "retry_exceptions": False}
         work, launch = ray.remote(**needs)(_work), replace(self.launch, out=self.launch.out.absolute())
         with signals(self._stop):
@@ -68,17 +70,15 @@ class RayPool:
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             os._exit(Exit.INTERRUPTED)
-        import ray
-
         self.asked = True
         for one in list(self._tasks):
-            ray.cancel(one)  # SIGINT to a running one, which saves; one that waits is taken from the queue
+            self._ray.cancel(one)  # SIGINT to a running one, which saves; one that waits is taken from the queue
 
 
 def _connected(address: str | None) -> Any:
     """Returns the module ray, connected to a cluster. Raises UnavailableError."""
     try:
-        import ray
+        ray = import_module("ray")
     except ImportError:
         raise UnavailableError("--pool ray: Ray is not installed; pip install 'ratrain[ray]'") from None
     if not ray.is_initialized():
