@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from ratrain.cli.arguments import Command, count, natural, pool_arguments
 from ratrain.cli.tables import table
-from ratrain.errors import Exit
+from ratrain.errors import Exit, UsageError
 
 if TYPE_CHECKING:
     from ratrain.ablation.arms import Task
     from ratrain.ablation.estimate import Estimate
     from ratrain.ablation.manifest import Seeds
     from ratrain.ablation.plan import Plan
-    from ratrain.ablation.running.execute import Runner
     from ratrain.api import StudyRun
 
 
@@ -79,6 +79,7 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     other = parser.add_argument_group("other machines (docs/scale.md)")
     other.add_argument("--run", type=count, metavar="K", help="train run K of the plan alone, from 1")
     other.add_argument("--emit", choices=("slurm", "shell"), help="write the next runs as jobs, else the report")
+    other.add_argument("--next-round", action="store_true", help=argparse.SUPPRESS)  # a job asks for it
     other.add_argument("--gpus-per-run", type=count, default=0, metavar="N", help="GPUs of a run, a process for each")
     other.add_argument("--per-gpu", type=count, default=1, metavar="K", help="emit: runs side by side in a job")
     other.add_argument(
@@ -93,6 +94,7 @@ def _ablate(args: argparse.Namespace) -> int:
     from ratrain.ablation.manifest import find_ablation
     from ratrain.ablation.plan import make_plan
 
+    _check_together(args)
     plan = make_plan(
         find_ablation(args.file), scale=args.scale, overrides=args.set, seeds=args.seeds, budget=args.budget,
         only=args.only, patches=args.patches, costs=partial(_costs, args),
@@ -110,7 +112,7 @@ def _ablate(args: argparse.Namespace) -> int:
         return _run_one(plan, args)
     if args.emit:
         return _emit(plan, args)
-    return _told(_study(plan, args, pool=_ray(args) if args.pool else None), args)
+    return _told(_study(plan, args, **(_ray(args) if args.pool else {})), args)
 
 
 def _study(plan: Plan, args: argparse.Namespace, **elsewhere: Any) -> StudyRun:
@@ -134,49 +136,95 @@ def _told(found: StudyRun, args: argparse.Namespace) -> int:
     return found.exit
 
 
+def _check_together(args: argparse.Namespace) -> None:
+    """Raises UsageError for options of other machines that do not go together."""
+    modes = [word for word, given in (("--run", args.run), ("--emit", args.emit), ("--pool", args.pool)) if given]
+    if len(modes) > 1:
+        raise UsageError(f"{' and '.join(modes)}: expected one of them")
+    alone = ("--fresh", args.fresh), ("--amend", args.amend), ("--only", args.only), ("--json", args.json)
+    if args.run and (given := [word for word, value in alone if value]):
+        raise UsageError(f"--run trains one run of a plan on record; expected no {given[0]}")
+    belongs = {
+        "--per-gpu": ("--emit", args.per_gpu > 1), "--sbatch": ("--emit", args.sbatch),
+        "--address": ("--pool", args.address), "--gpus-per-run": ("--run or --emit or --pool", args.gpus_per_run),
+    }  # fmt: skip
+    for word, (mode, given) in belongs.items():
+        if given and not any(one in mode for one in modes):
+            raise UsageError(f"{word}: expected {mode} beside it")
+    if args.pool and args.gpus_per_run > 1:
+        raise UsageError("--pool ray: a run takes one GPU; expected --gpus-per-run 1, or --emit slurm")
+
+
 def _run_one(plan: Plan, args: argparse.Namespace) -> int:
-    """Trains one run of the plan in this process, as any of the study's pools does."""
+    """Trains one run of the plan, as any of the study's pools does, in this process or in one for each GPU."""
     import torch
 
     from ratrain.ablation.running.execute import begun
     from ratrain.ablation.running.units import run_of
     from ratrain.ablation.running.worker import carry_out
     from ratrain.machine.device import pick_device
+    from ratrain.run.spawn import spawn
     from ratrain.run.start import Launch
     from ratrain.sinks.progress import progress
 
     task = run_of(plan, begun(plan, args.out), args.run)
+    launch = Launch(args.out, device=args.device, accept_code_change=args.accept_code_change)
+    if args.gpus_per_run > 1 and "WORLD_SIZE" not in os.environ:
+        return spawn(args.argv, args.gpus_per_run, device=args.device, folder=launch.folder(task.manifest()))
     if pick_device(args.device).type == "cpu":
         torch.set_num_threads(1)  # the bits of a result depend on it
-    launch = Launch(args.out, device=args.device, accept_code_change=args.accept_code_change)
     code, reason = carry_out(task, launch, progress())
-    print(f"run {args.run}, {task.arm} s{task.init}: {reason or 'done'}", file=sys.stderr if reason else sys.stdout)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"run {args.run}, {task.arm} s{task.init}: {reason or 'done'}", file=sys.stderr if reason else sys.stdout)
     return code
 
 
 def _emit(plan: Plan, args: argparse.Namespace) -> int:
     """Writes the next round of runs as jobs; prints the report if there is none."""
     from ratrain.ablation.running.emission import Collected, Emission, write_round
+    from ratrain.ablation.running.execute import held
 
     _, *words = shlex.split(plan.command)
     words += ["--out", str(args.out), "--device", args.device, *(["--no-costs"] if args.no_costs else [])]
     words += ["--accept-code-change"] if args.accept_code_change else []
-    emission = Emission(args.emit, words, args.gpus_per_run, args.per_gpu, args.jobs or 0, args.sbatch)
+    emission = Emission(
+        args.emit, words, args.only, args.next_round, args.gpus_per_run, args.per_gpu, args.jobs or 0, args.sbatch
+    )
     collected = Collected()
-    devices = [args.device] * (args.jobs or 1)
-    found = _study(plan, args, pool=lambda *_: collected, devices=devices)
-    script, code = write_round(emission, plan, found.study, collected.tasks)
+    found = _study(plan, args, pool=lambda *_: collected, devices=[args.device] * (args.jobs or 1))
+    with held(found.path):
+        if args.fresh:
+            _move_aside(collected.tasks, args.out)
+        script, code = write_round(emission, plan, found.study, collected.tasks)
     if script is None:
         told = _told(found, args)
         return code if collected.tasks else told
-    print(f"{len(collected.tasks)} runs are to be trained: bash {script}")
+    count = len((script.parent / "runs.txt").read_text().splitlines())
+    if args.json:
+        print(json.dumps({"runs": count, "script": str(script)}))
+    else:
+        print(f"{count} runs are to be trained: bash {shlex.quote(str(script))}")
     return code
 
 
-def _ray(args: argparse.Namespace) -> Callable[..., Runner]:
+def _move_aside(tasks: Sequence[Task], out: Path) -> None:
+    """Moves the folders of runs aside, which a fresh study trains anew. Raises CannotCreateError if one is in use."""
+    from ratrain.storage.folder import RunFolder
+
+    for task in tasks:
+        folder = RunFolder(out / task.folder)
+        if folder.path.exists():
+            with folder.open():
+                pass
+            folder.move_aside()
+
+
+def _ray(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of `study` for a Ray cluster."""
     from ratrain.ablation.running.ray_pool import RayPool
 
-    return partial(RayPool, address=args.address, gpus_per_run=args.gpus_per_run)
+    pool = partial(RayPool, address=args.address, gpus_per_run=args.gpus_per_run, device=args.device)
+    return {"pool": pool, "devices": [args.device] * (args.jobs or 1)}
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -114,7 +114,7 @@ class Engine:
                 for part in self.parts:
                     self._publish(part.between_windows(self.progress.now))
                 self._window(stop)
-                if not stop.asked:
+                if not stop.asked or self.world.sharding:  # processes that divide the model evaluate together
                     self._compile_evaluation()
                     self._reserve()
                 self._evaluate_if_due()

@@ -68,6 +68,8 @@ def replay(run: Path, *, begin: int, steps: int, device: str) -> Replayed:
         raise UsageError(f"{run}: branches from another run; replay needs a run that starts at step 0")
     source = read_source(run / "resolved.toml")
     manifest = resolve(source, patches=patch_kinds(beside=source.files), optimizers=optim_kinds())
+    alone = manifest.parallel.model_copy(update={"strategy": "auto", "replicas": 1})
+    manifest = manifest.model_copy(update={"parallel": alone})
     logged = _losses(_events(run / "events.jsonl"))
     before = json.loads((run / "env.json").read_text())
     threads = torch.get_num_threads()
@@ -120,7 +122,9 @@ def _compared(run: Path, again: Path, begin: int) -> Iterator[tuple[int, bool]]:
     The replayed weights must match the digest in the run's log, and the checkpoint file if the run still has it.
     """
     stated = {event.step: event.weights for event in _events(run / "events.jsonl") if isinstance(event, Saved)}
-    kept = {int(path.name[5:]): path for path in listed(run / "checkpoints")}
+    # the files of a model that FSDP divided depend on the number of processes
+    whole = [path for path in listed(run / "checkpoints") if not any(path.glob("model-*"))]
+    kept = {int(path.name[5:]): path for path in whole}
     for path in reversed(listed(again)):
         step = int(path.name[5:])
         if step <= begin or not (step in kept or stated.get(step)):

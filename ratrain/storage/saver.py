@@ -24,7 +24,7 @@ class Written:
     step: int
     path: Path
     size: int  # bytes
-    weights: str  # SHA-256 of the weights' file
+    weights: str  # SHA-256 of the weights' file; empty if the model is divided
     seconds: float  # until it was on disk
     stall: float  # of these, seconds for which the caller of `start` or `take` waited
 
@@ -130,7 +130,8 @@ class Saver:
 
     def _commit(self, job: _Job, sums: Mapping[str, Sum]) -> Written:
         path, size, weights = commit(self._folder, job.checkpoint, sums, keep=self._keep)
-        return Written(job.checkpoint.step, path, size, weights, time.perf_counter() - job.began, 0.0)
+        known = "" if job.checkpoint.rows else weights
+        return Written(job.checkpoint.step, path, size, known, time.perf_counter() - job.began, 0.0)
 
     def _gather(self, value: bool) -> list[bool]:
         return self._world.gather(value) if self._world.sharding else [value]
@@ -142,8 +143,8 @@ class Saver:
         if self._reserving:
             self._reserving.join()
         copies = [{name: self._copy(name, tensor) for name, tensor in group.items()} for group in _groups(checkpoint)]
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        for device in {tensor.device for group in _groups(checkpoint) for tensor in group.values() if tensor.is_cuda}:
+            torch.cuda.synchronize(device)
         model, optimizer, *of_rows = copies
         rows = replace(checkpoint.rows, model=of_rows[0], optimizer=of_rows[1]) if checkpoint.rows else None
         return Checkpoint(checkpoint.step, model, optimizer, copy.deepcopy(checkpoint.state), rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -61,29 +62,70 @@ def test_numbers_stay_and_every_run_has_one(file, tmp_path):
 
 
 def test_jobs_of_slurm_say_what_was_asked_for(ratrain, file, tmp_path):
-    options = ("--gpus-per-run", 2, "--per-gpu", 4, "--jobs", 8, "--sbatch=--time=1:00:00", "--sbatch=--account=me")
+    options = ["--gpus-per-run", 2, "--per-gpu", 4, "--jobs", 8, "--sbatch=--time=1:00:00", "--sbatch=--comment=a b"]
     code, out, err = ratrain(*words_of(file(), tmp_path / "runs"), "--emit", "slurm", *options)
     assert code == 0, err
     assert out.startswith("9 runs are to be trained: bash ")
     jobs = tmp_path / "runs" / "studies" / "fixed-tiny" / "jobs"
     assert (jobs / "round.txt").read_text() == "1 2 3 4\n5 6 7 8\n9\n"
     job, look, submit = ((jobs / name).read_text() for name in ("run.sbatch", "look.sbatch", "submit.sh"))
-    for line in ("--gpus=2", "--time=1:00:00", "--account=me", "--requeue", "--signal=B:TERM@120"):
+    for line in ("--gpus=2", "--time=1:00:00", "--comment='a b'", "--requeue", "--signal=B:TERM@120"):
         assert f"#SBATCH {line}\n" in job
-    assert "--nproc-per-node=2 -m ratrain --ablate" in job
+    assert ' --gpus-per-run=2 --run "$run" &' in job
     assert "--array=0-2%8" in submit
-    assert "--emit slurm --gpus-per-run 2 --per-gpu 4 --jobs 8 --sbatch --time=1:00:00" in look
+    (line,) = (line for line in look.splitlines() if "--next-round" in line)
+    again = shlex.split(line.removesuffix(" || exit"))
+    assert again[1:3] == ["-m", "ratrain"]
+    code, out, err = ratrain(*again[3:])  # what the job asks is what was asked for
+    assert (code, out.partition(":")[0]) == (0, "9 runs are to be trained"), err
+    assert [(jobs / name).read_text() for name in ("run.sbatch", "look.sbatch", "submit.sh")] == [job, look, submit]
+    assert "#SBATCH --gpus=1\n" in look
     for script in (job, look, submit):
         assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
 
 
-def test_a_run_that_never_ends_is_given_up_with_its_code(ratrain, file, tmp_path, monkeypatch):
+def test_a_run_that_never_ends_is_given_up_with_its_code(ratrain, file, tmp_path):
     words = (*words_of(file(), tmp_path / "runs"), "--emit", "shell")
-    for _ in range(3):
+    for _ in range(4):  # by hand as often as one likes
         assert ratrain(*words)[1].startswith("9 runs are to be trained")
-    code, *_ = ratrain(*words)
+    for _ in range(2):
+        assert ratrain(*words, "--next-round")[1].startswith("9 runs are to be trained")
+    code, _, err = ratrain(*words, "--next-round")
     assert code == Exit.GAVE_UP
+    assert err.count("given up after 3 rounds, exit code 70") == 9
     assert not (tmp_path / "runs" / "studies" / "fixed-tiny" / "jobs" / "submit.sh").exists()
+    assert ratrain(*words)[1].startswith("9 runs are to be trained")
+
+
+def test_arms_that_are_asked_for_stay_so_and_a_fresh_study_trains_anew(ratrain, file, tmp_path):
+    words = words_of(file(), tmp_path / "runs")
+    assert ratrain(*words, "--run", 1)[0] == 0
+    code, out, err = ratrain(*words, "--emit", "shell", "--only", "v9", "--json")
+    assert (code, json.loads(out)["runs"]) == (0, 5), err
+    assert "--only=v9" in Path(json.loads(out)["script"]).read_text()
+    code, out, err = ratrain(*words, "--emit", "shell", "--fresh", "--json")
+    assert (code, json.loads(out)["runs"]) == (0, 9), err
+    assert [path.name for path in (tmp_path / "runs").glob("v0-*/*")] == ["s1.old-1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (("--run", 1, "--emit", "shell"), "--run and --emit: expected one of them"),
+        (("--run", 1, "--fresh"), "expected no --fresh"),
+        (("--run", 1, "--only", "v9"), "expected no --only"),
+        (("--per-gpu", 2), "--per-gpu: expected --emit beside it"),
+        (("--sbatch=--time=1",), "--sbatch: expected --emit beside it"),
+        (("--emit", "shell", "--address", "auto"), "--address: expected --pool beside it"),
+        (("--pool", "ray", "--gpus-per-run", 2), "a run takes one GPU"),
+        (("--gpus-per-run", 2), "--gpus-per-run: expected --run or --emit or --pool beside it"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(ratrain, file, tmp_path, words, wrong):
+    code, _, err = ratrain(*words_of(file(), tmp_path / "runs"), *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert wrong in err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_without_ray_the_command_that_installs_it_is_told(ratrain, file, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ _SLURM = """\
 children=()
 trap 'kill -TERM "${{children[@]}}" 2>/dev/null' TERM USR1
 for run in $(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {jobs}/round.txt); do
-    {command} --run "$run" &
+    {command} {several} --run "$run" &
     children+=($!)
 done
 again= worst=0
@@ -60,7 +60,7 @@ _FINISH = """\
 {options}
 # Looks at the round that ended: writes the next one and submits it, or the report.
 {enter}
-{command} --emit slurm {emit} || exit
+{command} --emit slurm --next-round {emit} || exit
 [ ! -e {jobs}/submit.sh ] || exec bash {jobs}/submit.sh
 """
 
@@ -77,8 +77,8 @@ _SHELL = """\
 #!/bin/bash
 # Trains a round of {runs} runs, {lanes} at a time, then looks: goes on with the next round, or ends with the report.
 {enter}
-tr ' ' '\\n' < {jobs}/round.txt | xargs -P {lanes} -I RUN {command} --run RUN
-{command} --emit shell {emit} || exit
+tr ' ' '\\n' < {jobs}/round.txt | xargs -n 1 -P {lanes} {command} {several} --run
+{command} --emit shell --next-round {emit} || exit
 [ ! -e {jobs}/submit.sh ] || exec bash {jobs}/submit.sh
 """
 
@@ -100,6 +100,8 @@ class Emission:
 
     kind: Kind
     command: Sequence[str]  # words after `ratrain` that name the study and its options
+    asked: Sequence[str] = ()  # arms
+    next_round: bool = False  # whether a job asks, so that attempts count
     gpus_per_run: int = 0  # processes of a run, each on a GPU of its own; 0: what the device option says
     per_gpu: int = 1  # runs side by side in one job
     lanes: int = 0  # jobs at a time; 0: as many as the scheduler lets
@@ -109,14 +111,17 @@ class Emission:
 def write_round(emission: Emission, plan: Plan, study: Study, tasks: Sequence[Task]) -> tuple[Path | None, int]:
     """Writes the jobs of a round below the study's folder; returns the script that starts it or None, and an exit code.
 
-    Runs that were submitted three times without an end are left out; if none is left, nothing is written, and the code
-    is that of the first of them.
+    Runs that three rounds in a row did not bring to an end are left out, and named on stderr; if none is left, nothing
+    is written, and the code is that of the first of them.
     """
     jobs = study.folder / "jobs"
     jobs.mkdir(exist_ok=True)
     (jobs / "submit.sh").unlink(missing_ok=True)
-    tried = _attempts(jobs)
+    tried = _attempts(jobs) if emission.next_round else {}
     left = [task for task in tasks if tried.get(task.folder, 0) < _TRIES]
+    for task in tasks:
+        if task not in left:
+            print(f"{task.folder}: given up after {_TRIES} rounds, exit code {_code(study, task)}", file=sys.stderr)
     if not left:
         return None, _code(study, tasks[0]) if tasks else Exit.DONE
     number = {task.folder: place for place, task in enumerate(runs_of(plan, study), start=1)}
@@ -152,32 +157,36 @@ def _scripts(emission: Emission, study: Study, jobs: Path, *, runs: int, jobs_co
     here, record = Path.cwd(), study.folder / "events.jsonl"
     unseen = shlex.quote(f": {here / record} is not seen here; --out must be on a shared disk")
     python = [sys.executable, "-m", "ratrain"]
-    if emission.gpus_per_run > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={emission.gpus_per_run}"]
-        run = [sys.executable, *launcher, "-m", "ratrain"]
-    else:
-        run = python
-    emit = [f"--gpus-per-run {emission.gpus_per_run}"] if emission.gpus_per_run else []
+    several = [f"--gpus-per-run={emission.gpus_per_run}"] if emission.gpus_per_run else []
+    only = [f"--only={','.join(emission.asked)}"] if emission.asked else []
+    emit = [*several, *map(shlex.quote, only)]
     emit += [f"--per-gpu {emission.per_gpu}"] if emission.per_gpu > 1 else []
     emit += [f"--jobs {emission.lanes}"] if emission.lanes else []
-    emit += [f"--sbatch {shlex.quote(option)}" for option in emission.options]
-    gpus = [f"--gpus={emission.gpus_per_run}"] if emission.gpus_per_run else []
+    emit += [shlex.quote(f"--sbatch={option}") for option in emission.options]
+    gpus, gpu = ([f"--gpus={emission.gpus_per_run}"], ["--gpus=1"]) if emission.gpus_per_run else ([], [])
     facts = {
         "name": study.folder.name, "jobs": shlex.quote(str(jobs)), "notice": _NOTICE, "runs": runs,
         "per_gpu": emission.per_gpu, "lanes": emission.lanes or 1, "last": jobs_count - 1,
         "limit": f"%{emission.lanes}" if emission.lanes else "", "emit": " ".join(emit),
+        "several": " ".join(several),
         "enter": f'cd {shlex.quote(str(here))} && [ -e {shlex.quote(str(record))} ] '
         f"|| {{ echo \"$(hostname)\"{unseen} >&2; exit 73; }}",
     }  # fmt: skip
 
     def filled(template: str, words: Sequence[str], options: Sequence[str]) -> str:
-        lines = "\n".join(f"#SBATCH {option}" for option in options)
+        lines = "\n".join(f"#SBATCH {_quoted(option)}" for option in options)
         return template.format(**facts, command=shlex.join([*words, *emission.command]), options=lines)
 
     if emission.kind == "shell":
-        return {"submit.sh": filled(_SHELL, run, ())}
+        return {"submit.sh": filled(_SHELL, python, ())}
     return {
-        "run.sbatch": filled(_SLURM, run, [*gpus, *emission.options]),
-        "look.sbatch": filled(_FINISH, python, emission.options),
+        "run.sbatch": filled(_SLURM, python, [*gpus, *emission.options]),
+        "look.sbatch": filled(_FINISH, python, [*gpu, *emission.options]),
         "submit.sh": filled(_SUBMIT, python, ()),
     }
+
+
+def _quoted(option: str) -> str:
+    """Quotes the value of an option of sbatch, as a line of a script."""
+    name, is_set, value = option.partition("=")
+    return f"{name}={shlex.quote(value)}" if is_set else option

@@ -74,6 +74,7 @@ class Pool:
     on_message: Callable[[Began | Published | Ended], None]
     asked: bool = False
     _busy: list[_Slot] = field(default_factory=list)
+    _again: set[str] = field(default_factory=set)  # folders of runs whose process died
     _warm: set[str] = field(default_factory=set)  # digests of graphs in the compile cache
 
     def run(self, tasks: Sequence[Task]) -> None:
@@ -92,6 +93,7 @@ class Pool:
                     free.append(slot.device)
                     if slot.result is None and not self.asked and tries[slot.task.folder] < _TRIES:
                         todo.insert(0, slot.task)
+                        self._again.add(slot.task.folder)
                         continue
                     silent = Exit.PREEMPTED if self.asked else Exit.GAVE_UP, "died without an error message"
                     self.on_message(Ended(slot.task, *(slot.result or silent)))
@@ -106,9 +108,9 @@ class Pool:
 
         ours, theirs = context.Pipe(duplex=False)
         watched, lifeline = context.Pipe(duplex=False)
-        process = context.Process(
-            target=work, args=(task, replace(self.launch, device=device), theirs, watched), daemon=True
-        )
+        fresh = self.launch.fresh and task.folder not in self._again  # a second attempt goes on from the first
+        launch = replace(self.launch, device=device, fresh=fresh)
+        process = context.Process(target=work, args=(task, launch, theirs, watched), daemon=True)
         process.start()
         theirs.close()
         watched.close()

@@ -21,6 +21,7 @@ from ratrain.ablation.arms import Task
 from ratrain.ablation.running.pool import Began, Ended, Published, signals
 from ratrain.errors import Exit, UnavailableError
 from ratrain.run.start import Launch
+from ratrain.storage.folder import RunFolder
 
 _RETRIES = 3  # after the loss of a worker or its machine; each resumes from the last checkpoint
 _LOCKED = 60  # seconds for which a run waits for an earlier worker to leave its folder
@@ -30,7 +31,7 @@ _LOCKED = 60  # seconds for which a run waits for an earlier worker to leave its
 class RayPool:
     """Runs tasks on the cluster at `address`, or on a new one of this machine; as many at a time as it has room for.
 
-    A run takes a GPU each for `gpus_per_run`, else one CPU core. After the first SIGINT or SIGTERM every run saves and
+    A run takes a CPU core and, with `gpus_per_run`, a GPU. After the first SIGINT or SIGTERM every run saves and
     ends; a second SIGINT ends this process, and Ray ends its tasks.
     """
 
@@ -39,6 +40,7 @@ class RayPool:
     on_message: Callable[[Began | Published | Ended], None]
     address: str | None = None
     gpus_per_run: int = 0
+    device: str = "auto"
     asked: bool = False
     _tasks: dict[Any, Task] = field(default_factory=dict)  # by reference to its result
     _ray: Any = None
@@ -47,7 +49,10 @@ class RayPool:
         """Runs every task to its end, or until a signal stops the pool. Raises UnavailableError without a cluster."""
         ray = self._ray = _connected(self.address)
         needs = {"num_cpus": 1, "num_gpus": self.gpus_per_run, "max_retries": _RETRIES, "retry_exceptions": False}
-        work, launch = ray.remote(**needs)(_work), replace(self.launch, out=self.launch.out.absolute())
+        out = self.launch.out.absolute()
+        for task in tasks if self.launch.fresh else ():  # here and once: a task may be started again
+            RunFolder(out / task.folder).move_aside()
+        work, launch = ray.remote(**needs)(_work), replace(self.launch, out=out, device=self.device, fresh=False)
         with signals(self._stop):
             for task in tasks:
                 self._tasks[work.remote(task, launch, str(Path.cwd()), socket.gethostname())] = task

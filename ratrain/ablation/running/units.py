@@ -18,7 +18,10 @@ def runs_of(plan: Plan, study: Study) -> list[Task]:
     tasks = list(plan.tasks(plan.arms))
     if plan.study.tune and (found := tuning(study, rows_of(study))):
         tasks += plan.tasks(plan.tuned(found.best))
-    return list({task.folder: task for task in reversed(tasks)}.values())[::-1]
+    first: dict[str, Task] = {}
+    for task in tasks:
+        first.setdefault(task.folder, task)
+    return list(first.values())
 
 
 def run_of(plan: Plan, study: Study, number: int) -> Task:

@@ -12,6 +12,7 @@ import torch
 from ratrain.ablation.arms import Task
 from ratrain.errors import Exit, RatrainError
 from ratrain.events import Compiled, Emit, Evaluated, Event, RunEnded, RunStarted, Window
+from ratrain.machine.distributed import launched_rank
 from ratrain.run.launch import train
 from ratrain.run.start import AlreadyDone, Launch
 from ratrain.storage.checkpoint import thin
@@ -47,9 +48,11 @@ def carry_out(task: Task, launch: Launch, publish: Emit) -> tuple[int, str]:
             publish(event)
 
         train(manifest, task.source, launch, sink=sink)
-        _thin(folder)
+        if launched_rank()[0] == 0:
+            _thin(folder)
     except AlreadyDone as done:
-        _thin(RunFolder(done.path))
+        if launched_rank()[0] == 0:
+            _thin(RunFolder(done.path))
         return Exit.DONE, ""
     except RatrainError as error:
         return error.exit, str(error)
