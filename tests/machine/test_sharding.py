@@ -67,6 +67,12 @@ def test_a_divided_run_that_was_stopped_ends_with_the_bits_of_the_unbroken_one(r
     assert losses(folders["again"]) == losses(folders["full"])
 
 
+def test_a_signal_to_one_process_in_the_first_window_stops_both(gang, tmp_path):
+    compiled = ("compile.scope=block", "compile.backend=eager")  # the first evaluation compiles, which is an exchange
+    told = gang((2, tmp_path, (*FSDP, *compiled), [1, 1]))
+    assert told[0]["codes"] == [75, 75]
+
+
 def test_each_process_writes_its_rows_and_one_replica_writes_them(runs):
     names = {name: sorted(path.name for path in listed(runs[0][name] / "checkpoints")[0].iterdir()) for name in runs[0]}
     rows = [f"{group}-{number}-of-2.safetensors" for group in ("model", "optimizer") for number in (1, 2)]
