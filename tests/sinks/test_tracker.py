@@ -462,6 +462,7 @@ def test_a_process_that_hangs_is_ended_with_its_children(chatty, home, window, f
     for event in (started, window()):
         out(event)
     while not (home / "hanging").exists():
+        assert tracker._process is None or tracker._process.poll() is None, notices(heard)
         os.sched_yield()
     with pytest.raises(BlockingIOError):
         lock(home / "held")
