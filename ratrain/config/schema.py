@@ -273,8 +273,8 @@ class ParallelSection(Section):
     )
     activation_checkpointing: Literal["none", "block", "selective"] = Field(
         default="none",
-        description="what the backward pass computes again instead of keeping it: each block, or what is no matrix "
-        "product and no attention",
+        description="activations that the backward pass computes again: of a block, or of all in it but matrix "
+        "products and attention",
     )
 
 

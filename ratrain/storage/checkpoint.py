@@ -45,7 +45,7 @@ class Checkpoint:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]  # empty: the checkpoint holds weights only
     state: Mapping[str, Any]
-    rows: Rows | None = None  # of a divided model: what this process holds beside
+    rows: Rows | None = None  # of a divided model: the rows of this process
 
 
 @dataclass(frozen=True)
