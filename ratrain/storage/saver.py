@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Mapping
@@ -156,8 +157,16 @@ class Saver:
         """Returns the memory for a copy of the tensor of this name."""
         held = self._copies.get(name)
         if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-            self._copies[name] = held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._copies[name] = held = _memory(tensor)
         return held
+
+
+def _memory(tensor: Tensor) -> Tensor:
+    """Returns host memory of the tensor's shape: pinned for one on a GPU, unless the system refuses to pin more."""
+    if tensor.is_cuda:
+        with contextlib.suppress(RuntimeError):
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,3 +92,9 @@ def test_leaving_waits_for_the_checkpoint_but_an_interrupt_does_not(tmp_path, go
     with pytest.raises(ValueError, match="x"), saver:
         raise ValueError("x")
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000001"]
+
+
+def test_memory_that_cannot_be_pinned_is_used_unpinned():
+    on_gpu = SimpleNamespace(shape=(3, 4), dtype=torch.bfloat16, is_cuda=True)
+    memory = savers._memory(on_gpu)
+    assert (memory.shape, memory.dtype, memory.is_pinned()) == ((3, 4), torch.bfloat16, torch.cuda.is_available())
