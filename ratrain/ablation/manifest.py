@@ -211,6 +211,11 @@ def find_ablation(name: str) -> Path:
     raise MissingError(f"{name}: no such ablation manifest{hint}")
 
 
+def is_ablation(path: Path) -> bool:
+    """Whether the file describes a study, and not a variant. Raises ManifestError if it cannot be parsed."""
+    return bool({"arm", "arms"} & {*parse_file(path).tree})
+
+
 def read_ablation(path: Path) -> tuple[AblationManifest, Layer]:
     """Reads the study of a file, and the file as a layer. Raises ManifestError with every fault."""
     layer = parse_file(path)

@@ -46,14 +46,13 @@ def _check_runs(args: argparse.Namespace) -> int:
 
 def _runs(file: Path) -> Iterator[tuple[str, Manifest, Manifest]]:
     """Yields name, manifest, and manifest at the tiny scale, of each run."""
-    import tomli
-
     from ratrain.ablation.arms import resolved
+    from ratrain.ablation.manifest import is_ablation
     from ratrain.ablation.plan import make_plan
     from ratrain.config.read import read_source
 
     quick = ["compile.scope=off", "log.trackers=[]"]
-    if "base" in tomli.loads(file.read_text()):
+    if is_ablation(file):
         small = {arm.name: arm.manifest for arm in make_plan(file, scale="tiny", overrides=quick).arms}
         for arm in make_plan(file).arms:
             yield arm.name, arm.manifest, small[arm.name]
