@@ -274,6 +274,15 @@ class Sampled(Event):
 
 
 @dataclass(frozen=True)
+class Heartbeats(Event):
+    """What rank 0 has heard of the processes of a run, once a minute; by rank."""
+
+    step: int
+    steps: tuple[int, ...]  # that each was at when it was heard last
+    silent: tuple[float, ...]  # seconds since then, in whole beats
+
+
+@dataclass(frozen=True)
 class Notice(Event):
     """A message to the user: `level` is 'info' or 'warning'."""
 

@@ -132,6 +132,17 @@ def _unlike(a: Reached, b: Reached, twin: str) -> Iterator[str]:
         yield "start of shared weights"
     if a.log.attention != b.log.attention:
         yield "attention backend"
+    yield from _other_machine(a.log.started.environment, b.log.started.environment)
+
+
+def _other_machine(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what differs between two machines and lets losses of the same seed drift apart."""
+    if a.get("torch") != b.get("torch"):
+        yield "version of torch"
+    if a.get("device") != b.get("device"):
+        yield "kind of device"
+    elif a.get("device") == "cpu" and a.get("cpu") != b.get("cpu"):
+        yield "kind of processor"
 
 
 def unlike_weights(mine: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

@@ -138,6 +138,8 @@ class Engine:
     def _begin(self) -> None:
         """Restores the newest checkpoint if there is one, chooses the attention backend, and compiles."""
         self.state.resume(self.emit)
+        if self.world.heartbeat and self.world.leads:
+            self.world.heartbeat.last_words = lambda message: self.emit(events.Notice(message, "warning"))
         if self.world.leads:
             self._announce()
             if not self.progress.steps:
@@ -238,6 +240,8 @@ class Engine:
                 part.before_step(after)
             results.append(self.train_step(*self._batch(progress.steps)))
             progress.steps += 1
+            if self.world.heartbeat:
+                self.world.heartbeat.step = progress.steps
             for part in self.parts:
                 part.after_step(progress.steps)
         if results:
@@ -253,6 +257,7 @@ class Engine:
         self.progress.add_time(readings.seconds)
         fields = {name: value for part in self.parts for name, value in part.window_fields().items()}
         self.emit(run_events.window(self.setup, self.progress, readings, self.graphs, fields))
+        self._publish(run_events.heartbeats(self.world, self.progress))
         for part, read in zip(self.parts, values, strict=True):
             self._publish(part.after_window(self.progress.now, replace(readings, values=read)))
         self.divergence.count(norms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ratrain import events
 from ratrain.config.identity import plain, recipe_hash, run_hash
@@ -14,6 +14,7 @@ from ratrain.engine.progress import Progress
 from ratrain.engine.setup import Setup
 from ratrain.machine.compile import GraphCounter
 from ratrain.machine.device import environment, peak_memory
+from ratrain.machine.distributed import World
 
 
 def run_started(setup: Setup) -> events.RunStarted:
@@ -74,3 +75,11 @@ def window(
         eta=progress.spent_seconds / spent * (1 - spent) * overhead if spent else None,
         **fields,
     )
+
+
+def heartbeats(world: World, progress: Progress) -> Iterator[events.Heartbeats]:
+    """Yields what rank 0 has heard of all processes, once a minute."""
+    if world.heartbeat and (heard := world.heartbeat.reading()):
+        by_rank = [heard[rank] for rank in sorted(heard)]
+        steps, silent = zip(*by_rank, strict=True)
+        yield events.Heartbeats(progress.steps, steps, silent)

@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from ratrain.errors import Exit, Fault, ManifestError, RatrainError, UnavailableError
+from ratrain.machine.heartbeat import Heartbeat
 from ratrain.machine.sharding import Sharding
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class World:
     size: int = 1
     mesh: DeviceMesh | None = None  # [replicas, shards], or [shards]; of processes that may divide a model
     sharding: Sharding | None = None
+    heartbeat: Heartbeat | None = None  # of several processes
 
     @property
     def leads(self) -> bool:
@@ -164,13 +166,16 @@ def join(device: torch.device) -> Iterator[World]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UnavailableError(f"process {rank} of {size} cannot reach the others: {error}") from error
+    store: Any = dist.distributed_c10d._get_default_store()  # its type stub lacks `clone`
+    heartbeat = Heartbeat(store.clone(), rank, size)
     try:
-        yield World(rank, size)
+        yield World(rank, size, heartbeat=heartbeat)
     except RuntimeError as error:
         if not _lost_a_fellow(error):
             raise
         raise UnavailableError(f"process {rank} of {size} lost the others; the first to fail says why") from error
     finally:
+        heartbeat.stop()
         _left.append(dist.group.WORLD)
         dist.destroy_process_group()
 

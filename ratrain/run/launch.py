@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from ratrain.config.schema import Manifest
 from ratrain.engine.engine import Engine
 from ratrain.engine.strategy import arranged
 from ratrain.errors import (
+    CannotCreateError,
+    DiskError,
     DivergedError,
     Exit,
     Fault,
@@ -30,7 +33,7 @@ from ratrain.errors import (
 from ratrain.events import Emit, Event, Notice, RunEnded, Sampled, Window
 from ratrain.machine.compile import keep_compiled_code
 from ratrain.machine.device import environment, gpu_uuid, pick_device
-from ratrain.machine.distributed import FollowedError, join
+from ratrain.machine.distributed import FollowedError, World, join
 from ratrain.registry import plugin_files
 from ratrain.run.start import Launch, may_start
 from ratrain.sinks.fanout import Fanout
@@ -66,6 +69,7 @@ def train(
     keep_compiled_code()
     folder, emit = launch.folder(manifest), Fanout()
     with join(device) as world:
+        _require_alike(world, manifest)
         world = arranged(world, manifest, device)
         changed = world.lead(lambda: _ready(folder, manifest, launch))
         with world.leader_first(), machine_told(manifest):  # a run that cannot start leaves no folder
@@ -86,6 +90,25 @@ def train(
     return folder.path
 
 
+def _require_alike(world: World, manifest: Manifest) -> None:
+    """Raises UnavailableError on rank 0, FollowedError on the others, if one has another torch or other sources."""
+    if world.size == 1:
+        return
+    told = world.gather((socket.gethostname(), torch.__version__, code_digests(manifest)))
+
+    def check() -> None:
+        host, version, code = told[0]
+        for rank, (other, its_version, its_code) in enumerate(told):
+            what = f"torch {its_version}, process 0 on {host} has {version}" if its_version != version else ""
+            if not what and its_code != code:
+                files = sorted(name for name in code.keys() | its_code.keys() if code.get(name) != its_code.get(name))
+                what = f"sources that differ from those of process 0 on {host}: {some(files)}"
+            if what:
+                raise UnavailableError(f"process {rank} on {other} has {what}; expected the same on every machine")
+
+    world.lead(check)
+
+
 def _ready(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
     """Checks that the run may start, after moving an old folder aside if `fresh`; returns the changed source files."""
     require(manifest.log.trackers)
@@ -98,11 +121,11 @@ def _ready(folder: RunFolder, manifest: Manifest, launch: Launch) -> list[str]:
 
 
 def _follow(run: Engine, manifest: Manifest, until: int | None) -> None:
-    """Trains on a rank other than 0, without any output. Raises FollowedError if the run is preempted or diverges."""
+    """Trains on a rank other than 0, without any output. Raises FollowedError for what rank 0 reports as well."""
     try:
         with machine_told(manifest):
             run.run(until=until)
-    except (PreemptedError, DivergedError) as error:
+    except (PreemptedError, DivergedError, DiskError, CannotCreateError) as error:
         raise FollowedError(error.exit) from error
 
 

@@ -83,14 +83,15 @@ def begin(folder: Path, checkpoint: Checkpoint) -> None:
     """Creates the empty folder that a checkpoint is written into. Raises CannotCreateError, DiskError."""
     with _failures_told(folder, checkpoint):
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(_aside(folder, checkpoint), ignore_errors=True)
+        discard(folder, checkpoint)
         os.mkdir(_aside(folder, checkpoint))
 
 
 def write_tensors(folder: Path, checkpoint: Checkpoint, *, whole: bool = True, rows: bool = True) -> dict[str, Sum]:
     """Writes the files of tensors piece by piece: the `whole` ones, and this process's `rows` of divided ones.
 
-    Returns their sums by name. Raises CannotCreateError, DiskError.
+    Returns their sums by name. Raises CannotCreateError, DiskError; the checkpoint of a divided model is to be deleted
+    by `discard` then, once no other process writes to it.
     """
     groups = {_WEIGHTS: checkpoint.model, _OPTIMIZER: checkpoint.optimizer} if whole else {}
     groups |= checkpoint.rows.files() if checkpoint.rows and rows else {}
@@ -129,13 +130,19 @@ def _write(path: Path, pieces: Iterable[Piece]) -> Sum:
     return Sum(summed.size, summed.sha256)
 
 
+def discard(folder: Path, checkpoint: Checkpoint) -> None:
+    """Deletes a checkpoint that was begun and cannot be completed."""
+    shutil.rmtree(_aside(folder, checkpoint), ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _failures_told(folder: Path, checkpoint: Checkpoint) -> Iterator[None]:
-    """Deletes the unfinished checkpoint and raises CannotCreateError or DiskError, if the block raises OSError."""
+    """Raises CannotCreateError or DiskError if the block raises OSError; deletes what one process alone has written."""
     try:
         yield
     except OSError as error:
-        shutil.rmtree(_aside(folder, checkpoint), ignore_errors=True)
+        if checkpoint.rows is None:
+            discard(folder, checkpoint)
         rows = checkpoint.rows.files().values() if checkpoint.rows else ()
         need, free = stored_bytes(checkpoint.model, checkpoint.optimizer, *rows), free_bytes(folder)
         place = folder / _name(checkpoint)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ratrain.errors import CannotCreateError, DiskError
 from ratrain.machine.distributed import World
-from ratrain.storage.checkpoint import Checkpoint, Sum, begin, commit, write_tensors
+from ratrain.storage.checkpoint import Checkpoint, Sum, begin, commit, discard, write_tensors
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ class Saver:
             return job.error or job.written or AssertionError("neither written nor failed")
         told = self._world.gather((job.error, job.sums))
         if failed := next((error for error, _ in told if error), None):
+            if self._world.leads:  # no process writes any more
+                discard(self._folder, job.checkpoint)
             return failed
         sums = {name: each for _, own in told for name, each in own.items()}
         if self._world.leads:

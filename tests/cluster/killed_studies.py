@@ -2,9 +2,9 @@
 
 `python tests/cluster/killed_studies.py --studies 10` trains six runs of a study, two at a time on one core each, as two
 machines of one device would. Runs are killed (SIGKILL) at exponentially distributed times, and the same command goes
-on. The simulation gets the same times, and the durations of an unbroken run of each arm, timed beside another. Prints
-each study, the median time from a kill to the next step, and as its last line JSON; exits with 1 if the mean finishing
-time differs by more than 15 %. The machine must be idle otherwise.
+on. The simulation gets the same times, and what the runs of that study measured of themselves: a step, a start, and the
+time from the last step to the end. Prints each study, the median time from a kill to the next step, and as its last
+line JSON; exits with 1 if the finishing times together differ by more than 15 %.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import heapq
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -48,24 +47,32 @@ class Process:
 
     run: int
     command: list[str]
-    events: Path | None
+    events: Path
 
     def __post_init__(self):
         self.begun = time.monotonic()
-        self.stepped: float | None = None
-        self._seen = self.steps()
+        self.stepped = self.ended = 0.0
+        self._starts = len(self.found("RunStarted"))
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(self.command, start_new_session=True, **quiet)
 
-    def steps(self) -> int:
-        files = [self.events] if self.events else []
-        return sum(file.read_text().count('"event": "Window"') for file in files if file.exists())
+    def found(self, kind: str) -> list[dict]:
+        lines = self.events.read_text().splitlines() if self.events.exists() else []
+        return [json.loads(line) for line in lines if f'"event": "{kind}"' in line and line.endswith("}")]
 
     def look(self) -> int | None:
-        """Notes when the first step is done; returns the exit code, once there is one."""
-        if self.stepped is None and self.steps() > self._seen:
-            self.stepped = time.monotonic()
-        return self.process.poll()
+        """Notes when the first step is done, and the end; returns the exit code, once there is one."""
+        if not self.stepped and len(self.found("RunStarted")) > self._starts:
+            steps = self.found("Window")
+            if steps and steps[-1]["step"] > self.began_at():
+                self.stepped = time.monotonic()
+        code = self.process.poll()
+        self.ended = time.monotonic() if code is not None else 0.0
+        return code
+
+    def began_at(self) -> int:
+        """The step that it went on from."""
+        return max((event["step"] for event in self.found("Resumed")), default=0)
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -98,46 +105,40 @@ class Study:
     def start(self, run: int) -> Process:
         return Process(run, [*self._words, "--run", str(run + 1)], self._folders[run] / "events.jsonl")
 
-    def train(self, mtbf: float, seed: int) -> tuple[float, int, list[float]]:
-        """Trains all runs; returns the finishing time, the number of kills, and the seconds from each to a step."""
-        queue, slots = list(range(len(self.arms))), [None] * SLOTS
-        ahead, began = failures(mtbf, seed), time.monotonic()
+    def train(self, mtbf: float, seed: int) -> tuple[float, int, list[Process]]:
+        """Trains all runs; returns the finishing time, the number of kills, and every process."""
+        queue, slots, seen = list(range(len(self.arms))), [None] * SLOTS, []
+        ahead, began, kills = failures(mtbf, seed), time.monotonic(), 0
         at, victim = next(ahead)
-        kills, back, killed = 0, [], set()
         while queue or any(slots):
             if time.monotonic() - began >= at:
                 if (lost := slots[victim]) is not None:
                     lost.kill()
                     queue.insert(0, lost.run)
-                    killed.add(lost.run)
                     slots[victim], kills = None, kills + 1
                 at, victim = next(ahead)
             for slot, process in enumerate(slots):
-                if process is None:
-                    slots[slot] = self.start(queue.pop(0)) if queue else None
-                elif (code := process.look()) is not None:
+                if process is None and queue:
+                    slots[slot] = self.start(queue.pop(0))
+                    seen.append(slots[slot])
+                elif process is not None and (code := process.look()) is not None:
                     assert code == 0, f"run {process.run + 1} ends with {code}"
                     slots[slot] = None
-                elif process.stepped and process.run in killed:
-                    killed.remove(process.run)
-                    back.append(process.stepped - process.begun)
             time.sleep(_POLL)
-        return time.monotonic() - began, kills, back
+        return time.monotonic() - began, kills, seen
 
-
-def measured(study: Study, steps: int) -> dict[str, Work]:
-    """Returns the work of each arm: trains one run of each, side by side."""
-    running = [study.start(study.arms.index(arm)) for arm in dict.fromkeys(study.arms)]
-    found = {}
-    while running:
-        time.sleep(_POLL)
-        for process in list(running):
-            if process.look() is None:
-                continue
-            running.remove(process)
-            start, trained = process.stepped - process.begun, time.monotonic() - process.stepped
-            found[study.arms[process.run]] = Work(trained, 1, trained * EVERY / steps, 0.0, start)
-    return found
+    def works(self, seen: list[Process]) -> dict[str, Work]:
+        """Returns the work of each arm, from the processes of the study."""
+        start = statistics.median(process.stepped - process.begun for process in seen if process.stepped)
+        found = {}
+        for arm in dict.fromkeys(self.arms):
+            own = [process for process in seen if self.arms[process.run] == arm and process.ended]
+            steps = own[0].found("Window")[-1]["step"]
+            spent = [[e["seconds"] for e in p.found("Window")] + [e["stall"] for e in p.found("Saved")] for p in own]
+            each = statistics.median(map(sum, spent)) / steps
+            tail = statistics.median(p.ended - p.stepped - each * (steps - p.began_at() - 1) for p in own)
+            found[arm] = Work(each * steps + tail, 1, each * EVERY, restart=start - each)
+        return found
 
 
 def cli() -> int:
@@ -150,33 +151,22 @@ def cli() -> int:
     with tempfile.TemporaryDirectory() as root:
         file = Path(root) / "killed.toml"
         file.write_text(STUDY)
-        for name in ("warm", "timed"):  # the first compiles and keeps its graphs
-            study = Study(file, Path(root) / name)
-            works = measured(study, steps=_steps(Path(root) / name))
-        for arm, work in works.items():
-            print(f"{arm}: {work.restart:.1f} s to its first step, then {work.seconds:.1f} s", flush=True)
+        warm = Study(file, Path(root) / "warm")  # compiles and keeps its graphs
+        warm.train(1e9, 0)
         for seed in range(args.studies):
-            out = Path(root) / f"study-{seed}"
-            study = Study(file, out)
-            took, kills, seconds = study.train(args.mtbf, seed)
-            shutil.rmtree(out)
+            study = Study(file, Path(root) / f"study-{seed}")
+            took, kills, seen = study.train(args.mtbf, seed)
+            works = study.works(seen)
             rng = np.random.default_rng(seed)
             told = simulate([works[arm] for arm in study.arms], Cluster(SLOTS, 1, args.mtbf), rng).finish
-            real, foretold, back = [*real, took], [*foretold, told], [*back, *seconds]
-            print(
-                f"study {seed}: {kills} kills, {took:.0f} s, simulated {told:.0f} s ({told / took - 1:+.1%})",
-                flush=True,
-            )
+            again = [process.stepped - process.begun for process in seen if process.stepped and process.began_at()]
+            real, foretold, back = [*real, took], [*foretold, told], [*back, *again]
+            off = told / took - 1
+            print(f"study {seed}: {kills} kills, {took:.0f} s, simulated {told:.0f} s ({off:+.1%})", flush=True)
     off = sum(foretold) / sum(real) - 1
     print(f"from a kill to the next step: median {statistics.median(back):.1f} s of {len(back)}")
     print(json.dumps({"real": real, "simulated": foretold, "off": off, "back": back}))
     return int(abs(off) > 0.15)
-
-
-def _steps(out: Path) -> int:
-    """Returns the steps of a run, from the events of one below `out`."""
-    lines = next(out.glob("*/s1/events.jsonl")).read_text().splitlines()
-    return max(event["step"] for event in map(json.loads, lines) if event["event"] == "Window")
 
 
 if __name__ == "__main__":

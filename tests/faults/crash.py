@@ -17,7 +17,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections import Counter
@@ -26,11 +25,14 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from ratrain.cli import main
 from ratrain.engine.engine import Engine
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.step import TrainStep
 from ratrain.storage.checkpoint import listed, load
+from tests.machine.ranks import forked
 
 KEEP = 2
 IN_PLACE = "a checkpoint is in place"  # told after the rename: no point, since a thread may write it
@@ -117,24 +119,15 @@ def run(argv: list[str], *, end: int, processes: int = 1) -> tuple[int, list[str
     Returns the status of that child, the points that it came past, and the number of checkpoints put in place.
     """
     victim = end % processes
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(processes):
-        read, write = os.pipe()
-        child = os.fork()
-        if not child:
-            if processes > 1:
-                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-                os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            with tempfile.TemporaryFile() as said:
-                os.dup2(said.fileno(), 2)
-                arm(Points(end if rank == victim else 0, write))
-                os._exit(main(argv))
-        os.close(write)
-        children.append((child, read))
+
+    def member(rank: int, told: int) -> int:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        with tempfile.TemporaryFile() as said:
+            os.dup2(said.fileno(), 2)
+            arm(Points(end if rank == victim else 0, told))
+            return main(argv)
+
+    children = forked(processes, member)
     lines = [_all(read) for _, read in children]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in children]
     labels = [line for line in lines[victim] if line != IN_PLACE]

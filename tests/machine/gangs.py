@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +19,14 @@ def run_gang(*tasks, dtype="float32", name="v9"):
         sets = [word for key in (*KEYS, *overrides) for word in ("--set", key)]
         return [name, "--scale", "tiny", "--device", "cpu", *sets, "--out", str(out)]
 
-    words = [[count, argv(out, overrides), stop] for count, out, overrides, stop in tasks]
+    faults = [fault and [*fault, signal.SIGTERM][:3] for *_, fault in tasks]
+    words = [[count, argv(out, keys), fault] for (count, out, keys, _), fault in zip(tasks, faults, strict=True)]
     program = Path(__file__).with_name("gang.py")
     done = subprocess.run(
         [sys.executable, str(program), json.dumps(words), dtype], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return [{**told, "said": done.stderr} for told in json.loads(done.stdout)]
 
 
 def losses(folder, event="Window"):

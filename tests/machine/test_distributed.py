@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from ratrain.config.identity import run_folder
 from ratrain.engine.engine import Engine
 from ratrain.errors import ManifestError
 from ratrain.machine.distributed import World, local_rows
+from ratrain.machine.heartbeat import Heartbeat
+from ratrain.storage.checkpoint import load
 from tests.machine.gangs import KEYS, losses
 
 
@@ -82,6 +86,38 @@ def test_weights_are_pruned_alike_by_all(gang, tmp_path):
     zeros, weights = (sum(pair[at] for pair in summary["zeros"].values()) for at in (0, 1))
     assert zeros == weights // 2
     assert summary["loss"] == summary["loss_reloaded"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_stopped_is_noticed_by_the_others(gang, tmp_path, rank):
+    told = gang((3, tmp_path, ("train.batch=6", "train.micro_batch=1"), [rank, 13, signal.SIGSTOP]))
+    codes = told[0]["codes"]
+    assert codes.pop(rank) == -signal.SIGKILL
+    assert codes == [69, 69]
+    lines = [json.loads(line) for line in next(tmp_path.glob("*/s1/events.jsonl")).read_text().splitlines()]
+    words = [line["message"] for line in lines if line["event"] == "Notice"]
+    assert rank == 0 or "process 1 of 3" in words[-1]
+    (saved,) = next(tmp_path.glob("*/s1/checkpoints")).iterdir()
+    assert load(saved).step == 10
+
+
+def test_processes_with_unlike_torch_do_not_train_together(gang, tmp_path):
+    told = gang((2, tmp_path, (), [1, 0, "torch"]))
+    assert told[0]["codes"] == [69, 69]
+    assert told[0]["said"].count("ratrain: process 1 on") == 1
+    assert "has torch 2.0, process 0 on" in told[0]["said"]
+    assert not list(tmp_path.rglob("s1"))
+
+
+def test_rank_0_tells_the_step_of_every_process_once_a_minute(tmp_path):
+    store = dist.HashStore()
+    store.set("beat/1", "7 41 host, pid 3")
+    heard = Heartbeat(store, 0, 2, step=42)
+    store.wait(["beat/0"])
+    heard.stop()  # after one beat
+    assert heard.reading() == {0: (42, 0.0), 1: (41, 0.0)}
+    assert heard.reading() is None
+    assert store.get("beat/0").decode().startswith("-1 42 ")  # it left, which is no silence
 
 
 def test_what_is_wrong_is_said_once_and_all_leave_with_its_code(gang, tmp_path):

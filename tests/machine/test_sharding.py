@@ -73,6 +73,20 @@ def test_a_signal_to_one_process_in_the_first_window_stops_both(gang, tmp_path):
     assert told[0]["codes"] == [75, 75]
 
 
+@pytest.mark.parametrize(("rank", "asynchronous"), [(0, "off"), (1, "on")])
+def test_a_disk_that_is_full_for_one_process_costs_its_checkpoints_and_nothing_else(gang, tmp_path, rank, asynchronous):
+    keys = (*FSDP, f"checkpoint.asynchronous={asynchronous}")
+    told = gang((2, tmp_path, keys, [rank, 13, "full"]), (2, tmp_path, keys, None))
+    assert [each["codes"] for each in told] == [[74, 74], [0, 0]]
+    (folder,) = tmp_path.glob("*/s1")
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    (resumed,) = [line for line in lines if line["event"] == "Resumed"]
+    assert resumed["step"] == 10  # the checkpoint of step 20 could not be written, and the run went on without
+    assert told[0]["said"].count("No space left on device") == 1
+    assert load(listed(folder / "checkpoints")[0]).step == 30
+    assert not list(folder.rglob("*.part"))
+
+
 def test_each_process_writes_its_rows_and_one_replica_writes_them(runs):
     names = {name: sorted(path.name for path in listed(runs[0][name] / "checkpoints")[0].iterdir()) for name in runs[0]}
     rows = [f"{group}-{number}-of-2.safetensors" for group in ("model", "optimizer") for number in (1, 2)]
