@@ -136,12 +136,13 @@ def _unlike(a: Reached, b: Reached, twin: str) -> Iterator[str]:
 
 
 def _other_machine(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what differs between two machines and lets losses of the same seed drift apart."""
-    if a.get("torch") != b.get("torch"):
+    """Yields in what two environments differ that lets losses of the same seed drift apart; older runs lack some."""
+    differ = {key for key in ("torch", "device", "cpu") if a.get(key) and b.get(key) and a[key] != b[key]}
+    if "torch" in differ:
         yield "version of torch"
-    if a.get("device") != b.get("device"):
+    if "device" in differ:
         yield "kind of device"
-    elif a.get("device") == "cpu" and a.get("cpu") != b.get("cpu"):
+    elif "cpu" in differ and a.get("device") == "cpu":
         yield "kind of processor"
 
 

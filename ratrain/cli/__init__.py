@@ -10,16 +10,16 @@ from importlib.metadata import EntryPoint
 from typing import NoReturn
 
 from ratrain import __version__
-from ratrain.cli import ablate, check_runs, plan, profile, report, runs, text, train, try_ideas
+from ratrain.cli import ablate, check_runs, export, plan, profile, report, runs, text, train, try_ideas
 from ratrain.cli import variants as look
 from ratrain.cli.arguments import Command
-from ratrain.cli.stdout import discard, outlive_reader, write_any_text
+from ratrain.cli.printing.stdout import discard, outlive_reader, write_any_text
 from ratrain.errors import Exit, ManifestError, MissingError, RatrainError
 from ratrain.plugins import offered
 from ratrain.waiting import settle
 
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS | report.COMMANDS
-COMMANDS |= profile.COMMANDS | check_runs.COMMANDS | try_ideas.COMMANDS | plan.COMMANDS
+COMMANDS |= profile.COMMANDS | export.COMMANDS | check_runs.COMMANDS | try_ideas.COMMANDS | plan.COMMANDS
 
 _WORK = {"train", "--ablate", "try", "calibrate", "prepare"}  # continue after the reader of stdout closed the pipe
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ratrain.cli.arguments import Command, count, natural, pool_arguments
-from ratrain.cli.tables import table
+from ratrain.cli.printing.tables import table
 from ratrain.errors import Exit, UsageError
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _study(plan: Plan, args: argparse.Namespace, **elsewhere: Any) -> StudyRun:
 
 
 def _told(found: StudyRun, args: argparse.Namespace) -> int:
-    from ratrain.cli.study_text import study_lines
+    from ratrain.cli.printing.study_text import study_lines
 
     if args.json:
         print((found.path / "results.json").read_text())
@@ -276,7 +276,7 @@ def _first_tasks(plan: Plan) -> list[Task]:
 
 def _print_plan(plan: Plan, needs: Estimate, args: argparse.Namespace) -> None:
     from ratrain.ablation.record import planned
-    from ratrain.cli.study_text import foretold
+    from ratrain.cli.printing.study_text import foretold
     from ratrain.config.resolve import steps_total
 
     digest, (where, more) = planned(plan).hash, _foresight(plan, args.out)

@@ -34,6 +34,16 @@ def manifest_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds the run, or several, and the folder of runs."""
+    parser.add_argument(
+        "run", nargs="+" if several else None, help="a run folder, an id, a prefix of its name, or @last"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
+    )
+
+
 def natural(text: str) -> int:
     """Parses a seed: a whole number that a 63-bit generator accepts."""
     if not text.isdecimal() or int(text[:20]) >= 2**63:

@@ -24,7 +24,7 @@ def _check_runs(args: argparse.Namespace) -> int:
 
     import torch
 
-    from ratrain.cli.tables import aligned
+    from ratrain.cli.printing.tables import aligned
     from ratrain.run.check import check
     from ratrain.run.smoke import resume_once
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, count, positive, resolve_manifest
-from ratrain.cli.tables import table
+from ratrain.cli.printing.tables import table
 from ratrain.errors import Exit, UsageError
 
 if TYPE_CHECKING:

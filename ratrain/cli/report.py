@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, count, natural
-from ratrain.cli.tables import table
+from ratrain.cli.printing.tables import table
 from ratrain.errors import CannotCreateError, Exit, MissingError, UsageError
 from ratrain.plugins import offered
 
@@ -81,7 +81,7 @@ def _report_study(folder: Path) -> None:
     from ratrain.ablation.conclusion import conclude
     from ratrain.ablation.record import read_study
     from ratrain.ablation.results import rows_of
-    from ratrain.cli.study_text import study_lines
+    from ratrain.cli.printing.study_text import study_lines
     from ratrain.report.study.write import write_study_report
 
     study = read_study(folder)

@@ -1,4 +1,4 @@
-"""Commands about existing runs: list, delete, tag, note, follow, calibrate, export, prune their caches."""
+"""Commands about existing runs: list, delete, tag, note, follow, calibrate, prune their caches."""
 
 from __future__ import annotations
 
@@ -8,18 +8,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from ratrain.cli.arguments import Command, natural
-from ratrain.cli.tables import aligned
+from ratrain.cli.arguments import Command, natural, run_arguments
+from ratrain.cli.printing.tables import aligned
 from ratrain.errors import ManifestError, UsageError
-
-
-def _run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    parser.add_argument(
-        "run", nargs="+" if several else None, help="a run folder, an id, a prefix of its name, or @last"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
-    )
 
 
 def _runs_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +41,7 @@ def _runs(args: argparse.Namespace) -> None:
 
 
 def _rm_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser, several=True)
+    run_arguments(parser, several=True)
     parser.add_argument("--yes", action="store_true", help="delete without asking")
 
 
@@ -84,7 +75,7 @@ def _agreed(question: str) -> bool:
 
 
 def _tag_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser)
+    run_arguments(parser)
     parser.add_argument("tags", nargs="+", metavar="TAG", help="a word")
 
 
@@ -107,7 +98,7 @@ def _untag(args: argparse.Namespace) -> None:
 
 
 def _note_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser)
+    run_arguments(parser)
     parser.add_argument("text", nargs="+", metavar="TEXT", help="replaces the note; '' removes it")
 
 
@@ -121,7 +112,7 @@ def _note(args: argparse.Namespace) -> None:
 
 
 def _tail_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser)
+    run_arguments(parser)
     parser.add_argument("-n", type=natural, default=10, dest="lines", metavar="N", help="lines to show first (10)")
     parser.add_argument("-f", "--follow", action="store_true", help="print new lines until the run ends, or Ctrl-C")
 
@@ -159,7 +150,7 @@ def _rules(text: str) -> list[str]:
 
 
 def _prune_eval_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser)
+    run_arguments(parser)
     parser.add_argument(
         "--keep", type=_shares, default=[0.1, 0.2, 0.382, 0.6, 1.0], metavar="F,F,...", help="fractions kept"
     )
@@ -237,28 +228,6 @@ def _calibrate(args: argparse.Namespace) -> None:
         print(f"everything is in {folder}; ratrain sample {folder} draws text")
 
 
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser)
-    parser.add_argument("-o", "--to", type=Path, metavar="FILE", help="the file (weights.safetensors in the run)")
-    parser.add_argument("--dense", action="store_true", help="pruned matrices in full, for any safetensors reader")
-    parser.add_argument("--json", action="store_true", help="one JSON document")
-
-
-def _export(args: argparse.Namespace) -> None:
-    """Write a run's newest weights to one file: pruned matrices as a bit mask and the remaining values."""
-    from ratrain.run.export import export
-    from ratrain.storage.folder import find_run
-
-    run = find_run(args.run, args.out)
-    done = export(run, args.to or run / "weights.safetensors", warn=_warn, dense=args.dense)
-    if args.json:
-        print(json.dumps({**vars(done), "path": str(done.path)}))
-        return
-    what = "zero" if args.dense else "left out"
-    pruned = f", {done.sparsity:.2%} of the pruned matrices {what}" if done.sparsity else ""
-    print(f"{done.path}: step {done.step}, {done.packed:,} bytes of tensors in place of {done.dense:,}{pruned}")
-
-
 COMMANDS: dict[str, Command] = {
     "runs": Command(_runs_arguments, _runs),
     "runs rm": Command(_rm_arguments, _rm),
@@ -266,7 +235,6 @@ COMMANDS: dict[str, Command] = {
     "runs untag": Command(_tag_arguments, _untag),
     "runs note": Command(_note_arguments, _note),
     "calibrate": Command(_calibrate_arguments, _calibrate),
-    "export": Command(_export_arguments, _export),
     "prune-eval": Command(_prune_eval_arguments, _prune_eval),
     "tail": Command(_tail_arguments, _tail),
 }

@@ -17,7 +17,7 @@ from ratrain.cli.arguments import (
     read_manifest,
     resolve_manifest,
 )
-from ratrain.cli.tables import aligned
+from ratrain.cli.printing.tables import aligned
 from ratrain.config.read import located
 from ratrain.errors import Exit, Fault, ManifestError, MissingError, RatrainError, UsageError
 

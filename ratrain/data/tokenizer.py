@@ -20,9 +20,7 @@ _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++
 @functools.cache
 def load_tokenizer(name: str) -> tiktoken.Encoding:
     """Returns the encoding `name`. Raises MissingError for a name that is not in VOCAB."""
-    if name not in VOCAB:
-        raise MissingError(f"no tokenizer is called {name!r}; the choices are {', '.join(map(repr, VOCAB))}")
-    ranks = gpt2_ranks(corpora.read("gpt2_vocab.bpe")) if name == "gpt2" else _ranks(corpora.read(f"{name}.tiktoken"))
+    ranks = ranks_of(name)
     return tiktoken.Encoding(
         name,
         pat_str=_PATTERN,
@@ -30,6 +28,13 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
         special_tokens={END_OF_TEXT: len(ranks)},
         explicit_n_vocab=VOCAB[name],
     )
+
+
+def ranks_of(name: str) -> dict[bytes, int]:
+    """Returns the tokens of the vocabulary `name` by their ranks, in order. Raises MissingError."""
+    if name not in VOCAB:
+        raise MissingError(f"no tokenizer is called {name!r}; the choices are {', '.join(map(repr, VOCAB))}")
+    return gpt2_ranks(corpora.read("gpt2_vocab.bpe")) if name == "gpt2" else _ranks(corpora.read(f"{name}.tiktoken"))
 
 
 def byte_letters() -> dict[str, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_BASE = 10_000.0
+BASE = 10_000.0
 
 
 class Rotary(nn.Module):
@@ -27,7 +27,7 @@ class Rotary(nn.Module):
     def reset_parameters(self, generator: torch.Generator) -> None:
         n_token, n_pair = self.cos.shape
         # float64: at long contexts the error of fp32 angles exceeds the rounding of the tables
-        speed = _BASE ** (-torch.arange(n_pair, dtype=torch.float64) / n_pair)
+        speed = BASE ** (-torch.arange(n_pair, dtype=torch.float64) / n_pair)
         angle = torch.arange(n_token, dtype=torch.float64)[:, None] * speed  # [T, D / 2]
         self.cos.copy_(angle.cos())
         self.sin.copy_(angle.sin())

@@ -83,7 +83,13 @@ def _stats_lines(stats: DecodingStats, model: GPT2) -> str:
 
 
 def load_run(folder: Path, *, device: torch.device, warn: Callable[[str], None]) -> tuple[Manifest, GPT2]:
-    """Returns the manifest of a run and its model in eval mode, with the newest weights that verify.
+    """Returns the manifest of a run and its model; as `load_step`."""
+    manifest, model, _ = load_step(folder, device=device, warn=warn)
+    return manifest, model
+
+
+def load_step(folder: Path, *, device: torch.device, warn: Callable[[str], None]) -> tuple[Manifest, GPT2, int]:
+    """Returns the manifest of a run, its model in eval mode with the newest weights that verify, and their step.
 
     `warn` receives a message for each newer checkpoint that does not verify, and for each patch never fitted.
     Raises MissingError if the run has no checkpoint.
@@ -99,7 +105,7 @@ def load_run(folder: Path, *, device: torch.device, warn: Callable[[str], None])
     model = with_weights(build(manifest, device=device), checkpoint)
     for name in dict.fromkeys(name for name, _, module in fittable(model) if not module.fitted):
         warn(unfitted(name))
-    return manifest, model
+    return manifest, model, checkpoint.step
 
 
 def with_weights(model: GPT2, checkpoint: Checkpoint) -> GPT2:

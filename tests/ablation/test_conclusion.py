@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -211,20 +212,24 @@ def test_an_arm_whose_tuning_is_not_done_has_no_best_point(studied):
 
 
 def test_runs_that_do_not_share_what_they_should_are_told(studied):
-    def log(weights="16x4 aa", order="x", attention="flash"):
+    def log(weights="16x4 aa", order="x", attention="flash", **other):
         weights = {"wte.weight": weights}
         stated = Fingerprints(data="d", order=order, windows="w", weights=weights, unit="", sizes=())
-        return RunLog(Path(), None, fingerprints=stated, attention=attention)
+        machine = {"torch": "2.13", "device": "cpu", "cpu": "a", **other}
+        return RunLog(Path(), SimpleNamespace(environment=machine), fingerprints=stated, attention=attention)
 
     study, rows = studied({name: of[:3] for name, of in KNOWN.items()}, 3)
     logs = {"v1": log("16x4 bb"), "v9": log(order="y", attention="math")}
-    logs |= {"aa_ulp": log("16x4 bb"), "aa_init": log("16x4 cc")}
+    logs |= {"aa_ulp": log("16x4 bb", torch="2.11", device="GPU", cpu="b"), "aa_init": log("16x4 cc", cpu="b")}
     rows = [replace(r, runs=tuple(replace(run, log=logs.get(r.arm.name, log())) for run in r.runs)) for r in rows]
     told = [warning for warning in conclude(study, rows).warnings if "unpaired" in warning]
     assert told == [
         "unpaired: v1 has another start of shared weights than v0 in 3 of 3 seeds",
         "unpaired: v9 has another order of batches than v0 in 3 of 3 seeds",
         "unpaired: v9 has another attention backend than v0 in 3 of 3 seeds",
+        "unpaired: aa_ulp has another version of torch than v0 in 3 of 3 seeds",
+        "unpaired: aa_ulp has another kind of device than v0 in 3 of 3 seeds",
+        "unpaired: aa_init has another kind of processor than v0 in 3 of 3 seeds",
     ]
 
 

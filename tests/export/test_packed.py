@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from ratrain.errors import DataError, MissingError
-from ratrain.run.export import FORMAT, export, read_export
+from ratrain.export.packed import FORMAT, export, read_export
 from ratrain.storage.checkpoint import load_newest
 
 PRUNED = ("train.budget.steps=10", "prune.kind=magnitude", "prune.target=0.9", "prune.every=2")
@@ -38,7 +38,7 @@ def test_a_pruned_run_comes_back_to_the_bit_from_a_smaller_file(run, tmp_path):
 
 def test_weights_that_are_kept_without_masks_are_as_small(run, tmp_path, monkeypatch):
     whole = export(run, tmp_path / "whole", warn=pytest.fail)
-    monkeypatch.setattr("ratrain.run.export.masks_of", lambda tensors: {})
+    monkeypatch.setattr("ratrain.export.packed.masks_of", lambda tensors: {})
     alone = export(run, tmp_path / "alone", warn=pytest.fail)
     assert (alone.packed, alone.sparsity) == (whole.packed, whole.sparsity)
     assert all(torch.equal(t, read_export(tmp_path / "alone")[n]) for n, t in read_export(tmp_path / "whole").items())
@@ -46,7 +46,7 @@ def test_weights_that_are_kept_without_masks_are_as_small(run, tmp_path, monkeyp
 
 def test_a_run_that_prunes_nothing_is_exported_as_it_is(trained, ratrain, tmp_path):
     folder = trained("gpt2", "train.budget.steps=2")
-    code, out, _ = ratrain("export", folder, "--to", tmp_path / "w.safetensors", "--json")
+    code, out, _ = ratrain("export", folder, "-o", tmp_path / "w.safetensors", "--json")
     told = json.loads(out.splitlines()[-1])
     assert (code, told["dense"], told["sparsity"], told["step"]) == (0, told["packed"], 0.0, 2)
     weights, back = weights_of(folder), safetensors.torch.load_file(tmp_path / "w.safetensors")
@@ -61,7 +61,7 @@ def test_the_command_tells_what_it_saved(ratrain, run):
 
 
 def test_dense_is_what_any_reader_of_safetensors_takes(ratrain, run, tmp_path):
-    code, out, _ = ratrain("export", run, "--dense", "--to", tmp_path / "w.safetensors")
+    code, out, _ = ratrain("export", run, "--dense", "-o", tmp_path / "w.safetensors")
     assert code == 0
     assert "90.00% of the pruned matrices zero" in out
     weights, back = weights_of(run), safetensors.torch.load_file(tmp_path / "w.safetensors")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ratrain.ablation.conclusion import Conclusion
 from ratrain.ablation.record import Study
 from ratrain.ablation.results import Row
-from ratrain.cli.tables import table
+from ratrain.cli.printing.tables import table
 from ratrain.report.study.table import HEAD, cells
 
 

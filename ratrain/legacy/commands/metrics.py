@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ratrain.atomic import write_file
+from ratrain.cli.printing.tables import table
 from ratrain.cli.report import make_folder
-from ratrain.cli.tables import table
 from ratrain.errors import UsageError
 from ratrain.legacy.metrics.caveats import caveats
 from ratrain.legacy.metrics.page import HEAD, page, rows
