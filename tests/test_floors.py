@@ -16,7 +16,7 @@ FLOORS = (
     ("cli", "__main__"),
     ("api",),
     ("report",),
-    ("ablation", "audit"),
+    ("ablation", "audit", "export"),
     ("profile", "contracts"),
     ("run",),
     ("engine",),

@@ -80,7 +80,9 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--run", type=count, metavar="K", help="train run K of the plan alone, from 1")
     other.add_argument("--emit", choices=("slurm", "shell"), help="write the next runs as jobs, else the report")
     other.add_argument("--next-round", action="store_true", help=argparse.SUPPRESS)  # a job asks for it
-    other.add_argument("--gpus-per-run", type=count, default=0, metavar="N", help="GPUs of a run, a process for each")
+    other.add_argument(
+        "--gpus-per-run", type=count, default=0, metavar="N", help="GPUs (cpu: cores) of a run, a process for each"
+    )
     other.add_argument("--per-gpu", type=count, default=1, metavar="K", help="emit: runs side by side in a job")
     other.add_argument(
         "--sbatch", action="append", default=[], metavar="OPTION", help="emit: of every job, as --sbatch=--time=2:00:00"
@@ -188,8 +190,9 @@ def _emit(plan: Plan, args: argparse.Namespace) -> int:
     words += ["--out", str(args.out), "--device", args.device, *(["--no-costs"] if args.no_costs else [])]
     words += ["--accept-code-change"] if args.accept_code_change else []
     emission = Emission(
-        args.emit, words, args.only, args.next_round, args.gpus_per_run, args.per_gpu, args.jobs or 0, args.sbatch
-    )
+        args.emit, words, args.only, args.next_round, args.gpus_per_run, args.device != "cpu", args.per_gpu,
+        args.jobs or 0, args.sbatch,
+    )  # fmt: skip
     collected = Collected()
     found = _study(plan, args, pool=lambda *_: collected, devices=[args.device] * (args.jobs or 1))
     with held(found.path):

@@ -103,6 +103,7 @@ class Emission:
     asked: Sequence[str] = ()  # arms
     next_round: bool = False  # whether a job asks, so that attempts count
     gpus_per_run: int = 0  # processes of a run, each on a GPU of its own; 0: what the device option says
+    on_gpu: bool = True  # else each process of a run has a core of its own
     per_gpu: int = 1  # runs side by side in one job
     lanes: int = 0  # jobs at a time; 0: as many as the scheduler lets
     options: Sequence[str] = ()  # of sbatch, for every job
@@ -163,7 +164,8 @@ def _scripts(emission: Emission, study: Study, jobs: Path, *, runs: int, jobs_co
     emit += [f"--per-gpu {emission.per_gpu}"] if emission.per_gpu > 1 else []
     emit += [f"--jobs {emission.lanes}"] if emission.lanes else []
     emit += [shlex.quote(f"--sbatch={option}") for option in emission.options]
-    gpus, gpu = ([f"--gpus={emission.gpus_per_run}"], ["--gpus=1"]) if emission.gpus_per_run else ([], [])
+    resource = "gpus" if emission.on_gpu else "cpus-per-task"
+    gpus, gpu = ([f"--{resource}={n}"] if emission.gpus_per_run else [] for n in (emission.gpus_per_run, 1))
     facts = {
         "name": study.folder.name, "jobs": shlex.quote(str(jobs)), "notice": _NOTICE, "runs": runs,
         "per_gpu": emission.per_gpu, "lanes": emission.lanes or 1, "last": jobs_count - 1,

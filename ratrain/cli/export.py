@@ -1,0 +1,91 @@
+"""`ratrain export RUN`: the weights of a run for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ratrain.cli.arguments import Command, run_arguments
+from ratrain.errors import UsageError
+
+_PLACES = {"ratrain": "weights.safetensors", "hf": "hf", "nanogpt": "nanogpt.pt"}  # in the run's folder
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    run_arguments(parser)
+    parser.add_argument(
+        "--to",
+        choices=tuple(_PLACES),
+        default="ratrain",
+        help="hf: a folder that transformers loads; nanogpt: a checkpoint; ratrain (default): one file, packed",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="file or folder (in the run's folder)")
+    parser.add_argument("--dense", action="store_true", help="ratrain: pruned matrices in full")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _export(args: argparse.Namespace) -> None:
+    """Write a run's newest weights for transformers or nanoGPT, or to one file, pruned matrices as bit masks."""
+    from ratrain.storage.folder import find_run
+
+    run = find_run(args.run, args.out)
+    path = args.output or run / _PLACES[args.to]
+    if args.to == "ratrain":
+        _packed(run, path, args)
+        return
+    if args.dense:
+        raise UsageError(f"--dense: --to {args.to} stores every matrix in full")
+    told = (_hf if args.to == "hf" else _nanogpt)(run, path)
+    print(json.dumps({"path": str(path), **told}) if args.json else _line(path, told))
+
+
+def _packed(run: Path, path: Path, args: argparse.Namespace) -> None:
+    from ratrain.export.packed import export
+
+    done = export(run, path, warn=_warn, dense=args.dense)
+    if args.json:
+        print(json.dumps({**vars(done), "path": str(done.path)}))
+        return
+    what = "zero" if args.dense else "left out"
+    pruned = f", {done.sparsity:.2%} of the pruned matrices {what}" if done.sparsity else ""
+    print(f"{done.path}: step {done.step}, {done.packed:,} bytes of tensors in place of {done.dense:,}{pruned}")
+
+
+def _hf(run: Path, path: Path) -> dict[str, object]:
+    import torch
+
+    from ratrain.export.card import model_card
+    from ratrain.export.hf import architecture, write_hf
+    from ratrain.run.sample import load_step
+
+    manifest, model, step = load_step(run, device=torch.device("cpu"), warn=_warn)
+    card = model_card(run, step=step, kind=architecture(model.spec) or "")
+    kind = write_hf(model, tokenizer=manifest.data.tokenizer, name=str(run), folder=path, card=card)
+    return {"step": step, "loads": f"transformers.{kind}.from_pretrained({str(path)!r})"}
+
+
+def _nanogpt(run: Path, path: Path) -> dict[str, object]:
+    import torch
+
+    from ratrain.export.nanogpt import write_nanogpt
+    from ratrain.run.sample import load_step
+    from ratrain.storage.run_log import read_run
+
+    _, model, step = load_step(run, device=torch.device("cpu"), warn=_warn)
+    evaluated = read_run(run).evaluated
+    loss = evaluated[-1].loss if evaluated else float("inf")
+    write_nanogpt(model, name=str(run), step=step, loss=loss, path=path)
+    return {"step": step, "loads": "nanoGPT's GPT(GPTConfig(**model_args)), then load_state_dict(model)"}
+
+
+def _line(path: Path, told: dict[str, object]) -> str:
+    return f"{path}: step {told['step']}; {told['loads']}"
+
+
+def _warn(message: str) -> None:
+    print(f"ratrain: {message}", file=sys.stderr)
+
+
+COMMANDS: dict[str, Command] = {"export": Command(_arguments, _export)}

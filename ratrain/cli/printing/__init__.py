@@ -1,0 +1,1 @@
+"""What commands print: tables, the text of a study, and standard output that ends early."""
