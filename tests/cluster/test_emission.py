@@ -61,26 +61,40 @@ def test_numbers_stay_and_every_run_has_one(file, tmp_path):
     assert [run.folder for run in runs] == [run.folder for run in runs_of(plan, begun(plan, tmp_path))]
 
 
-def test_jobs_of_slurm_say_what_was_asked_for(ratrain, file, tmp_path):
-    options = ["--gpus-per-run", 2, "--per-gpu", 4, "--jobs", 8, "--sbatch=--time=1:00:00", "--sbatch=--comment=a b"]
+@pytest.mark.parametrize(
+    ("device", "run", "look"), [("auto", "--gpus=2", "--gpus=1"), ("cpu", "--cpus-per-task=8", "--cpus-per-task=1")]
+)
+def test_jobs_of_slurm_say_what_was_asked_for(ratrain, file, tmp_path, device, run, look):
+    options = [
+        "--device",
+        device,
+        "--gpus-per-run",
+        2,
+        "--per-gpu",
+        4,
+        "--jobs",
+        8,
+        "--sbatch=--time=1:00:00",
+        "--sbatch=--comment=a b",
+    ]
     code, out, err = ratrain(*words_of(file(), tmp_path / "runs"), "--emit", "slurm", *options)
     assert code == 0, err
     assert out.startswith("9 runs are to be trained: bash ")
     jobs = tmp_path / "runs" / "studies" / "fixed-tiny" / "jobs"
     assert (jobs / "round.txt").read_text() == "1 2 3 4\n5 6 7 8\n9\n"
-    job, look, submit = ((jobs / name).read_text() for name in ("run.sbatch", "look.sbatch", "submit.sh"))
-    for line in ("--gpus=2", "--time=1:00:00", "--comment='a b'", "--requeue", "--signal=B:TERM@120"):
+    job, after, submit = ((jobs / name).read_text() for name in ("run.sbatch", "look.sbatch", "submit.sh"))
+    for line in (run, "--time=1:00:00", "--comment='a b'", "--requeue", "--signal=B:TERM@120"):
         assert f"#SBATCH {line}\n" in job
     assert ' --gpus-per-run=2 --run "$run" &' in job
     assert "--array=0-2%8" in submit
-    (line,) = (line for line in look.splitlines() if "--next-round" in line)
+    (line,) = (line for line in after.splitlines() if "--next-round" in line)
     again = shlex.split(line.removesuffix(" || exit"))
     assert again[1:3] == ["-m", "ratrain"]
     code, out, err = ratrain(*again[3:])  # what the job asks is what was asked for
     assert (code, out.partition(":")[0]) == (0, "9 runs are to be trained"), err
-    assert [(jobs / name).read_text() for name in ("run.sbatch", "look.sbatch", "submit.sh")] == [job, look, submit]
-    assert "#SBATCH --gpus=1\n" in look
-    for script in (job, look, submit):
+    assert [(jobs / name).read_text() for name in ("run.sbatch", "look.sbatch", "submit.sh")] == [job, after, submit]
+    assert f"#SBATCH {look}\n" in after
+    for script in (job, after, submit):
         assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
 
 

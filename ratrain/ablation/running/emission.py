@@ -164,8 +164,7 @@ def _scripts(emission: Emission, study: Study, jobs: Path, *, runs: int, jobs_co
     emit += [f"--per-gpu {emission.per_gpu}"] if emission.per_gpu > 1 else []
     emit += [f"--jobs {emission.lanes}"] if emission.lanes else []
     emit += [shlex.quote(f"--sbatch={option}") for option in emission.options]
-    resource = "gpus" if emission.on_gpu else "cpus-per-task"
-    gpus, gpu = ([f"--{resource}={n}"] if emission.gpus_per_run else [] for n in (emission.gpus_per_run, 1))
+    run, look = _resources(emission)
     facts = {
         "name": study.folder.name, "jobs": shlex.quote(str(jobs)), "notice": _NOTICE, "runs": runs,
         "per_gpu": emission.per_gpu, "lanes": emission.lanes or 1, "last": jobs_count - 1,
@@ -182,10 +181,18 @@ def _scripts(emission: Emission, study: Study, jobs: Path, *, runs: int, jobs_co
     if emission.kind == "shell":
         return {"submit.sh": filled(_SHELL, python, ())}
     return {
-        "run.sbatch": filled(_SLURM, python, [*gpus, *emission.options]),
-        "look.sbatch": filled(_FINISH, python, [*gpu, *emission.options]),
+        "run.sbatch": filled(_SLURM, python, [*run, *emission.options]),
+        "look.sbatch": filled(_FINISH, python, [*look, *emission.options]),
         "submit.sh": filled(_SUBMIT, python, ()),
     }
+
+
+def _resources(emission: Emission) -> tuple[list[str], list[str]]:
+    """Returns the options of sbatch for the devices of a job of runs, and of the look."""
+    if emission.on_gpu:
+        return ([f"--gpus={emission.gpus_per_run}"], ["--gpus=1"]) if emission.gpus_per_run else ([], [])
+    cores = max(1, emission.gpus_per_run) * emission.per_gpu
+    return [f"--cpus-per-task={cores}"], ["--cpus-per-task=1"]
 
 
 def _quoted(option: str) -> str:
