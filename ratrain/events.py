@@ -166,6 +166,7 @@ class Evaluated(Event):
     tokens: int
     seconds: float
     parts: tuple[float, ...] = ()  # mean loss of each document or passage (Fingerprints.unit)
+    bits_per_byte: float | None = None  # None in runs before December 2026
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,11 @@ def _report_study(folder: Path) -> None:
 
 def _report_comparison(logs: list[RunLog], out: Path) -> None:
     from ratrain.atomic import write_file
-    from ratrain.report.compare import compare_page, compare_rows
+    from ratrain.report.compare import compare_page, compare_rows, not_compared
 
     print(table(compare_rows(logs)))
+    if warning := not_compared(logs):
+        print(f"warning: {warning}")
     make_folder(out)
     write_file(out / "comparison.html", [compare_page(logs).encode()])
     print(f"\n{out / 'comparison.html'}")

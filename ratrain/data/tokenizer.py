@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 
+import numpy as np
 import tiktoken
 
 from ratrain.data import corpora
@@ -35,6 +36,21 @@ def ranks_of(name: str) -> dict[bytes, int]:
     if name not in VOCAB:
         raise MissingError(f"no tokenizer is called {name!r}; the choices are {', '.join(map(repr, VOCAB))}")
     return gpt2_ranks(corpora.read("gpt2_vocab.bpe")) if name == "gpt2" else _ranks(corpora.read(f"{name}.tiktoken"))
+
+
+@functools.cache
+def byte_lengths(name: str) -> np.ndarray:
+    """Returns the bytes of text of every token of the encoding `name`, int64 [vocabulary]; of end-of-text 0."""
+    return np.array([*map(len, ranks_of(name)), 0], dtype=np.int64)
+
+
+def bits_per_byte(loss: float, targets: np.ndarray, name: str) -> float:
+    """Converts a mean loss in nats over `targets`, tokens of the encoding `name`, to bits per byte of their text.
+
+    It does not depend on the tokenizer: losses per token of two tokenizers cannot be compared, these can (Gao et al.,
+    arXiv:2101.00027, section 3.1). The prediction of end-of-text counts; it has no bytes.
+    """
+    return loss * targets.size / (np.log(2) * byte_lengths(name)[targets].sum())
 
 
 def byte_letters() -> dict[str, int]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ratrain import events
 from ratrain.config.schema import Manifest
+from ratrain.data.tokenizer import bits_per_byte
 from ratrain.engine import run_events
 from ratrain.engine.divergence import Divergence
 from ratrain.engine.fingerprints import fingerprints
@@ -311,7 +312,8 @@ class Engine:
         step = self.progress.steps
         self.progress.last_loss, self.progress.evaluated_at = loss, step
         means = tuple(self.setup.clusters.means(losses).tolist())
-        self.emit(events.Evaluated(step, loss, self.evaluator.tokens, took(), means))
+        bits = bits_per_byte(loss, self.evaluator.targets, self.manifest.data.tokenizer)
+        self.emit(events.Evaluated(step, loss, self.evaluator.tokens, took(), means, bits))
         for part in self.parts:
             self._publish(part.after_evaluation(self.progress.now, loss))
         self.divergence.check_loss(loss)

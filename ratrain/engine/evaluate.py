@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,11 @@ class Evaluator:
     def real_windows(self) -> Tensor:
         """The windows without the rows that pad the last batch."""
         return self.windows[: self.counted]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The tokens that are predicted, int64 [n, T]."""
+        return self.real_windows[:, 1:].cpu().numpy()
 
     @property
     def tokens(self) -> int:

@@ -18,19 +18,40 @@ _NAMES = ("id", "title", "same_as", "origin", "seed")  # keys that identify a ru
 
 def compare_rows(logs: Sequence[RunLog]) -> list[tuple[str, ...]]:
     """Returns a head line and a line per run: name, status, progress, losses and costs."""
-    head = ("run", "scale", "status", "step", "tokens", "val loss", "vs first", "train loss", "parameters")
-    rows: list[tuple[str, ...]] = [(*head, "FLOPs/token", "KV bytes/token", "peak MiB")]
+    head = ("run", "scale", "status", "step", "tokens", "val loss", "vs first", "bits/byte", "windows", "train loss")
+    rows: list[tuple[str, ...]] = [(*head, "parameters", "FLOPs/token", "KV bytes/token", "peak MiB")]
     first = _last(logs[0]) if logs else None
     for name, log in named(logs).items():
         loss, start, window = _last(log), log.started, log.windows[-1] if log.windows else None
-        less = NONE if loss is None or first is None or log is logs[0] else f"{loss - first:+.4f}"
+        alike = log is not logs[0] and not on_other_windows(logs[0], log)
+        less = f"{loss - first:+.4f}" if alike and loss is not None and first is not None else NONE
+        bits = log.evaluated[-1].bits_per_byte if log.evaluated else None
         costs = (f"{cost:,.0f}" for cost in (start.parameters, start.flops_per_token, start.kv_bytes_per_token))
         peak = f"{peak_memory(log) / 2**20:,.0f}" if window else NONE
         went = (f"{window.step:,}", f"{window.tokens:,}") if window else (NONE, NONE)
         reached = NONE if loss is None else f"{loss:.4f}"
         trained = f"{window.losses[-1]:.4f}" if window and window.losses else NONE
-        rows.append((name, start.scale, log.status, *went, reached, less, trained, *costs, peak))
+        measured = (reached, less, NONE if bits is None else f"{bits:.4f}", windows_of(log)[:8] or NONE)
+        rows.append((name, start.scale, log.status, *went, *measured, trained, *costs, peak))
     return rows
+
+
+def windows_of(log: RunLog) -> str:
+    """Returns the digest of the run's validation windows; empty if its events lack it."""
+    return log.fingerprints.windows if log.fingerprints else ""
+
+
+def on_other_windows(a: RunLog, b: RunLog) -> bool:
+    """Whether both runs state their validation windows, and these differ: their losses cannot be compared."""
+    return bool(windows_of(a) and windows_of(b)) and windows_of(a) != windows_of(b)
+
+
+def not_compared(logs: Sequence[RunLog]) -> str:
+    """Returns a warning that names the runs evaluated on other windows than the first; empty if there is none."""
+    names = named(logs)
+    others = [name for name, log in names.items() if on_other_windows(logs[0], log)]
+    first = next(iter(names), "")
+    return f"other validation windows than {first}, so not compared with it: {_few(others)}" if others else ""
 
 
 def compare_page(logs: Sequence[RunLog]) -> str:
@@ -43,6 +64,7 @@ def compare_page(logs: Sequence[RunLog]) -> str:
         title=f"{len(logs)} runs: {', '.join(dict.fromkeys(log.started.id for log in logs))}",
         head=head,
         rows=rows,
+        warning=not_compared(logs),
         about=about,
         curves=_curves(names),
         configuration=configuration_of(names),

@@ -26,7 +26,9 @@ def facts(log: RunLog) -> list[tuple[str, str]]:
     ]
     if log.evaluated:
         loss = log.evaluated[-1].loss
-        rows.append(("validation loss", f"{loss:.4f} nats per token, perplexity {math.exp(min(loss, 700)):.2f}"))
+        bits = log.evaluated[-1].bits_per_byte
+        told = "" if bits is None else f", {bits:.4f} bits per byte"
+        rows.append(("validation loss", f"{loss:.4f} nats per token{told}, perplexity {math.exp(min(loss, 700)):.2f}"))
     if log.pruning:
         rows.append(("pruned weights", pruned_in_short(log.pruning)))
     if windows:

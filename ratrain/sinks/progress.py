@@ -113,6 +113,11 @@ def _optimizer(e: events.OptimizerTold) -> list[str]:
     return [f"step {e.step:6d}  the optimizer counts {counts}"]
 
 
+def _evaluated(e: events.Evaluated) -> list[str]:
+    bits = "" if e.bits_per_byte is None else f", {e.bits_per_byte:.4f} bits per byte"
+    return [f"step {e.step:6d}  validation loss {e.loss:.4f}{bits}  ({e.seconds:.1f} s)"]
+
+
 def _compiled(e: events.Compiled) -> list[str]:
     return [f"compiled {e.graphs} graphs to {e.what} in {e.seconds:.1f} s" + (", from the cache" if e.cached else "")]
 
@@ -136,7 +141,7 @@ _TELLERS: dict[type, Callable[..., list[str]]] = {
     events.PhaseStarted: _phase,
     events.Compiled: _compiled,
     events.Window: _window,
-    events.Evaluated: lambda e: [f"step {e.step:6d}  validation loss {e.loss:.4f}  ({e.seconds:.1f} s)"],
+    events.Evaluated: _evaluated,
     events.Fitted: _fitted,
     events.PruningBegan: _pruning,
     events.Pruned: lambda e: [f"step {e.step:6d}  {e.sparsity:.4%} is pruned, the target"] if e.reached else [],

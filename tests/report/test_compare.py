@@ -33,6 +33,20 @@ def test_the_table_has_the_numbers_of_each_run(folders, logs):
     assert [row[head.index("vs first")] for row in rows] == ["-", f"{lasts[1] - lasts[0]:+.4f}"]
 
 
+def test_losses_on_other_windows_are_not_compared(trained, ratrain, folders, tmp_path):
+    other = trained("v0", "train.budget.steps=4", "eval.windows=3", "compile.scope=off")
+    both = [read_run(folders[0]), read_run(other)]
+    head, first, second = compare_rows(both)
+    at = {name: head.index(name) for name in ("vs first", "windows", "bits/byte")}
+    assert second[at["vs first"]] == "-"
+    assert first[at["windows"]] != second[at["windows"]]
+    assert first[at["bits/byte"]] == f"{both[0].evaluated[-1].bits_per_byte:.4f}"
+    code, out, _ = ratrain("report", folders[0], other, "--out", tmp_path)
+    assert code == 0
+    assert "warning: other validation windows than " in out
+    assert "other validation windows than " in (tmp_path / "comparison.html").read_text()
+
+
 def test_the_page_shows_curves_and_where_the_manifests_differ(logs):
     page = compare_page(logs)
     assert 'aria-label="validation loss over steps' in page and 'aria-label="training loss over steps' in page
@@ -61,7 +75,7 @@ def test_a_run_that_has_hardly_begun_is_beside_the_others(folders, logs, tmp_pat
     started = {**json.loads(first), "title": "<b>", "manifest": {}}
     (tmp_path / "events.jsonl").write_text(json.dumps(started) + "\n")
     new = read_run(tmp_path)
-    assert compare_rows([*logs, new])[-1][2:7] == ("unfinished", "-", "-", "-", "-")
+    assert compare_rows([*logs, new])[-1][2:8] == ("unfinished", "-", "-", "-", "-", "-")
     page = compare_page([new, *logs])
     assert "No manifest is on record for" in page and "<b>" not in page
 

@@ -1,0 +1,45 @@
+"""`ratrain eval RUN`: how well does a run predict held-out text?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from ratrain.cli.arguments import Command, count, run_arguments
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    run_arguments(parser, several=True)
+    parser.add_argument("--windows", type=count, metavar="N", help="validation windows (as in training)")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _eval(args: argparse.Namespace) -> None:
+    """Evaluate the newest weights of runs on held-out text: nats per token, and bits per byte."""
+    from ratrain.cli.printing.tables import table
+    from ratrain.run.evaluate import evaluate
+    from ratrain.storage.folder import find_run
+
+    runs = {str(run): run for run in (find_run(name, args.out) for name in args.run)}
+    found = {name: evaluate(run, device=args.device, warn=_warn, count=args.windows) for name, run in runs.items()}
+    if args.json:
+        print(json.dumps({name: asdict(held) for name, held in found.items()}))
+        return
+    head = ("run", "step", "nats per token", "bits per byte", "tokens", "windows")
+    cells = [
+        (name, f"{held.step:,}", f"{held.loss:.4f}", f"{held.bits_per_byte:.4f}", f"{held.tokens:,}", held.windows)
+        for name, held in found.items()
+    ]
+    print(table([head, *cells]))
+    if len({held.windows for held in found.values()}) > 1:
+        print("the windows differ: these losses cannot be compared, bits per byte only as far as the texts are alike")
+
+
+def _warn(message: str) -> None:
+    print(f"ratrain: {message}", file=sys.stderr)
+
+
+COMMANDS: dict[str, Command] = {"eval": Command(_arguments, _eval)}
