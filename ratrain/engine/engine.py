@@ -139,8 +139,6 @@ class Engine:
     def _begin(self) -> None:
         """Restores the newest checkpoint if there is one, chooses the attention backend, and compiles."""
         self.state.resume(self.emit)
-        if self.world.heartbeat and self.world.leads:
-            self.world.heartbeat.last_words = lambda message: self.emit(events.Notice(message, "warning"))
         if self.world.leads:
             self._announce()
             if not self.progress.steps:

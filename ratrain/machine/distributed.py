@@ -168,14 +168,19 @@ def join(device: torch.device) -> Iterator[World]:
         raise UnavailableError(f"process {rank} of {size} cannot reach the others: {error}") from error
     store: Any = dist.distributed_c10d._get_default_store()  # its type stub lacks `clone`
     heartbeat = Heartbeat(store.clone(), rank, size)
+    clean = False
     try:
         yield World(rank, size, heartbeat=heartbeat)
+        clean = True
+    except FollowedError:  # rank 0 has said why, and leaves as well
+        clean = True
+        raise
     except RuntimeError as error:
         if not _lost_a_fellow(error):
             raise
         raise UnavailableError(f"process {rank} of {size} lost the others; the first to fail says why") from error
     finally:
-        heartbeat.stop()
+        heartbeat.stop(clean=clean)
         _left.append(dist.group.WORLD)
         dist.destroy_process_group()
 

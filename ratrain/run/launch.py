@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,6 +84,8 @@ def train(
         with folder.open():
             _describe(folder, manifest, source, device, branch=launch.branch)
             sinks = (sink, *trackers(manifest.log, emit))
+            if world.heartbeat:
+                world.heartbeat.last_words = partial(_note_loss, folder, emit)
             with _sinks(folder, device, emit, sinks), _failures_noted(folder), machine_told(manifest):
                 if changed:
                     emit(Notice(f"continues with changed code: {some(changed)}", "warning"))
@@ -180,6 +183,12 @@ class _State:
             self._folder.write_state(status=event.status, step=event.step, loss=event.loss)
         elif isinstance(event, Sampled):
             self._folder.write(f"samples/step-{event.step:08d}.txt", event.text)
+
+
+def _note_loss(folder: RunFolder, emit: Emit, message: str) -> None:
+    """Records that another process is lost, before this one ends."""
+    folder.write_state(**{**folder.read_state(), "status": "failed", "exit": Exit.UNAVAILABLE, "reason": message})
+    emit(Notice(message, "warning"))
 
 
 @contextmanager

@@ -129,6 +129,8 @@ class Saver:
         sums = {name: each for _, own in told for name, each in own.items()}
         if self._world.leads:
             job.error = _failure(lambda: setattr(job, "written", self._commit(job, sums)))
+            if job.error:
+                discard(self._folder, job.checkpoint)
         return self._world.share(job.error or job.written) or AssertionError("neither written nor failed")
 
     def _commit(self, job: _Job, sums: Mapping[str, Sum]) -> Written:

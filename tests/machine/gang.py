@@ -1,9 +1,10 @@
 """Runs a command line as N forked processes that find each other, as a launcher would: torch is imported once.
 
 `python gang.py JSON [DTYPE]`, a list of [processes, argv, fault]; `fault` is [rank, step, what]: in that process the
-disk is "full" from that step on, or "torch" is of another version, or it gets the signal of that number during that
-step. One that is stopped (SIGSTOP) is killed once all others have ended. DTYPE, of torch's, is that of the models
-(float32). Prints, as JSON, for each the exit codes, and SHA-256 of the weights that each process ends with.
+disk is "full" from that step on, or "full at the end" of a checkpoint; "torch" is of another version; the step "fails";
+or it gets the signal of that number. One that is stopped (SIGSTOP) is killed once all others have ended. DTYPE, of
+torch's, is that of the models (float32). Prints, as JSON, for each the exit codes, and SHA-256 of the weights that each
+process ends with.
 """
 
 from __future__ import annotations
@@ -49,12 +50,15 @@ def member(rank: int, argv: list[str], fault: list | None, told: int) -> int:
 
     def stepping(self, *batch):
         calls[0] += 1
+        if mine[1] == "fails" and calls[0] == mine[0]:
+            raise ValueError("a fault of this process alone")
         if isinstance(mine[1], int) and calls[0] == mine[0]:
             os.kill(os.getpid(), mine[1])
         return step(self, *batch)
 
     def writing(path, pieces):
-        if mine[1] == "full" and calls[0] >= mine[0]:
+        full = mine[1] == "full" or (mine[1] == "full at the end" and path.name == "state.json")
+        if full and calls[0] >= mine[0]:
             write(path, islice(pieces, 1))
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, pieces)

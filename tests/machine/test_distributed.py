@@ -15,6 +15,7 @@ import torch.distributed as dist
 from ratrain.config.identity import run_folder
 from ratrain.engine.engine import Engine
 from ratrain.errors import ManifestError
+from ratrain.machine import heartbeat as heartbeats
 from ratrain.machine.distributed import World, local_rows
 from ratrain.machine.heartbeat import Heartbeat
 from ratrain.storage.checkpoint import load
@@ -96,9 +97,60 @@ def test_a_process_that_is_stopped_is_noticed_by_the_others(gang, tmp_path, rank
     assert codes == [69, 69]
     lines = [json.loads(line) for line in next(tmp_path.glob("*/s1/events.jsonl")).read_text().splitlines()]
     words = [line["message"] for line in lines if line["event"] == "Notice"]
-    assert rank == 0 or "process 1 of 3" in words[-1]
+    if rank:
+        assert "process 1 of 3" in words[-1]
+        state = json.loads(next(tmp_path.glob("*/s1/state.json")).read_text())
+        assert (state["status"], state["exit"], "process 1 of 3" in state["reason"]) == ("failed", 69, True)
+    assert ("process 1 of 3" if rank else "the store of the group") in told[0]["said"]
     (saved,) = next(tmp_path.glob("*/s1/checkpoints")).iterdir()
     assert load(saved).step == 10
+
+
+def test_a_process_that_fails_alone_ends_the_others(gang, tmp_path):
+    told = gang((2, tmp_path, (), [1, 13, "fails"]))
+    assert told[0]["codes"] == [69, 1]
+    assert "a fault of this process alone" in told[0]["said"]
+
+
+@pytest.fixture
+def heart(monkeypatch):
+    """The heartbeat of process 0 of 2, whose watcher beats by hand, and what it has found."""
+    monkeypatch.setattr(heartbeats, "PERIOD", 1e6)
+    found, store = [], dist.HashStore()
+    store.set("beat/1", "1 0 host, pid 3")
+    monkeypatch.setattr(Heartbeat, "_end", lambda self, what: found.append(what))
+    heart = Heartbeat(store, 0, 2)
+    store.wait(["beat/0"])
+    heart._ended.set()
+    heart._speaker.join()
+    return heart, found
+
+
+def beat(heart, times, *, answered, moves=False):
+    for _ in range(times):
+        heart._rounds += answered
+        heart.step += moves
+        heart._tick()
+
+
+def test_a_process_that_is_silent_is_found_and_a_slow_store_is_not_its_silence(heart):
+    heart, found = heart
+    beat(heart, 1, answered=True)
+    beat(heart, heartbeats.SILENT - 1, answered=True)
+    beat(heart, heartbeats.SILENT, answered=False)
+    assert not found
+    beat(heart, 1, answered=True)
+    assert "process 1 of 2 (host, pid 3; last at step 0)" in found[0]
+
+
+def test_while_steps_advance_everyone_lives(heart):
+    """As where the launcher that holds the store is suspended and the processes train on."""
+    heart, found = heart
+    beat(heart, 1000, answered=False, moves=True)
+    beat(heart, 3 * heartbeats.SILENT - 1, answered=False)
+    assert not found
+    beat(heart, 1, answered=False)
+    assert "the store of the group has not answered process 0 of 2" in found[0]
 
 
 def test_processes_with_unlike_torch_do_not_train_together(gang, tmp_path):
@@ -114,7 +166,7 @@ def test_rank_0_tells_the_step_of_every_process_once_a_minute(tmp_path):
     store.set("beat/1", "7 41 host, pid 3")
     heard = Heartbeat(store, 0, 2, step=42)
     store.wait(["beat/0"])
-    heard.stop()  # after one beat
+    heard.stop(clean=True)  # after one beat
     assert heard.reading() == {0: (42, 0.0), 1: (41, 0.0)}
     assert heard.reading() is None
     assert store.get("beat/0").decode().startswith("-1 42 ")  # it left, which is no silence

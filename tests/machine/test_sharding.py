@@ -73,16 +73,17 @@ def test_a_signal_to_one_process_in_the_first_window_stops_both(gang, tmp_path):
     assert told[0]["codes"] == [75, 75]
 
 
-@pytest.mark.parametrize(("rank", "asynchronous"), [(0, "off"), (1, "on")])
-def test_a_disk_that_is_full_for_one_process_costs_its_checkpoints_and_nothing_else(gang, tmp_path, rank, asynchronous):
+@pytest.mark.parametrize(("rank", "asynchronous", "when"), [(0, "off", ""), (1, "on", ""), (0, "off", " at the end")])
+def test_a_disk_that_is_full_costs_checkpoints_and_nothing_else(gang, tmp_path, rank, asynchronous, when):
     keys = (*FSDP, f"checkpoint.asynchronous={asynchronous}")
-    told = gang((2, tmp_path, keys, [rank, 13, "full"]), (2, tmp_path, keys, None))
+    told = gang((2, tmp_path, keys, [rank, 13, f"full{when}"]), (2, tmp_path, keys, None))
     assert [each["codes"] for each in told] == [[74, 74], [0, 0]]
     (folder,) = tmp_path.glob("*/s1")
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     (resumed,) = [line for line in lines if line["event"] == "Resumed"]
     assert resumed["step"] == 10  # the checkpoint of step 20 could not be written, and the run went on without
     assert told[0]["said"].count("No space left on device") == 1
+    assert lines[-1]["event"] == "RunEnded"
     assert load(listed(folder / "checkpoints")[0]).step == 30
     assert not list(folder.rglob("*.part"))
 
