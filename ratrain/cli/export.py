@@ -19,7 +19,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         choices=tuple(_PLACES),
         default="ratrain",
-        help="hf: a folder that transformers loads; nanogpt: a checkpoint; ratrain (default): one file, packed",
+        help="hf: a folder for transformers; nanogpt: a checkpoint; ratrain (default): one packed file (path: -o)",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="file or folder (in the run's folder)")
     parser.add_argument("--dense", action="store_true", help="ratrain: pruned matrices in full")
@@ -61,7 +61,7 @@ def _hf(run: Path, path: Path) -> dict[str, object]:
     from ratrain.run.sample import load_step
 
     manifest, model, step = load_step(run, device=torch.device("cpu"), warn=_warn)
-    card = model_card(run, step=step, kind=architecture(model.spec) or "")
+    card = model_card(run, manifest, step=step, kind=architecture(model.spec) or "")
     kind = write_hf(model, tokenizer=manifest.data.tokenizer, name=str(run), folder=path, card=card)
     return {"step": step, "loads": f"transformers.{kind}.from_pretrained({str(path)!r})"}
 
@@ -69,14 +69,13 @@ def _hf(run: Path, path: Path) -> dict[str, object]:
 def _nanogpt(run: Path, path: Path) -> dict[str, object]:
     import torch
 
+    from ratrain.export.card import loss_at
     from ratrain.export.nanogpt import write_nanogpt
     from ratrain.run.sample import load_step
-    from ratrain.storage.run_log import read_run
 
-    _, model, step = load_step(run, device=torch.device("cpu"), warn=_warn)
-    evaluated = read_run(run).evaluated
-    loss = evaluated[-1].loss if evaluated else float("inf")
-    write_nanogpt(model, name=str(run), step=step, loss=loss, path=path)
+    manifest, model, step = load_step(run, device=torch.device("cpu"), warn=_warn)
+    loss = loss_at(run, manifest, step)
+    write_nanogpt(model, name=str(run), step=step, loss=float("inf") if loss is None else loss, path=path)
     return {"step": step, "loads": "nanoGPT's GPT(GPTConfig(**model_args)), then load_state_dict(model)"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ratrain.statistics.resolution import Resolution, Row
 
 _MOST_ARMS, _LEAST = 1000, 1e-12
-_MOST_DEVICES = 2**20
+_MOST_DEVICES = 2**14
 _DRAWS, _SEED = 200, 0
 
 
@@ -193,6 +194,7 @@ def _resolution(args: argparse.Namespace) -> Resolution:
 
 def _on_cluster(args: argparse.Namespace) -> int:
     """Prints the finishing time of the runs of FILE by devices of a run, with failures drawn at random."""
+    from ratrain.ablation.conclusion import strict_json
     from ratrain.ablation.running.sizing import check_layout, choices, lay_out
 
     needs = _needs(args)
@@ -207,16 +209,17 @@ def _on_cluster(args: argparse.Namespace) -> int:
         if args.per_gpu > 1:
             check_layout(needs, 1, args.per_gpu, site)
             found.append(lay_out(needs, site, gpus=1, packed=args.per_gpu, draws=_DRAWS, seed=_SEED))
-        best = min(found, key=lambda layout: layout.foretold.finish)
-        every = needs[0].every
-        given = lay_out(needs, site, gpus=best.gpus, packed=best.packed, every=every, draws=_DRAWS, seed=_SEED)
     except ValueError as error:
         raise UsageError(f"--mtbf {args.mtbf:g}: {error}") from None
+    best, given = min(found, key=lambda layout: layout.foretold.finish), None
+    with contextlib.suppress(ValueError):  # the run would rarely live up to its next checkpoint
+        given = lay_out(needs, site, gpus=best.gpus, packed=best.packed, every=needs[0].every, draws=_DRAWS, seed=_SEED)
     if args.json:
         known = {"needs": [asdict(need) for need in needs], "site": asdict(site)}
-        print(json.dumps({**known, "layouts": [asdict(each) for each in found], "as_given": asdict(given)}))
+        layouts = {"layouts": [asdict(each) for each in found], "as_given": given and asdict(given)}
+        print(json.dumps(strict_json({**known, **layouts}), allow_nan=False))
         return Exit.DONE
-    print("\n".join(_cluster_lines(args, needs, site, found, given)))
+    print("\n".join(_cluster_lines(args, needs, site, found, best, given)))
     return Exit.DONE
 
 
@@ -256,19 +259,18 @@ def _site(args: argparse.Namespace, base: Need) -> Site:
 
 
 def _cluster_lines(
-    args: argparse.Namespace, needs: list[Need], site: Site, found: list[Layout], given: Layout
+    args: argparse.Namespace, needs: list[Need], site: Site, found: list[Layout], best: Layout, given: Layout | None
 ) -> Iterator[str]:
     runs, cluster = sum(sum(need.rounds) for need in needs), site.cluster
-    looks = max(len(need.rounds) for need in needs) - 1
     yield f"{args.file}: {_many(runs, 'run')} of {needs[0].tokens:.3g} tokens, {needs[0].state / 2**30:.1f} GiB of "\
-          f"state each{f'; all seeds that it may need, {looks} looks' if looks else ''}"  # fmt: skip
+          f"state each{'; all seeds that it may need' if len(needs[0].rounds) > 1 else ''}"  # fmt: skip
     devices = _many(cluster.nodes * cluster.gpus, "device")
     yield f"{devices} on {_many(cluster.nodes, 'machine')}; {_failing(cluster.mtbf, cluster.nodes)}\n"
-    head = ("devices a run", "at a time", "a run alone", "all done", "9 of 10 by", "device-hours", "lost")
+    head = ("devices a run", "at a time", "looks", "a run alone", "all done", "9 of 10 by", "device-hours", "lost")
     yield table([(*head, "checkpoint.every", *["price"] * bool(args.price)), *(_row(each, args) for each in found)])
     if math.isfinite(cluster.mtbf):
-        yield f"\nwith checkpoint.every = {given.every} as it is, {_devices_of(given)} a run: all done in "\
-              f"{_time(given.foretold.finish)}, {_lost(given)} lost"  # fmt: skip
+        went = f"all done in {_time(given.foretold.finish)}, {_lost(given)} lost" if given else "rarely done"
+        yield f"\nwith checkpoint.every = {needs[0].every} as it is, {_devices_of(best)} a run: {went}"
     yield "\n" + "\n".join(_assumed(args, needs[0], site))
 
 
@@ -277,8 +279,10 @@ def _row(layout: Layout, args: argparse.Namespace) -> tuple[str, ...]:
     hours = seen.spent / 3600
     every = f"{layout.every:,} ({_time(layout.interval)})" if layout.every else "any: none is lost"
     price = [f"{hours * args.price:,.0f}"] if args.price else []
-    return (_devices_of(layout), str(layout.at_once), _time(layout.alone), _time(seen.finish), _time(seen.late),
-            f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}", _lost(layout), every, *price)  # fmt: skip
+    spent = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}"
+    times = map(_time, (layout.alone, seen.finish, seen.late))
+    counts = (_devices_of(layout), str(layout.at_once), str(layout.looks))
+    return (*counts, *times, spent, _lost(layout), every, *price)
 
 
 def _devices_of(layout: Layout) -> str:

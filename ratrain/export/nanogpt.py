@@ -1,4 +1,7 @@
-"""A checkpoint that nanoGPT loads: its `GPT` (model.py) from `model_args`, then the state dict `model`."""
+"""A checkpoint that nanoGPT's `GPT` (model.py) loads: `model_args`, and the state dict `model`.
+
+It is for sampling and evaluation: it has no optimizer, and nanoGPT's scripts decode with GPT-2's vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def write_nanogpt(model: GPT2, *, name: str, step: int, loss: float, path: Path)
     state["lm_head.weight"] = state["transformer.wte.weight"]
     shape = {"n_layer": spec.n_layer, "n_head": spec.n_head, "n_embd": spec.n_embd, "block_size": spec.block_size}
     rest = {"bias": spec.bias, "vocab_size": spec.vocab_size, "dropout": spec.dropout}
-    # no optimizer: nanoGPT starts a new one if it trains on
+    # for sampling and evaluation: without the optimizer's state nanoGPT does not resume
     content = {"model": state, "model_args": {**shape, **rest}, "iter_num": step, "best_val_loss": loss, "config": {}}
     file = io.BytesIO()
     torch.save(content, file)

@@ -11,7 +11,7 @@ from ratrain.errors import UsageError
 from ratrain.model.gpt2 import GPT2, Attention, Block, NormedQKV
 
 _TOKENS = 32  # of the passes that are compared
-_CLOSE = 1e-4  # of the largest logit
+_CLOSE = 1e-5  # of the largest logit
 
 
 @torch.no_grad()

@@ -49,8 +49,8 @@ def test_runs_that_pack_well_end_earlier():
 
 
 def test_a_look_waits_for_the_runs_before_it():
-    need = replace(NEED, rounds=(1, 1, 1))
-    assert laid_out(need).foretold.finish == pytest.approx(3 * 1015)
+    need = replace(NEED, rounds=(1, 1))
+    assert laid_out(need).foretold.finish == pytest.approx(2 * 1015)
 
 
 def test_checkpoints_are_as_far_apart_as_daly_says():
@@ -59,6 +59,20 @@ def test_checkpoints_are_as_far_apart_as_daly_says():
         found = laid_out(site=site, gpus=gpus)
         assert found.interval == pytest.approx(best_interval(10.0, 500.0 / machines), abs=10 / gpus)
         assert 0 < found.foretold.lost < found.foretold.spent
+
+
+def test_a_checkpoint_waits_until_the_one_before_is_on_the_disk():
+    need = replace(NEED, asynchronous=True, checkpoint=60)  # 30 s to write; a step takes 10 s
+    every_step, apart = laid_out(need, every=1), laid_out(need, every=4)
+    assert every_step.foretold.finish == pytest.approx(1000 + 35 + 99 * 20)
+    assert apart.foretold.finish == pytest.approx(1000 + 35, rel=1e-6)
+
+
+def test_seeds_as_needed_come_in_blocks_that_keep_all_places_busy():
+    need = replace(NEED, rounds=(3, *[1] * 8))
+    few, many = (laid_out(need, replace(SITE, cluster=Cluster(1, places))) for places in (1, 4))
+    assert (few.looks, many.looks) == (8, 2)
+    assert many.foretold.finish == pytest.approx(3 * 1015)
 
 
 def test_asynchronous_checkpoints_are_not_closer_than_their_writing_takes():
@@ -116,6 +130,19 @@ def test_the_table_says_what_is_assumed(capsys):
     assert "each fails every 4.2 d, one of them every 25.0 h" in said.out
     assert "with checkpoint.every = 1000 as it is" in said.out
     assert "400 TFLOP/s of one device (--tflops, or --rate)" in said.out
+
+
+def test_a_manifest_that_saves_too_rarely_is_told_beside_what_would_do(capsys):
+    words = ("--set", "checkpoint.every=0", "--set", "train.budget.tokens=100_000_000_000_000", "--mtbf", 24)
+    code, said = planned(capsys, "gpt2", *words)
+    assert code == 0
+    assert "with checkpoint.every = 0 as it is, 1 a run: rarely done" in said.out
+
+
+def test_json_has_no_infinity(capsys):
+    _, said = planned(capsys, "v0", "--scale", "tiny", "--json")
+    found = json.loads(said.out, parse_constant=pytest.fail)
+    assert found["site"]["cluster"]["mtbf"] is None
 
 
 @pytest.mark.parametrize(

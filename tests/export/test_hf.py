@@ -119,3 +119,24 @@ def test_the_card_has_recipe_and_loss(trained, ratrain, tmp_path):
     assert f"{read_run(run).evaluated[-1].loss:.4f} nats per token" in card
     assert "[patch.unified_ra]" in card
     assert "library_name: transformers" in card
+
+
+def test_a_run_without_events_that_was_moved_is_exported_with_fewer_facts(trained, ratrain, tmp_path, monkeypatch):
+    run = trained("v9", *SHORT)
+    (run / "events.jsonl").unlink()
+    studies = run.parents[1] / "studies" / "x"
+    studies.mkdir(parents=True)
+    (studies / "results.json").write_text("{")
+    monkeypatch.chdir(run.parent)
+    for kind, file in (("hf", "a"), ("nanogpt", "b.pt")):
+        code, _, err = ratrain("export", "s1", "--to", kind, "-o", tmp_path / file)
+        assert (code, err) == (0, "")
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "validation loss" not in card
+    assert f"{6 * 4 * 32:,}" in card
+
+
+def test_an_averaged_loss_is_not_that_of_the_weights(trained, ratrain, tmp_path):
+    run = trained("v0", *SHORT, "eval.ema=0.9")
+    assert ratrain("export", run, "--to", "hf", "-o", tmp_path)[0] == 0
+    assert "validation loss" not in (tmp_path / "README.md").read_text()

@@ -45,7 +45,7 @@ def next_block(study: Study, rows: Sequence[Row], lanes: int, purse: Purse) -> B
         return None
     arms = [arm for arm in study.plan.arms if arm.name == study.plan.base.name or arm.name in still]
     reach = _reach(last.seeds, len(study.plan.seeds), purse, arms)
-    more = max(1, min(_block_size(len(still) + 1, lanes), reach - last.seeds))
+    more = max(1, min(block_size(len(still) + 1, lanes), reach - last.seeds))
     return Block(min(last.seeds + more, len(study.plan.seeds)), tuple(still))
 
 
@@ -56,7 +56,7 @@ def _with_controls(names: Sequence[str], study: Study) -> list[str]:
     return [arm.name for arm in study.plan.arms if (arm.name in names and arm.name in tried) or arm.name in serving]
 
 
-def _block_size(runs: int, lanes: int) -> int:
+def block_size(runs: int, lanes: int) -> int:
     """Returns the least number of seeds whose runs leave no device idle for more than a tenth of the time."""
     idle = {seeds: -(-seeds * runs // lanes) * lanes / (seeds * runs) - 1 for seeds in range(1, MOST + 1)}
     return next((seeds for seeds, share in idle.items() if share <= _IDLE), min(idle, key=idle.__getitem__))

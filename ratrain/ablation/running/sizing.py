@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ratrain.ablation.plan import Plan
+from ratrain.ablation.running.seeds_as_needed import block_size
 from ratrain.config.resolve import steps_total, tokens_per_step
 from ratrain.config.schema import Manifest
 from ratrain.errors import UsageError
@@ -67,18 +68,22 @@ class Layout:
     interval: float  # seconds of training between checkpoints
     foretold: Foretold
     machines: int  # of a run
+    looks: int
 
 
 def needs_of_study(plan: Plan) -> list[Need]:
-    """Returns the needs of a study's arms; seeds as needed count in full. Raises UsageError for budgets in seconds."""
-    seeds = plan.study.seed
-    first = seeds.min if seeds.as_needed else None
-    found = []
-    for arm in plan.arms:
-        count = len(arm.seeds)
-        rounds = (first, *[1] * (count - first)) if first and count > first else (count,)
-        found.append(_need(arm.name, rounds, arm.manifest, arm.built))
-    return found
+    """Returns the needs of a study's arms; seeds as needed count in full, as if no arm were decided.
+
+    A budget of the study, and the order of tuning, ruler and tuned runs, are left out. Raises UsageError for budgets in
+    seconds.
+    """
+    first = plan.study.seed.min if plan.study.seed.as_needed else None
+    return [_need(arm.name, _looks(len(arm.seeds), first), arm.manifest, arm.built) for arm in plan.arms]
+
+
+def _looks(seeds: int, first: int | None) -> tuple[int, ...]:
+    """Returns the seeds of each round: those before the first look, then one by one; `_rounds` joins them."""
+    return (first, *[1] * (seeds - first)) if first and seeds > first else (seeds,)
 
 
 def needs_of_run(manifest: Manifest, built: Checked) -> list[Need]:
@@ -110,10 +115,14 @@ def _need(arm: str, rounds: tuple[int, ...], manifest: Manifest, built: Checked)
 
 
 def choices(needs: Sequence[Need], cluster: Cluster, memory: float) -> list[int]:
-    """Returns the numbers of devices that a run can have: powers of two that hold its state and divide its batch."""
+    """Returns the numbers of devices that a run can have: those that hold its state and divide its batch.
+
+    They are the divisors of a machine's devices, and those of 1, 2, 4, 8 and so on whole machines.
+    """
     most = cluster.nodes * cluster.gpus
-    sizes = (2**power for power in range(most.bit_length()))
-    return [gpus for gpus in sizes if gpus <= most and _fits(needs, gpus, 1, memory) and _places(gpus, cluster)]
+    inside = [gpus for gpus in range(1, cluster.gpus) if cluster.gpus % gpus == 0]
+    several = [cluster.gpus * 2**power for power in range(cluster.nodes.bit_length())]
+    return [gpus for gpus in (*inside, *several) if gpus <= most and _fits(needs, gpus, 1, memory)]
 
 
 def _places(gpus: int, cluster: Cluster) -> bool:
@@ -156,19 +165,26 @@ def lay_out(
     if every is None:
         every = _best_every(longest, site, rate, gpus=gpus, machines=machines)
     slots = Cluster(cluster.nodes, cluster.gpus * packed, cluster.mtbf, cluster.repair)
+    places = cluster.nodes * cluster.gpus * packed // gpus
     rounds = [
         [work for need, count in part for work in [_work(need, site, rate, gpus=gpus, every=every)] * count]
-        for part in _rounds(needs)
+        for part in _rounds(needs, places)
     ]
     found = foretell(rounds, slots, draws=draws, seed=seed).shared(packed)
-    at_once = min(cluster.nodes * cluster.gpus * packed // gpus, max(map(len, rounds)))
+    at_once = min(places, max(map(len, rounds)))
     step = longest.step_flops / rate
-    return Layout(gpus, packed, at_once, longest.flops / rate, every, every * step, found, machines)
+    return Layout(gpus, packed, at_once, longest.flops / rate, every, every * step, found, machines, len(rounds) - 1)
 
 
-def _rounds(needs: Sequence[Need]) -> Iterator[list[tuple[Need, int]]]:
-    for at in range(max(len(need.rounds) for need in needs)):
-        yield [(need, need.rounds[at]) for need in needs if at < len(need.rounds)]
+def _rounds(needs: Sequence[Need], places: int) -> Iterator[list[tuple[Need, int]]]:
+    """Yields the runs of each round; after the first look a round has as many seeds as a study with `places` takes."""
+    yield [(need, need.rounds[0]) for need in needs]
+    left = [need for need in needs if len(need.rounds) > 1]
+    at, last = 1, max(len(need.rounds) for need in needs)
+    while at < last:
+        size = min(block_size(len(left), places), last - at)
+        yield [(need, sum(need.rounds[at : at + size])) for need in left if at < len(need.rounds)]
+        at += size
 
 
 def _rate(site: Site, gpus: int, packed: int) -> float:
@@ -195,11 +211,15 @@ def _best_every(need: Need, site: Site, rate: float, *, gpus: int, machines: int
 
 def _work(need: Need, site: Site, rate: float, *, gpus: int, every: int) -> Work:
     behind = need.asynchronous and site.stop is None
+    interval = every * need.step_flops / rate if every else math.inf
+    written = need.checkpoint / site.disk
+    # one must be on the disk before the next
+    save = max(_stop(need, site, gpus), written - interval if behind else 0.0)
     return Work(
         need.flops / rate,
         gpus,
-        interval=every * need.step_flops / rate if every else math.inf,
-        save=_stop(need, site, gpus),
-        restart=site.restart + need.checkpoint / site.disk,
-        behind=need.checkpoint / site.disk if behind else 0.0,
+        interval=interval,
+        save=save,
+        restart=site.restart + written,
+        behind=written if behind else 0.0,
     )
