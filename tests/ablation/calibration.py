@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -212,7 +213,8 @@ def _arm(name: str, role: Any, *, of: str = "", point: dict | None = None, token
 def _row(arm: PlannedArm, runs: np.ndarray) -> Row:
     sizes = (32,) * runs.shape[1]  # a passage is a context of the tiny scale
     stated = Fingerprints(data="", order="", windows="", weights={}, unit="passage", sizes=sizes)
-    log = RunLog(Path(), cast("Any", None), fingerprints=stated)  # a study reads nothing of how a run started
+    started = cast("Any", SimpleNamespace(environment={}))  # a study reads nothing else of how a run started
+    log = RunLog(Path(), started, fingerprints=stated)
     reached = tuple(
         Reached(seed, seed, "", "done", float(run.mean()), log, tuple(run.tolist())) for seed, run in enumerate(runs)
     )
