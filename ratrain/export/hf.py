@@ -21,6 +21,7 @@ from ratrain.errors import UsageError
 from ratrain.export.plain import plain, unpaired
 from ratrain.export.tokenizer_json import tokenizer_files
 from ratrain.model.gpt2 import GPT2
+from ratrain.model.pretrained import gpt2_name
 from ratrain.model.rotary import BASE
 
 _GPT2_ACT = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu2": "relu2"}
@@ -83,18 +84,14 @@ def _gpt2(base: GPT2) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "activation_function": _GPT2_ACT[spec.act], "resid_pdrop": spec.dropout, "embd_pdrop": spec.dropout,
         "attn_pdrop": spec.dropout,
     }  # fmt: skip
-    places = {"norm_1": "ln_1", "attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj", "norm_2": "ln_2",
-              "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}  # fmt: skip
-    tensors = {"wte.weight": base.wte.weight[: spec.vocab_size], "wpe.weight": base.pos.get_parameter("weight")}
-    parts = {"ln_f": base.norm} | {
-        f"h.{layer}.{theirs}": block.get_submodule(ours)
-        for layer, block in enumerate(base.blocks)
-        for ours, theirs in places.items()
-    }
-    for name, part in parts.items():
-        weight, bias = part.get_parameter("weight"), getattr(part, "bias", None)
-        tensors[f"{name}.weight"] = weight.T if weight.dim() > 1 else weight
-        tensors[f"{name}.bias"] = weight.new_zeros(weight.shape[0]) if bias is None else bias
+    tensors = {gpt2_name(name): parameter for name, parameter in base.named_parameters()}
+    tensors.pop("lm_head.weight", None)  # an untied one is added for every class
+    tensors["wte.weight"] = tensors["wte.weight"][: spec.vocab_size]
+    for name, weight in list(tensors.items()):
+        layer = name.removesuffix(".weight")
+        if layer.startswith(("h.", "ln_f")) and name != layer:
+            tensors[name] = weight.T if weight.dim() > 1 else weight
+            tensors.setdefault(f"{layer}.bias", weight.new_zeros(weight.shape[0]))
     return config, {f"transformer.{name}": tensor for name, tensor in tensors.items()}
 
 

@@ -14,9 +14,8 @@ from ratrain.atomic import write_file
 from ratrain.errors import UsageError
 from ratrain.export.plain import plain
 from ratrain.model.gpt2 import GPT2
+from ratrain.model.pretrained import gpt2_name
 
-_BLOCK = {"norm_1": "ln_1", "attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj", "norm_2": "ln_2",
-          "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}  # fmt: skip
 # what nanoGPT's model.py has without an option
 _FIXED = {"norm": "layer", "norm_eps": 1e-5, "pos": "learned", "qk_norm": "none", "act": "gelu", "head": "tied",
           "mlp_ratio": 4.0}  # fmt: skip
@@ -32,9 +31,8 @@ def write_nanogpt(model: GPT2, *, name: str, step: int, loss: float, path: Path)
         if getattr(spec, key) != value:
             raise UsageError(f"{name}: nanoGPT has model.{key} = {value!r} alone, this run has {getattr(spec, key)!r}")
     base = plain(model, name)
-    tensors = {"wte.weight": base.wte.weight[: spec.vocab_size], "wpe.weight": base.pos.get_parameter("weight")}
-    for part, theirs in _parts(spec.n_layer):
-        tensors |= {f"{theirs}.{kind}": tensor for kind, tensor in base.get_submodule(part).named_parameters()}
+    tensors = {gpt2_name(name): parameter for name, parameter in base.named_parameters()}
+    tensors["wte.weight"] = tensors["wte.weight"][: spec.vocab_size]
     state = {f"transformer.{key}": tensor.detach().clone().contiguous() for key, tensor in tensors.items()}
     state["lm_head.weight"] = state["transformer.wte.weight"]
     shape = {"n_layer": spec.n_layer, "n_head": spec.n_head, "n_embd": spec.n_embd, "block_size": spec.block_size}
@@ -44,8 +42,3 @@ def write_nanogpt(model: GPT2, *, name: str, step: int, loss: float, path: Path)
     file = io.BytesIO()
     torch.save(content, file)
     write_file(path, [file.getbuffer()])
-
-
-def _parts(n_layer: int) -> list[tuple[str, str]]:
-    blocks = [(f"blocks.{k}.{ours}", f"h.{k}.{theirs}") for k in range(n_layer) for ours, theirs in _BLOCK.items()]
-    return [*blocks, ("norm", "ln_f")]

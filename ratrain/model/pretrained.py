@@ -108,7 +108,7 @@ def _names(model: GPT2, tensors: Mapping[str, Tensor], path: Path) -> dict[str, 
     Raises DataError if the two sets of names differ, and ManifestError if a patch keeps no place for a base weight.
     """
     with torch.device("meta"):
-        names = {ours: _their_name(ours) for ours, _ in GPT2(model.spec).named_parameters()}
+        names = {ours: gpt2_name(ours) for ours, _ in GPT2(model.spec).named_parameters()}
     missing, extra = sorted(set(names.values()) - set(tensors)), sorted(set(tensors) - set(names.values()))
     if missing:
         raise DataError(f"{path}: lacks {missing[0]}{_more(missing)}")
@@ -124,7 +124,8 @@ def _names(model: GPT2, tensors: Mapping[str, Tensor], path: Path) -> dict[str, 
     return names
 
 
-def _their_name(ours: str) -> str:
+def gpt2_name(ours: str) -> str:
+    """Returns the name in Hugging Face's GPT-2, which is nanoGPT's as well, of a parameter of an unpatched GPT2."""
     module, _, leaf = ours.rpartition(".")
     if module in _TOP:
         return f"{_TOP[module]}.{leaf}"
