@@ -84,7 +84,7 @@ def _gpt2(base: GPT2) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "activation_function": _GPT2_ACT[spec.act], "resid_pdrop": spec.dropout, "embd_pdrop": spec.dropout,
         "attn_pdrop": spec.dropout,
     }  # fmt: skip
-    tensors = {gpt2_name(name): parameter for name, parameter in base.named_parameters()}
+    tensors: dict[str, Tensor] = {gpt2_name(name): parameter for name, parameter in base.named_parameters()}
     tensors.pop("lm_head.weight", None)  # an untied one is added for every class
     tensors["wte.weight"] = tensors["wte.weight"][: spec.vocab_size]
     for name, weight in list(tensors.items()):

@@ -9,6 +9,7 @@ import io
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ratrain.atomic import write_file
 from ratrain.errors import UsageError
@@ -31,7 +32,7 @@ def write_nanogpt(model: GPT2, *, name: str, step: int, loss: float, path: Path)
         if getattr(spec, key) != value:
             raise UsageError(f"{name}: nanoGPT has model.{key} = {value!r} alone, this run has {getattr(spec, key)!r}")
     base = plain(model, name)
-    tensors = {gpt2_name(name): parameter for name, parameter in base.named_parameters()}
+    tensors: dict[str, Tensor] = {gpt2_name(name): parameter for name, parameter in base.named_parameters()}
     tensors["wte.weight"] = tensors["wte.weight"][: spec.vocab_size]
     state = {f"transformer.{key}": tensor.detach().clone().contiguous() for key, tensor in tensors.items()}
     state["lm_head.weight"] = state["transformer.wte.weight"]
