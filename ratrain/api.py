@@ -31,7 +31,7 @@ from ratrain.contracts import SMALL
 from ratrain.contracts.meaning import require_meaning
 from ratrain.contracts.verify import Verdict
 from ratrain.contracts.verify import verify as check_contracts
-from ratrain.data.tokenizer import load_tokenizer
+from ratrain.data.tokenizer import tokenizer_of
 from ratrain.errors import Fault, ManifestError
 from ratrain.events import Emit, Event, Sampled, Window
 from ratrain.machine.device import pick_device
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from ratrain.ablation.results import Row
     from ratrain.ablation.running.board import Board, LineBoard, Standing
     from ratrain.ablation.running.execute import Runner
+    from ratrain.data.recall.symbols import Symbols
     from ratrain.statistics.verdict import Verdict as StudyVerdict
 
 Pathlike = str | PathLike[str]
@@ -116,7 +117,7 @@ class Loaded:
 
     model: GPT2
     manifest: Manifest
-    tokenizer: tiktoken.Encoding
+    tokenizer: tiktoken.Encoding | Symbols
 
 
 def read_manifest(
@@ -395,7 +396,7 @@ def load(
         manifest = read_manifest(name, scale=scale, overrides=overrides).manifest
         torch.manual_seed(0)
         model = build(manifest, device=place).eval()
-    return Loaded(model, manifest, load_tokenizer(manifest.data.tokenizer))
+    return Loaded(model, manifest, tokenizer_of(manifest.data))
 
 
 def verify(

@@ -166,7 +166,8 @@ class Evaluated(Event):
     tokens: int
     seconds: float
     parts: tuple[float, ...] = ()  # mean loss of each document or passage (Fingerprints.unit)
-    bits_per_byte: float | None = None  # None in runs before December 2026
+    bits_per_byte: float | None = None  # None in runs before December 2026, and for recall tasks
+    accuracy: float | None = None  # of the answers of a recall task, in [0, 1]; None for text
 
 
 @dataclass(frozen=True)

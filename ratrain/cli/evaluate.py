@@ -6,8 +6,12 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, count, run_arguments
+
+if TYPE_CHECKING:
+    from ratrain.run.evaluate import HeldOut
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,14 +32,17 @@ def _eval(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({name: asdict(held) for name, held in found.items()}))
         return
-    head = ("run", "step", "nats per token", "bits per byte", "tokens", "windows")
-    cells = [
-        (name, f"{held.step:,}", f"{held.loss:.4f}", f"{held.bits_per_byte:.4f}", f"{held.tokens:,}", held.windows)
-        for name, held in found.items()
-    ]
+    head = ("run", "step", "nats per token", "bits per byte", "right answers", "tokens", "windows")
+    cells = [_cells(name, held) for name, held in found.items()]
     print(table([head, *cells]))
     if len({held.windows for held in found.values()}) > 1:
         print("the windows differ: these losses cannot be compared, bits per byte only as far as the texts are alike")
+
+
+def _cells(name: str, held: HeldOut) -> tuple[str, ...]:
+    bits = "-" if held.bits_per_byte is None else f"{held.bits_per_byte:.4f}"
+    right = "-" if held.accuracy is None else f"{100 * held.accuracy:.2f} %"
+    return name, f"{held.step:,}", f"{held.loss:.4f}", bits, right, f"{held.tokens:,}", held.windows
 
 
 def _warn(message: str) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ratrain.checksum import sha256_of
 from ratrain.config.find import did_you_mean
 from ratrain.config.read import Source
+from ratrain.config.recall import SYMBOLS, room_faults
 from ratrain.config.schema import ActivationSection, Manifest, OneOf, OptimSection
 from ratrain.config.toml import dotted
 from ratrain.config.validation import Key, fault_at, faults_of, key_homes, model_in, shown
@@ -155,6 +156,7 @@ def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
     """Returns the faults of keys that are valid alone but not together."""
     found = [
         *_init_faults(manifest),
+        *_data_faults(manifest),
         *_schedule_faults(manifest),
         *_activation_faults(manifest),
         *_prune_faults(manifest),
@@ -163,11 +165,24 @@ def _cross_checks(manifest: Manifest, source: Source) -> list[Fault]:
     if budget.tokens is not None and budget.tokens < per_step:
         sizes = f"{manifest.train.batch} x {manifest.model.block_size} = {per_step}"
         found.append((("train", "budget", "tokens"), f"must be at least one step of {sizes}, got {budget.tokens}"))
-    size = VOCAB_SIZES.get(manifest.data.tokenizer, manifest.model.vocab_size)
-    if manifest.model.vocab_size != size:
-        message = f"must be {size}, the size of tokenizer {manifest.data.tokenizer!r}, got {manifest.model.vocab_size}"
-        found.append((("model", "vocab_size"), message))
     return [fault_at(source, key, message) for key, message in found]
+
+
+def _data_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
+    """Yields faults of a tokenizer that does not fit the vocabulary or the source, and of rows without room."""
+    data, spec = manifest.data, manifest.model
+    if data.is_recall != (data.tokenizer == SYMBOLS):
+        wanted = repr(SYMBOLS) if data.is_recall else " or ".join(map(repr, VOCAB_SIZES))
+        yield ("data", "tokenizer"), f"source {data.source!r} needs {wanted}, got {data.tokenizer!r}"
+        return
+    size = VOCAB_SIZES.get(data.tokenizer, spec.vocab_size)
+    if spec.vocab_size != size:
+        message = f"must be {size}, the size of tokenizer {data.tokenizer!r}, got {spec.vocab_size}"
+        yield ("model", "vocab_size"), message
+    if data.is_recall:
+        sizes = {"block_size": spec.block_size, "vocab_size": spec.vocab_size}
+        for key, message in room_faults(data.source, pairs=data.pairs, distance=data.distance, **sizes):
+            yield ("data", key), message
 
 
 def _init_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from ratrain.config.recall import RECALL
+
 VOCAB_MULTIPLE = 128  # rows of the token table are padded to this; matrix tiles on every device divide it
 
 
@@ -102,8 +104,34 @@ class ModelSpec(Section):
 
 
 class DataSection(Section):
-    source: str = Field(default="shakespeare", description="'shakespeare' (embedded), or a folder of .bin token shards")
-    tokenizer: str = Field(default="shakespeare2k", description="'shakespeare2k' or 'gpt2'; decodes samples")
+    """The text, or the recall task: then the answers alone are predicted (docs/recall.md)."""
+
+    source: str = Field(
+        default="shakespeare",
+        description="'shakespeare' (embedded), a folder of .bin token shards, or a recall task: 'mqar', 'induction', "
+        "'copy', 'needle'",
+    )
+    tokenizer: str = Field(
+        default="shakespeare2k", description="'shakespeare2k' or 'gpt2'; decodes samples. Recall tasks: 'symbols'"
+    )
+    pairs: PositiveInt = Field(default=8, description="recall: pairs or symbols to remember in a row")
+    distance: NonNegativeInt = Field(default=0, description="recall: least tokens between them and the first answer")
+    noise: float = Field(default=0.0, ge=0, le=1, description="recall: probability that a filler token is not blank")
+
+    @property
+    def is_recall(self) -> bool:
+        return self.source in RECALL
+
+    @model_validator(mode="after")
+    def _reads(self):
+        unread = sorted(self.model_fields_set & {"pairs", "distance", "noise"})
+        if unread and not self.is_recall:
+            raise ValueError(f"source = {self.source!r} does not read {', '.join(unread)}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _read_keys(self, dump):
+        return {key: value for key, value in dump(self).items() if self.is_recall or key in ("source", "tokenizer")}
 
 
 class OptimSection(Section):

@@ -8,19 +8,29 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tiktoken
 import torch
 
 from ratrain.checksum import sha256_of
+from ratrain.config.recall import RECALL
 from ratrain.config.schema import DataSection
 from ratrain.data import corpora
 from ratrain.data.cache import cache_folder, remembered
 from ratrain.data.hub import SETS
 from ratrain.data.ngram import TRAIN_CAP, ngram_nats
-from ratrain.data.sampling import Sampler, require_window, sample_rows, validation_clusters, validation_windows
+from ratrain.data.recall.source import Recall
+from ratrain.data.sampling import (
+    Clusters,
+    Sampler,
+    Windows,
+    require_window,
+    sample_rows,
+    validation_clusters,
+    validation_windows,
+)
 from ratrain.data.shard_writer import STATE
 from ratrain.data.shards import (
     Shard,
@@ -33,14 +43,16 @@ from ratrain.data.shards import (
     write_meta,
     write_shard,
 )
-from ratrain.data.tokenizer import load_tokenizer
+from ratrain.data.tokenizer import bits_per_byte, load_tokenizer
 from ratrain.errors import CannotCreateError, DataError, DiskError, Fault, ManifestError, MissingError
 
 __all__ = [
     "Corpus",
+    "Data",
     "Sampler",
     "ngram_losses",
     "open_corpus",
+    "open_data",
     "require_window",
     "sample_rows",
     "validation_clusters",
@@ -60,6 +72,47 @@ class Corpus:
     val: TokenStream
     tokenizer: tiktoken.Encoding
     fingerprint: str
+    is_text: ClassVar[bool] = True
+
+    @property
+    def train_tokens(self) -> int:
+        return len(self.train)
+
+    @property
+    def val_tokens(self) -> int:
+        return len(self.val)
+
+    def sampler(self, *, seed: int, batch: int, block_size: int, rank: int = 0, world: int = 1) -> Sampler:
+        """Returns the sampler of training batches; see `Sampler`."""
+        options = {"seed": seed, "batch": batch, "block_size": block_size, "vocab_size": self.tokenizer.n_vocab}
+        return Sampler(self.train, **options, rank=rank, world=world)
+
+    def validation(self, *, block_size: int, count: int) -> Windows:
+        """Returns at most `count` validation windows; see `validation_windows`."""
+        return Windows.of_text(validation_windows(self.val, block_size=block_size, count=count))
+
+    def clusters(self, windows: Windows) -> Clusters:
+        """Returns the clusters of the targets of `windows`, which `validation` returned."""
+        count, block_size = windows.targets.shape
+        return validation_clusters(self.val, block_size=block_size, count=count, eot=self.tokenizer.eot_token)
+
+    def baselines(self, windows: Windows) -> dict[str, float]:
+        """Returns nats per token of n-gram models on `windows`; see `ngram_losses`."""
+        return ngram_losses(self, windows.tokens, self.tokenizer.n_vocab)
+
+    def bits_per_byte(self, loss: float, targets: np.ndarray) -> float:
+        """Converts a mean loss in nats over `targets` to bits per byte of their text; see `bits_per_byte`."""
+        return bits_per_byte(loss, targets, self.tokenizer.name)
+
+
+Data = Corpus | Recall  # of a run
+
+
+def open_data(section: DataSection, *, vocab_size: int, block_size: int) -> Data:
+    """Opens the corpus or recall task that `section` names. Raises as `open_corpus`."""
+    if section.source in RECALL:
+        return Recall(section, vocab_size=vocab_size, block_size=block_size)
+    return open_corpus(section, vocab_size=vocab_size, block_size=block_size)
 
 
 def open_corpus(section: DataSection, *, vocab_size: int, block_size: int = 0) -> Corpus:

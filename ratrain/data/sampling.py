@@ -42,29 +42,58 @@ class Sampler:
         rank: int = 0,
         world: int = 1,
     ):
-        assert 0 <= rank < world
-        if batch % world:
-            raise ManifestError([Fault("", "train.batch", f"{batch} sequences do not divide among {world} processes")])
+        self.rows = local_rows(batch, rank=rank, world=world)
         require_window(tokens, block_size)
         self.tokens, self.seed, self.batch_size, self.block_size = tokens, seed, batch, block_size
         self.vocab_size = vocab_size
-        self.rows = slice(rank * batch // world, (rank + 1) * batch // world)
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns inputs and targets of `step`, int64 [B / N, T] each; the targets are the inputs shifted by one.
 
         Raises DataError if a token id is outside the vocabulary: the file changed after validation.
         """
-        offsets = sample_rows(
-            len(self.tokens), seed=self.seed, step=step, batch=self.batch_size, block_size=self.block_size
-        )
-        windows = _windows(self.tokens, offsets[self.rows], self.block_size)
+        windows = _windows(self.tokens, self.order(step)[self.rows], self.block_size)
         if int(windows.max()) >= self.vocab_size:  # on a GPU the lookup would end the process
             raise DataError(
                 f"{self.tokens.name}: step {step} reads id {int(windows.max())} of a vocabulary of {self.vocab_size}: "
                 "a file was overwritten while in use"
             )
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+    def order(self, step: int) -> np.ndarray:
+        """Returns the offsets of the whole batch of `step`, int64 [B], also for a digest of the order of the data."""
+        options = {"seed": self.seed, "batch": self.batch_size, "block_size": self.block_size}
+        return sample_rows(len(self.tokens), step=step, **options)
+
+
+def local_rows(batch: int, *, rank: int, world: int) -> slice:
+    """Returns the rows of process `rank` in a batch. Raises ManifestError if they do not divide."""
+    assert 0 <= rank < world
+    if batch % world:
+        raise ManifestError([Fault("", "train.batch", f"{batch} sequences do not divide among {world} processes")])
+    return slice(rank * batch // world, (rank + 1) * batch // world)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Validation rows: inputs and targets, int64 [n, T] each; a target of -1 is not predicted."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+    @classmethod
+    def of_text(cls, tokens: torch.Tensor) -> Windows:
+        """Takes windows [n, T + 1] in which each token is predicted from those before it."""
+        return cls(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """Every token once: text as windows [n, T + 1], other rows as inputs followed by targets [n, 2 T]."""
+        is_text = self.inputs[:, 1:].equal(self.targets[:, :-1])
+        return torch.cat([self.inputs, self.targets[:, -1:] if is_text else self.targets], dim=1)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
 
 
 def validation_windows(tokens: TokenStream, *, block_size: int, count: int) -> torch.Tensor:
@@ -87,8 +116,9 @@ def _validation_offsets(tokens: TokenStream, block_size: int, count: int) -> np.
 class Clusters:
     """Clusters of the targets of the validation windows: the sampling units of the evaluation.
 
-    `of` [n, T] is the cluster index of each target, from 0. `unit` is "document", or "passage" (one window) if the
-    windows hold fewer than 10 documents: too few to generalise to other documents.
+    `of` [n, T] is the cluster index of each target, from 0, or -1 of a target that is not predicted. `unit` is
+    "document", or "passage" (one window) if the windows hold fewer than 10 documents: too few to generalise to other
+    documents.
     """
 
     unit: str
@@ -97,11 +127,12 @@ class Clusters:
     @property
     def sizes(self) -> torch.Tensor:
         """Targets per cluster, [K]."""
-        return torch.bincount(self.of.flatten())
+        return torch.bincount(self.of[self.of >= 0])
 
     def means(self, losses: torch.Tensor) -> torch.Tensor:
         """Averages losses [n, T] by cluster; float64 [K]."""
-        return torch.bincount(self.of.flatten(), losses.flatten().double()) / self.sizes
+        counted = self.of >= 0
+        return torch.bincount(self.of[counted], losses[counted].double()) / self.sizes
 
 
 def validation_clusters(tokens: TokenStream, *, block_size: int, count: int, eot: int) -> Clusters:

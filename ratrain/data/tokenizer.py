@@ -1,4 +1,4 @@
-"""The two vocabularies shipped with the package, as tiktoken encodings; no network, no download."""
+"""The two vocabularies shipped with the package, as tiktoken encodings, and the symbols of recall tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import functools
 import numpy as np
 import tiktoken
 
+from ratrain.config.schema import DataSection
 from ratrain.data import corpora
+from ratrain.data.recall.symbols import Symbols
 from ratrain.errors import MissingError
 
 VOCAB = {"gpt2": 50257, "shakespeare2k": 2048}  # size, including <|endoftext|>, which has the last id
@@ -16,6 +18,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 # GPT-2's pre-tokenisation; possessive quantifiers avoid slow backtracking on any text
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+def tokenizer_of(section: DataSection) -> tiktoken.Encoding | Symbols:
+    """Returns the tokenizer of a manifest's data. Raises MissingError as `load_tokenizer`."""
+    return Symbols() if section.is_recall else load_tokenizer(section.tokenizer)
 
 
 @functools.cache

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ratrain import events
 from ratrain.config.schema import Manifest
-from ratrain.data.tokenizer import bits_per_byte
 from ratrain.engine import run_events
 from ratrain.engine.divergence import Divergence
 from ratrain.engine.fingerprints import fingerprints
@@ -75,7 +74,7 @@ class Engine:
             attention=attention,  # None: the backend is chosen when the run begins
         )
         self.manifest, self.device, self.world = manifest, device, self.setup.world
-        self.corpus, self.model, self.evaluator = self.setup.corpus, self.setup.model, self.setup.evaluator
+        self.data, self.model, self.evaluator = self.setup.data, self.setup.model, self.setup.evaluator
         self.train_step, self.precision = self.setup.step, self.setup.precision
         self.parts = parts_of(self.setup)
         self.progress = Progress.of(manifest)
@@ -306,12 +305,13 @@ class Engine:
             for part in self.parts:
                 stack.enter_context(part.evaluating())
             losses = self.evaluator.losses()
-            loss = float(losses.mean())
+            loss = self.evaluator.mean(losses)
+            accuracy = None if self.data.is_text else self.evaluator.mean(self.evaluator.hits())
         step = self.progress.steps
         self.progress.last_loss, self.progress.evaluated_at = loss, step
         means = tuple(self.setup.clusters.means(losses).tolist())
-        bits = bits_per_byte(loss, self.evaluator.targets, self.manifest.data.tokenizer)
-        self.emit(events.Evaluated(step, loss, self.evaluator.tokens, took(), means, bits))
+        bits = self.data.bits_per_byte(loss, self.evaluator.targets)
+        self.emit(events.Evaluated(step, loss, self.evaluator.tokens, took(), means, bits, accuracy))
         for part in self.parts:
             self._publish(part.after_evaluation(self.progress.now, loss))
         self.divergence.check_loss(loss)
@@ -372,7 +372,7 @@ class Engine:
     def _drawn(self) -> str:
         self.model.eval()
         unpin(self.model)  # the backend chosen for training may not support generation
-        prompt = torch.tensor([self.corpus.tokenizer.eot_token], device=self.device)
+        prompt = torch.tensor([self.data.tokenizer.eot_token], device=self.device)
         # each cache length is a new shape: compiling a graph for each would take longer than the run
         with self.precision.forward(), torch.compiler.set_stance("force_eager"):
             try:
@@ -380,7 +380,7 @@ class Engine:
             except FloatingPointError as error:  # finite weights, also averaged ones, can still overflow
                 raise self.divergence.found(str(error)) from error
         self.model.train()
-        return self.corpus.tokenizer.decode(tokens)
+        return self.data.tokenizer.decode(tokens)
 
     @contextmanager
     def _divergence_published(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ratrain.data.sampling import sample_rows
 from ratrain.engine.setup import Setup
 from ratrain.events import Fingerprints
 from ratrain.model.digests import DIGITS, digest, digest_of
@@ -14,13 +13,11 @@ _STEPS = 8  # number of steps whose batches are digested; every batch is drawn b
 
 def fingerprints(setup: Setup) -> Fingerprints:
     """Computes the digests before the first step; parameters of patches are left out."""
-    m, tokens = setup.manifest, setup.corpus.train
-    options = {"seed": m.seed.order, "batch": m.train.batch, "block_size": m.model.block_size}
-    order = np.stack([sample_rows(len(tokens), step=step, **options) for step in range(_STEPS)])
+    order = np.stack([setup.sampler.order(step) for step in range(_STEPS)])
     return Fingerprints(
-        data=setup.corpus.fingerprint[:DIGITS],
+        data=setup.data.fingerprint[:DIGITS],
         order=digest(order.tobytes()),
-        windows=digest_of(setup.evaluator.real_windows),
+        windows=digest_of(setup.evaluator.windows.tokens),
         weights=setup.digests,
         unit=setup.clusters.unit,
         sizes=tuple(setup.clusters.sizes.tolist()),

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from ratrain import events
 from ratrain.config.identity import plain, recipe_hash, run_hash
 from ratrain.config.resolve import steps_total, tokens_per_step
-from ratrain.data.corpus import ngram_losses
 from ratrain.engine.parts.part import Readings
 from ratrain.engine.progress import Progress
 from ratrain.engine.setup import Setup
@@ -35,15 +34,15 @@ def run_started(setup: Setup) -> events.RunStarted:
         parameters=cost.parameters,
         flops_per_token=cost.train_flops_per_token,
         kv_bytes_per_token=cost.kv_bytes_per_token(4 if manifest.train.precision == "fp32" else 2),
-        train_tokens=len(setup.corpus.train),
-        val_tokens=len(setup.corpus.val),
+        train_tokens=setup.data.train_tokens,
+        val_tokens=setup.data.val_tokens,
         budget=manifest.train.budget.model_dump(exclude_none=True),
         total_steps=steps_total(manifest),
         tokens_per_step=tokens_per_step(manifest),
         peak_flops=setup.peak,
         manifest=plain(manifest),
         environment=environment(setup.device),
-        baselines=ngram_losses(setup.corpus, setup.evaluator.real_windows, manifest.model.vocab_size),
+        baselines=setup.data.baselines(setup.evaluator.windows),
     )
 
 

@@ -9,8 +9,9 @@ import torch
 
 from ratrain.config.identity import Parent
 from ratrain.config.schema import Manifest
-from ratrain.data.corpus import Corpus, open_corpus
-from ratrain.data.sampling import Clusters, Sampler, validation_clusters, validation_windows
+from ratrain.data.corpus import Data, open_data
+from ratrain.data.recall.source import RecallSampler
+from ratrain.data.sampling import Clusters, Sampler
 from ratrain.engine.assembly import assemble
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.phases import Phases
@@ -39,8 +40,8 @@ class Setup:
     checkpoints: Path
     branch: Branch | None
     phases: Phases
-    corpus: Corpus
-    sampler: Sampler
+    data: Data
+    sampler: Sampler | RecallSampler
     clusters: Clusters  # groups of validation targets that share a document: the unit of bootstraps
     model: GPT2
     pretrained: Loaded | None
@@ -71,19 +72,10 @@ def set_up(
     keep_freed_memory()
     set_determinism(manifest.train.deterministic, device)
     spec, train = manifest.model, manifest.train
-    corpus = open_corpus(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
-    sampler = Sampler(
-        corpus.train,
-        seed=manifest.seed.order,
-        batch=train.batch,
-        block_size=spec.block_size,
-        vocab_size=spec.vocab_size,
-        rank=world.rank,
-        world=world.size,
-    )
-    cut = {"block_size": spec.block_size, "count": manifest.eval.windows}
-    windows = validation_windows(corpus.val, **cut)
-    clusters = validation_clusters(corpus.val, **cut, eot=corpus.tokenizer.eot_token)
+    data = open_data(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
+    order = {"seed": manifest.seed.order, "batch": train.batch, "block_size": spec.block_size}
+    sampler = data.sampler(**order, rank=world.rank, world=world.size)
+    windows = data.validation(block_size=spec.block_size, count=manifest.eval.windows)
     torch.manual_seed(seed_of(manifest.seed.order, "dropout", world.rank))
     model = build(manifest, device=device)
     begins = branch is None and not listed(checkpoints)  # otherwise the weights come from a checkpoint
@@ -101,9 +93,9 @@ def set_up(
         checkpoints=checkpoints,
         branch=branch,
         phases=Phases(emit, device),
-        corpus=corpus,
+        data=data,
         sampler=sampler,
-        clusters=clusters,
+        clusters=data.clusters(windows),
         model=model,
         pretrained=pretrained,
         cost=cost,

@@ -50,7 +50,7 @@ class RunState:
         state = {
             "run_hash": run_hash(setup.manifest, setup.parent),
             "optim": type(setup.manifest.optim).kind,
-            "data": setup.corpus.fingerprint,
+            "data": setup.data.fingerprint,
             "machine": _machine(setup),
             "attention": setup.attention.record() if setup.attention else None,
             "optimizer": plain,
@@ -204,7 +204,7 @@ def _check_origin(setup: Setup, checkpoint: Checkpoint, path: Path) -> list[str]
     state = checkpoint.state
     if state["run_hash"] != run_hash(setup.manifest, setup.parent):
         raise DataError(f"{path}: was written by another manifest (run hash {state['run_hash'][:8]})")
-    if state["data"] != setup.corpus.fingerprint:
+    if state["data"] != setup.data.fingerprint:
         raise DataError(f"{path}: was trained on other data than {setup.manifest.data.source} now holds")
     if state["machine"] == _machine(setup):
         return []

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ratrain.config.recall import SYMBOLS
 from ratrain.data.tokenizer import END_OF_TEXT, byte_letters, ranks_of
 
 
 def tokenizer_files(name: str, *, length: int) -> dict[str, Any]:
-    """Returns the contents of tokenizer.json and tokenizer_config.json; `length` is the model's longest context."""
+    """Returns the contents of tokenizer.json and tokenizer_config.json; `length` is the model's longest context.
+
+    The symbols of a recall task have no such files: their text is their numbers.
+    """
+    if name == SYMBOLS:
+        return {}
     ranks = ranks_of(name)
     letters = {byte: letter for letter, byte in byte_letters().items()}
 

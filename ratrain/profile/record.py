@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ratrain.config.schema import Manifest
-from ratrain.data.corpus import open_corpus
-from ratrain.data.sampling import Sampler
+from ratrain.data.corpus import open_data
 from ratrain.engine.assembly import train_step
 from ratrain.engine.step import TrainStep
 from ratrain.machine.compile import keep_compiled_code
@@ -56,14 +55,10 @@ class Stepper:
 
     def __init__(self, manifest: Manifest, device: torch.device):
         self.manifest, self.device = manifest, device
-        corpus = open_corpus(manifest.data, vocab_size=manifest.model.vocab_size, block_size=manifest.model.block_size)
-        self.sampler = Sampler(
-            corpus.train,
-            seed=manifest.seed.order,
-            batch=manifest.train.batch,
-            block_size=manifest.model.block_size,
-            vocab_size=manifest.model.vocab_size,
-        )
+        spec = manifest.model
+        data = open_data(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
+        order = {"seed": manifest.seed.order, "batch": manifest.train.batch, "block_size": spec.block_size}
+        self.sampler = data.sampler(**order)
         torch.manual_seed(seed_of(manifest.seed.order, "dropout", 0))
         self.model, self.step = train_step(manifest, lr=manifest.schedule.lr, device=str(device))
         self.gradients: set[int] = set()

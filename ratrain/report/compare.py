@@ -18,22 +18,30 @@ _NAMES = ("id", "title", "same_as", "origin", "seed")  # keys that identify a ru
 
 def compare_rows(logs: Sequence[RunLog]) -> list[tuple[str, ...]]:
     """Returns a head line and a line per run: name, status, progress, losses and costs."""
-    head = ("run", "scale", "status", "step", "tokens", "val loss", "vs first", "bits/byte", "windows", "train loss")
+    recalls = any(log.evaluated and log.evaluated[-1].accuracy is not None for log in logs)
+    told = ("bits/byte", "right") if recalls else ("bits/byte",)
+    head = ("run", "scale", "status", "step", "tokens", "val loss", "vs first", *told, "windows", "train loss")
     rows: list[tuple[str, ...]] = [(*head, "parameters", "FLOPs/token", "KV bytes/token", "peak MiB")]
     first = _last(logs[0]) if logs else None
     for name, log in named(logs).items():
         loss, start, window = _last(log), log.started, log.windows[-1] if log.windows else None
         alike = log is not logs[0] and not on_other_windows(logs[0], log)
         less = f"{loss - first:+.4f}" if alike and loss is not None and first is not None else NONE
-        bits = log.evaluated[-1].bits_per_byte if log.evaluated else None
         costs = (f"{cost:,.0f}" for cost in (start.parameters, start.flops_per_token, start.kv_bytes_per_token))
         peak = f"{peak_memory(log) / 2**20:,.0f}" if window else NONE
         went = (f"{window.step:,}", f"{window.tokens:,}") if window else (NONE, NONE)
         reached = NONE if loss is None else f"{loss:.4f}"
         trained = f"{window.losses[-1]:.4f}" if window and window.losses else NONE
-        measured = (reached, less, NONE if bits is None else f"{bits:.4f}", windows_of(log)[:8] or NONE)
+        measured = (reached, less, *_told(log)[: len(told)], windows_of(log)[:8] or NONE)
         rows.append((name, start.scale, log.status, *went, *measured, trained, *costs, peak))
     return rows
+
+
+def _told(log: RunLog) -> tuple[str, str]:
+    """Returns bits per byte and the accuracy of the last evaluation."""
+    last = log.evaluated[-1] if log.evaluated else None
+    bits, accuracy = (None, None) if last is None else (last.bits_per_byte, last.accuracy)
+    return NONE if bits is None else f"{bits:.4f}", NONE if accuracy is None else f"{100 * accuracy:.2f} %"
 
 
 def windows_of(log: RunLog) -> str:

@@ -6,7 +6,7 @@ import math
 
 import tomli
 
-from ratrain.events import NOT_CAUSAL
+from ratrain.events import NOT_CAUSAL, Evaluated
 from ratrain.report.figures import gate_figures, loss_figure
 from ratrain.report.gates import gate_rows
 from ratrain.report.html import render
@@ -25,10 +25,7 @@ def facts(log: RunLog) -> list[tuple[str, str]]:
         ("parameters", f"{start.parameters:,}"),
     ]
     if log.evaluated:
-        loss = log.evaluated[-1].loss
-        bits = log.evaluated[-1].bits_per_byte
-        told = "" if bits is None else f", {bits:.4f} bits per byte"
-        rows.append(("validation loss", f"{loss:.4f} nats per token{told}, perplexity {math.exp(min(loss, 700)):.2f}"))
+        rows += _evaluated(log.evaluated[-1])
     if log.pruning:
         rows.append(("pruned weights", pruned_in_short(log.pruning)))
     if windows:
@@ -43,6 +40,16 @@ def facts(log: RunLog) -> list[tuple[str, str]]:
     rows += [("warning", text) for text in dict.fromkeys(log.warnings) if NOT_CAUSAL in text]
     rows += [(f"the reference: {name}", text) for name, text in _origin(log)]
     return rows
+
+
+def _evaluated(last: Evaluated) -> list[tuple[str, str]]:
+    """Returns the last validation loss of a text, or that of a recall task with its accuracy, as name and text."""
+    if last.accuracy is not None:
+        loss = ("validation loss", f"{last.loss:.4f} nats per answer, {last.tokens:,} answers")
+        return [loss, ("right answers", f"{100 * last.accuracy:.2f} %")]
+    told = "" if last.bits_per_byte is None else f", {last.bits_per_byte:.4f} bits per byte"
+    perplexity = math.exp(min(last.loss, 700))
+    return [("validation loss", f"{last.loss:.4f} nats per token{told}, perplexity {perplexity:.2f}")]
 
 
 def _origin(log: RunLog) -> list[tuple[str, str]]:

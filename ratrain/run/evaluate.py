@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 
 from ratrain.config.schema import Manifest
-from ratrain.data.corpus import open_corpus
-from ratrain.data.sampling import validation_windows
-from ratrain.data.tokenizer import bits_per_byte
+from ratrain.data.corpus import open_data
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.step import Precision
 from ratrain.machine.device import pick_device
@@ -22,17 +20,18 @@ from ratrain.run.sample import load_step
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The loss in nats per token on `tokens` targets, and in bits per byte of their text.
+    """The loss in nats per token on `tokens` targets, and in bits per byte of their text; for a recall task accuracy.
 
     `windows` and `corpus` are digests: only losses on the same windows can be compared.
     """
 
     step: int
     loss: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     tokens: int
     windows: str
     corpus: str
+    accuracy: float | None = None
 
 
 def evaluate(run: Path, *, device: str, warn: Callable[[str], None], count: int | None = None) -> HeldOut:
@@ -48,12 +47,14 @@ def evaluate(run: Path, *, device: str, warn: Callable[[str], None], count: int 
 
 @torch.no_grad()
 def held_out(manifest: Manifest, model: GPT2, step: int, *, count: int | None = None) -> HeldOut:
-    """Evaluates a model, in eval mode, on validation windows of the manifest's corpus. Raises as `open_corpus`."""
+    """Evaluates a model, in eval mode, on validation windows of the manifest's corpus. Raises as `open_data`."""
     spec = manifest.model
-    corpus = open_corpus(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
-    windows = validation_windows(corpus.val, block_size=spec.block_size, count=count or manifest.eval.windows)
+    data = open_data(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
+    windows = data.validation(block_size=spec.block_size, count=count or manifest.eval.windows)
     precision = Precision(manifest.train.precision, model)
     evaluator = Evaluator(model, windows, precision=precision, batch=manifest.train.micro_batch)
-    loss = float(evaluator.losses().mean())
-    bits = bits_per_byte(loss, evaluator.targets, manifest.data.tokenizer)
-    return HeldOut(step, loss, bits, evaluator.tokens, digest_of(windows), corpus.fingerprint[:DIGITS])
+    loss = evaluator()
+    bits = data.bits_per_byte(loss, evaluator.targets)
+    accuracy = None if data.is_text else evaluator.mean(evaluator.hits())
+    digests = digest_of(windows.tokens), data.fingerprint[:DIGITS]
+    return HeldOut(step, loss, bits, evaluator.tokens, *digests, accuracy)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ratrain.config.schema import Manifest
-from ratrain.data.corpus import open_corpus
-from ratrain.data.sampling import validation_windows
+from ratrain.data.corpus import open_data
+from ratrain.data.sampling import Windows
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.step import Precision
 from ratrain.machine.device import pick_device
@@ -50,8 +49,8 @@ def prune_eval(
     manifest, trained = load_run(run, device=pick_device(device), warn=warn)
     others = {name: patch for name, patch in manifest.patch.items() if type(patch).kind != _KIND}
     spec, dense = manifest.model, _with(manifest, others, trained)
-    corpus = open_corpus(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
-    windows = validation_windows(corpus.val, block_size=spec.block_size, count=manifest.eval.windows)
+    data = open_data(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
+    windows = data.validation(block_size=spec.block_size, count=manifest.eval.windows)
     loss = _loss(manifest, dense, windows)
     yield _row("dense", "-", 1.0, loss, loss, dense, manifest)
     for rule in rules:
@@ -76,7 +75,7 @@ def _with(manifest: Manifest, patches: dict[str, Any], trained: GPT2) -> GPT2:
 
 
 @torch.no_grad()
-def _loss(manifest: Manifest, model: GPT2, windows: Tensor) -> float:
+def _loss(manifest: Manifest, model: GPT2, windows: Windows) -> float:
     precision = Precision(manifest.train.precision, model)
     return Evaluator(model, windows, precision=precision, batch=manifest.train.micro_batch)()
 

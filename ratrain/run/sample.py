@@ -10,9 +10,9 @@ import torch
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
-from ratrain.data.tokenizer import load_tokenizer
+from ratrain.data.tokenizer import tokenizer_of
 from ratrain.engine.parts.fitting import fittable, unfitted
-from ratrain.errors import DataError, MissingError
+from ratrain.errors import DataError, MissingError, UsageError
 from ratrain.machine.device import pick_device
 from ratrain.model.build import build
 from ratrain.model.generate import DecodingStats, generate
@@ -37,9 +37,8 @@ def sample(
 ) -> Iterator[str]:
     """Yields the prompt, then pieces of text sampled from the run's newest checkpoint that verifies."""
     manifest, model = load_run(find_run(run, root), device=pick_device(device), warn=warn)
-    tokenizer = load_tokenizer(manifest.data.tokenizer)
-    # as in training, a document begins after the end-of-text token
-    context = [tokenizer.eot_token, *tokenizer.encode_ordinary(prompt)]
+    tokenizer = tokenizer_of(manifest.data)
+    context = _prompt_of(manifest, prompt)
     yield prompt
     tokens = torch.tensor(context, device=model.wte.weight.device)
     held = b""  # bytes of an incomplete character
@@ -53,6 +52,15 @@ def sample(
             held = b""
     if on_stats:
         on_stats(_stats_lines(stats, model))
+
+
+def _prompt_of(manifest: Manifest, text: str) -> list[int]:
+    """Returns the tokens of a prompt; as in training, a document begins after the end-of-text token."""
+    tokenizer, size = tokenizer_of(manifest.data), manifest.model.vocab_size
+    context = [tokenizer.eot_token, *tokenizer.encode_ordinary(text)]
+    if beyond := next((token for token in context if token >= size), None):
+        raise UsageError(f"--prompt: {beyond} is no symbol: the vocabulary ends at {size - 1}")
+    return context
 
 
 def _finite(tokens: Iterator[int], run: str) -> Iterator[int]:

@@ -38,10 +38,16 @@ def _started(e: events.RunStarted) -> list[str]:
         + f"; recipe {e.recipe_hash[:8]}",
         f"{_number(e.parameters)} parameters, {_number(e.flops_per_token)} FLOPs per trained token, "
         f"{_number(e.kv_bytes_per_token)} bytes of KV cache per token",
-        f"budget {budget}{steps}; data {_number(e.train_tokens)} tokens, {_number(e.val_tokens)} for validation",
+        f"budget {budget}{steps}; data {_data(e)}",
         f"for comparison, nats per token: {base}",
         f"folder {e.folder}",
     ]  # fmt: skip
+
+
+def _data(e: events.RunStarted) -> str:
+    if e.train_tokens:
+        return f"{_number(e.train_tokens)} tokens, {_number(e.val_tokens)} for validation"
+    return f"{e.manifest['data']['source']}, drawn anew for every step"
 
 
 def _attention(e: events.AttentionChosen) -> list[str]:
@@ -115,7 +121,8 @@ def _optimizer(e: events.OptimizerTold) -> list[str]:
 
 def _evaluated(e: events.Evaluated) -> list[str]:
     bits = "" if e.bits_per_byte is None else f", {e.bits_per_byte:.4f} bits per byte"
-    return [f"step {e.step:6d}  validation loss {e.loss:.4f}{bits}  ({e.seconds:.1f} s)"]
+    right = "" if e.accuracy is None else f", {100 * e.accuracy:.2f} % of the answers right"
+    return [f"step {e.step:6d}  validation loss {e.loss:.4f}{bits}{right}  ({e.seconds:.1f} s)"]
 
 
 def _compiled(e: events.Compiled) -> list[str]:

@@ -44,8 +44,8 @@ def points(event: Event) -> Iterator[tuple[int, dict[str, float]]]:
         for left, loss, norm in zip(reversed(range(len(event.losses))), event.losses, event.grad_norms, strict=True):
             yield event.step - left, {"train/loss": loss, "train/grad_norm": norm, **({} if left else known)}
     elif isinstance(event, Evaluated):
-        bits = {} if event.bits_per_byte is None else {"val/bits_per_byte": event.bits_per_byte}
-        yield event.step, {"val/loss": event.loss, **bits}
+        read = {"val/bits_per_byte": event.bits_per_byte, "val/accuracy": event.accuracy}
+        yield event.step, {"val/loss": event.loss, **{name: value for name, value in read.items() if value is not None}}
     elif isinstance(event, Probed):
         named = ((f"{patch}/{probe}", rows) for patch, probes in event.values.items() for probe, rows in probes.items())
         yield event.step, {name: fmean(value for row in rows for value in row) for name, rows in named}

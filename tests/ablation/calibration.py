@@ -133,7 +133,7 @@ def _reorder(engine: Engine, seed: int, *, after: int) -> None:
     """Draws the batches after step `after` by another seed."""
     own, manifest = engine.setup.sampler, engine.manifest
     other = Sampler(
-        engine.corpus.train, seed=seed, batch=manifest.train.batch, block_size=manifest.model.block_size,
+        engine.data.train, seed=seed, batch=manifest.train.batch, block_size=manifest.model.block_size,
         vocab_size=manifest.model.vocab_size,
     )  # fmt: skip
     drawn = own.batch

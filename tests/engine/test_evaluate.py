@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ratrain.data.sampling import Windows
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.step import Precision
 from ratrain.model.build import build
@@ -17,7 +18,9 @@ def windows(count):
 
 def evaluator_of(manifest, count, batch, dtype=torch.float32):
     model = build(manifest).to(dtype)
-    return Evaluator(model, windows(count), precision=Precision(manifest.train.precision, model), batch=batch)
+    return Evaluator(
+        model, Windows.of_text(windows(count)), precision=Precision(manifest.train.precision, model), batch=batch
+    )
 
 
 @pytest.mark.parametrize(("count", "batch"), [(8, 4), (7, 4), (5, 4), (1, 4), (3, 8), (6, 1)])
@@ -28,7 +31,7 @@ def test_it_is_the_mean_over_all_windows_also_when_the_last_batch_is_short(tiny,
     expected = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
     assert evaluator() == pytest.approx(expected.item(), rel=1e-12)
     assert evaluator.tokens == rows[:, 1:].numel()
-    assert torch.equal(evaluator.real_windows, rows)
+    assert torch.equal(evaluator.windows.tokens, rows)
 
 
 def test_every_batch_has_one_shape(tiny):

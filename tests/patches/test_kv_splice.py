@@ -388,7 +388,7 @@ def test_it_is_fitted_where_it_opens_and_again_as_often_as_the_manifest_says(tin
     engine, seen = run(tiny("c1", *RUN, *SPLICE), tmp_path)
     assert fits(seen) == [6, 9]
     assert not [event for event in seen if isinstance(event, Notice)]
-    assert engine.part(Fitting).sampler.tokens is engine.corpus.train
+    assert engine.part(Fitting).sampler.tokens is engine.data.train
     assert all(value.fitted == 1 for value in values_of(engine.model))
     told = next(event for event in seen if isinstance(event, Fitted))
     assert 0 < told.error <= told.error_of_pca < 1

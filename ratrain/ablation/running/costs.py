@@ -20,8 +20,7 @@ import torch
 from ratrain.ablation.arms import Task
 from ratrain.ablation.record import Cost, read_study
 from ratrain.ablation.running.pool import run_devices
-from ratrain.data.corpus import open_corpus
-from ratrain.data.sampling import Sampler
+from ratrain.data.corpus import open_data
 from ratrain.engine.assembly import train_step
 from ratrain.machine.compile import keep_compiled_code
 from ratrain.machine.device import environment, keep_freed_memory, pick_device, set_determinism, synchronize
@@ -80,8 +79,9 @@ def _work(tasks: Sequence[Task], device: str, rounds: int, pipe: Connection) -> 
 def _step_of(task: Task, device: str) -> Callable[[], object]:
     """Builds a warmed-up train step of the run with every mechanism open; each call takes the next batch."""
     manifest, place = task.manifest(), pick_device(device)
-    corpus = open_corpus(manifest.data, vocab_size=manifest.model.vocab_size, block_size=manifest.model.block_size)
-    sampler = Sampler(corpus.train, seed=1, batch=manifest.train.batch, block_size=manifest.model.block_size)
+    spec = manifest.model
+    data = open_data(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
+    sampler = data.sampler(seed=1, batch=manifest.train.batch, block_size=spec.block_size)
     _, step = train_step(manifest, lr=manifest.schedule.lr / 10, device=device)
     batches = iter(range(1 << 60))
 

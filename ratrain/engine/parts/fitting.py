@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ratrain.config.schema import Span
-from ratrain.data.sampling import Sampler
 from ratrain.engine.observe import looked_at
 from ratrain.engine.parts.part import Part, Position
 from ratrain.engine.setup import Setup
@@ -49,13 +48,8 @@ class Fitting(Part):
         for name, site, module in fittable(self.model):
             self.modules.setdefault(name, {})[site] = module
         self.last: dict[str, tuple[int, float]] = {}  # step, and fraction of the budget spent
-        self.sampler = Sampler(  # of the whole batch, not only the rows of this process
-            setup.corpus.train,
-            seed=manifest.seed.order,
-            batch=manifest.train.batch,
-            block_size=manifest.model.block_size,
-            vocab_size=manifest.model.vocab_size,
-        )
+        order = {"seed": manifest.seed.order, "batch": manifest.train.batch, "block_size": manifest.model.block_size}
+        self.sampler = setup.data.sampler(**order)  # of the whole batch, not only the rows of this process
 
     def due(self, now: Position) -> bool:
         return bool(self._due(now))

@@ -65,14 +65,14 @@ class Probes(Part):
         self._observed = {}
         if self._evaluator:
             with self._evaluator.world.gathered():
-                self._observed = self.observe(self._evaluator.real_windows, self._evaluator.precision)
+                self._observed = self.observe(self._evaluator.windows.inputs, self._evaluator.precision)
 
     def after_evaluation(self, now: Position, loss: float) -> Iterator[Probed]:
         if self._observed:
             yield Probed(now.step, self._observed)
 
-    def observe(self, windows: Tensor, precision: Precision) -> Values:
-        """Observes activations in an uncompiled pass over the first of `windows` [n, T + 1].
+    def observe(self, inputs: Tensor, precision: Precision) -> Values:
+        """Observes activations in an uncompiled pass over the first rows of `inputs` [n, T].
 
         Returns shares of variance, or an empty dict if no patch observes its layer.
         """
@@ -82,7 +82,7 @@ class Probes(Part):
         if not watchers:
             return {}
         with looked_at(self.model, [(watcher.place, watcher) for watcher in watchers], precision):
-            self.model.logits(windows[:_ROWS, :-1].to(self.model.wte.weight.device))
+            self.model.logits(inputs[:_ROWS].to(self.model.wte.weight.device))
         return self._rows({(w.patch, name, w.layer): t.tolist() for w in watchers for name, t in w.seen.items()})
 
     def _found(self) -> dict[_Key, Tensor]:

@@ -178,5 +178,5 @@ def _reloaded(setup: Setup) -> float:
     if setup.attention:
         pin(made.model, setup.attention, strict=manifest.compile.strict)
     compile_model(made.model, manifest.compile)
-    windows, batch = setup.evaluator.real_windows, setup.evaluator.batch
+    windows, batch = setup.evaluator.windows, setup.evaluator.batch
     return Evaluator(made.model, windows, precision=made.precision, batch=batch, world=setup.world)()
