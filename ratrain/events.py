@@ -54,7 +54,7 @@ class RunStarted(Event):
     total_steps: int | None  # None if the budget is in seconds
     tokens_per_step: int
     peak_flops: dict[str, float | None]  # "datasheet", "measured"
-    baselines: dict[str, float]  # nats per token: "uniform", "unigram", "bigram"
+    baselines: dict[str, float]  # nats per token: "uniform", "unigram", "bigram"; of a recall task "uniform", "guess"
     processes: int = 1  # number of data-parallel processes
     manifest: dict[str, Any] = field(default_factory=dict)  # resolved, every key
     environment: dict[str, Any] = field(default_factory=dict)  # as in env.json
@@ -70,6 +70,7 @@ class Fingerprints(Event):
     weights: dict[str, str]  # the base model's initial tensors, by name: shape and digest
     unit: str  # the sampling unit of the windows: "document", "passage"
     sizes: tuple[int, ...]  # targets in each unit
+    overlap: dict[str, Any] = field(default_factory=dict)  # validation text in the training text (data/overlap.py)
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ class Evaluated(Event):
     seconds: float
     parts: tuple[float, ...] = ()  # mean loss of each document or passage (Fingerprints.unit)
     bits_per_byte: float | None = None  # None in runs before December 2026, and for recall tasks
+    windows: str = ""  # digest of the validation windows; empty in runs before December 2026
     accuracy: float | None = None  # of the answers of a recall task, in [0, 1]; None for text
 
 
@@ -298,6 +300,7 @@ class RunEnded(Event):
     step: int
     loss: float | None
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
+    windows: str = ""  # digest of the validation windows of the loss
 
 
 Emit = Callable[[Event], None]

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from ratrain.cli.arguments import share
 from ratrain.data.documents import SUFFIXES
 from ratrain.data.hub import SETS
 from ratrain.data.prepare import Progress, prepare
@@ -37,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens", type=int, metavar="N", help="stop after the document that reaches N; 0: all (named sets: 100000000)"
     )
+    parser.add_argument(
+        "--most-overlap", type=share, default=0.01, metavar="S",
+        help="largest share of the validation text that may be training text as well (0.01); above it: exit 65",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
     parser.add_argument("--fresh", action="store_true", help="move the contents of DIR aside and start over")
 
@@ -79,7 +84,19 @@ def run(args: argparse.Namespace) -> None:
     if not any(out.glob("*val*.bin")):
         print(f"no validation shard: add a val_*.bin of your own to {out} before training on it", file=sys.stderr)
         return
+    _tell_overlap(out, args)
     _tell_keys(out, args.tokenizer)
+
+
+def _tell_overlap(out: Path, args: argparse.Namespace) -> None:
+    """Prints how much validation text is training text. Raises DataError above the accepted share."""
+    from ratrain.config.schema import DataSection
+    from ratrain.data.corpus import open_corpus
+    from ratrain.data.source import require_separate, told_overlap
+
+    section = DataSection(source=str(out), tokenizer=args.tokenizer)
+    corpus = open_corpus(section, vocab_size=VOCAB[args.tokenizer])
+    print(told_overlap(require_separate(corpus, args.most_overlap)), file=sys.stderr)
 
 
 def _tell_keys(source: Path | str, tokenizer: str) -> None:

@@ -65,6 +65,8 @@ def _recipe(manifest: Manifest) -> dict[str, Any]:
         assert "sha256" in init, "resolve() looks it up"
         recipe["init"] = init
     recipe["eval"] = {name: value for name, value in recipe["eval"].items() if name != "every"}
+    # whether a run is refused changes no bits
+    recipe["data"] = {name: value for name, value in recipe["data"].items() if name != "most_overlap"}
     # strict only decides whether a run is refused and changes no bits; autotune was added after the hash was fixed
     idle = {"strict"} if manifest.compile.autotune else {"strict", "autotune"}
     recipe["compile"] = {name: value for name, value in recipe["compile"].items() if name not in idle}

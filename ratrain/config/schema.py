@@ -20,6 +20,7 @@ from pydantic import (
 
 from ratrain.config.recall import RECALL
 
+MIXTURE = "mixture"
 VOCAB_MULTIPLE = 128  # rows of the token table are padded to this; matrix tiles on every device divide it
 
 
@@ -108,11 +109,17 @@ class DataSection(Section):
 
     source: str = Field(
         default="shakespeare",
-        description="'shakespeare' (embedded), a folder of .bin token shards, or a recall task: 'mqar', 'induction', "
-        "'copy', 'needle'",
+        description="'shakespeare' (embedded), a folder of .bin token shards, 'mixture' of such, or a recall task: "
+        "'mqar', 'induction', 'copy', 'needle'",
     )
     tokenizer: str = Field(
         default="shakespeare2k", description="'shakespeare2k' or 'gpt2'; decodes samples. Recall tasks: 'symbols'"
+    )
+    mixture: Mapping[str, PositiveFloat] = Field(
+        default={}, description='source = \'mixture\': the sources by their weights, { "web" = 0.7, "books" = 0.3 }'
+    )
+    most_overlap: float = Field(
+        default=0.01, ge=0, le=1, description="largest share of the validation text that may be training text as well"
     )
     pairs: PositiveInt = Field(default=8, description="recall: pairs or symbols to remember in a row")
     distance: NonNegativeInt = Field(default=0, description="recall: least tokens between them and the first answer")
@@ -124,14 +131,20 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _reads(self):
-        unread = sorted(self.model_fields_set & {"pairs", "distance", "noise"})
-        if unread and not self.is_recall:
+        if unread := sorted(self.model_fields_set - self._read_keys):
             raise ValueError(f"source = {self.source!r} does not read {', '.join(unread)}")
+        if self.source == MIXTURE and (len(self.mixture) < 2 or {MIXTURE, *RECALL} & set(self.mixture)):
+            raise ValueError("source = 'mixture' needs two texts or more in mixture, each with its weight")
         return self
 
+    @property
+    def _read_keys(self) -> set[str]:
+        own = {"pairs", "distance", "noise"} if self.is_recall else {"most_overlap"}
+        return {"source", "tokenizer", *own, *(["mixture"] if self.source == MIXTURE else [])}
+
     @model_serializer(mode="wrap")
-    def _read_keys(self, dump):
-        return {key: value for key, value in dump(self).items() if self.is_recall or key in ("source", "tokenizer")}
+    def _dump(self, dump):
+        return {key: value for key, value in dump(self).items() if key in self._read_keys}
 
 
 class OptimSection(Section):

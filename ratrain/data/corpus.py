@@ -15,13 +15,13 @@ import tiktoken
 import torch
 
 from ratrain.checksum import sha256_of
-from ratrain.config.recall import RECALL
 from ratrain.config.schema import DataSection
 from ratrain.data import corpora
-from ratrain.data.cache import cache_folder, remembered
+from ratrain.data.cache import alone, cache_folder, remembered
 from ratrain.data.hub import SETS
 from ratrain.data.ngram import TRAIN_CAP, ngram_nats
-from ratrain.data.recall.source import Recall
+from ratrain.data.overlap import VERSION as OVERLAP_VERSION
+from ratrain.data.overlap import Overlap, find_overlap
 from ratrain.data.sampling import (
     Clusters,
     Sampler,
@@ -48,11 +48,9 @@ from ratrain.errors import CannotCreateError, DataError, DiskError, Fault, Manif
 
 __all__ = [
     "Corpus",
-    "Data",
     "Sampler",
     "ngram_losses",
     "open_corpus",
-    "open_data",
     "require_window",
     "sample_rows",
     "validation_clusters",
@@ -73,6 +71,10 @@ class Corpus:
     tokenizer: tiktoken.Encoding
     fingerprint: str
     is_text: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return self.train.name.removesuffix(" (train)")
 
     @property
     def train_tokens(self) -> int:
@@ -100,19 +102,13 @@ class Corpus:
         """Returns nats per token of n-gram models on `windows`; see `ngram_losses`."""
         return ngram_losses(self, windows.tokens, self.tokenizer.n_vocab)
 
+    def overlap(self) -> Overlap:
+        """Returns the validation text that is also training text; computed once, then cached."""
+        return overlap_of([self])
+
     def bits_per_byte(self, loss: float, targets: np.ndarray) -> float:
         """Converts a mean loss in nats over `targets` to bits per byte of their text; see `bits_per_byte`."""
         return bits_per_byte(loss, targets, self.tokenizer.name)
-
-
-Data = Corpus | Recall  # of a run
-
-
-def open_data(section: DataSection, *, vocab_size: int, block_size: int) -> Data:
-    """Opens the corpus or recall task that `section` names. Raises as `open_corpus`."""
-    if section.source in RECALL:
-        return Recall(section, vocab_size=vocab_size, block_size=block_size)
-    return open_corpus(section, vocab_size=vocab_size, block_size=block_size)
 
 
 def open_corpus(section: DataSection, *, vocab_size: int, block_size: int = 0) -> Corpus:
@@ -278,6 +274,22 @@ def _raw_fingerprint(streams: Sequence[TokenStream], tokenizer: str) -> str:
             ends = max(0, len(shard.tokens) - _ENDS // 2)
             digest.update(shard.tokens[: _ENDS // 2].tobytes() + shard.tokens[ends:].tobytes())
     return digest.hexdigest()
+
+
+def overlap_of(corpora: Sequence[Corpus]) -> Overlap:
+    """Returns the overlap of all validation text with all training text of `corpora`, which share a tokenizer.
+
+    The result is cached; processes that ask at the same time wait for one of them.
+    """
+    tokenizer = corpora[0].tokenizer
+
+    def compute() -> dict[str, Any]:
+        trained, held = [corpus.train for corpus in corpora], [corpus.val for corpus in corpora]
+        return find_overlap(trained, held, tokenizer.name, eot=tokenizer.eot_token).record()
+
+    key = json.dumps([OVERLAP_VERSION, [corpus.fingerprint for corpus in corpora]])
+    with alone("overlap"):
+        return Overlap.of_record(remembered("overlap", key, compute, sound=lambda found: "places" in found))
 
 
 def ngram_losses(corpus: Corpus, windows: torch.Tensor, vocab_size: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,18 +53,24 @@ class Sampler:
 
         Raises DataError if a token id is outside the vocabulary: the file changed after validation.
         """
-        windows = _windows(self.tokens, self.order(step)[self.rows], self.block_size)
-        if int(windows.max()) >= self.vocab_size:  # on a GPU the lookup would end the process
-            raise DataError(
-                f"{self.tokens.name}: step {step} reads id {int(windows.max())} of a vocabulary of {self.vocab_size}: "
-                "a file was overwritten while in use"
-            )
+        windows = windows_at(self.tokens, self.order(step)[self.rows], self.block_size)
+        windows = checked(windows, self.vocab_size, f"{self.tokens.name}: step {step}")
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
     def order(self, step: int) -> np.ndarray:
         """Returns the offsets of the whole batch of `step`, int64 [B], also for a digest of the order of the data."""
         options = {"seed": self.seed, "batch": self.batch_size, "block_size": self.block_size}
         return sample_rows(len(self.tokens), step=step, **options)
+
+
+def checked(windows: torch.Tensor, vocab_size: int, where: str) -> torch.Tensor:
+    """Returns `windows`. Raises DataError for an id beyond the vocabulary: on a GPU a lookup would end the process."""
+    if int(windows.max()) >= vocab_size:
+        raise DataError(
+            f"{where} reads id {int(windows.max())} of a vocabulary of {vocab_size}: "
+            "a file was overwritten while in use"
+        )
+    return windows
 
 
 def local_rows(batch: int, *, rank: int, world: int) -> slice:
@@ -102,7 +109,7 @@ def validation_windows(tokens: TokenStream, *, block_size: int, count: int) -> t
     No token is predicted twice: n is limited to the number of windows that fit, and the first token of a window may
     at most be the last target of the previous window. Raises DataError if not even one window fits.
     """
-    return _windows(tokens, _validation_offsets(tokens, block_size, count), block_size)
+    return windows_at(tokens, _validation_offsets(tokens, block_size, count), block_size)
 
 
 def _validation_offsets(tokens: TokenStream, block_size: int, count: int) -> np.ndarray:
@@ -155,6 +162,7 @@ def require_window(tokens: TokenStream, block_size: int) -> None:
         )
 
 
-def _windows(tokens: TokenStream, offsets: np.ndarray, block_size: int) -> torch.Tensor:
+def windows_at(tokens: TokenStream, offsets: Sequence[int] | np.ndarray, block_size: int) -> torch.Tensor:
+    """Reads a window of block_size + 1 tokens from each offset on, int64 [n, block_size + 1]."""
     rows = [tokens.read(int(offset), block_size + 1) for offset in offsets]
     return torch.from_numpy(np.stack(rows).astype(np.int64))

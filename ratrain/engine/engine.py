@@ -311,7 +311,8 @@ class Engine:
         self.progress.last_loss, self.progress.evaluated_at = loss, step
         means = tuple(self.setup.clusters.means(losses).tolist())
         bits = self.data.bits_per_byte(loss, self.evaluator.targets)
-        self.emit(events.Evaluated(step, loss, self.evaluator.tokens, took(), means, bits, accuracy))
+        told = {"bits_per_byte": bits, "windows": self.setup.windows, "accuracy": accuracy}
+        self.emit(events.Evaluated(step, loss, self.evaluator.tokens, took(), means, **told))
         for part in self.parts:
             self._publish(part.after_evaluation(self.progress.now, loss))
         self.divergence.check_loss(loss)
@@ -398,4 +399,7 @@ class Engine:
 
     def _ended(self, status: str) -> events.RunEnded:
         synchronize(self.device)
-        return events.RunEnded(status, self.progress.steps, self.progress.last_loss, dict(self.setup.phases.seconds))
+        seconds = dict(self.setup.phases.seconds)
+        loss = self.progress.last_loss
+        windows = "" if loss is None else self.setup.windows
+        return events.RunEnded(status, self.progress.steps, loss, seconds, windows)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ratrain.engine.setup import Setup
 from ratrain.events import Fingerprints
-from ratrain.model.digests import DIGITS, digest, digest_of
+from ratrain.model.digests import DIGITS, digest
 
 _STEPS = 8  # number of steps whose batches are digested; every batch is drawn by the same rule
 
@@ -17,8 +17,9 @@ def fingerprints(setup: Setup) -> Fingerprints:
     return Fingerprints(
         data=setup.data.fingerprint[:DIGITS],
         order=digest(order.tobytes()),
-        windows=digest_of(setup.evaluator.windows.tokens),
+        windows=setup.windows,
         weights=setup.digests,
         unit=setup.clusters.unit,
         sizes=tuple(setup.clusters.sizes.tolist()),
+        overlap=setup.overlap.record() if setup.overlap else {},
     )

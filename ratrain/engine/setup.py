@@ -9,9 +9,10 @@ import torch
 
 from ratrain.config.identity import Parent
 from ratrain.config.schema import Manifest
-from ratrain.data.corpus import Data, open_data
-from ratrain.data.recall.source import RecallSampler
-from ratrain.data.sampling import Clusters, Sampler
+from ratrain.data.overlap import Overlap
+from ratrain.data.recall.source import Recall
+from ratrain.data.sampling import Clusters
+from ratrain.data.source import Batches, Data, open_data, require_separate
 from ratrain.engine.assembly import assemble
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.phases import Phases
@@ -23,7 +24,7 @@ from ratrain.machine.device import keep_freed_memory, peak_flops, set_determinis
 from ratrain.machine.distributed import World, local_rows
 from ratrain.model.build import build, seed_of
 from ratrain.model.count import Cost, count
-from ratrain.model.digests import weight_digests
+from ratrain.model.digests import digest_of, weight_digests
 from ratrain.model.gpt2 import GPT2
 from ratrain.model.pretrained import Loaded, load_pretrained
 from ratrain.storage.branch import Branch
@@ -41,7 +42,9 @@ class Setup:
     branch: Branch | None
     phases: Phases
     data: Data
-    sampler: Sampler | RecallSampler
+    windows: str  # digest of the validation windows
+    overlap: Overlap | None  # of training and validation text, on rank 0 of a new run
+    sampler: Batches
     clusters: Clusters  # groups of validation targets that share a document: the unit of bootstraps
     model: GPT2
     pretrained: Loaded | None
@@ -72,13 +75,15 @@ def set_up(
     keep_freed_memory()
     set_determinism(manifest.train.deterministic, device)
     spec, train = manifest.model, manifest.train
+    begins = branch is None and not listed(checkpoints)  # otherwise the weights come from a checkpoint
     data = open_data(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
+    drawn = isinstance(data, Recall)
+    overlap = None if drawn or not begins else require_separate(data, manifest.data.most_overlap)
     order = {"seed": manifest.seed.order, "batch": train.batch, "block_size": spec.block_size}
     sampler = data.sampler(**order, rank=world.rank, world=world.size)
     windows = data.validation(block_size=spec.block_size, count=manifest.eval.windows)
     torch.manual_seed(seed_of(manifest.seed.order, "dropout", world.rank))
     model = build(manifest, device=device)
-    begins = branch is None and not listed(checkpoints)  # otherwise the weights come from a checkpoint
     pretrained = load_pretrained(model, manifest) if begins and manifest.init.weights else None
     cost = count(model)
     digests = weight_digests(dict(model.named_parameters()), model.base_names) if begins and world.leads else {}
@@ -94,6 +99,8 @@ def set_up(
         branch=branch,
         phases=Phases(emit, device),
         data=data,
+        windows=digest_of(windows.tokens),
+        overlap=overlap,
         sampler=sampler,
         clusters=data.clusters(windows),
         model=model,

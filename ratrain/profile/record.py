@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ratrain.config.schema import Manifest
-from ratrain.data.corpus import open_data
+from ratrain.data.source import open_data
 from ratrain.engine.assembly import train_step
 from ratrain.engine.step import TrainStep
 from ratrain.machine.compile import keep_compiled_code

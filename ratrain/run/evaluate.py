@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ratrain.config.schema import Manifest
-from ratrain.data.corpus import open_data
+from ratrain.data.source import open_data
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.step import Precision
 from ratrain.machine.device import pick_device

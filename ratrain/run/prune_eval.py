@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ratrain.config.schema import Manifest
-from ratrain.data.corpus import open_data
 from ratrain.data.sampling import Windows
+from ratrain.data.source import open_data
 from ratrain.engine.evaluate import Evaluator
 from ratrain.engine.step import Precision
 from ratrain.machine.device import pick_device

@@ -119,10 +119,20 @@ def _optimizer(e: events.OptimizerTold) -> list[str]:
     return [f"step {e.step:6d}  the optimizer counts {counts}"]
 
 
+def _fingerprints(e: events.Fingerprints) -> list[str]:
+    """Tells how much of the validation text is training text; recall tasks have no text."""
+    if not e.overlap:
+        return []
+    shares = f"{e.overlap['found']:,} of {e.overlap['ngrams']:,} 32-grams"
+    documents = f"{e.overlap['repeated']:,} of {e.overlap['documents']:,} documents"
+    return [f"validation text that is also training text: {e.overlap['share']:.2%} ({shares}, {documents})"]
+
+
 def _evaluated(e: events.Evaluated) -> list[str]:
     bits = "" if e.bits_per_byte is None else f", {e.bits_per_byte:.4f} bits per byte"
     right = "" if e.accuracy is None else f", {100 * e.accuracy:.2f} % of the answers right"
-    return [f"step {e.step:6d}  validation loss {e.loss:.4f}{bits}{right}  ({e.seconds:.1f} s)"]
+    windows = f"windows {e.windows[:8]}, " if e.windows else ""
+    return [f"step {e.step:6d}  validation loss {e.loss:.4f}{bits}{right}  ({windows}{e.seconds:.1f} s)"]
 
 
 def _compiled(e: events.Compiled) -> list[str]:
@@ -131,12 +141,14 @@ def _compiled(e: events.Compiled) -> list[str]:
 
 def _ended(e: events.RunEnded) -> list[str]:
     seconds = ", ".join(f"{phase} {_duration(s)}" for phase, s in e.seconds.items())
-    loss = "" if e.loss is None else f", validation loss {e.loss:.4f}"
+    windows = f" on windows {e.windows[:8]}" if e.windows else ""
+    loss = "" if e.loss is None else f", validation loss {e.loss:.4f}{windows}"
     return [f"{e.status} at step {e.step}{loss} ({seconds})"]
 
 
 _TELLERS: dict[type, Callable[..., list[str]]] = {
     events.RunStarted: _started,
+    events.Fingerprints: _fingerprints,
     events.AttentionChosen: _attention,
     events.Resumed: lambda e: [*(f"warning: {f}" for f in e.skipped), f"resumed at step {e.step} from {e.checkpoint}"],
     events.Activated: lambda e: [f"step {e.step:6d}  {e.patch} is switched on" + (f", s {e.s:.3g}" if e.s < 1 else "")],

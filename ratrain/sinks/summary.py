@@ -33,5 +33,6 @@ class Summary:
             rate = statistics.median(self._rates) if self._rates else None
             loss = event.loss if event.loss is not None and math.isfinite(event.loss) else None  # JSON has no NaN
             ended = {"status": event.status, "steps": event.step, "validation_loss": loss}
+            ended |= {"windows": event.windows} if event.windows else {}
             self._facts |= ended | {"tokens_per_second": rate, "seconds": event.seconds}
             self._write(json.dumps(self._facts, indent=1) + "\n")

@@ -95,7 +95,7 @@ def test_gradients_are_those_that_the_optimizer_took(probed):
 def test_the_share_of_scores_is_counted_out(probed):
     model, step, probes = probed("v1")
     windows = torch.randint(2048, (3, 9), generator=torch.Generator().manual_seed(2))
-    values = probes.observe(windows, step.precision)["unified_ra"]["share of score variance"]
+    values = probes.observe(windows[:, :-1], step.precision)["unified_ra"]["share of score variance"]
     attn, rank = model.blocks[0].attn, 4
     x = model.blocks[0].norm_1(model.embed(windows[:2, :-1]))
     q, k, _ = attn.qkv(x, attn.score())
@@ -113,7 +113,7 @@ def test_the_share_of_scores_is_counted_out(probed):
 def test_the_share_of_the_mlp_is_the_output_without_the_other_channels(probed):
     model, step, probes = probed("v3")
     windows = torch.randint(2048, (2, 9), generator=torch.Generator().manual_seed(2))
-    values = probes.observe(windows, step.precision)["reciprocal_mlp"]["share of MLP output variance"]
+    values = probes.observe(windows[:, :-1], step.precision)["reciprocal_mlp"]["share of MLP output variance"]
     block = model.blocks[0]
     with torch.no_grad():
         h = model.embed(windows[:, :-1])

@@ -20,7 +20,7 @@ import torch
 from ratrain.ablation.arms import Task
 from ratrain.ablation.record import Cost, read_study
 from ratrain.ablation.running.pool import run_devices
-from ratrain.data.corpus import open_data
+from ratrain.data.source import open_data
 from ratrain.engine.assembly import train_step
 from ratrain.machine.compile import keep_compiled_code
 from ratrain.machine.device import environment, keep_freed_memory, pick_device, set_determinism, synchronize
