@@ -80,7 +80,7 @@ def score_rows(found: Mapping[str, Sequence[TaskScored]]) -> list[tuple[str, ...
 
     several = len(found) > 1
     head = ("task", "metric", "run", "step", "value", "standard error", "n")
-    rows = [head + (("- first run", "its error") if several else ())]
+    rows: list[tuple[str, ...]] = [(*head, *(("- first run", "its error") if several else ()))]
     first, *_ = found.values()
     for at, base in enumerate(first):
         for metric, of_base in base.scores.items():
@@ -98,7 +98,8 @@ def _versus(change: Any) -> tuple[str, str]:
 
 def _notes(tasks: Sequence[TaskScored]) -> list[str]:
     """Returns the facts that a quoted score needs, and a warning if it is none to quote."""
-    lines = [f"lm-eval {tasks[0].harness}; " + ", ".join(f"{t.task} {t.digest[:16]} ({t.fewshot} shots)" for t in tasks)]
+    digests = ", ".join(f"{one.task} {one.digest[:16]} ({one.fewshot} examples)" for one in tasks)
+    lines = [f"lm-eval {tasks[0].harness}; {digests}"]
     limited = [f"{t.task} {t.documents:,} of {t.available:,}" for t in tasks if t.documents < t.available]
     if limited:
         lines.append(f"limited, for a trial and not to be quoted: {', '.join(limited)} documents")

@@ -67,8 +67,10 @@ def steps_of(windows: Iterable[Window]) -> list[int]:
 
 
 def read_run(path: Path) -> RunLog:
-    """Reads the run in folder `path`, with its scores on tasks. Raises MissingError without events.jsonl, DataError if it
-    has no RunStarted."""
+    """Reads the run in folder `path`, with its scores on tasks.
+
+    Raises MissingError without events.jsonl, DataError if it has no RunStarted.
+    """
     file = path / "events.jsonl"
     if not file.exists():
         raise MissingError(f"{file}: no such file; the run has not begun")

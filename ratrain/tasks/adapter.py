@@ -101,7 +101,8 @@ class Adapter(TemplateLM):
         self._warn_of(sum(len(context) > self.max_length for context in contexts), len(contexts))
         found = []
         for seed, (request, context) in enumerate(zip(requests, contexts, strict=True)):
-            found.append(self._drawn(context, request.args[1], seed))
+            options: Any = request.arguments[1]
+            found.append(self._drawn(context, options, seed))
             self.done(1)
         return found
 
@@ -110,9 +111,7 @@ class Adapter(TemplateLM):
         prompt = torch.tensor(context, device=self.model.wte.weight.device)
         tokens: list[int] = []
         text = ""
-        for token in generate(
-            self.model, prompt, count=limit, temperature=temperature, top_k=top_k, seed=seed
-        ):
+        for token in generate(self.model, prompt, count=limit, temperature=temperature, top_k=top_k, seed=seed):
             if token == self.eot_token_id:
                 break
             tokens.append(token)
@@ -125,7 +124,9 @@ class Adapter(TemplateLM):
         self.cut += cut
         if cut:
             block = self.max_length
-            self.warn(f"{cut:,} of {count:,} contexts are longer than block_size, {block}: their first tokens are cut off")
+            self.warn(
+                f"{cut:,} of {count:,} contexts are longer than block_size, {block}: their first tokens are cut off"
+            )
 
 
 def sampling(options: Mapping[str, Any]) -> tuple[list[str], int, float, int | None]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def _scores(adapter: Any, task: OpenTask, run: Path) -> dict[str, Score]:
     task.rewind()
     try:
         with quiet():
-            found = evaluate(adapter, {"tasks": {task.name: task.task}}, limit=task.limit, bootstrap_iters=0)
+            found: Any = evaluate(adapter, {"tasks": {task.name: task.task}}, limit=task.limit, bootstrap_iters=0)
     except RatrainError:
         raise
     except FloatingPointError as error:
@@ -86,31 +87,41 @@ def _scores(adapter: Any, task: OpenTask, run: Path) -> dict[str, Score]:
     return scores
 
 
+class _Additive(NamedTuple):
+    """An aggregation that is a mean over documents on some scale; `split` maps a document to its sum and its count."""
+
+    scale: str
+    split: Callable[[Any], tuple[float, float]]
+
+
+def additive(aggregation: Any) -> _Additive | None:
+    """Returns how an aggregation of lm_eval is a mean over documents; None if it is none."""
+    from lm_eval.api import metrics
+
+    known = {
+        metrics.mean: _Additive("mean", lambda x: (x, 1)),
+        metrics.perplexity: _Additive("perplexity", lambda x: (-x, 1)),
+        metrics.weighted_perplexity: _Additive("perplexity", lambda x: (-x[0], x[1])),
+        metrics.bits_per_byte: _Additive("bits per byte", lambda x: (-x[0] / math.log(2), x[1])),
+    }
+    return known.get(aggregation)
+
+
 def score_of(value: float, documents: Sequence[Any], aggregation: Any, higher: bool) -> Score:
     """Returns a metric with its standard error; `documents` holds lm_eval's values by document.
 
     The error of a mean, of a perplexity and of bits per byte is that of a ratio over documents (of its logarithm, times
     the perplexity); for any other metric documents are drawn anew.
     """
-    from lm_eval.api import metrics
-
-    sums: Mapping[Any, tuple[str, Callable[[], tuple[Sequence[float], Sequence[float]]]]] = {
-        metrics.mean: ("mean", lambda: (documents, [1.0] * len(documents))),
-        metrics.perplexity: ("perplexity", lambda: ([-x for x in documents], [1.0] * len(documents))),
-        metrics.weighted_perplexity: ("perplexity", lambda: ([-x for x, _ in documents], [n for _, n in documents])),
-        metrics.bits_per_byte: (
-            "bits per byte",
-            lambda: ([-x / np.log(2) for x, _ in documents], [n for _, n in documents]),
-        ),
-    }
-    if aggregation not in sums:
+    kind = additive(aggregation)
+    if kind is None:
         return Score(value, _drawn(documents, aggregation), higher)
-    scale, split = sums[aggregation]
-    pairs = [(float(part), float(n)) for part, n in zip(*split(), strict=True) if n]  # an empty text has no bytes
+    scale = kind.scale
+    pairs = [(float(part), float(n)) for part, n in map(kind.split, documents) if n]  # an empty text has no bytes
     parts, weights = (tuple(of) for of in zip(*pairs, strict=True))
     se = mean_of(parts, weights).se
     se = se * value if scale == "perplexity" else se
-    return Score(value, se if np.isfinite(se) else None, higher, scale, parts, weights)
+    return Score(value, se if math.isfinite(se) else None, higher, scale, parts, weights)
 
 
 def _drawn(documents: Sequence[Any], aggregation: Any) -> float | None:

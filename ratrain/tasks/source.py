@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ INSTALL = "pip install 'ratrain[eval]'"
 _PLACES = ("data_files", "data_dir", "cache_dir", "keep_in_memory")  # of documents, which have a digest of their own
 _BUILDERS = ("json", "csv", "parquet", "text", "arrow")  # of local files, as `datasets` calls them
 _LOCAL = "a local folder of tasks needs no network: --tasks ./my_tasks/ (docs/commands.md)"
+_OF_NETWORK = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "DatasetNotFoundError", "ConnectionError", "Timeout")
 _SEED = 1234  # of the choice of few-shot examples, as in lm_eval
 
 
@@ -54,7 +55,9 @@ def require_harness() -> str:
         importlib.import_module("lm_eval.tasks")
     except ImportError as error:
         name = error.name or "lm_eval"
-        raise UnavailableError(f"downstream tasks need lm-evaluation-harness, and {name} is missing: {INSTALL}") from error
+        raise UnavailableError(
+            f"downstream tasks need lm-evaluation-harness, and {name} is missing: {INSTALL}"
+        ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of its own defaults
     importlib.import_module("datasets").disable_progress_bars()
     return found.__version__
@@ -83,7 +86,7 @@ def open_tasks(
     for word in words:
         for name, task in _loaded(word, beside):
             if name in found and found[name].asked != word:
-                raise UsageError(f"{word}: the task {name!r} is also that of {found[name].asked}; expected each task once")
+                raise UsageError(f"{word}: has the task {name!r}, as has {found[name].asked}; expected each task once")
             found[name] = _opened(name, word, task, limit, fewshot)
     return list(found.values())
 
@@ -95,7 +98,7 @@ def _loaded(word: str, beside: Path | None) -> Iterator[tuple[str, Any]]:
         for name in _names_in(place, manager, word):
             yield from _load(manager, _local(manager, name), word)
         return
-    manager = _index(None)
+    manager = _shipped()
     if word not in manager.task_index:
         hint = did_you_mean(word, manager.all_tasks) or "; `lm-eval ls tasks` lists all"
         raise MissingError(f"{word}: lm-eval knows no such task, and no file or folder is called so{hint}")
@@ -114,12 +117,19 @@ def _place(word: str, beside: Path | None) -> Path | None:
     return None
 
 
-@lru_cache(maxsize=8)
-def _index(folder: Path | None) -> Any:
-    """Returns the index of the tasks in a folder, or of those that lm_eval ships (which takes seconds)."""
+@cache
+def _shipped() -> Any:
+    """Returns lm_eval's index of its own tasks, which takes seconds."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager() if folder is None else TaskManager(include_path=str(folder), include_defaults=False)
+    return TaskManager()
+
+
+def _index(folder: Path) -> Any:
+    """Returns the index of the tasks in a folder."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder), include_defaults=False)
 
 
 def _names_in(place: Path, manager: Any, word: str) -> list[str]:
@@ -128,7 +138,8 @@ def _names_in(place: Path, manager: Any, word: str) -> list[str]:
     files = sorted(place.rglob("*.yaml")) if place.is_dir() else [place]
     for file in files:
         # lm_eval passes over files that it cannot read, and over those that others include
-        if file.resolve() not in named and (file == place or re.search(r"^(task|group)\s*:", _text(file), re.MULTILINE)):
+        is_task = file == place or re.search(r"^(task|group)\s*:", _text(file), re.MULTILINE)
+        if is_task and file.resolve() not in named:
             raise DataError(f"{file}: {_fault_in(manager, file)}")
     names = [named[file.resolve()] for file in files if file.resolve() in named]
     if place.is_dir():
@@ -194,8 +205,7 @@ def _refusal(name: str, word: str, error: Exception) -> RatrainError:
     """Returns the error for a task that could not be loaded."""
     kind, told = type(error).__name__, _short(error)
     causes = [error, error.__cause__, error.__context__]
-    of_network = ("ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "DatasetNotFoundError", "Timeout")
-    if any(type(cause).__name__.startswith(of_network) or isinstance(cause, ConnectionError) for cause in causes):
+    if any(type(cause).__name__ in _OF_NETWORK or isinstance(cause, ConnectionError) for cause in causes):
         return UnavailableError(f"{name}: its data cannot be had: {told}; {_LOCAL}")
     if isinstance(error, FileNotFoundError):
         return MissingError(f"{name}: {told}; data_files are looked up beside the YAML file")
