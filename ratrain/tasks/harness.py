@@ -44,6 +44,7 @@ def score_run(
     for task in tasks:
         begun, adapter.cut = time.monotonic(), 0
         scores = _scores(adapter, task, run)
+        told += _without_value(task, scores)
         found.append(
             TaskScored(
                 step, weights[1] if weights else "", task.name, task.digest, version, task.documents, task.available,
@@ -53,11 +54,18 @@ def score_run(
         try:
             add_score(run, found[-1], seconds=time.monotonic() - begun)
         except (OSError, RatrainError) as error:
-            told.append(f"the score on {task.name} is not recorded: {error}")
+            told.append(f"the score is not recorded: {error}")
         for message in told:
             warn(f"{run}: {task.name}: {message}")
         told.clear()
     return found
+
+
+def _without_value(task: OpenTask, scores: dict[str, Score]) -> list[str]:
+    """Returns a message that names the metrics of a task that have no value; empty if there are none."""
+    known = {label.split(", ")[0] for label in scores}
+    lacking = ", ".join(name for name in task.task.aggregation() if name not in known)
+    return [f"no value came of its metric {lacking}; is it one of lm-eval's?"] if lacking else []
 
 
 def _scores(adapter: Any, task: OpenTask, run: Path) -> dict[str, Score]:
