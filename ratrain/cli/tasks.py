@@ -71,7 +71,28 @@ def _name(run: Path, out: Path) -> str:
 def _score(run: Path, tasks: Sequence[Any], args: argparse.Namespace) -> list[TaskScored]:
     from ratrain.tasks.harness import score_run
 
-    return score_run(run, tasks, device=args.device, batch=args.batch, warn=_warn)
+    progress = _Progress(_name(run, args.out))
+    found = score_run(run, tasks, device=args.device, batch=args.batch, warn=_warn, on_answers=progress)
+    progress.clear()
+    return found
+
+
+class _Progress:
+    """Shows the answers so far in one line of a terminal; elsewhere nothing."""
+
+    def __init__(self, run: str):
+        self._run, self._stream, self._counts = run, sys.stderr, {}  # the stream is replaced while lm_eval works
+
+    def __call__(self, task: str, answers: int) -> None:
+        self._counts[task] = self._counts.get(task, 0) + answers
+        self._write(f"{self._run}: {task}, {self._counts[task]:,} answers")
+
+    def clear(self) -> None:
+        self._write("")
+
+    def _write(self, text: str) -> None:
+        if self._stream.isatty():
+            print(f"\r{text}\x1b[K", end="", file=self._stream, flush=True)
 
 
 def score_rows(found: Mapping[str, Sequence[TaskScored]]) -> list[tuple[str, ...]]:

@@ -27,17 +27,10 @@ class Adapter(TemplateLM):
     end-of-text token. `warn` receives one message per kind of request, with the number of contexts that were too long.
     """
 
-    def __init__(
-        self,
-        model: GPT2,
-        tokenizer: tiktoken.Encoding,
-        *,
-        batch: int,
-        warn: Callable[[str], None],
-        done: Callable[[int], None] = lambda count: None,
-    ):
+    def __init__(self, model: GPT2, tokenizer: tiktoken.Encoding, *, batch: int, warn: Callable[[str], None]):
         super().__init__()
-        self.model, self.encoding, self.batch, self.warn, self.done = model, tokenizer, batch, warn, done
+        self.model, self.encoding, self.batch, self.warn = model, tokenizer, batch, warn
+        self.done: Callable[[int], None] = lambda count: None  # receives the answers since the last call
         self.cut = 0  # requests so far whose context did not fit
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,18 +18,26 @@ from ratrain.machine.device import pick_device
 from ratrain.run.sample import load_step
 from ratrain.statistics.documents import mean_of
 from ratrain.storage.task_log import add_score, weights_of
-from ratrain.tasks.source import OpenTask, quiet, require_harness
+from ratrain.tasks.source import OpenTask, heard, quiet, require_harness
 
+_LONG = 160  # characters of a warning of lm_eval; some hold a whole document
 _DRAWS = 200  # of documents, for the error of a metric that is no mean over them
 
 
 def score_run(
-    run: Path, tasks: Sequence[OpenTask], *, device: str, batch: int | None = None, warn: Callable[[str], None]
+    run: Path,
+    tasks: Sequence[OpenTask],
+    *,
+    device: str,
+    batch: int | None = None,
+    warn: Callable[[str], None],
+    on_answers: Callable[[str, int], None] = lambda task, answers: None,
 ) -> list[TaskScored]:
     """Scores the newest weights of a run on tasks, and adds the scores to the run's tasks.jsonl.
 
     Weights and arithmetic are fp32, as in `ratrain sample`. `batch` is the number of requests in a pass, by default the
-    run's micro-batch. A folder that cannot be written is warned about. Raises MissingError without a checkpoint, and
+    run's micro-batch. `on_answers` receives the task and how many answers the model has given since the last call. A
+    folder that cannot be written is warned about. Raises MissingError without a checkpoint, and
     DataError if none verifies, if the logits are not finite, or if a task's own code fails.
     """
     from ratrain.tasks.adapter import Adapter
@@ -41,9 +50,15 @@ def score_run(
     adapter = Adapter(
         model, load_tokenizer(manifest.data.tokenizer), batch=batch or manifest.train.micro_batch, warn=told.append
     )
+    if manifest.eval.ema:
+        warn(f"{run}: in training, averaged weights are evaluated (eval.ema); here those of step {step} alone")
     for task in tasks:
         begun, adapter.cut = time.monotonic(), 0
-        scores = _scores(adapter, task, run)
+        adapter.done = partial(on_answers, task.name)
+        with heard() as warnings:
+            scores = _scores(adapter, task, run)
+        more = f" (and {len(warnings) - 1:,} more warnings)" if len(warnings) > 1 else ""
+        told += [f"lm-eval warns: {warning[:_LONG]}{more}" for warning in warnings[:1]]
         told += _without_value(task, scores)
         found.append(
             TaskScored(
@@ -76,8 +91,8 @@ def _scores(adapter: Any, task: OpenTask, run: Path) -> dict[str, Score]:
     try:
         with quiet():
             found: Any = evaluate(adapter, {"tasks": {task.name: task.task}}, limit=task.limit, bootstrap_iters=0)
-    except RatrainError:
-        raise
+    except DataError as error:  # of the adapter
+        raise DataError(f"{task.name}: {error}") from error
     except FloatingPointError as error:
         raise DataError(f"{run}: {error}: this run has diverged; lower schedule.lr and train it again") from error
     except Exception as error:  # of the task's own code

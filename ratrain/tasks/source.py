@@ -59,6 +59,7 @@ def require_harness() -> str:
             f"downstream tasks need lm-evaluation-harness, and {name} is missing: {INSTALL}"
         ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of its own defaults
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # its errors are raised too
     importlib.import_module("datasets").disable_progress_bars()
     return found.__version__
 
@@ -68,6 +69,30 @@ def quiet() -> Iterator[None]:
     """Hides the progress bars and prints of lm_eval."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """Collects the warnings of lm_eval, each once, such as that of a target that is none of the choices."""
+    found: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = " ".join(record.getMessage().split())
+            if message not in found:
+                found.append(message)
+
+    logger, ear = logging.getLogger("lm_eval"), Ear(logging.WARNING)
+    before = logger.level, logger.propagate
+    logger.addHandler(ear)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield found
+    finally:
+        logger.removeHandler(ear)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def open_tasks(
@@ -204,6 +229,8 @@ def _load(manager: Any, spec: Any, word: str) -> list[tuple[str, Any]]:
 def _refusal(name: str, word: str, error: Exception) -> RatrainError:
     """Returns the error for a task that could not be loaded."""
     kind, told = type(error).__name__, _short(error)
+    if kind == "DatasetGenerationError" and isinstance(error.__cause__, Exception):
+        told = _short(error.__cause__)  # the error itself says no more than its name
     causes = [error, error.__cause__, error.__context__]
     if any(type(cause).__name__ in _OF_NETWORK or isinstance(cause, ConnectionError) for cause in causes):
         return UnavailableError(f"{name}: its data cannot be had: {told}; {_LOCAL}")

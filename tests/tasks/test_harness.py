@@ -181,3 +181,17 @@ def test_tasks_write_no_file_but_the_record(runs, scored, tmp_path, monkeypatch)
     assert {file.name for file in {*runs[0].rglob("*")} - before if file.is_file()} <= {"tasks.jsonl"}
     assert not (tmp_path / "home").exists()
     assert {file.name for file in tasks.iterdir()} == {"documents.jsonl", "choice.yaml", "text.yaml", "drawn.yaml"}
+
+
+def test_warnings_of_the_harness_are_passed_on_once(runs, scored, folder):
+    (folder / "choice.yaml").write_text(CHOICE.replace("doc_to_target: gold", "doc_to_target: golden"))
+    found, err = scored(runs[0], tasks=folder / "choice.yaml")
+    assert next(iter(found.values()))["word_choice"]["scores"]["acc"]["value"] == 0
+    assert err.count("Label index was not in within range") == 1
+    assert "(and 11 more warnings)" in err
+
+
+def test_a_generation_key_that_is_not_supported_is_told_with_its_task(runs, scored, folder):
+    (folder / "drawn.yaml").write_text((folder / "drawn.yaml").read_text().replace("max_gen_toks: 4", "num_beams: 4"))
+    _, err = scored(runs[0], tasks=folder / "drawn.yaml", code=65)
+    assert err.startswith("ratrain: next_words: generation_kwargs: num_beams: not supported")

@@ -298,6 +298,7 @@ class Execution:
             return
         try:
             self.study = self.guards.score(self.study, rows_of(self.study), device=self.devices[0], say=self.say)
+            self.failed += self.guards.failed
         except KeyboardInterrupt:
             self.asked = True
         except RatrainError as error:

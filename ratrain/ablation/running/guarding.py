@@ -11,7 +11,7 @@ from ratrain.ablation.guards import GUARDED
 from ratrain.ablation.plan import Plan
 from ratrain.ablation.record import GuardedTask, Study, read_study, record_guards
 from ratrain.ablation.results import Row
-from ratrain.errors import Fault, ManifestError
+from ratrain.errors import Fault, ManifestError, RatrainError
 from ratrain.storage.task_log import read_scores, weights_of
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class Guards:
 
     def __init__(self, plan: Plan):
         self._plan = plan
+        self.failed: list[int] = []  # exit codes of runs that could not be scored
 
     @cached_property
     def tasks(self) -> list[tuple[GuardedTask, OpenTask]]:
@@ -76,23 +77,28 @@ class Guards:
         if study.guarded and not any(self._lacking(study, row, study.guarded) for row in rows):
             return study
         study = self._record(study)
-        opened = {task.task: found for task, found in self.tasks}
-        for row in rows:
-            for folder, lacking in self._lacking(study, row, study.guarded).items():
-                scored = score_run(study.out / folder, [opened[name] for name in lacking], device=device, warn=say)
-                told = ", ".join(f"{one.task} {next(iter(one.scores.values())).value:.4f}" for one in scored)
-                say(f"guards of {folder}: {told}")
+        opened = {(task.task, task.digest): found for task, found in self.tasks}
+        left = {folder: of for row in rows for folder, of in self._lacking(study, row, study.guarded).items()}
+        for folder, lacking in left.items():
+            try:
+                scored = score_run(study.out / folder, [opened[key] for key in lacking], device=device, warn=say)
+            except RatrainError as error:  # the other runs have their scores nevertheless
+                say(f"guards of {folder}: {error}")
+                self.failed.append(error.exit)
+                continue
+            told = ", ".join(f"{one.task} {next(iter(one.scores.values())).value:.4f}" for one in scored if one.scores)
+            say(f"guards of {folder}: {told or 'no value'}")
         return study
 
     @staticmethod
-    def _lacking(study: Study, row: Row, tasks: Sequence[GuardedTask]) -> dict[str, list[str]]:
-        """Returns by run of a compared arm the tasks on which its newest weights have no score."""
-        found: dict[str, list[str]] = {}
+    def _lacking(study: Study, row: Row, tasks: Sequence[GuardedTask]) -> dict[str, list[tuple[str, str]]]:
+        """Returns by run of a compared arm the tasks, with their digests, on which its newest weights have no score."""
+        found: dict[str, list[tuple[str, str]]] = {}
         for run in row.runs if row.arm.role in GUARDED else ():
             weights = weights_of(study.out / run.folder) if run.status == "done" else None
             if weights is None:
                 continue
             known = {(one.task, one.digest) for one in read_scores(study.out / run.folder) if one.weights == weights[1]}
-            lacking = [*dict.fromkeys(task.task for task in tasks if (task.task, task.digest) not in known)]
+            lacking = [key for key in dict.fromkeys((task.task, task.digest) for task in tasks) if key not in known]
             found |= {run.folder: lacking} if lacking else {}
         return found
