@@ -101,7 +101,7 @@ def guard_caveats(study: Study, rows: Sequence[Row], guards: Sequence[Guard]) ->
     for guard in guards:
         if guard.falls:
             low, high = guard.interval
-            told = f"{guard.effect:+.4f} [{low:+.4f}, {high:+.4f}]{guard.unit}"
+            told = f"{guard.effect:+.4f} [{low:+.4f}, {high:+.4f}] {guard.unit}".rstrip()
             yield f"guard: {guard.arm} falls behind on {guard.task}, {guard.metric}: {told}; it changes no verdict"
     late = [word for word in study.now.guard if word not in study.plan.guard]
     if late:

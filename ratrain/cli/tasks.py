@@ -114,7 +114,7 @@ def score_rows(found: Mapping[str, Sequence[TaskScored]]) -> list[tuple[str, ...
 
 
 def _versus(change: Any) -> tuple[str, str]:
-    return (f"{change.value:+.4f}{change.unit}", f"{change.se:.4f}") if change else ("-", "-")
+    return (f"{change.value:+.4f} {change.unit}".rstrip(), f"{change.se:.4f}") if change else ("-", "-")
 
 
 def _notes(tasks: Sequence[TaskScored]) -> list[str]:
@@ -141,7 +141,7 @@ def _record(found: Mapping[str, Sequence[TaskScored]]) -> dict[str, Any]:
             record["limited"] = scored.documents < scored.available
             for metric, score in record["scores"].items():
                 change = against(base.scores[metric], scored.scores[metric]) if tasks is not first else None
-                score["difference"] = change and {"value": change.value, "se": change.se, "unit": change.unit.strip()}
+                score["difference"] = change and {"value": change.value, "se": change.se, "unit": change.unit}
             told[name][scored.task] = record
     return strict_json(told)
 

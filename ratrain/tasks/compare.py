@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ratrain.events import Score, TaskScored
 from ratrain.statistics.documents import difference
 
-_UNITS = {"mean": "", "perplexity": " nats", "bits per byte": " bits"}  # of differences: of log perplexities
+_UNITS = {"mean": "", "perplexity": "nats", "bits per byte": "bits"}  # of differences: of log perplexities
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def against(base: Score, score: Score) -> Change | None:
 
 
 def unit_of(score: Score) -> str:
-    """Returns the unit of differences of a score, with a space in front, empty for a fraction."""
+    """Returns the unit of differences of a score; empty for a fraction."""
     return _UNITS.get(score.scale, "")
 
 

@@ -54,11 +54,16 @@ def guard_rows(found: Conclusion) -> list[tuple[str, ...]]:
     """Returns the scores on downstream tasks under GUARD_HEAD: a row for each task and arm; above zero is better."""
     return [
         (
-            f"{one.task}, {one.metric}", one.arm, number(one.value), number(one.base), f"{one.effect:+.4f}{one.unit}",
-            span(one.interval, "{:+.4f} to {:+.4f}"), str(one.pairs), f"{one.documents:,}",
+            f"{one.task}, {one.metric}", one.arm, number(one.value), number(one.base),
+            f"{one.effect:+.4f} {one.unit}".rstrip(), _between(one.interval), str(one.pairs), f"{one.documents:,}",
         )
         for one in found.guards
     ]  # fmt: skip
+
+
+def _between(ends: tuple[float, float]) -> str:
+    low, high = (round(end, 4) + 0.0 for end in ends)  # no negative zero: arms that answer alike have an interval of 0
+    return span((low, high), "{:+.4f} to {:+.4f}")
 
 
 def verdict_of(row: Row, found: Conclusion | None) -> Verdict | None:
