@@ -346,15 +346,17 @@ def _carry_out(
     from ratrain.ablation.results import rows_of
     from ratrain.ablation.running.board import LineBoard, Standing  # with scipy, which other functions do not need
     from ratrain.ablation.running.execute import Execution, begin, held, study_folder
+    from ratrain.ablation.running.guarding import Guards
     from ratrain.ablation.running.pool import Pool, run_devices
     from ratrain.report.study.write import write_study_report
 
     devices = devices or run_devices(device, jobs, memory)
-    folder, standing = study_folder(plan, launch.out), Standing(plan)
+    folder, standing, guards = study_folder(plan, launch.out), Standing(plan), Guards(plan)
     with held(folder):
-        record = begin(plan, launch.out, amend=amend)
+        guards.require(folder)
+        record = guards.recorded(begin(plan, launch.out, amend=amend))
         show = board(standing) if board else LineBoard(standing, sys.stdout)
-        execution = Execution(plan, record, launch, devices, show, standing.add, show.say, pool or Pool)
+        execution = Execution(plan, record, launch, devices, show, standing.add, show.say, pool or Pool, guards)
         try:
             code = execution.run(costs=costs)
         finally:

@@ -252,6 +252,38 @@ class Fitted(Event):
 
 
 @dataclass(frozen=True)
+class Score:
+    """One metric of a downstream task: its value over all documents, with a standard error over documents.
+
+    `parts` and `weights` hold its sum and its count by document, if it is a mean of them on some scale: the value
+    itself ("mean", "bits per byte") or its logarithm ("perplexity"). The scale "other" has none.
+    """
+
+    value: float
+    se: float | None
+    higher_is_better: bool
+    scale: str = "other"
+    parts: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()  # words, bytes, or ones
+
+
+@dataclass(frozen=True)
+class TaskScored(Event):
+    """The weights of a step were scored on a downstream task, by lm-evaluation-harness; in tasks.jsonl of the run."""
+
+    step: int
+    weights: str  # SHA-256 of model.safetensors
+    task: str
+    digest: str  # SHA-256 of the resolved task, the documents and the requests made of them
+    harness: str  # version of lm_eval
+    documents: int
+    available: int  # documents that the task has; more than `documents` if they were limited
+    fewshot: int
+    cut: int  # requests whose context was longer than block_size
+    scores: dict[str, Score]  # by metric, and its filter if there is one
+
+
+@dataclass(frozen=True)
 class Saved(Event):
     step: int
     path: str

@@ -59,7 +59,8 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-_TRAINING = {"engine", "machine", "profile", "run", "storage"}  # folders whose tests launch runs in this process
+# folders whose tests launch runs in this process
+_TRAINING = {"engine", "machine", "profile", "run", "storage", "tasks"}
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import typing
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 
 import pytest
 
@@ -27,6 +27,9 @@ def sample(hint):
         return {"key": sample(args[1])}
     if args:  # one of several types
         return sample(args[0])
+    if is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return hint(**{field.name: sample(hints[field.name]) for field in fields(hint)})
     return {str: "text", int: 3, float: math.inf, bool: True, typing.Any: 1.5}[hint]
 
 

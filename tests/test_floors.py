@@ -17,7 +17,7 @@ FLOORS = (
     ("api",),
     ("report",),
     ("ablation", "audit", "export"),
-    ("profile", "contracts"),
+    ("profile", "contracts", "tasks"),
     ("run",),
     ("engine",),
     ("storage",),

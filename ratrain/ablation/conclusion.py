@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ratrain.ablation.caveats import caveats
+from ratrain.ablation.guards import Guard, guard_caveats, guards_of
 from ratrain.ablation.record import PlannedArm, Study
 from ratrain.ablation.results import Documents, Row, documents_of, rows_of
 from ratrain.ablation.tuning import Tuned, tuning
@@ -67,10 +68,12 @@ class Conclusion:
     more: dict[int, float]
     needs: dict[str, int | None]
     warnings: tuple[str, ...]
+    guards: tuple[Guard, ...] = ()  # downstream tasks, which change no verdict
 
     def record(self) -> dict[str, Any]:
         """The conclusion as strict JSON; infinite and unknown values become null."""
-        return strict_json({**asdict(self), "more": {str(seeds): effect for seeds, effect in self.more.items()}})
+        record = {**asdict(self), "more": {str(seeds): effect for seeds, effect in self.more.items()}}
+        return strict_json(record if self.guards else {key: of for key, of in record.items() if key != "guards"})
 
 
 def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | None:
@@ -85,6 +88,7 @@ def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | No
     known = [verdict.detectable for verdict in judgement.verdicts if math.isfinite(verdict.detectable)]
     least = float(np.median(known)) if known else math.inf
     tuned, correlation = tuning(study, rows), _correlation(rows, judgement)
+    guards = guards_of(study, rows)
     return Conclusion(
         judgement,
         _judge(study.now.seeds, rows, study, documents) if amended else None,
@@ -103,8 +107,8 @@ def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | No
             for verdict in judgement.verdicts
             if judgement.looks and not verdict.stops
         },
-        tuple(
-            caveats(
+        (
+            *caveats(
                 study,
                 rows,
                 least=least,
@@ -112,8 +116,10 @@ def conclude(study: Study, rows: Sequence[Row] | None = None) -> Conclusion | No
                 tuned=tuned,
                 correlation=correlation,
                 words={v.arm: v.word for v in judgement.verdicts},
-            )
+            ),
+            *guard_caveats(study, rows, guards),
         ),
+        guards,
     )
 
 

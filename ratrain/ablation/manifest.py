@@ -144,6 +144,11 @@ class AblationManifest(Section):
         default=(), description="budgets of the baseline, in parts of its own, by which effects are read as tokens"
     )
     tune: Tune | None = None
+    guard: tuple[str, ...] = Field(
+        default=(),
+        description="downstream tasks to score finished runs on, beside the verdicts: names of lm-evaluation-harness, "
+        "YAML files, folders; TASK:METRIC for another metric than the task's first",
+    )
     keep: Literal["weights", "checkpoints"] = Field(
         default="weights", description="of a finished run: the last weights alone, or whole checkpoints"
     )
@@ -181,6 +186,13 @@ class AblationManifest(Section):
         """The rules of verdicts with their spending."""
         spending = self.verdict.spending or ("linear" if self.seed.as_needed else "obrien_fleming")
         return self.verdict.model_copy(update={"spending": spending})
+
+    @field_validator("guard")
+    @classmethod
+    def _guards_once(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(words)) < len(words) or not all(word.strip() for word in words):
+            raise ValueError("expected each task once, by name or path")
+        return words
 
     @model_validator(mode="after")
     def _tunes_apart(self):

@@ -39,6 +39,7 @@ class Plan:
     search: str = ""
     before: int = 0
     command: str = ""
+    folder: Path = Path()  # of the ablation manifest: paths of guards are relative to it
 
     @property
     def base(self) -> Arm:
@@ -156,7 +157,9 @@ def plan_of(
     if faults:
         raise ManifestError(faults)
     arms = [*build.controlled(arms), *build.ruler(arms[0]), *build.tunings(arms)]
-    return Plan(study, layer.label, tuple(arms), pairs, tuple(patches), _asked(arms, only), build)
+    return Plan(
+        study, layer.label, tuple(arms), pairs, tuple(patches), _asked(arms, only), build, folder=layer.path.parent
+    )
 
 
 def _without_repeats(arms: Sequence[Arm]) -> list[Arm]:

@@ -54,8 +54,8 @@ class PlannedArm:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan in its recorded form. `hash` digests the arms (name, role, recipe, seeds), verdict, metric, match, tune
-    and `first_look`."""
+    """A plan in its recorded form. `hash` digests the arms (name, role, recipe, seeds), verdict, metric, match, tune,
+    `first_look` and the guards."""
 
     id: str
     title: str
@@ -73,6 +73,7 @@ class Planned:
     search: str = ""  # of a trial: the study that its search began with
     before: int = 0  # of a trial: the number of ideas that the search tried earlier
     command: str = ""  # of a trial
+    guard: tuple[str, ...] = ()  # downstream tasks beside the metric, as the manifest names them
 
     @property
     def base(self) -> PlannedArm:
@@ -94,6 +95,16 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class GuardedTask:
+    """A task that guards the study, as it was when the study resolved it: the word that names it, and its digest."""
+
+    word: str
+    task: str
+    metric: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Study:
     """The current record of a study. `plan` is the first plan on record, `now` the plan with all amendments."""
 
@@ -107,6 +118,8 @@ class Study:
     method: str = METHOD  # of the errors of effects, when the plan was recorded
     looks: tuple[Look, ...] = ()  # with seeds as needed
     budgets: tuple[tuple[str, int], ...] = ()  # the plan's and each extension, with the number of looks before it
+    guarded: tuple[GuardedTask, ...] = ()  # as resolved last
+    reguarded: tuple[str, ...] = ()  # tasks whose definition or documents changed since the study began
     since: float = 0.0  # Unix time of the last look, before the first of the plan
 
     @property
@@ -148,10 +161,11 @@ def planned(plan: Plan) -> Planned:
         study.rule.model_dump(exclude={"noise"}), _tune(study.tune) if study.tune else None,
         plan.seeds, tuple(planned_arm(arm) for arm in plan.arms),
         first_look=study.seed.min if study.seed.as_needed else 0, budget=study.budget or "", search=plan.search,
-        before=plan.before, command=plan.command,
+        before=plan.before, command=plan.command, guard=study.guard,
     )  # fmt: skip
     facts = [[(a.name, a.role, a.recipe, a.seeds) for a in made.arms], made.verdict, made.metric, made.match, made.tune]
     facts += [made.first_look] if made.first_look else []
+    facts += [{"guard": made.guard}] if made.guard else []  # without guards, the hash of earlier versions
     return replace(made, hash=hashlib.sha256(json.dumps(facts).encode()).hexdigest())
 
 
@@ -189,11 +203,9 @@ def refuse_other(plan: Planned, folder: Path, *, amend: bool) -> None:
 
 def settle(plan: Planned, folder: Path, *, checked: Sequence[str]) -> Study:
     """Records the plan together with the passed checks; verdicts rest on the first recorded plan."""
-    _append(
-        folder,
-        "Amended" if (folder / _FILE).exists() else "Planned",
-        {**asdict(plan), "checked": list(checked), "method": METHOD},
-    )
+    facts = {name: value for name, value in asdict(plan).items() if name != "guard" or value}
+    event = "Amended" if (folder / _FILE).exists() else "Planned"
+    _append(folder, event, {**facts, "checked": list(checked), "method": METHOD})
     return read_study(folder)
 
 
@@ -201,7 +213,8 @@ def _added(old: Planned, new: Planned) -> list[str]:
     names = {arm.name for arm in old.arms}
     arms = [arm.name for arm in new.arms if arm.name not in names]
     seeds = [str(init) for init, data in new.seeds if (init, data) not in old.seeds]
-    return [f"new {what} {', '.join(those)}" for what, those in (("arms", arms), ("seeds", seeds)) if those]
+    kinds = ("arms", arms), ("seeds", seeds), ("guards", [word for word in new.guard if word not in old.guard])
+    return [f"new {what} {', '.join(those)}" for what, those in kinds if those]
 
 
 def _lost(old: Planned, new: Planned) -> list[str]:
@@ -209,7 +222,11 @@ def _lost(old: Planned, new: Planned) -> list[str]:
     arms = [arm.name for arm in old.arms if arm.name not in recipes]
     other = [arm.name for arm in old.arms if recipes.get(arm.name, arm.recipe) != arm.recipe]
     seeds = [str(init) for at, (init, data) in enumerate(old.seeds) if new.seeds[at : at + 1] != ((init, data),)]
-    kinds = (("no longer arms", arms), ("other recipes of", other), ("no longer the first seeds", seeds))
+    guards = [word for word in old.guard if word not in new.guard]
+    kinds = (
+        ("no longer arms", arms), ("other recipes of", other), ("no longer the first seeds", seeds),
+        ("no longer guards", guards),
+    )  # fmt: skip
     return [f"{what} {', '.join(those)}" for what, those in kinds if those]
 
 
@@ -241,6 +258,13 @@ def record_look(study: Study, look: Look) -> Study:
 def record_budget(study: Study, budget: str) -> Study:
     """Records that the budget was extended."""
     _append(study.folder, "Extended", {"budget": budget})
+    return read_study(study.folder)
+
+
+def record_guards(study: Study, tasks: Sequence[GuardedTask]) -> Study:
+    """Records the resolved tasks that guard the study, unless the record holds them already."""
+    if tuple(tasks) != study.guarded:
+        _append(study.folder, "Guarded", {"tasks": [asdict(task) for task in tasks]})
     return read_study(study.folder)
 
 
@@ -292,6 +316,8 @@ def read_study(folder: Path) -> Study:
             elif kind == "Costs":
                 rest["machine"] = event["machine"]
                 rest["costs"] = rest.get("costs", {}) | {name: _cost(of) for name, of in event["costs"].items()}
+            elif kind == "Guarded":
+                rest |= _guarded(rest, tuple(GuardedTask(**facts) for facts in event["tasks"]))
             elif kind == "Tuned":
                 rest["tuned"] = tuple(map(_arm, event["arms"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -299,6 +325,13 @@ def read_study(folder: Path) -> Study:
     if plan is None or now is None:
         raise DataError(f"{folder / _FILE}: holds no plan")
     return Study(folder, plan, now, **rest)
+
+
+def _guarded(rest: dict[str, Any], tasks: tuple[GuardedTask, ...]) -> dict[str, Any]:
+    """Returns the guards as resolved last, and the names of those that have changed."""
+    known = {task.task: task.digest for task in rest.get("guarded", ())}
+    changed = [task.task for task in tasks if known.get(task.task, task.digest) != task.digest]
+    return {"guarded": tasks, "reguarded": tuple(dict.fromkeys([*rest.get("reguarded", ()), *changed]))}
 
 
 def _unix(text: str) -> float:
@@ -312,9 +345,11 @@ def _planned(event: dict[str, Any]) -> Planned:
         "search": "",
         "before": 0,
         "command": "",
+        "guard": (),
     }  # keys that earlier versions did not record
     facts = {name: event[name] if name not in new else event.get(name, new[name]) for name in _fields(Planned)}
-    return Planned(**{**facts, "seeds": _pairs(facts["seeds"]), "arms": tuple(map(_arm, facts["arms"]))})
+    arms, guard = tuple(map(_arm, facts["arms"])), tuple(facts["guard"])
+    return Planned(**{**facts, "seeds": _pairs(facts["seeds"]), "arms": arms, "guard": guard})
 
 
 def _fields(kind: type) -> tuple[str, ...]:

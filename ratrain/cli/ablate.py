@@ -104,8 +104,9 @@ def _ablate(args: argparse.Namespace) -> int:
     plan = replace(plan, command=_command(args))
     if args.dry_run:
         from ratrain.ablation.preflight import preflight
+        from ratrain.ablation.running.guarding import Guards
 
-        checked = preflight(plan)
+        checked = [*preflight(plan), *(f"guard: {task}" for task in Guards(plan).described())]
         _print_plan(plan, _estimate(plan, args), args)
         if not args.json:
             print("\n".join(["", "checked:", *(f"  {check}" for check in checked)]))

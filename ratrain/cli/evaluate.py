@@ -1,4 +1,4 @@
-"""`ratrain eval RUN`: how well does a run predict held-out text?"""
+"""`ratrain eval RUN`: how well does a run predict held-out text, or answer downstream tasks (`--tasks`)?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, count, run_arguments
+from ratrain.cli.tasks import check_together, eval_tasks, task_arguments
 
 if TYPE_CHECKING:
     from ratrain.run.evaluate import HeldOut
@@ -19,10 +20,16 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", type=count, metavar="N", help="validation windows (as in training)")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--json", action="store_true", help="one JSON document")
+    task_arguments(parser)
 
 
 def _eval(args: argparse.Namespace) -> None:
-    """Evaluate the newest weights of runs on held-out text: nats per token, and bits per byte."""
+    """Evaluate the newest weights of runs on held-out text, in nats per token and bits per byte, or on downstream
+    tasks."""
+    check_together(args)
+    if args.tasks:
+        eval_tasks(args)
+        return
     from ratrain.cli.printing.tables import table
     from ratrain.run.evaluate import evaluate
     from ratrain.storage.folder import find_run

@@ -106,9 +106,12 @@ def _report_comparison(logs: list[RunLog], out: Path) -> None:
 def _report_run(log: RunLog) -> None:
     from ratrain.atomic import write_file
     from ratrain.report.gates import gate_rows
-    from ratrain.report.page import facts, figures_of, page
+    from ratrain.report.page import TASKS_HEAD, facts, figures_of, page, task_rows
 
     print(table(facts(log)))
+    if rows := task_rows(log):
+        print()
+        print(table([TASKS_HEAD, *rows]))
     if log.probes:
         print()
         print(table(gate_rows(log)))

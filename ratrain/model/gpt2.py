@@ -355,7 +355,15 @@ class GPT2(nn.Module):
 
     def logits(self, tokens: Tensor, caches=None, start: int = 0) -> Tensor:
         """Computes next-token logits, [B, T] -> [B, T, vocab_size]; `caches` holds one KV cache per layer."""
+        return self.unembedded(self.states(tokens, caches, start))
+
+    def states(self, tokens: Tensor, caches=None, start: int = 0) -> Tensor:
+        """Computes the normed states that the head reads, [B, T] -> [B, T, C]; arguments as for `logits`."""
         h, state = self.embed(tokens, start), None
         for layer, block in enumerate(self.blocks):
             h, state = block(h, state, None if caches is None else caches[layer])
-        return F.linear(self.norm(h), self.head_weight[: self.spec.vocab_size])
+        return self.norm(h)
+
+    def unembedded(self, h: Tensor) -> Tensor:
+        """Computes the logits of normed states, [..., C] -> [..., vocab_size]."""
+        return F.linear(h, self.head_weight[: self.spec.vocab_size])

@@ -12,6 +12,7 @@ from ratrain.report.gates import gate_rows
 from ratrain.report.html import render
 from ratrain.report.pruning import pruned_in_short, pruning_facts, pruning_rows
 from ratrain.storage.run_log import RunLog
+from ratrain.tasks.compare import described, newest
 
 
 def facts(log: RunLog) -> list[tuple[str, str]]:
@@ -62,6 +63,18 @@ def _origin(log: RunLog) -> list[tuple[str, str]]:
     return [(name, str(text)) for name, text in origin.items()] if isinstance(origin, dict) else []
 
 
+TASKS_HEAD = ("task", "metric", "value", "standard error", "n", "step", "examples", "lm-eval", "digest")
+
+
+def task_rows(log: RunLog) -> list[tuple[str, ...]]:
+    """Returns the scores of the run on downstream tasks under TASKS_HEAD: a row for each metric."""
+    return [
+        (*described(one, metric), f"{one.step:,}", str(one.fewshot), one.harness, one.digest[:16])
+        for one in newest(log.tasks)
+        for metric in one.scores
+    ]
+
+
 def page(log: RunLog, figures: dict[str, bytes]) -> str:
     """Builds the report as HTML; `figures` are those of figures_of."""
     manifest = log.path / "resolved.toml"
@@ -74,6 +87,8 @@ def page(log: RunLog, figures: dict[str, bytes]) -> str:
         gates=gate_rows(log),
         pruning=pruning_facts(log),
         matrices=pruning_rows(log),
+        tasks_head=TASKS_HEAD,
+        tasks=task_rows(log),
         manifest=manifest.read_text() if manifest.exists() else None,
     )
 

@@ -45,7 +45,7 @@ class Table:
     sizes: np.ndarray  # [K], tokens of each document
 
     @classmethod
-    def of(cls, losses: Losses, baseline: str, parts: Parts | None = None, sizes: Sequence[int] = ()) -> Table:
+    def of(cls, losses: Losses, baseline: str, parts: Parts | None = None, sizes: Sequence[float] = ()) -> Table:
         """Builds the table. Raises ValueError without a loss of the baseline or of another arm."""
         if baseline not in losses or len(losses) < 2:
             raise ValueError(f"expected losses of {baseline!r} and of one more arm, got {', '.join(losses) or 'none'}")

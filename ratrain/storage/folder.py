@@ -19,8 +19,8 @@ _LOOK = 0.05  # seconds to wait for the lock: far longer than `is_held` holds it
 
 
 class RunFolder:
-    """`manifest.toml resolved.toml state.json events.jsonl summary.json env.json log.txt notes.json run.lock` and
-    `checkpoints/ samples/`.
+    """`manifest.toml resolved.toml state.json events.jsonl tasks.jsonl summary.json env.json log.txt notes.json
+    run.lock` and `checkpoints/ samples/`.
 
     One process holds the folder at a time; the lock is released when the process ends.
     """

@@ -22,10 +22,12 @@ from ratrain.events import (
     RunEnded,
     RunStarted,
     Sampled,
+    TaskScored,
     Window,
 )
 from ratrain.storage.folder import RunFolder
 from ratrain.storage.listing import run_status
+from ratrain.storage.task_log import read_scores
 
 
 @dataclass
@@ -51,6 +53,7 @@ class RunLog:
     probes: dict[str, dict[str, Series]] = field(default_factory=dict)  # by patch and probe
     pruning: PruningEvaluated | None = None  # None: no weights were pruned, or the run is not done
     sample: str = ""
+    tasks: list[TaskScored] = field(default_factory=list)  # of tasks.jsonl
     status: str = "unfinished"
 
     def losses(self) -> tuple[list[int], list[float]]:
@@ -64,13 +67,17 @@ def steps_of(windows: Iterable[Window]) -> list[int]:
 
 
 def read_run(path: Path) -> RunLog:
-    """Reads the run in folder `path`. Raises MissingError without events.jsonl, DataError if it has no RunStarted."""
+    """Reads the run in folder `path`, with its scores on tasks.
+
+    Raises MissingError without events.jsonl, DataError if it has no RunStarted.
+    """
     file = path / "events.jsonl"
     if not file.exists():
         raise MissingError(f"{file}: no such file; the run has not begun")
     log = _sorted(path, read_events(file))
     if log is None:
         raise DataError(f"{file}: holds no run")
+    log.tasks = read_scores(path)
     if log.status == "unfinished" and (status := run_status(RunFolder(path))) in ("failed", "died", "running"):
         log.status = status  # as in `ratrain runs`
     return log

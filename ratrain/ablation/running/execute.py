@@ -31,10 +31,11 @@ from ratrain.ablation.record import (
 )
 from ratrain.ablation.results import rows_of
 from ratrain.ablation.running.costs import step_costs
+from ratrain.ablation.running.guarding import Guards
 from ratrain.ablation.running.pool import Began, Ended, Pool, Published
 from ratrain.ablation.running.seeds_as_needed import MOST, Purse, look, next_block
 from ratrain.ablation.tuning import tuning
-from ratrain.errors import CannotCreateError, Exit, Fault, ManifestError, UsageError
+from ratrain.errors import CannotCreateError, Exit, Fault, ManifestError, RatrainError, UsageError
 from ratrain.events import Evaluated
 from ratrain.lock import lock
 from ratrain.run.start import Launch, changed_code
@@ -168,6 +169,7 @@ class Execution:
     announce: Callable[[str, Sequence[Task], Mapping[str, float]], None]
     say: Callable[[str], None]
     pool: Callable[..., Runner] = Pool  # takes launch, devices and the receiver of messages
+    guards: Guards | None = None
     failed: list[int] = field(default_factory=list)
     asked: bool = False
     _ran: dict[str, float] = field(default_factory=dict)  # under --fresh: losses of this execution's runs, by folder
@@ -176,7 +178,7 @@ class Execution:
 
     def run(self, *, costs: bool) -> int:
         """Runs all stages and returns the exit code: PREEMPTED after a stop, else that of the first failed run."""
-        stages = (self._tune, self._test, self._test_tuned, *((self._measure,) if costs else ()))
+        stages = (self._tune, self._test, self._test_tuned, *((self._measure,) if costs else ()), self._guard)
         for stage in stages:
             stage()
             if self.asked:
@@ -289,6 +291,19 @@ class Execution:
             self.asked = True
         if found:
             self.study = record_costs(self.study, found, machine)
+
+    def _guard(self) -> None:
+        """Scores finished runs on downstream tasks. A task that cannot be had by now costs its scores alone."""
+        if not self.plan.study.guard or self.guards is None:
+            return
+        try:
+            self.study = self.guards.score(self.study, rows_of(self.study), device=self.devices[0], say=self.say)
+            self.failed += self.guards.failed
+        except KeyboardInterrupt:
+            self.asked = True
+        except RatrainError as error:
+            self.say(f"guards: {error}")
+            self.failed.append(error.exit)
 
     def _asked(self, *roles: Any) -> list[Arm]:
         return [arm for arm in self.plan.of_role(*roles) if arm.name in self.plan.asked]

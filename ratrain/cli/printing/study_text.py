@@ -9,7 +9,7 @@ from ratrain.ablation.conclusion import Conclusion
 from ratrain.ablation.record import Study
 from ratrain.ablation.results import Row
 from ratrain.cli.printing.tables import table
-from ratrain.report.study.table import HEAD, cells
+from ratrain.report.study.table import GUARD_HEAD, HEAD, cells, guard_rows
 
 
 def study_lines(study: Study, rows: Sequence[Row], found: Conclusion | None) -> Iterator[str]:
@@ -22,6 +22,8 @@ def study_lines(study: Study, rows: Sequence[Row], found: Conclusion | None) -> 
     if found:
         yield from _noise(found)
         yield from _needs(found)
+        if found.guards:
+            yield from ("", table([GUARD_HEAD, *guard_rows(found)]), "")
         yield from (f"warning: {warning}" for warning in found.warnings)
     yield f"plan {study.plan.hash[:8]}"
 

@@ -16,7 +16,17 @@ from ratrain.errors import UnavailableError
 from ratrain.report.compare import NONE, environment_of, peak_memory, settings
 from ratrain.report.html import Cell, render
 from ratrain.report.study.plots import Plots, plots
-from ratrain.report.study.table import COMPARED, first_log, loss_text, plan_facts, ratio, span, verdict_of
+from ratrain.report.study.table import (
+    COMPARED,
+    GUARD_HEAD,
+    first_log,
+    guard_rows,
+    loss_text,
+    plan_facts,
+    ratio,
+    span,
+    verdict_of,
+)
 from ratrain.report.study.verdicts import later_verdicts, tuned_verdicts, verdict_row
 
 _KINDS = {
@@ -46,6 +56,8 @@ def study_page(study: Study, rows: Sequence[Row], found: Conclusion | None) -> t
         looks=list(_looks(study)),
         tuned=tuned_verdicts(rows, found),
         later=later_verdicts(found),
+        guard_head=GUARD_HEAD,
+        guards=guard_rows(found) if found else [],
         missing=missing,
         drawn=drawn,
         budgets=_budgets(rows),

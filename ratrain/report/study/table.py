@@ -12,6 +12,7 @@ from ratrain.ablation.results import Row
 from ratrain.report.compare import NONE
 from ratrain.statistics.verdict import Judgement, Verdict
 from ratrain.storage.run_log import RunLog
+from ratrain.tasks.compare import number
 
 HEAD = ("arm", "val loss", "vs base", "interval", "verdict", "by seed", "parameters", "KV bytes/token", "runs")
 _SHOWN = 5  # differences by seed
@@ -44,6 +45,25 @@ def cells(rows: Sequence[Row], found: Conclusion | None) -> list[tuple[str, ...]
         costs = f"{row.arm.parameters:,}", f"{row.arm.kv_bytes_per_token:,}"
         table.append((row.arm.name, loss_text(row), effect, interval, word, each, *costs, row.status))
     return table
+
+
+GUARD_HEAD = ("guard", "arm", "score", "baseline's", "effect", "interval, 95 %", "seeds", "documents")
+
+
+def guard_rows(found: Conclusion) -> list[tuple[str, ...]]:
+    """Returns the scores on downstream tasks under GUARD_HEAD: a row for each task and arm; above zero is better."""
+    return [
+        (
+            f"{one.task}, {one.metric}", one.arm, number(one.value), number(one.base),
+            f"{one.effect:+.4f} {one.unit}".rstrip(), _between(one.interval), str(one.pairs), f"{one.documents:,}",
+        )
+        for one in found.guards
+    ]  # fmt: skip
+
+
+def _between(ends: tuple[float, float]) -> str:
+    low, high = (round(end, 4) + 0.0 for end in ends)  # no negative zero: arms that answer alike have an interval of 0
+    return span((low, high), "{:+.4f} to {:+.4f}")
 
 
 def verdict_of(row: Row, found: Conclusion | None) -> Verdict | None:
@@ -88,6 +108,8 @@ def plan_facts(study: Study) -> Iterator[tuple[str, str]]:
         "metric",
         f"validation loss, nats per token, {last}" + (f", weights averaged at {metric['ema']:g}" * (metric["ema"] > 0)),
     )
+    if now.guard:
+        yield "guards", f"{', '.join(now.guard)}, which change no verdict"
     yield "matched by", now.match
     spent = {"obrien_fleming": "as O'Brien and Fleming", "pocock": "as Pocock", "linear": "evenly"}.get(
         rule["spending"], rule["spending"]

@@ -16,7 +16,7 @@ from ratrain.ablation.record import Study
 from ratrain.ablation.results import Row
 from ratrain.atomic import write_file
 from ratrain.report.study.page import study_page
-from ratrain.report.study.table import HEAD, cells, plan_facts
+from ratrain.report.study.table import GUARD_HEAD, HEAD, cells, guard_rows, plan_facts
 
 
 def write_study_report(study: Study, rows: Sequence[Row], found: Conclusion | None) -> Path:
@@ -86,4 +86,6 @@ def _markdown(study: Study, rows: Sequence[Row], found: Conclusion | None) -> st
     lines += [f"* **{warning}**" for warning in found.warnings] if found else []
     lines += ["", line(HEAD), f"|{' --- |' * len(HEAD)}", *map(line, cells(rows, found)), ""]
     lines += [f"* {v.arm}: {v.word}; {v.why}" for v in found.judgement.verdicts] if found else ["No verdict yet."]
+    if found and found.guards:
+        lines += ["", line(GUARD_HEAD), f"|{' --- |' * len(GUARD_HEAD)}", *map(line, guard_rows(found))]
     return "\n".join(lines) + "\n"
