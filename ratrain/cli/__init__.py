@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 from typing import NoReturn
 
 from ratrain import __version__
-from ratrain.cli import ablate, check_runs, data, evaluate, export, plan, profile, report, runs, text, train, try_ideas
+from ratrain.cli import ablate, check_runs, evaluate, export, plan, profile, report, runs, text, train, try_ideas
 from ratrain.cli import variants as look
 from ratrain.cli.arguments import Command
 from ratrain.cli.printing.stdout import discard, outlive_reader, write_any_text
@@ -21,8 +21,7 @@ from ratrain.waiting import settle
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS | report.COMMANDS
 COMMANDS |= (
     profile.COMMANDS | export.COMMANDS | evaluate.COMMANDS | check_runs.COMMANDS | try_ideas.COMMANDS | plan.COMMANDS
-    | data.COMMANDS
-)  # fmt: skip
+)
 
 _WORK = {"train", "--ablate", "try", "calibrate", "prepare"}  # continue after the reader of stdout closed the pipe
 

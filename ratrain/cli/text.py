@@ -1,12 +1,18 @@
-"""Commands about text: prepare tokenizes it, sample draws it from a run."""
+"""Commands about text: prepare tokenizes it, data describes the tokens, sample draws text from a run."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, natural
+
+if TYPE_CHECKING:
+    from ratrain.data.describe import Description
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +26,38 @@ def _prepare(args: argparse.Namespace) -> None:
     from ratrain.cli.prepare import run
 
     run(args)
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FOLDER", help="a folder of token shards, or shakespeare")
+    parser.add_argument("--tokenizer", metavar="NAME", help="gpt2 or shakespeare2k, if the folder does not say (gpt2)")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _data(args: argparse.Namespace) -> None:
+    """Tell tokens, documents, lengths, a sample, and validation text that is also training text."""
+    from ratrain.data.describe import describe
+
+    found = describe(args.source, tokenizer=args.tokenizer)
+    print(json.dumps(asdict(found)) if args.json else _told(found))
+
+
+def _told(found: Description) -> str:
+    from ratrain.cli.printing.tables import table
+    from ratrain.data.source import told_overlap, told_places
+
+    head = ("split", "tokens", "bytes of text", "documents", "shortest", "median", "longest")
+    rows = [
+        (name, *(f"{number:,}" for number in (s.tokens, s.bytes, s.documents, s.shortest, s.median, s.longest)))
+        for name, s in found.splits.items()
+    ]
+    lines = [f"{found.source}: tokenizer {found.tokenizer}, fingerprint {found.fingerprint[:16]}", table([head, *rows])]
+    lines += [told_overlap(found.overlap), *([told_places(found.overlap)] if found.overlap.places else [])]
+    return "\n".join([*lines, "the first training document begins:", *_indented(found.sample)])
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  | {line}" for line in text.strip().splitlines()]
 
 
 def _temperature(text: str) -> float:
@@ -72,5 +110,6 @@ def _sample(args: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Command] = {
     "prepare": Command(_prepare_arguments, _prepare),
+    "data": Command(_data_arguments, _data),
     "sample": Command(_sample_arguments, _sample),
 }

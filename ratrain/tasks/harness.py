@@ -44,6 +44,8 @@ def score_run(
 
     version = require_harness()
     manifest, model, step = load_step(run, device=pick_device(device), warn=warn)
+    if manifest.data.is_recall:
+        raise DataError(f"{run}: learned {manifest.data.source!r}, not a text; expected a run that was trained on text")
     weights = weights_of(run, step)
     told: list[str] = []  # held back while lm_eval's own messages are hidden
     found: list[TaskScored] = []
