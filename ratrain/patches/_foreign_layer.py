@@ -47,8 +47,12 @@ def rope(x: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
 
 
 _TENSORS: dict[str, Callable[[Tensor, int], Any]] = {
-    "x": lambda x, head_dim: x, "causal_mask": causal_mask, "causal_bias": causal_bias, "positions": positions, "rope": rope,
-}  # fmt: skip
+    "x": lambda x, head_dim: x,
+    "causal_mask": causal_mask,
+    "causal_bias": causal_bias,
+    "positions": positions,
+    "rope": rope,
+}
 
 
 class Call:
@@ -133,7 +137,8 @@ class Foreign(nn.Module):
         """Returns the foreign module's output [B, S, C] for the newest tokens x [B, S, C]."""
         if cache is None:
             return self.call(self.module, x)
-        return self.call(self.module, remember(cache, self.name, x, self.length))[:, -x.shape[1] :]
+        whole = remember(cache, self.name, x, self.length).contiguous()  # a foreign module may call view()
+        return self.call(self.module, whole)[:, -x.shape[1] :]
 
     def mixed(self, old: Tensor, new: Tensor) -> Tensor:
         return torch.lerp(old, new.to(old.dtype), self.s.to(old.dtype))
@@ -174,7 +179,9 @@ def replacement(
     Raises OptionError if there is no such place, or the module cannot be made, called or used.
     """
     if not isinstance(old, (Attention, MLP, Block)):
-        raise OptionError(f"{place!r} is no place for a module; expected blocks.*.attn, blocks.*.mlp or blocks.*", "target")
+        raise OptionError(
+            f"{place!r} is no place for a module; expected blocks.*.attn, blocks.*.mlp or blocks.*", "target"
+        )
     layer = ForeignMLP if isinstance(old, MLP) else ForeignLayer
     name = type(old).__name__
     return layer(old if switched else None, spec, recipe, Call(call, spec, recipe.sizes), name=name)

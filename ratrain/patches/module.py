@@ -62,7 +62,9 @@ class Use:
                 raise OptionError(f"{place!r}: no such file in {', '.join(map(str, folders)) or 'any folder'}", *key)
         top = place.partition(".")[0]
         if not top.isidentifier() or find_spec(top) is None:
-            raise OptionError(f"there is no package {top!r}, and no file {top}.py beside the manifest{_advice(top)}", *key)
+            raise OptionError(
+                f"there is no package {top!r}, and no file {top}.py beside the manifest{_advice(top)}", *key
+            )
         return cls(place, name)
 
 
@@ -80,7 +82,9 @@ class Module(Patch):
     target: str = "blocks.*.attn"
     use: str = Field(pattern=_USE, description="its class: PACKAGE.MODULE:CLASS, or FILE.py:CLASS beside the manifest")
     args: dict[str, Any] = Field(default={}, description="keyword arguments of the class")
-    call: dict[str, Any] = Field(default={}, description="keyword arguments of a call; $x is the first if none names it")
+    call: dict[str, Any] = Field(
+        default={}, description="keyword arguments of a call; $x is the first if none names it"
+    )
     _folders: tuple[Path, ...] = PrivateAttr(())
 
     @field_validator("args")
@@ -89,7 +93,9 @@ class Module(Patch):
         _require_known(args, _SIZES)
         for key, use in _tables(args, ()):
             if not isinstance(use, str) or not re.match(_USE, use):
-                raise ValueError(f"{'.'.join((*key, 'use'))}: expected PACKAGE.MODULE:CLASS or FILE.py:CLASS, got {use!r}")
+                raise ValueError(
+                    f"{'.'.join((*key, 'use'))}: expected PACKAGE.MODULE:CLASS or FILE.py:CLASS, got {use!r}"
+                )
         return args
 
     @field_validator("call")

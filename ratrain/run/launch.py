@@ -225,7 +225,9 @@ def _graph_failure(error: Exception, manifest: Manifest) -> RatrainError | None:
         return None
     what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     advice = "--set compile.scope=off trains without compiled code"
-    return ManifestError([Fault("", f"patch.{name}", f"cannot be compiled to one graph ({what}); {advice}") for name in foreign])
+    return ManifestError(
+        [Fault("", f"patch.{name}", f"cannot be compiled to one graph ({what}); {advice}") for name in foreign]
+    )
 
 
 def _plugin_failure(error: Exception, manifest: Manifest) -> RatrainError | None:
