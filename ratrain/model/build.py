@@ -45,7 +45,7 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
     model.to_empty(device="cpu")
     for module, name in names.items():
         if offers(module, "construct"):
-            _construct(module, name, seed=manifest.seed.weights)
+            _construct(module, model.claimed[name], seed=seed_of(manifest.seed.weights, name))
         _initialise(module, name, seed=manifest.seed.weights)
     if manifest.seed.twin == "ulp":
         nudge(model.wte.weight)
@@ -70,7 +70,7 @@ def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Mod
                 raise TypeError(f"build returned {module!r}, which is not a module")
             built[site] = module
         except OptionError as error:
-            faults.append(Fault("", dotted(("patch", name, *error.option)), str(error)))
+            faults.append(_option_fault(name, error))
         except ValueError as error:  # the patch refuses its options
             faults.append(Fault("", f"patch.{name}", str(error)))
         except Exception as error:
@@ -163,15 +163,25 @@ def _initialise(module: nn.Module, name: str, *, seed: int) -> None:
         raise _not_initialised(name, f"reset_parameters of {kind} does not fill {', '.join(left)}{advice}")
 
 
-def _construct(module: nn.Module, name: str, *, seed: int) -> None:
-    """Lets the classes of foreign children fill them. Raises ManifestError if a tensor is left unfilled."""
-    cast("Any", module).construct(torch.Generator().manual_seed(seed_of(seed, name)))
+def _construct(module: nn.Module, patch: str, *, seed: int) -> None:
+    """Lets the classes of foreign children fill them.
+
+    Raises ManifestError if one cannot, or leaves a tensor unfilled.
+    """
+    try:
+        cast("Any", module).construct(torch.Generator().manual_seed(seed))
+    except OptionError as error:
+        raise ManifestError([_option_fault(patch, error)]) from error
     for child in cast("Any", module).constructed:
         part = module.get_submodule(child)
         tensors = [*part.named_parameters(), *part.named_buffers()]
         if left := [key for key, tensor in tensors if tensor.is_floating_point() and tensor.isnan().any()]:
             message = f"the constructor of {type(part).__name__} leaves {', '.join(left)} without a value"
-            raise _not_initialised(name, message)
+            raise ManifestError([_option_fault(patch, OptionError(message, "use"))])
+
+
+def _option_fault(patch: str, error: OptionError) -> Fault:
+    return Fault("", dotted(("patch", patch, *error.option)), str(error))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ratrain.errors import OptionError
 
@@ -65,10 +66,14 @@ class Recipe:
             made = found(**values)
         except OptionError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise OptionError(f"{text} refuses them: {told(error)}", "args", *key) from error
         if not key and not isinstance(made, nn.Module):
             raise OptionError(f"{text} returns {type(made).__name__}, which is no nn.Module", *at)
+        if not key and (lazy := [name for name, p in made.named_parameters() if is_lazy(p)]):
+            raise OptionError(
+                f"{text} has {', '.join(lazy)} without a shape; expected sizes in args, no lazy layers", *at
+            )
         return made
 
     def _value(self, key: _Key, value: Any) -> Any:

@@ -69,7 +69,10 @@ class Call:
         narrow = x.dtype == torch.bfloat16
         with torch.autocast(x.device.type, torch.bfloat16) if narrow else contextlib.nullcontext():
             out = module(**given) if self.names_x else module(x, **given)
-        return (out if isinstance(out, Tensor) else out[0]).to(x.dtype)
+        first = out[0] if isinstance(out, (tuple, list)) and out else out
+        if not isinstance(first, Tensor):
+            raise TypeError(f"it returns {type(out).__name__}; expected a tensor, or a tuple that begins with one")
+        return first.to(x.dtype)
 
     def _value(self, value: Any, x: Tensor) -> Any:
         if isinstance(value, list):
@@ -200,7 +203,7 @@ def _tried(module: nn.Module, recipe: Recipe, call: Call, spec: ModelSpec) -> in
         module = recipe.made("cpu")
         try:
             out, flops = _traced(module, call, spec, "cpu")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise OptionError(f"the module cannot be called so: {told(error)}", "call") from error
     shape = (1, spec.block_size, spec.n_embd)
     if tuple(out.shape) != shape:

@@ -59,7 +59,8 @@ class Use:
             if file := next((file for file in tried if file.is_file()), None):
                 return cls(path, name, file.resolve())
             if is_file:
-                raise OptionError(f"{place!r}: no such file in {', '.join(map(str, folders)) or 'any folder'}", *key)
+                where = f" (in {folders[0]})" if folders else ""
+                raise OptionError(f"{place!r}: no such file beside the manifest{where}", *key)
         top = place.partition(".")[0]
         if not top.isidentifier() or find_spec(top) is None:
             raise OptionError(
@@ -80,22 +81,24 @@ class Module(Patch):
     }
 
     target: str = "blocks.*.attn"
-    use: str = Field(pattern=_USE, description="its class: PACKAGE.MODULE:CLASS, or FILE.py:CLASS beside the manifest")
+    use: str = Field(description="its class: PACKAGE.MODULE:CLASS, or FILE.py:CLASS beside the manifest")
     args: dict[str, Any] = Field(default={}, description="keyword arguments of the class")
     call: dict[str, Any] = Field(
         default={}, description="keyword arguments of a call; $x is the first if none names it"
     )
     _folders: tuple[Path, ...] = PrivateAttr(())
 
+    @field_validator("use")
+    @classmethod
+    def _place(cls, use: str) -> str:
+        return _required_use(use)
+
     @field_validator("args")
     @classmethod
     def _sizes(cls, args: dict[str, Any]) -> dict[str, Any]:
         _require_known(args, _SIZES)
         for key, use in _tables(args, ()):
-            if not isinstance(use, str) or not re.match(_USE, use):
-                raise ValueError(
-                    f"{'.'.join((*key, 'use'))}: expected PACKAGE.MODULE:CLASS or FILE.py:CLASS, got {use!r}"
-                )
+            _required_use(use, f"{'.'.join((*key, 'use'))}: ")
         return args
 
     @field_validator("call")
@@ -145,6 +148,13 @@ class Module(Patch):
             yield Use.of(use, self._folders, ("args", *key, "use"))
 
 
+def _required_use(use: Any, where: str = "") -> str:
+    """Returns `use`. Raises ValueError unless it is a place and a name."""
+    if not isinstance(use, str) or not re.match(_USE, use):
+        raise ValueError(f"{where}expected PACKAGE.MODULE:CLASS or FILE.py:CLASS, got {use!r}")
+    return use
+
+
 def _tables(value: Any, key: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yields key and `use` of every table below `value` that is an object: one with a key `use`."""
     if isinstance(value, dict):
@@ -169,7 +179,7 @@ def _require_known(value: Any, names: Sequence[str]) -> None:
         raise ValueError(f"must be finite, got {value}")
     elif isinstance(value, str) and value.startswith("$") and value[1:] not in names:
         near = did_you_mean(value[1:], names).replace("'", "'$", 1)
-        raise ValueError(f"no size is called {value!r}{near or f'; expected {_listed(names)}'}")
+        raise ValueError(f"nothing is called {value!r}{near or f'; expected {_listed(names)}'}")
 
 
 def _listed(names: Sequence[str]) -> str:
