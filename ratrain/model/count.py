@@ -59,8 +59,8 @@ def kept(part: Any, spec: ModelSpec) -> tuple[int, int]:
         return part.kv_per_token(spec)
     if hasattr(part, "attn"):
         keys, values = kept(part.attn, spec)
-        mlp = getattr(part, "mlp", None)
-        return keys, values + (mlp.kv_per_token(spec)[1] if hasattr(mlp, "kv_per_token") else 0)
+        stated = getattr(getattr(part, "mlp", None), "kv_per_token", None)
+        return keys, values + (stated(spec)[1] if stated else 0)
     keys, values = part.core.kv_per_token(spec)
     channels = getattr(part.value, "kept_channels", None) or spec.head_dim
     return keys, round(values * channels / spec.head_dim)

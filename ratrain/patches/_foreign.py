@@ -68,9 +68,11 @@ class Recipe:
             raise
         except (Exception, SystemExit) as error:
             raise OptionError(f"{text} refuses them: {told(error)}", "args", *key) from error
-        if not key and not isinstance(made, nn.Module):
+        if key:
+            return made
+        if not isinstance(made, nn.Module):
             raise OptionError(f"{text} returns {type(made).__name__}, which is no nn.Module", *at)
-        if not key and (lazy := [name for name, p in made.named_parameters() if is_lazy(p)]):
+        if lazy := [name for name, p in made.named_parameters() if is_lazy(p)]:
             raise OptionError(
                 f"{text} has {', '.join(lazy)} without a shape; expected sizes in args, no lazy layers", *at
             )

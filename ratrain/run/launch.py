@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from ratrain.config.read import Source
 from ratrain.config.render import render
@@ -221,7 +222,7 @@ def machine_told(manifest: Manifest) -> Iterator[None]:
 def _graph_failure(error: Exception, manifest: Manifest) -> RatrainError | None:
     """Returns a ManifestError for a foreign module that no single graph can hold; None for any other error."""
     foreign = [name for name, patch in manifest.patch.items() if patch.brings_code]
-    if not foreign or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+    if not foreign or not isinstance(error, TorchDynamoException):
         return None
     what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     advice = "--set compile.scope=off trains without compiled code"

@@ -122,8 +122,8 @@ class Nothing(Plain):
         return None
 
 class Stateful(Plain):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, width=16):
+        super().__init__(width)
         self.calls = 0
 
     def forward(self, x):
@@ -533,7 +533,6 @@ def test_a_leaking_module_is_refused_before_a_run(ratrain, tmp_path):
 
 
 def test_a_module_that_depends_on_earlier_calls_is_refused_before_a_run(cwd, ratrain):
-    (cwd / "layers.py").write_text(LAYERS.replace("def __init__(self):", "def __init__(self, width=16):"))
     code, _, err = ratrain("mine.toml", *RUN, "--set", "patch.module.use=layers.py:Stateful")
     assert code == Exit.BAD_MANIFEST
     assert "patch.module: the model " in err
