@@ -41,6 +41,7 @@ class Patch(Section):
     kind: ClassVar[str]
 
     brings_code: ClassVar[bool] = False  # whether its options name code from outside of the package
+    parts: ClassVar[str | None] = None  # folder beside the kind's file that holds more of its code
     example: ClassVar[Mapping[str, Any]] = {}  # values of the options without a default, to check the kind with
 
     target: str

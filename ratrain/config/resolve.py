@@ -103,10 +103,12 @@ def _patch(name: str, options: Any, kinds: Mapping[str, type], source: Source, f
     at = ("patch", name)
     found: Any = _of_kind(at, options, name, "patch", kinds, source, faults)
     try:
-        return found and found.beside(list(dict.fromkeys(file.parent for file in reversed(source.files))))
+        if hasattr(found, "beside"):
+            found = found.beside(list(dict.fromkeys(file.parent for file in reversed(source.files))))
     except OptionError as error:
         faults.append(fault_at(source, (*at, *error.option), str(error)))
         return None
+    return found
 
 
 def _of_kind(

@@ -29,8 +29,8 @@ from torch import nn
 from ratrain.config.find import did_you_mean
 from ratrain.config.schema import ModelSpec
 from ratrain.errors import OptionError
-from ratrain.patches._foreign import Recipe
-from ratrain.patches._foreign_layer import replacement
+from ratrain.patches.foreign.layer import replacement
+from ratrain.patches.foreign.recipe import Recipe
 from ratrain.registry import Patch, register
 
 _USE = r"^[^:\s][^:]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
@@ -74,6 +74,7 @@ class Module(Patch):
     """A module of another package, or of a file beside the manifest."""
 
     brings_code: ClassVar[bool] = True
+    parts: ClassVar[str] = "foreign"
     example: ClassVar[Mapping[str, Any]] = {
         "use": "torch.nn:MultiheadAttention",
         "args": {"embed_dim": "$n_embd", "num_heads": "$n_head", "batch_first": True},

@@ -62,3 +62,5 @@ def _package_files(manifest: Manifest) -> Iterator[Path]:
             if file.is_relative_to(_ROOT) and file.parent != _ROOT / "config" and file != _ROOT / "registry.py":
                 yield file
                 yield from file.parent.glob("_[a-z]*.py")  # shared by the kinds of its folder
+                if folder := vars(kind).get("parts"):
+                    yield from (file.parent / folder).glob("*.py")

@@ -239,7 +239,7 @@ def test_transformers_gpt2_attention_with_our_weights_computes_our_attention(tra
 
 
 def test_rotary_tables_are_those_of_transformers(transformers):
-    from ratrain.patches._foreign_layer import rope
+    from ratrain.patches.foreign.layer import rope
 
     llama = importlib.import_module("transformers.models.llama.modeling_llama")
     config = transformers.LlamaConfig(hidden_size=16, num_attention_heads=2, max_position_embeddings=12)
@@ -249,7 +249,7 @@ def test_rotary_tables_are_those_of_transformers(transformers):
 
 
 def test_the_tensors_of_a_call():
-    from ratrain.patches._foreign_layer import causal_bias, causal_mask, positions
+    from ratrain.patches.foreign.layer import causal_bias, causal_mask, positions
 
     x = normal(2, 5, 16)
     later = torch.tensor([[j > i for j in range(5)] for i in range(5)])
@@ -296,6 +296,13 @@ def test_two_builds_are_equal_and_leave_global_generators_alone(mine, name, caps
     assert all(first[key].equal(second[key]) for key in first)
     assert not torch.are_deterministic_algorithms_enabled()
     assert "constructed" not in capsys.readouterr().out
+
+
+def test_an_unfilled_tensor_is_found_in_the_settings_of_a_run_too(mine, monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    ((key, _),) = faults(lambda: mine("layers.py:Unfilled"))
+    assert key == "patch.module.use"
+    assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_layers_and_seeds_start_apart_and_the_base_starts_as_without(mine, tiny):
@@ -473,7 +480,9 @@ def test_the_file_and_the_version_of_a_package_are_on_record(mine, attention, fo
     before = code_digests(manifest)
     (folder / "layers.py").write_text(LAYERS + "\n")
     assert {name for name, digest in code_digests(mine()).items() if digest != before[name]} == {"modules/layers.py"}
-    assert code_digests(attention())["package torch"] == torch.__version__
+    digests = code_digests(attention())
+    assert digests["package torch"] == torch.__version__
+    assert {"ratrain/patches/module.py", "ratrain/patches/foreign/recipe.py"} <= digests.keys()
 
 
 def test_a_module_of_the_path_without_a_version_is_digested(mine, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from ratrain.model.cache import InputCache, new_cache, remember
 from ratrain.model.count import kept
 from ratrain.model.gpt2 import MLP, Attention, Block
 from ratrain.model.rotary import BASE
-from ratrain.patches._foreign import Recipe, apart, told
+from ratrain.patches.foreign.recipe import Recipe, apart, told
 
 
 def causal_mask(x: Tensor, head_dim: int) -> Tensor:

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils import deterministic
 
 from ratrain.errors import OptionError
 
-_CHECKOUT = Path(__file__).parents[2]
+_CHECKOUT = Path(__file__).parents[3]
 _Key = tuple[str, ...]
 
 
@@ -101,11 +102,13 @@ def apart(seed: int) -> Iterator[None]:
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty holds NaN then
+        torch.use_deterministic_algorithms(True, warn_only=True)  # with `fills`, torch.empty then holds NaN
+        fills, deterministic.fill_uninitialized_memory = deterministic.fill_uninitialized_memory, True
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(strict, warn_only=warns)
+            deterministic.fill_uninitialized_memory = fills
             torch.set_default_dtype(dtype)
             random.setstate(drawn)
             np.random.set_state(state)
