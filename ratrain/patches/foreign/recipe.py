@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils import deterministic
 
 from ratrain.errors import OptionError
 
@@ -95,6 +94,7 @@ def apart(seed: int) -> Iterator[None]:
 
     Text that a constructor prints goes to stderr: stdout may be a stream of events.
     """
+    deterministic: Any = torch.utils.deterministic
     cuda = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     dtype, drawn, state = torch.get_default_dtype(), random.getstate(), np.random.get_state()
