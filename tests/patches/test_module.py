@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+import ratrain as ratrain_api
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.config.schema import ActivationSection, Span
-from ratrain.contracts import SMALL, contracts
+from ratrain.contracts import COMPILED, SMALL, contracts
 from ratrain.contracts.verify import verify
 from ratrain.errors import Exit, ManifestError
 from ratrain.model.build import build, switches
@@ -584,6 +585,16 @@ def test_a_recurrent_layer_of_torch_is_causal_and_decodes(mine):
     edited = tokens.clone()
     edited[:, 6:] += 1
     assert model.logits(edited)[:, :6].equal(model.logits(tokens)[:, :6])
+
+
+def test_contracts_on_compiled_code_are_left_out_if_the_manifest_compiles_nothing(cwd):
+    (cwd / "mine.toml").write_text((cwd / "mine.toml").read_text().replace("Plain", "GraphBreak"))
+    broken = [verdict.claim for verdict in ratrain_api.verify("mine.toml") if verdict.fault]
+    assert sorted(broken) == sorted(COMPILED)
+    (cwd / "mine.toml").write_text((cwd / "mine.toml").read_text() + '[compile]\nscope = "off"\n')
+    verdicts = list(ratrain_api.verify("mine.toml"))
+    assert not [verdict.claim for verdict in verdicts if verdict.fault]
+    assert {verdict.claim for verdict in verdicts} & {*contracts()} == {*contracts()} - {*COMPILED}
 
 
 def test_an_example_of_a_gpu_is_refused_with_the_package_to_install():
