@@ -92,6 +92,14 @@ class DivergedError(RatrainError):
     exit = Exit.DIVERGED
 
 
+class OptionError(ValueError):
+    """An option of a patch that does not fit. `option` is its key below the patch: ("args", "config")."""
+
+    def __init__(self, message: str, *option: str):
+        super().__init__(message)
+        self.option = option
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault of a manifest: file and line of the key, the key, and a message with the remedy."""

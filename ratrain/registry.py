@@ -9,12 +9,12 @@ import importlib
 import importlib.util
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ratrain.config.identity import plain
 from ratrain.config.read import Source
@@ -40,8 +40,33 @@ class Patch(Section):
 
     kind: ClassVar[str]
 
+    brings_code: ClassVar[bool] = False  # whether its options name code from outside of the package
+    parts: ClassVar[str | None] = None  # folder beside the kind's file that holds more of its code
+    example: ClassVar[Mapping[str, Any]] = {}  # values of the options without a default, to check the kind with
+
     target: str
     activation: ActivationSection | None = None  # replaces the manifest's [activation]
+
+    def beside(self, folders: Sequence[Path]) -> Patch:
+        """Returns the patch with the folders of the manifest's files, the requested one first; files that its options
+        name are looked up there. Raises OptionError."""
+        return self
+
+    def under(self, activation: ActivationSection) -> Patch:
+        """Returns the patch with its schedule: its own, else the manifest's `activation`."""
+        return self if self.activation else self.model_copy(update={"activation": activation})
+
+    def at(self, site: str) -> Patch:
+        """Returns the patch as it is built at one site, where that matters."""
+        return self
+
+    def files(self) -> Mapping[str, Path]:
+        """Returns the source files that the options name, by their path in a run folder."""
+        return {}
+
+    def packages(self) -> Mapping[str, str]:
+        """Returns the version, or a digest of the source, of each installed package that the options name."""
+        return {}
 
     @property
     def leaks(self) -> str | None:
@@ -223,9 +248,21 @@ def plugin_files(options: Iterable[Section]) -> list[Path]:
     return [Path(file) for file in dict.fromkeys(files)]
 
 
+def run_files(patches: Iterable[Patch]) -> dict[str, Path]:
+    """Returns the files outside the package that `patches` consist of, by their path in a run folder."""
+    patches = list(patches)
+    files = {f"patches/{file.name}": file for file in plugin_files(patches)}
+    return files | {name: file for patch in patches for name, file in patch.files().items()}
+
+
 def is_shipped(options: type[Section]) -> bool:
     """Returns whether a kind belongs to the package, and not to a plug-in."""
     return module_of(options).__name__.removeprefix(PREFIX).startswith("ratrain.")
+
+
+def is_ours(patch: Patch) -> bool:
+    """Returns whether all code of a patch is of the package, whose tests check it."""
+    return is_shipped(type(patch)) and not patch.brings_code
 
 
 def patch_kinds(folders: Iterable[Path] = (), *, beside: Iterable[Path] = ()) -> Kinds:

@@ -35,7 +35,7 @@ FLOORS = (
     ("kernels",),
     ("__init__",),
 )
-LARGER = {"ratrain/patches": 19}  # folders that have yet to be split
+LARGER = {"ratrain/patches": 20}  # folders that have yet to be split
 HEIGHT = {part: -depth for depth, parts in enumerate(FLOORS) for part in parts}
 FILES = [file for folder in ("ratrain", "bench") for file in sorted((ROOT / folder).rglob("*.py"))]
 

@@ -20,7 +20,7 @@ from ratrain.ablation.search import Entry
 from ratrain.config.find import find_manifest
 from ratrain.config.parse import Layer
 from ratrain.errors import Fault, ManifestError, UsageError
-from ratrain.registry import plugin_files
+from ratrain.registry import run_files
 from ratrain.statistics.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def trial_plan(
 
 def _code(arm: Arm) -> bytes:
     """Returns the code of the plug-ins of an arm."""
-    return b"".join(file.read_bytes() for file in plugin_files(arm.manifest.patch.values()))
+    return b"".join(file.read_bytes() for file in run_files(arm.manifest.patch.values()).values())
 
 
 def _by_code(arm: Arm) -> Arm:

@@ -55,7 +55,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int | None:
     """Train one variant."""
     manifest, source = _resolved(args)
-    from ratrain.registry import is_shipped
+    from ratrain.registry import is_ours
     from ratrain.run.start import AlreadyDone
 
     try:
@@ -64,7 +64,7 @@ def _train(args: argparse.Namespace) -> int | None:
             if not args.json:
                 told = sys.stderr if args.dry_run else sys.stdout
                 print(f"{manifest.id}, {manifest.scale} scale: loading torch", file=told, flush=True)
-            if not all(is_shipped(type(patch)) for patch in manifest.patch.values()):
+            if not all(map(is_ours, manifest.patch.values())):
                 from ratrain.contracts.meaning import require_meaning  # imports torch
 
                 require_meaning(buildable(manifest, source, args), source)

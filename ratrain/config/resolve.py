@@ -16,7 +16,7 @@ from ratrain.config.schema import ActivationSection, Manifest, OneOf, OptimSecti
 from ratrain.config.toml import dotted
 from ratrain.config.validation import Key, fault_at, faults_of, key_homes, model_in, shown
 from ratrain.config.weights import weight_files, weights_path
-from ratrain.errors import Fault, ManifestError
+from ratrain.errors import Fault, ManifestError, OptionError
 
 DEFAULT_OPTIM = "adamw"
 VOCAB_SIZES = {"gpt2": 50257, "shakespeare2k": 2048}
@@ -96,10 +96,20 @@ def _patches(source: Source, kinds: Mapping[str, type], faults: list[Fault]) -> 
     if not isinstance(table, dict):
         faults.append(fault_at(source, ("patch",), f"expected a table, got {shown(table)}"))
         return {}
-    return {
-        name: _of_kind(("patch", name), options, name, "patch", kinds, source, faults)
-        for name, options in table.items()
-    }
+    return {name: _patch(name, options, kinds, source, faults) for name, options in table.items()}
+
+
+def _patch(name: str, options: Any, kinds: Mapping[str, type], source: Source, faults: list[Fault]) -> Any:
+    """Returns a patch that knows the folders of the manifest's files; None after a fault."""
+    at = ("patch", name)
+    found: Any = _of_kind(at, options, name, "patch", kinds, source, faults)
+    try:
+        if hasattr(found, "beside"):
+            found = found.beside(list(dict.fromkeys(file.parent for file in reversed(source.files))))
+    except OptionError as error:
+        faults.append(fault_at(source, (*at, *error.option), str(error)))
+        return None
+    return found
 
 
 def _of_kind(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ratrain.config.schema import Manifest
 from ratrain.contracts.registry import contract
 from ratrain.contracts.states import State, logits_of, tokens_of
+from ratrain.model.cache import held_bytes
 from ratrain.model.count import count
 from ratrain.model.gpt2 import GPT2
 
@@ -57,7 +58,7 @@ def its_cache_is_what_it_states(manifest: Manifest) -> None:
     _, caches = decoded(model, tokens_of(manifest, 1, length), [length - 1, 1])
     item = torch.float64.itemsize
     found = {
-        "its caches' nbytes": sum(sum(cache.nbytes) for cache in caches) / item,
+        "its caches' nbytes": sum(sum(held_bytes(cache)) for cache in caches) / item,
         "the tensors of its caches": sum(_bytes(cache) for cache in caches) / item,
     }
     low, high = _KEPT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ratrain.config.read import Source, read_source
@@ -12,7 +13,7 @@ from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
 from ratrain.contracts.registry import SMALL, contracts
 from ratrain.errors import Fault, ManifestError, RatrainError
-from ratrain.registry import is_shipped
+from ratrain.registry import is_ours
 
 # each with the fault of a model that breaks it
 _CLAIMS = {
@@ -40,7 +41,7 @@ def require_meaning(manifest: Manifest, source: Source) -> None:
     ManifestError with the first broken contract.
     """
     patches = manifest.patch.values()
-    if all(map(is_shipped, map(type, patches))) or any(patch.leaks for patch in patches):
+    if all(map(is_ours, patches)) or any(patch.leaks for patch in patches):
         return
     small = _small(manifest, source)
     if small is None:
@@ -50,7 +51,7 @@ def require_meaning(manifest: Manifest, source: Source) -> None:
     except Exception:  # of the patch: the run itself reports it with the patch's line
         return
     if fault:
-        names = ", ".join(name for name, patch in manifest.patch.items() if not is_shipped(type(patch)))
+        names = ", ".join(name for name, patch in manifest.patch.items() if not is_ours(patch))
         advice = "so its loss would be meaningless; `ratrain verify` checks every contract"
         raise ManifestError([Fault(source.manifest, f"patch.{names}", f"the model {fault}, {advice}")])
 
@@ -64,6 +65,8 @@ def _small(manifest: Manifest, source: Source) -> Manifest | None:
         try:
             patches = {type(patch).kind: type(patch) for patch in manifest.patch.values()}
             optimizers = {type(manifest.optim).kind: type(manifest.optim)}
-            return resolve(read_source(file, scale="tiny", overrides=SMALL), patches=patches, optimizers=optimizers)
+            small = read_source(file, scale="tiny", overrides=SMALL)
+            beside = replace(small, files=(*small.files, *source.files))  # files that patches name are there
+            return resolve(beside, patches=patches, optimizers=optimizers)
         except RatrainError:
             return None

@@ -11,6 +11,10 @@ SMALL = ("model.n_layer=2", "model.n_head=2", "model.n_embd=64", "model.block_si
 
 Contract = Callable[[Manifest], None]
 _CONTRACTS: dict[str, Contract] = {}
+COMPILED = (  # on compiled code
+    "one graph each to train and to evaluate wherever the activation stands",
+    "compiled it computes the same and sees no later token",
+)
 FIRST = "it runs forward and backward"  # if it fails, every other contract fails
 
 

@@ -16,6 +16,7 @@ from ratrain.engine.parts.fitting import fit_briefly
 from ratrain.engine.step import TrainStep
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2
+from ratrain.model.mechanism import own_modules
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def loss_of(model: GPT2, manifest: Manifest) -> Tensor:
 
 def activations(model: nn.Module) -> Iterator[Tensor]:
     """Returns the activation buffers `s`: 0 is the base model, 1 the full mechanism."""
-    return (buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "s")
+    return (b for _, part in own_modules(model) for name, b in part.named_buffers(recurse=False) if name == "s")
 
 
 def activate(model: nn.Module, value: float) -> None:

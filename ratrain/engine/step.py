@@ -15,7 +15,7 @@ from ratrain.machine.device import check_fp8
 from ratrain.machine.distributed import World
 from ratrain.machine.sharding import Sharding
 from ratrain.model.gpt2 import GPT2, Linear
-from ratrain.model.mechanism import that_offer
+from ratrain.model.mechanism import own_modules, that_offer
 from ratrain.recipe.groups import Group
 
 
@@ -46,15 +46,14 @@ class Precision:
         if kind == "fp8":
             check_fp8(model.wte.weight.device, (model.spec.n_embd, model.spec.n_hidden))
             model.fp8 = True
-            for part in (
-                p for block in model.blocks for p in cast("Any", block).mlp.modules() if isinstance(p, Linear)
-            ):
+            mlps = [cast("Any", block).mlp for block in model.blocks if hasattr(block, "mlp")]
+            for part in (part for mlp in mlps for _, part in own_modules(mlp) if isinstance(part, Linear)):
                 part.product = fp8_linear
 
     def _split(self, model: GPT2) -> None:
         narrow = [
             f"{name}.{key}" if name else key
-            for name, module in model.named_modules()
+            for name, module in own_modules(model)  # a foreign one keeps fp32 weights, under autocast
             if any(p.dim() > 1 for p in module.parameters(recurse=False))
             for key, _ in module.named_parameters(recurse=False)
         ]
@@ -136,8 +135,8 @@ class TrainStep:
         self.optimizer.copies = {precision.masters[name]: copy for name, copy in precision.copies.items()}
         if world.sharding:
             self.optimizer.divided = world.sharding.divided(precision.masters)
-        parts: list[Any] = list(model.modules())
-        self._settling = that_offer(iter(parts), "settle")  # modules with state that is updated once a step
+        parts = (part for _, part in own_modules(model))
+        self._settling = that_offer(parts, "settle")  # modules with state that is updated once a step
 
     @property
     def _direct(self) -> bool:

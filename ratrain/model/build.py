@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from ratrain.config.schema import Manifest, ModelSpec
-from ratrain.errors import Fault, ManifestError
+from ratrain.config.toml import dotted
+from ratrain.errors import Fault, ManifestError, OptionError
 from ratrain.model.gpt2 import GPT2
-from ratrain.model.mechanism import that_offer
+from ratrain.model.mechanism import offers, own_modules, that_offer
 from ratrain.registry import Patch
 
 
@@ -27,14 +28,15 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
         model = GPT2(manifest.model)
     model.z_loss = manifest.train.z_loss
     base_names = {id(module): name for name, module in model.named_modules()}
-    replaced = replace_sites(model, manifest.patch)
+    patches = {name: patch.under(manifest.activation) for name, patch in manifest.patch.items()}
+    replaced = replace_sites(model, patches)
     for site, name in model.claimed.items():
         module = cast("Any", model.get_submodule(site))
         if getattr(module, "gradual", None) is not None:
             section = manifest.patch[name].activation or manifest.activation
             module.gradual = section.over.amount > 0
     # a patch may hold a base module under a longer name: it keeps the initial weights of the unpatched model
-    names = {module: base_names.get(id(module), name) for name, module in model.named_modules()}
+    names = {module: base_names.get(id(module), name) for name, module in own_modules(model)}
     model.base_names = {
         name: base_names[id(module)] for name, module in model.named_modules() if id(module) in base_names
     }
@@ -42,6 +44,8 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
         return model
     model.to_empty(device="cpu")
     for module, name in names.items():
+        if offers(module, "construct"):
+            _construct(module, model.claimed[name], seed=seed_of(manifest.seed.weights, name))
         _initialise(module, name, seed=manifest.seed.weights)
     if manifest.seed.twin == "ulp":
         nudge(model.wte.weight)
@@ -57,14 +61,16 @@ def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Mod
     claims, faults = claim_sites(model, patches)
     built: dict[str, nn.Module] = {}
     for site, name in claims.items():
-        if any(fault.key == f"patch.{name}" for fault in faults):
+        if any(f"{fault.key}.".startswith(f"patch.{name}.") for fault in faults):
             continue  # the same options fail on every site: one fault is enough
         try:
             with torch.device("meta"):
-                module = _builder(patches[name], site)(model.get_submodule(site), model.spec)
+                module = _builder(patches[name].at(site), site)(model.get_submodule(site), model.spec)
             if not isinstance(module, nn.Module):
                 raise TypeError(f"build returned {module!r}, which is not a module")
             built[site] = module
+        except OptionError as error:
+            faults.append(_option_fault(name, error))
         except ValueError as error:  # the patch refuses its options
             faults.append(Fault("", f"patch.{name}", str(error)))
         except Exception as error:
@@ -72,7 +78,8 @@ def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Mod
     if faults:
         raise ManifestError(list(dict.fromkeys(faults)))
     model.claimed = {site: claims[site] for site in built}
-    model.priced = [part for module in built.values() for part in that_offer(module.modules(), "penalty")]
+    parts = [part for module in built.values() for _, part in own_modules(module)]
+    model.priced = that_offer(iter(parts), "penalty")
     return {site: _swap(model, site, module) for site, module in built.items()}
 
 
@@ -80,8 +87,10 @@ def switches(model: GPT2, buffer: str = "s") -> dict[str, list[torch.Tensor]]:
     """Returns the buffers named `buffer` of each patch of a built model, by patch name; by default the 0-d `s`."""
     found: dict[str, list[torch.Tensor]] = {}
     for site, name in model.claimed.items():
-        own = model.get_submodule(site).named_buffers()
-        found.setdefault(name, []).extend(tensor for path, tensor in own if path.rpartition(".")[2] == buffer)
+        parts = [part for _, part in own_modules(model.get_submodule(site))]
+        found.setdefault(name, []).extend(
+            tensor for part in parts for key, tensor in part.named_buffers(recurse=False) if key == buffer
+        )
     return found
 
 
@@ -152,6 +161,27 @@ def _initialise(module: nn.Module, name: str, *, seed: int) -> None:
     if left:
         advice = "; call super().reset_parameters(generator) in it" if "s" in left else ""
         raise _not_initialised(name, f"reset_parameters of {kind} does not fill {', '.join(left)}{advice}")
+
+
+def _construct(module: nn.Module, patch: str, *, seed: int) -> None:
+    """Lets the classes of foreign children fill them.
+
+    Raises ManifestError if one cannot, or leaves a tensor unfilled.
+    """
+    try:
+        cast("Any", module).construct(torch.Generator().manual_seed(seed))
+    except OptionError as error:
+        raise ManifestError([_option_fault(patch, error)]) from error
+    for child in cast("Any", module).constructed:
+        part = module.get_submodule(child)
+        tensors = [*part.named_parameters(), *part.named_buffers()]
+        if left := [key for key, tensor in tensors if tensor.is_floating_point() and tensor.isnan().any()]:
+            message = f"the constructor of {type(part).__name__} leaves {', '.join(left)} without a value"
+            raise ManifestError([_option_fault(patch, OptionError(message, "use"))])
+
+
+def _option_fault(patch: str, error: OptionError) -> Fault:
+    return Fault("", dotted(("patch", patch, *error.option)), str(error))
 
 
 @torch.no_grad()

@@ -62,6 +62,41 @@ class KVCache:
         return tuple(held[:, :, : self.size] for held in self.held)
 
 
+class InputCache:
+    """The cache of a layer without keys and values, whose parts keep their inputs (`remember`)."""
+
+    nbytes = 0, 0
+
+    @property
+    def size(self) -> int:
+        return max((kept.size for kept in vars(self).get("inputs", {}).values()), default=0)
+
+
+def new_cache(block: Any, length: int) -> Any:
+    """Creates an empty cache of `length` tokens for a block, by the innermost part that has a `new_cache`."""
+    if hasattr(block, "new_cache"):
+        return block.new_cache(length)
+    if hasattr(block.attn, "new_cache"):
+        return block.attn.new_cache(length)
+    code = block.attn.value.code() if hasattr(block.attn.value, "code") else PLAIN
+    return block.attn.core.new_cache(length, code)
+
+
+def remember(cache: Any, name: str, x: Tensor, length: int) -> Tensor:
+    """Appends x [B, S, C] to the inputs that the cache of a layer keeps under `name`; returns all [B, T, C] of them.
+
+    At most `length` tokens fit.
+    """
+    kept = vars(cache).setdefault("inputs", {}).setdefault(name, KVCache(length))
+    return kept.append(x[:, None])[0][:, 0]
+
+
+def held_bytes(cache: Any) -> tuple[int, int]:
+    """Returns the bytes of the cached keys, and of the cached values and inputs."""
+    keys, values = cache.nbytes
+    return keys, values + sum(sum(kept.nbytes) for kept in vars(cache).get("inputs", {}).values())
+
+
 def recall(cache: Any, name: str, x: Tensor, reach: int) -> Tensor:
     """Returns the `reach` rows before x [B, S, C], zeros before the first token; the cache stores them under `name`."""
     none = x.new_zeros(x.shape[0], reach, x.shape[2])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 from torch import nn
 
 from ratrain.config.schema import ModelSpec
-from ratrain.model.gpt2 import GPT2, Block, Linear
+from ratrain.model.gpt2 import GPT2, Linear
+from ratrain.model.mechanism import own_modules
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,30 @@ def count(model: GPT2) -> Cost:
     `kept_channels`.
     """
     spec = model.spec
-    kv = [_kept(cast("Block", block), spec) for block in model.blocks]
+    kv = [kept(block, spec) for block in model.blocks]
     tied_head = 2 * model.wte.weight.numel() if model.unembed is None else 0  # else it is a linear layer
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         position_parameters=sum(p.numel() for p in model.pos.parameters()),
-        forward_flops_per_token=sum(_flops(m, model) for m in model.modules()) + tied_head,
+        forward_flops_per_token=sum(_flops(m, model) for _, m in own_modules(model)) + tied_head,
         key_elements_per_token=sum(k for k, _ in kv),
         value_elements_per_token=sum(v for _, v in kv),
     )
 
 
-def _kept(block: Block, spec: ModelSpec) -> tuple[int, int]:
-    """Returns the cached elements per token of a layer, as (keys, values)."""
-    keys, values = block.attn.core.kv_per_token(spec)
-    channels = getattr(block.attn.value, "kept_channels", None) or spec.head_dim
+def kept(part: Any, spec: ModelSpec) -> tuple[int, int]:
+    """Returns the cached elements per token of a block or an attention, as (keys, values).
+
+    A part that keeps its inputs counts them in a `kv_per_token` of its own, with those that it holds inside.
+    """
+    if hasattr(part, "kv_per_token"):
+        return part.kv_per_token(spec)
+    if hasattr(part, "attn"):
+        keys, values = kept(part.attn, spec)
+        stated = getattr(getattr(part, "mlp", None), "kv_per_token", None)
+        return keys, values + (stated(spec)[1] if stated else 0)
+    keys, values = part.core.kv_per_token(spec)
+    channels = getattr(part.value, "kept_channels", None) or spec.head_dim
     return keys, round(values * channels / spec.head_dim)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ratrain.model.cache import held_bytes
 from ratrain.model.gpt2 import GPT2
 
 
@@ -39,7 +40,7 @@ class DecodingStats:
         else:
             self.tokens, self.seconds = self.tokens + 1, self.seconds + seconds
         if caches[0].size >= self.context:
-            sizes = [cache.nbytes for cache in caches]
+            sizes = [held_bytes(cache) for cache in caches]
             self.context = caches[0].size
             self.key_bytes, self.value_bytes = sum(k for k, _ in sizes), sum(v for _, v in sizes)
 

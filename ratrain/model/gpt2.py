@@ -10,7 +10,7 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from ratrain.config.schema import ModelSpec
 from ratrain.kernels import bias_gradient
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
 from ratrain.model.backends import causal_attention
-from ratrain.model.cache import PLAIN, KVCache, ValueCode, recall
+from ratrain.model.cache import PLAIN, KVCache, ValueCode, new_cache, recall
 from ratrain.model.norm import norm_of
 from ratrain.model.rotary import Rotary
 
@@ -260,7 +260,12 @@ class Activation(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers around an activation; its seams are up, act, mix, gate and down."""
+    """Two linear layers around an activation; its seams are up, act, mix, gate and down.
+
+    A replacement that mixes tokens sets `caches`, and gets the layer's cache as a second argument.
+    """
+
+    caches = False
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -298,7 +303,9 @@ class Block(nn.Module):
         """Maps h [B, T, C] and the state from the layer below -> both for the layer above."""
         y, state = self.attn(self.norm_1(h).to(h.dtype), state, cache)
         h = h + y.to(h.dtype)
-        return h + self.mlp(self.norm_2(h).to(h.dtype)).to(h.dtype), state
+        x = self.norm_2(h).to(h.dtype)
+        y = self.mlp(x, cache) if getattr(self.mlp, "caches", False) else self.mlp(x)
+        return h + y.to(h.dtype), state
 
 
 class GPT2(nn.Module):
@@ -349,9 +356,7 @@ class GPT2(nn.Module):
 
     def new_caches(self) -> list[Any]:
         """Creates an empty KV cache for each layer."""
-        attns = [cast("Any", block).attn for block in self.blocks]
-        codes = [attn.value.code() if hasattr(attn.value, "code") else PLAIN for attn in attns]
-        return [a.core.new_cache(self.spec.block_size, code) for a, code in zip(attns, codes, strict=True)]
+        return [new_cache(block, self.spec.block_size) for block in self.blocks]
 
     def logits(self, tokens: Tensor, caches=None, start: int = 0) -> Tensor:
         """Computes next-token logits, [B, T] -> [B, T, vocab_size]; `caches` holds one KV cache per layer."""

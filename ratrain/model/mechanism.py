@@ -33,6 +33,18 @@ def that_offer(modules: Iterator[nn.Module], hook: str) -> list[Any]:
     return [module for module in modules if offers(module, hook)]
 
 
+def own_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields names and modules as `named_modules`, without those that a class from elsewhere made (`constructed`).
+
+    Their attributes are not hooks, whatever their names.
+    """
+    foreign: list[str] = []
+    for name, module in root.named_modules():  # a parent before its children
+        if not any(name == place or name.startswith(f"{place}.") for place in foreign):
+            foreign += [f"{name}.{child}".lstrip(".") for child in getattr(module, "constructed", ())]
+            yield name, module
+
+
 class Mechanism(nn.Module):
     """A module whose activation `s` moves from 0, exactly the base model, to 1, the mechanism.
 
@@ -42,6 +54,7 @@ class Mechanism(nn.Module):
     s: Tensor  # 0-d buffer, moved by the activation schedule
 
     decayed: Sequence[str] = ()  # names of its own parameters with weight decay
+    constructed: Sequence[str] = ()  # children whose constructor fills them: they have no hooks of ratrain
     gradual: bool | None = None  # whether s may lie between 0 and 1; the build sets it unless None
     kept_channels: int | None = None  # cached channels per head of a value seam; None: head_dim
     reach: int = 0  # inputs before a token that a module at `attn.local` reads
@@ -55,6 +68,10 @@ class Mechanism(nn.Module):
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Fills the module's own parameters and buffers, drawing from `generator` alone."""
         self.s.fill_(1.0)
+
+    @_default
+    def construct(self, generator: torch.Generator) -> None:
+        """Replaces the children named in `constructed` by filled ones on the CPU, drawing from `generator` alone."""
 
     # -- costs ---------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from ratrain.errors import Fault, ManifestError
 from ratrain.model.gpt2 import GPT2
-from ratrain.model.mechanism import that_offer
+from ratrain.model.mechanism import own_modules, that_offer
 
 _EXPENSIVE = {
     getattr(torch.ops.aten, name).default
@@ -35,7 +35,7 @@ def recompute(model: GPT2, kind: str) -> None:
     """
     if kind == "none":
         return
-    if modules := list(that_offer(iter(model.modules()), "settle")):
+    if modules := list(that_offer((part for _, part in own_modules(model)), "settle")):
         names = sorted({type(module).__name__ for module in modules})
         what = f"{', '.join(names)} keeps state of each forward pass, which would be counted twice; expected none"
         raise ManifestError([Fault("", "parallel.activation_checkpointing", what)])

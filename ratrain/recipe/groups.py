@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ratrain.model.mechanism import own_modules
+
 
 @dataclass(frozen=True)
 class Group:
@@ -24,7 +26,7 @@ def group_parameters(model: nn.Module, weight_decay: float) -> list[Group]:
     """
     decayed = {
         f"{name}.{key}"
-        for name, module in model.named_modules()
+        for name, module in own_modules(model)
         for key in getattr(module, "decayed", ())
         if name.startswith("blocks.")
     }

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from ratrain.config.read import Source
 from ratrain.config.render import render
@@ -35,7 +36,7 @@ from ratrain.events import Emit, Event, Notice, RunEnded, Sampled, Window
 from ratrain.machine.compile import keep_compiled_code
 from ratrain.machine.device import environment, gpu_uuid, pick_device
 from ratrain.machine.distributed import FollowedError, World, join
-from ratrain.registry import plugin_files
+from ratrain.registry import run_files
 from ratrain.run.start import Launch, may_start
 from ratrain.sinks.fanout import Fanout
 from ratrain.sinks.jsonl import Jsonl
@@ -138,8 +139,8 @@ def _describe(
     """Writes manifest, plug-ins, code digests, environment and state to the folder, so that it is self-contained."""
     folder.write("manifest.toml", source.files[-1].read_bytes())
     folder.write("resolved.toml", render(manifest, source))
-    for file in plugin_files(manifest.patch.values()):
-        folder.write(f"patches/{file.name}", file.read_bytes())
+    for name, file in run_files(manifest.patch.values()).items():
+        folder.write(name, file.read_bytes())
     folder.write("code.json", json.dumps(code_digests(manifest), indent=1) + "\n")
     folder.write("env.json", json.dumps(environment(device), indent=1) + "\n")
     if branch:
@@ -212,15 +213,27 @@ def machine_told(manifest: Manifest) -> Iterator[None]:
     except RatrainError:
         raise
     except Exception as error:
-        told = _machine_failure(error, manifest) or _plugin_failure(error, manifest)
+        told = _machine_failure(error, manifest) or _graph_failure(error, manifest) or _plugin_failure(error, manifest)
         if told is None:
             raise
         raise told from error
 
 
+def _graph_failure(error: Exception, manifest: Manifest) -> RatrainError | None:
+    """Returns a ManifestError for a foreign module that no single graph can hold; None for any other error."""
+    foreign = [name for name, patch in manifest.patch.items() if patch.brings_code]
+    if not foreign or not isinstance(error, TorchDynamoException):
+        return None
+    what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    advice = "--set compile.scope=off trains without compiled code"
+    return ManifestError(
+        [Fault("", f"patch.{name}", f"cannot be compiled to one graph ({what}); {advice}") for name in foreign]
+    )
+
+
 def _plugin_failure(error: Exception, manifest: Manifest) -> RatrainError | None:
     """Returns a ManifestError with the plug-in's file and line of an error; None if no plug-in is involved."""
-    for file in plugin_files(manifest.patch.values()):
+    for file in run_files(manifest.patch.values()).values():
         # torch.compile raises its own error, with the frames of the user's code in its text
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
         lines += [int(line) for line in re.findall(rf'File "{re.escape(str(file))}", line (\d+)', str(error))]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ratrain.config.schema import Manifest
 from ratrain.outline import module_of
-from ratrain.registry import plugin_files
+from ratrain.registry import run_files
 
 _SHOWN = 3  # changed files that a message names
 _ROOT = Path(__file__).parents[1]
@@ -34,10 +34,12 @@ _ALWAYS = (
 
 
 def code_digests(manifest: Manifest) -> dict[str, str]:
-    """Returns the SHA-256 of every source file of the run, by its path in the package (or `patches/` for a plug-in)."""
+    """Returns the SHA-256 of every source file of the run, by its path in the package, or in the run folder for files
+    outside of it; and the versions of packages whose modules the manifest names."""
     files = {str(Path("ratrain", file.relative_to(_ROOT))): file for file in _package_files(manifest)}
-    files |= {f"patches/{file.name}": file for file in plugin_files(manifest.patch.values())}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(files.items())}
+    files |= run_files(manifest.patch.values())
+    versions = {f"package {name}": told for patch in manifest.patch.values() for name, told in patch.packages().items()}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(files.items())} | versions
 
 
 def changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -60,3 +62,5 @@ def _package_files(manifest: Manifest) -> Iterator[Path]:
             if file.is_relative_to(_ROOT) and file.parent != _ROOT / "config" and file != _ROOT / "registry.py":
                 yield file
                 yield from file.parent.glob("_[a-z]*.py")  # shared by the kinds of its folder
+                if folder := vars(kind).get("parts"):
+                    yield from (file.parent / folder).glob("*.py")

@@ -7,6 +7,7 @@ import torch
 
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
+from ratrain.config.toml import toml
 from ratrain.contracts import SMALL, contracts
 from ratrain.engine.parts.fitting import fit_briefly
 from ratrain.errors import ManifestError
@@ -19,7 +20,8 @@ TOGETHER = ("unified_ra", "reciprocal_mlp", "output_gate")
 
 
 def with_patches(*kinds):
-    asked = (f"patch.{kind}.enabled=true" for kind in kinds)
+    asked = [f"patch.{kind}.enabled=true" for kind in kinds]
+    asked += [f"patch.{k}.{key}={toml(value)}" for k in kinds for key, value in patch_kinds()[k].example.items()]
     source = read_source(find_manifest("gpt2"), scale="tiny", overrides=[*SMALL, *asked])
     return resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
 
@@ -55,7 +57,8 @@ def test_pair(pair):
     for name, buffer in model.named_buffers():
         if name.rpartition(".")[2] == "s":
             buffer.zero_()
-    base = build(manifest.model_copy(update={"patch": {}})).double()
+    closed = {name: patch.closed() for name, patch in manifest.patch.items()}
+    base = build(manifest.model_copy(update={"patch": {n: left for n, left in closed.items() if left}})).double()
     torch.testing.assert_close(model.logits(tokens), base.logits(tokens), rtol=0, atol=1e-12)
 
 

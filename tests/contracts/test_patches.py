@@ -4,6 +4,7 @@ import pytest
 
 from ratrain.config.read import find_manifest, read_source
 from ratrain.config.resolve import resolve
+from ratrain.config.toml import toml
 from ratrain.contracts import SMALL, contracts
 from ratrain.errors import ManifestError
 from ratrain.model.build import build
@@ -11,8 +12,14 @@ from ratrain.registry import optim_kinds, patch_kinds
 
 
 def with_patch(kind: str, base: str = "gpt2"):
-    source = read_source(find_manifest(base), scale="tiny", overrides=[*SMALL, f"patch.{kind}.enabled=true"])
+    source = read_source(find_manifest(base), scale="tiny", overrides=[*SMALL, *enabling(kind)])
     return resolve(source, patches=patch_kinds(), optimizers=optim_kinds())
+
+
+def enabling(kind: str) -> list[str]:
+    """The overrides that add a patch, with the kind's own example of the options that have no default."""
+    example = patch_kinds()[kind].example
+    return [f"patch.{kind}.enabled=true", *(f"patch.{kind}.{key}={toml(value)}" for key, value in example.items())]
 
 
 def stands_on_modern(kind: str) -> bool:

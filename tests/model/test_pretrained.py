@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ratrain.checksum import sha256_of
-from ratrain.config.schema import InitSection, SeedSection
+from ratrain.config.schema import ActivationSection, InitSection, SeedSection, Span
 from ratrain.config.weights import weight_files
 from ratrain.errors import DataError, ManifestError, MissingError
 from ratrain.model.build import build, switches
@@ -73,7 +73,9 @@ def test_the_base_model_computes_what_the_checkpoint_computes(load, tmp_path, te
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_mechanism_that_is_closed_leaves_the_function_as_it_was(load, tmp_path, tensors, kind):
-    model, _ = load(HF.write(tmp_path / "gpt2", tensors), {kind: KINDS[kind]()})
+    later = ActivationSection(kind="after", after=Span(steps=1))  # a foreign module then keeps the base's part
+    patch = KINDS[kind](**KINDS[kind].example, activation=later)
+    model, _ = load(HF.write(tmp_path / "gpt2", tensors), {kind: patch})
     close(model)
     require_equal(double_logits(model), HF.logits(tensors, TOKENS))
 
