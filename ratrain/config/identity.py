@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ratrain.config.schema import Manifest, Span
+from ratrain.config.schema import INIT_STD, Manifest, Span
 
 # names, seeds, and sections that observe a run without changing it
 _NOT_TRAINED = ("id", "title", "scale", "same_as", "origin", "seed", "log", "checkpoint", "parallel")
@@ -67,6 +67,8 @@ def _recipe(manifest: Manifest) -> dict[str, Any]:
     recipe["eval"] = {name: value for name, value in recipe["eval"].items() if name != "every"}
     # whether a run is refused changes no bits
     recipe["data"] = {name: value for name, value in recipe["data"].items() if name != "most_overlap"}
+    if manifest.model.init_std == INIT_STD:  # the key was added after the hash was fixed
+        recipe["model"] = {name: value for name, value in recipe["model"].items() if name != "init_std"}
     # strict only decides whether a run is refused and changes no bits; autotune was added after the hash was fixed
     idle = {"strict"} if manifest.compile.autotune else {"strict", "autotune"}
     recipe["compile"] = {name: value for name, value in recipe["compile"].items() if name not in idle}

@@ -20,6 +20,7 @@ from pydantic import (
 
 from ratrain.config.recall import RECALL
 
+INIT_STD = 0.02  # of GPT-2
 MIXTURE = "mixture"
 VOCAB_MULTIPLE = 128  # rows of the token table are padded to this; matrix tiles on every device divide it
 
@@ -82,6 +83,10 @@ class ModelSpec(Section):
         default="gelu", description="of the MLP; gelu_tanh is what released GPT-2 weights expect"
     )
     head: Literal["tied", "untied"] = Field(default="tied", description="whether the token table is also the head")
+    init_std: PositiveFloat = Field(
+        default=INIT_STD,
+        description="standard deviation of the initial weights; 0.02 suits GPT-2's 768 channels and more",
+    )
 
     @model_validator(mode="after")
     def _divides(self):

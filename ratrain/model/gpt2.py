@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ratrain.config.schema import ModelSpec
+from ratrain.config.schema import INIT_STD, ModelSpec
 from ratrain.kernels import bias_gradient
 from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
 from ratrain.model.backends import causal_attention
@@ -24,16 +24,17 @@ from ratrain.model.cache import PLAIN, KVCache, ValueCode, new_cache, recall
 from ratrain.model.norm import norm_of
 from ratrain.model.rotary import Rotary
 
-_STD = 0.02  # of every weight; projections into the residual stream are scaled down by sqrt(2 n_layer)
-
 
 class Linear(nn.Module):
-    """x @ weight.T + bias; weights N(0, std^2), bias 0."""
+    """x @ weight.T + bias; weights N(0, std^2), bias 0.
+
+    `std` is `init_std` of the model; projections into the residual stream divide it by sqrt(2 n_layer).
+    """
 
     decayed = ("weight",)
     product: Callable[..., Tensor] = staticmethod(F.linear)  # of x, weight and bias; replaced in the MLPs under fp8
 
-    def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float = _STD):
+    def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float = INIT_STD):
         super().__init__()
         self.std = std
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
@@ -53,8 +54,8 @@ class Linear(nn.Module):
 class QKV(Linear):
     """The packed projection to queries, keys and values, heads contiguous inside each third."""
 
-    def __init__(self, n_embd: int, n_head: int, *, bias: bool):
-        super().__init__(n_embd, 3 * n_embd, bias=bias)
+    def __init__(self, n_embd: int, n_head: int, *, bias: bool, std: float = INIT_STD):
+        super().__init__(n_embd, 3 * n_embd, bias=bias, std=std)
         self.n_head = n_head
 
     def forward(self, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,8 +77,8 @@ class QKV(Linear):
 class NormedQKV(QKV):
     """Queries and keys of unit root mean square per head, without a gain (QK-norm, arXiv:2010.04245)."""
 
-    def __init__(self, n_embd: int, n_head: int, *, bias: bool, eps: float):
-        super().__init__(n_embd, n_head, bias=bias)
+    def __init__(self, n_embd: int, n_head: int, *, bias: bool, std: float, eps: float):
+        super().__init__(n_embd, n_head, bias=bias, std=std)
         self.eps = eps
 
     def forward(self, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,14 +97,15 @@ class Down(Linear):
 
 
 class Embedding(nn.Module):
-    """A table of rows [n, C]; N(0, 0.02^2)."""
+    """A table of rows [n, C]; N(0, std^2)."""
 
-    def __init__(self, n_row: int, n_embd: int):
+    def __init__(self, n_row: int, n_embd: int, *, std: float):
         super().__init__()
+        self.std = std
         self.weight = nn.Parameter(torch.empty(n_row, n_embd))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        nn.init.normal_(self.weight, std=_STD, generator=generator)
+        nn.init.normal_(self.weight, std=self.std, generator=generator)
 
     def forward(self, rows: Tensor) -> Tensor:
         return F.embedding(rows, self.weight)
@@ -214,16 +216,17 @@ class Attention(nn.Module):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.local = Local()
+        std = spec.init_std
         if spec.qk_norm == "rms":
-            self.qkv = NormedQKV(spec.n_embd, spec.n_head, bias=spec.bias, eps=spec.norm_eps)
+            self.qkv = NormedQKV(spec.n_embd, spec.n_head, bias=spec.bias, std=std, eps=spec.norm_eps)
         else:
-            self.qkv = QKV(spec.n_embd, spec.n_head, bias=spec.bias)
+            self.qkv = QKV(spec.n_embd, spec.n_head, bias=spec.bias, std=std)
         self.score = NoGate()
         self.pos = Rotary(spec.block_size, spec.head_dim) if spec.pos == "rope" else SamePair()
         self.value = Value()
         self.core = Core(spec.dropout)
         self.blend = Same()
-        self.proj = Linear(spec.n_embd, spec.n_embd, bias=spec.bias, std=_STD / (2 * spec.n_layer) ** 0.5)
+        self.proj = Linear(spec.n_embd, spec.n_embd, bias=spec.bias, std=std / (2 * spec.n_layer) ** 0.5)
         self.dropout = spec.dropout
 
     def forward(self, x: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
@@ -269,11 +272,12 @@ class MLP(nn.Module):
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        self.up = Linear(spec.n_embd, spec.n_hidden, bias=spec.bias)
+        std = spec.init_std
+        self.up = Linear(spec.n_embd, spec.n_hidden, bias=spec.bias, std=std)
         self.act = Activation(spec.act)
         self.mix = Same()
         self.gate = NoGate()
-        self.down = Down(spec.n_hidden, spec.n_embd, bias=spec.bias, std=_STD / (2 * spec.n_layer) ** 0.5)
+        self.down = Down(spec.n_hidden, spec.n_embd, bias=spec.bias, std=std / (2 * spec.n_layer) ** 0.5)
         self.dropout = spec.dropout
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, C] -> [B, T, C]
@@ -320,11 +324,13 @@ class GPT2(nn.Module):
         self.fp8 = False  # whether the head's products are in 8 bits
         self.z_loss = 0.0  # weight of the squared log-partition in the gradient of the loss
         self.base_names: dict[str, str] = {}  # base name by current name: a patch may move a base module
-        self.wte = Embedding(spec.padded_vocab, spec.n_embd)
-        self.pos = Position(spec.block_size, spec.n_embd) if spec.pos == "learned" else Same()
+        std = spec.init_std
+        self.wte = Embedding(spec.padded_vocab, spec.n_embd, std=std)
+        self.pos = Position(spec.block_size, spec.n_embd, std=std) if spec.pos == "learned" else Same()
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.n_layer))
         self.norm = norm_of(spec)
-        self.unembed = Linear(spec.n_embd, spec.padded_vocab, bias=False) if spec.head == "untied" else None
+        untied = spec.head == "untied"
+        self.unembed = Linear(spec.n_embd, spec.padded_vocab, bias=False, std=std) if untied else None
 
     @property
     def head_weight(self) -> Tensor:

@@ -32,7 +32,7 @@ class LinearGate(Mechanism):
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        self.v = Linear(spec.n_embd, spec.n_hidden, bias=spec.bias)
+        self.v = Linear(spec.n_embd, spec.n_hidden, bias=spec.bias, std=spec.init_std)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         return h + self.s * (h * self.v(x) - h)  # s = 0 is the base, exactly

@@ -40,7 +40,7 @@ class SigmoidGate(Mechanism):
     def __init__(self, spec: ModelSpec, *, n_gate: int):
         super().__init__()
         self.n_head = spec.n_head
-        self.gate = Linear(spec.n_embd, n_gate, bias=False)
+        self.gate = Linear(spec.n_embd, n_gate, bias=False, std=spec.init_std)
 
     def forward(self, y: Tensor, v: Tensor, x: Tensor) -> Tensor:
         gate = self.gate(x).sigmoid().unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # [B, H, T, D or 1]

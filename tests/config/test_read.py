@@ -186,7 +186,7 @@ def test_every_scale_sets_the_same_keys_and_carries_its_name():
     assert len(trees) >= 7
     for name, tree in trees.items():
         assert tree["scale"] == name
-        of_task = {"data.pairs", "data.distance", "data.noise"} if tree["data"]["tokenizer"] == "symbols" else set()
+        of_task = {"data.pairs", "model.init_std"} if tree["data"]["tokenizer"] == "symbols" else set()
         assert set(keys(tree)) - of_task == set(keys(trees["laptop"])), name
 
 
