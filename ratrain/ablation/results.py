@@ -30,6 +30,11 @@ class Reached:
     parts: tuple[float, ...] = ()  # the loss by document or passage; empty if the events lack it
 
     @property
+    def accuracy(self) -> float | None:
+        """The share of right answers in the last evaluation of a recall task; None for text."""
+        return self.log.evaluated[-1].accuracy if self.log and self.log.evaluated else None
+
+    @property
     def ended(self) -> bool:
         """Whether the run is over: done, diverged or failed."""
         return self.status in ("done", "diverged", "failed")
@@ -58,6 +63,12 @@ class Row:
     @property
     def mean(self) -> float | None:
         return statistics.fmean(self.losses) if self.losses else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The mean share of right answers of the finished runs; None for text."""
+        told = [run.accuracy for run in self.runs if run.status == "done" and run.accuracy is not None]
+        return statistics.fmean(told) if told else None
 
     @property
     def begun(self) -> bool:
@@ -139,6 +150,12 @@ def _row(arm: PlannedArm, base: tuple[Reached, ...], runs: tuple[Reached, ...], 
     both = [(of[run.init, run.data].result, run.result) for run in runs if (run.init, run.data) in of]
     differences = tuple(r - b for b, r in both if r is not None and b is not None and math.isfinite(r + b))
     return Row(arm, runs, differences, asked)
+
+
+def windows_of(rows: Sequence[Row]) -> str:
+    """Returns the digest of the validation windows, from the first run whose events state it; empty without one."""
+    stated = (run.log.fingerprints for row in rows for run in row.runs if run.log and run.log.fingerprints)
+    return next((found.windows for found in stated), "")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ratrain.ablation.conclusion import Conclusion
 from ratrain.ablation.record import Study
-from ratrain.ablation.results import Row
+from ratrain.ablation.results import Row, windows_of
 from ratrain.cli.printing.tables import table
 from ratrain.report.study.table import GUARD_HEAD, HEAD, cells, guard_rows
 
@@ -25,7 +25,8 @@ def study_lines(study: Study, rows: Sequence[Row], found: Conclusion | None) -> 
         if found.guards:
             yield from ("", table([GUARD_HEAD, *guard_rows(found)]), "")
         yield from (f"warning: {warning}" for warning in found.warnings)
-    yield f"plan {study.plan.hash[:8]}"
+    windows = windows_of(rows)
+    yield f"plan {study.plan.hash[:8]}" + (f", validation windows {windows[:8]}" if windows else "")
 
 
 def _noise(found: Conclusion) -> Iterator[str]:

@@ -48,7 +48,7 @@ def study_page(study: Study, rows: Sequence[Row], found: Conclusion | None) -> t
         title=study.now.title or study.now.id,
         study=study,
         found=found,
-        plan=list(plan_facts(study)),
+        plan=list(plan_facts(study, rows)),
         added=_added(study),
         verdicts=[verdict_row(study, row, found) for row in shown],
         judged=[v for row in shown if row.arm.role != "base" and (v := verdict_of(row, found))],

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from ratrain.ablation.conclusion import Conclusion
 from ratrain.ablation.record import Study
-from ratrain.ablation.results import Row
+from ratrain.ablation.results import Row, windows_of
 from ratrain.report.compare import NONE
 from ratrain.statistics.verdict import Judgement, Verdict
 from ratrain.storage.run_log import RunLog
@@ -86,8 +86,8 @@ def first_log(row: Row) -> RunLog:
     return next(run.log for run in row.runs if run.log)
 
 
-def plan_facts(study: Study) -> Iterator[tuple[str, str]]:
-    """Yields the facts of the plan, as name and text."""
+def plan_facts(study: Study, rows: Sequence[Row] = ()) -> Iterator[tuple[str, str]]:
+    """Yields the facts of the plan, and the digest of the windows that the runs in `rows` state, as name and text."""
     now, rule, metric = study.now, study.plan.verdict, study.now.metric
     arms = len(now.of_role(*COMPARED))
     if now.first_look:
@@ -108,6 +108,8 @@ def plan_facts(study: Study) -> Iterator[tuple[str, str]]:
         "metric",
         f"validation loss, nats per token, {last}" + (f", weights averaged at {metric['ema']:g}" * (metric["ema"] > 0)),
     )
+    if windows := windows_of(rows):
+        yield "validation windows", windows
     if now.guard:
         yield "guards", f"{', '.join(now.guard)}, which change no verdict"
     yield "matched by", now.match
@@ -120,8 +122,9 @@ def plan_facts(study: Study) -> Iterator[tuple[str, str]]:
 
 
 def loss_text(row: Row) -> str:
-    """Formats the mean loss over the finished seeds; "-" without one."""
-    return NONE if row.mean is None else f"{row.mean:.4f}"
+    """Formats the mean loss over the finished seeds, of a recall task with the share of right answers; "-" without."""
+    right = "" if row.accuracy is None else f" ({100 * row.accuracy:.1f} % right)"
+    return NONE if row.mean is None else f"{row.mean:.4f}{right}"
 
 
 def span(ends: tuple[float, float], form: str = "[{:+.4f}, {:+.4f}]") -> str:

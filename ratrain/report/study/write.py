@@ -13,7 +13,7 @@ from typing import Any
 
 from ratrain.ablation.conclusion import Conclusion, strict_json
 from ratrain.ablation.record import Study
-from ratrain.ablation.results import Row
+from ratrain.ablation.results import Reached, Row, windows_of
 from ratrain.atomic import write_file
 from ratrain.report.study.page import study_page
 from ratrain.report.study.table import GUARD_HEAD, HEAD, cells, guard_rows, plan_facts
@@ -47,19 +47,25 @@ def _link(link: Path, run: Path) -> None:
         link.symlink_to(os.path.relpath(run, link.parent))
 
 
+def _run(run: Reached) -> dict[str, Any]:
+    told = {name: getattr(run, name) for name in ("init", "data", "folder", "status", "loss")}
+    return told if run.accuracy is None else {**told, "accuracy": run.accuracy}
+
+
 def _record(study: Study, rows: Sequence[Row], found: Conclusion | None) -> dict[str, Any]:
-    now, named = study.now, ("init", "data", "folder", "status")
+    now = study.now
     facts = ("role", "control", "point", "parameters", "train_flops_per_token", "kv_bytes_per_token", "tokens")
     arms = [
         {
             "arm": row.arm.name,
             **{name: getattr(row.arm, name) for name in facts},
-            "runs": [{**{name: getattr(run, name) for name in named}, "loss": run.loss} for run in row.runs],
+            "runs": [_run(run) for run in row.runs],
             "differences": row.differences,
         }
         for row in rows
     ]
     record = {"id": now.id, "title": now.title, "file": now.file, "seeds": now.seeds, "hash": now.hash, "arms": arms}
+    record |= {"windows": windows_of(rows)}
     record |= {"costs": {name: asdict(cost) for name, cost in study.costs.items()}, "checked": study.checked}
     return strict_json({**record, "conclusion": found.record() if found else None})
 
@@ -82,7 +88,7 @@ def _markdown(study: Study, rows: Sequence[Row], found: Conclusion | None) -> st
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
-    lines = [f"# {study.now.title or study.now.id}", "", "; ".join(f"{n}: {t}" for n, t in plan_facts(study)), ""]
+    lines = [f"# {study.now.title or study.now.id}", "", "; ".join(f"{n}: {t}" for n, t in plan_facts(study, rows)), ""]
     lines += [f"* **{warning}**" for warning in found.warnings] if found else []
     lines += ["", line(HEAD), f"|{' --- |' * len(HEAD)}", *map(line, cells(rows, found)), ""]
     lines += [f"* {v.arm}: {v.word}; {v.why}" for v in found.judgement.verdicts] if found else ["No verdict yet."]
