@@ -17,7 +17,6 @@ PARSED_ONLY = {
     r"wandb": "needs a tracker's service",
     r"--init-from": "needs released weights",
     r"--devices|^torchrun": "starts processes: tests/machine",
-    r"--emit slurm|submit\.sh|--pool ray": "needs a cluster: tests/cluster",
     r"^ratrain --ablate (?!first\.toml|gates\.toml --dry-run)": "trains a study: its arms are resolved instead",
     r"^ratrain --ablate gates\.toml$": "trains a study: its arms are resolved instead",
     r"^ratrain try": "trains for minutes: tests/ablation",
