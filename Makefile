@@ -15,7 +15,7 @@ GIVEN = $(foreach name,$(VARIABLES),$(if $($(name)),$(name)=$($(name))))
 DEFCONFIGS := ratrain/legacy/defconfigs
 
 .DEFAULT_GOAL := main
-.PHONY: defconfig defconfig-none list-defconfigs main install test test-fast test-slow test-cluster faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse zoo kernels gpu-check gpu-carry gpu-first clean help
+.PHONY: defconfig defconfig-none list-defconfigs main install test test-fast test-slow test-cluster faults calibration lint check golden bench bench-compare bench-page bench-selftest rehearse zoo kernels gpu-check gpu-carry gpu-first docs clean help
 
 main: install ## set up, then train V9, draw a sample and write a report (the default); or what defconfig-NAME chose
 ifeq ($(CHOSEN),)
@@ -81,6 +81,9 @@ lint: install ## check style and types, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: install ## build the documentation site into build/docs; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 check: install ## build every manifest on the meta device: parameters, FLOPs, KV bytes, twins; or all runs of the choice
 	$(RATRAIN) check $(CHOSEN)

@@ -13,6 +13,7 @@ from ratrain.api import register as register
 from ratrain.api import resume as resume
 from ratrain.api import study as study
 from ratrain.api import train as train
+from ratrain.api import try_ideas as try_ideas
 from ratrain.api import verify as verify
 
 __version__: str

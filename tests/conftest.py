@@ -60,7 +60,7 @@ def one_thread():
 
 
 # folders whose tests launch runs in this process
-_TRAINING = {"engine", "machine", "profile", "run", "storage", "tasks"}
+_TRAINING = {"docs", "engine", "machine", "profile", "run", "storage", "tasks"}
 
 
 @pytest.fixture(autouse=True)

@@ -108,7 +108,8 @@ def test_wheels_of_other_trees_hold_the_same(kind, tree, wheel):
 
 
 def test_the_sdist_holds_all_that_the_tests_need(tree, commit):
-    needed = ("tests", "bench", "docs", "Makefile", "constraints.txt", "pyproject.toml", "README.md")
+    needed = ("tests", "bench", "docs", "Makefile", "constraints.txt", "pyproject.toml", "mkdocs.yml", "CITATION.cff")
+    needed = (*needed, "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LOG.md")
     names = git("ls-tree", "-r", "-z", "--name-only", commit, *needed).strip("\0").split("\0")
     assert "tests/conftest.py" in names
     assert not [name for name in names if not (tree("sdist") / name).is_file()]

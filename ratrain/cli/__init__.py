@@ -53,15 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     settle()  # before anything loads torch
     try:
         _prepare_process()
-        command, rest = _command(words)
+        command, rest = split(words)
         if command in ("train", "--ablate", "check") and any(map(_may_be_foreign, rest)):
             for entry in offered("ratrain.manifests"):
                 words = entry.load()(words)
-            command, rest = _command(words)
+            command, rest = split(words)
         if command in _WORK:
             outlive_reader()
-        parser = _parser(command)
-        _known(command).add_arguments(parser)
+        parser = parser_of(command)
         if isinstance(parser, _TrainParser) and rest:
             parser.first = rest[0]
         args = parser.parse_args(rest)
@@ -94,7 +93,7 @@ def _prepare_process() -> None:
         raise MissingError(message) from None
 
 
-def _command(argv: list[str]) -> tuple[str, list[str]]:
+def split(argv: list[str]) -> tuple[str, list[str]]:
     """Splits `argv` into a command of one or two words ("train" if it names none) and the arguments."""
     if "--ablate" in argv:  # at any position; the next word is its file
         return "--ablate", [word for word in argv if word != "--ablate"]
@@ -112,12 +111,17 @@ class _TrainParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         from ratrain.config.find import did_you_mean
 
-        super().error(message + did_you_mean(self.first, [*COMMANDS, *_offered()]))
+        super().error(message + did_you_mean(self.first, commands()))
 
     def format_help(self) -> str:
-        lines = (f"  {name:11} {_known(name).run.__doc__}" for name in (*COMMANDS, *_offered()))
+        lines = (f"  {name:11} {_known(name).run.__doc__}" for name in commands())
         self.epilog = _EPILOG.format(commands="\n".join(lines))
         return super().format_help()
+
+
+def commands() -> list[str]:
+    """Returns the names of all commands, those of entry points last."""
+    return [*COMMANDS, *_offered()]
 
 
 def _offered() -> dict[str, EntryPoint]:
@@ -137,13 +141,17 @@ def _may_be_foreign(word: str) -> bool:
     return find_foreign(word) is not None
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """Returns the parser of a command's arguments; "train" names the command of a manifest."""
+    known = _known(command)
     if command != "train":
-        return argparse.ArgumentParser(prog=f"ratrain {command}", description=_known(command).run.__doc__)
-    parser = _TrainParser(
-        prog="ratrain",
-        description="Train one variant, described by a manifest.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"ratrain {__version__}")
+        parser = argparse.ArgumentParser(prog=f"ratrain {command}", description=known.run.__doc__)
+    else:
+        parser = _TrainParser(
+            prog="ratrain",
+            description="Train one variant, described by a manifest.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--version", action="version", version=f"ratrain {__version__}")
+    known.add_arguments(parser)
     return parser

@@ -24,7 +24,7 @@ from ratrain.statistics.moderation import Spread, moderated
 from ratrain.statistics.noise import EvaluationNoise, evaluation_noise
 
 _EQUAL = 0.5  # correlation of the differences of two arms to a baseline, if all three are equally variable
-_SCATTER = 0.7  # of log variances around the interaction's, as runs of known truth show (docs/studies.md)
+_SCATTER = 0.7  # of log variances around the interaction's, as runs of known truth show (docs/verdicts.md)
 _LEAST = 1e-6  # of the median interaction: arms whose runs are equal
 _FLAT = 0.02  # least eigenvalue of a correlation matrix
 Losses = Mapping[str, Sequence[float | None]]  # by arm, one per seed; None: no loss; not finite: diverged

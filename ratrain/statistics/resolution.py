@@ -46,7 +46,7 @@ class Resolution:
 KNOWN = {
     "study": Resolution(
         0.0166, 0.89, 0.0045, 150_016, 18_000,
-        "eight seeds of V0, an output gate, V9 and V19 at this scale, on one thread of a server CPU (docs/studies.md)",
+        "eight seeds of V0, an output gate, V9 and V19 at this scale, on one thread of a server CPU (docs/verdicts.md)",
     ),
     "study_2026_11": Resolution(
         0.0226, 0.89, 0.0036, 600_064, 26_000, "three seeds of the arms of the V-series (docs/series.md)"

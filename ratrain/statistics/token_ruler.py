@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Limits = tuple[float, float]
-_ALIKE = 0.6  # correlation of the errors of neighbouring budgets, as measured on trained runs (docs/studies.md)
+_ALIKE = 0.6  # correlation of the errors of neighbouring budgets, as measured on trained runs (docs/verdicts.md)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ The rate `alpha` bounds the chance of any false claim of any kind, about any arm
 - over arms: each planned arm has the share alpha / arms, whether it still runs or not (Bonferroni). This holds for
   unequal variances and for any dependence, so for the shared baseline too. Dunnett's multivariate t needs the
   correlations and gains 2 % in the bound for twenty arms. Holm's method must not pass on the share of an arm that is
-  called equivalent, since that claim can be false too (figures: docs/studies.md);
+  called equivalent, since that claim can be false too (figures: docs/verdicts.md);
 - over kinds of claim: no division. A claim on an arm can be false in three exclusive ways: the effect is zero and the
   arm is called better or worse; or it is at least delta, or at most -delta, and the arm is called equivalent. Each way
   is therefore tested at the arm's full share (the partitioning principle; Goeman, Solari & Stijnen, Statistics in

@@ -1,4 +1,4 @@
-"""The statistics on runs that were trained: the short form of calibration.py, whose long form is in docs/studies.md."""
+"""The statistics on trained runs: the short form of calibration.py, whose long form is in docs/verdicts.md."""
 
 from __future__ import annotations
 

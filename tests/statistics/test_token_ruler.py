@@ -34,7 +34,7 @@ def test_an_effect_reads_as_the_tokens_that_it_is_worth(gain):
 @pytest.mark.parametrize("gain", [-0.4, 0.1, 0.8])
 def test_the_interval_holds_what_the_arm_is_worth(gain):
     """The baseline's runs at the budget are in the effect and on the curve: their error must not count twice. Runs of
-    neighbouring budgets have most of their error in common, as trained ones do (docs/studies.md)."""
+    neighbouring budgets have most of their error in common, as trained ones do (docs/verdicts.md)."""
     rng, sd, seeds, held, alike = np.random.default_rng(1), 0.01, 3, [], 0.6
     reach = 1.96 * sd * math.sqrt(2 / seeds)
     for _ in range(600):
