@@ -255,9 +255,13 @@ def _check_once(shard: Shard, vocab_size: int, sha256: str | None) -> None:
         check_ids(shard, vocab_size=vocab_size)
         return {"passed": True}
 
-    status = shard.path.stat()
-    state = [str(shard.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino, vocab_size, sha256]
-    remembered("checked", json.dumps(state), check)
+    remembered("checked", json.dumps([*_state_of(shard.path), vocab_size, sha256]), check)
+
+
+def _state_of(file: Path) -> list[str | int]:
+    """Returns what changes with the content of a file: its path, size, time of change and inode."""
+    status = file.stat()
+    return [str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def _meta_fingerprint(tokenizer: str, splits: dict[str, list[dict]]) -> str:
@@ -287,7 +291,10 @@ def overlap_of(corpora: Sequence[Corpus]) -> Overlap:
         trained, held = [corpus.train for corpus in corpora], [corpus.val for corpus in corpora]
         return find_overlap(trained, held, tokenizer.name, eot=tokenizer.eot_token).record()
 
-    key = json.dumps([OVERLAP_VERSION, [corpus.fingerprint for corpus in corpora]])
+    # the fingerprint of token files without meta.json does not cover their middle
+    shards = [shard.path for corpus in corpora for stream in (corpus.train, corpus.val) for shard in stream.shards]
+    states = [_state_of(path) for path in shards if path.exists()]
+    key = json.dumps([OVERLAP_VERSION, [corpus.fingerprint for corpus in corpora], states])
     with alone("overlap"):
         return Overlap.of_record(remembered("overlap", key, compute, sound=lambda found: "places" in found))
 

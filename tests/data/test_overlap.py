@@ -165,3 +165,18 @@ def test_the_result_is_kept_and_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr("ratrain.data.corpus.find_overlap", None)
     assert open_data(section, vocab_size=VOCAB[NAME], block_size=16).overlap() == first
     assert first.places
+
+
+def test_a_change_in_the_middle_of_a_file_is_seen_although_the_fingerprint_covers_its_ends_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("ratrain.data.corpus._ENDS", 64)
+    val = encoded(VAL)
+    section = write_folder(tmp_path / "raw", encoded(TRAIN[:2]), val)
+    clean = open_data(section, vocab_size=VOCAB[NAME], block_size=16)
+    assert clean.overlap().share == 0
+    file = tmp_path / "raw" / "train.bin"
+    tokens = np.fromfile(file, "<u2")
+    tokens[20_000:25_000] = val[10_000:15_000]
+    tokens.tofile(file)
+    planted = open_data(section, vocab_size=VOCAB[NAME], block_size=16)
+    assert planted.fingerprint == clean.fingerprint
+    assert planted.overlap().share > 0.05
