@@ -68,9 +68,10 @@ def tiny(words: list[str]) -> list[str]:
     """The same command at the scale tiny, with few steps, uncompiled."""
     command, _ = split(words)
     if command in ("train", "profile", "--ablate") and words[:1] not in (["--help"], ["--version"]):
-        kept = list(_without(words, "--scale"))
+        recall = "recall" in words  # a scale as small as tiny, whose task has a vocabulary of its own
+        kept, scale = (words, []) if recall else (list(_without(words, "--scale")), ["--scale", "tiny"])
         steps = _MORE_STEPS if command == "--ablate" else _FEW_STEPS
-        return [*kept, "--scale", "tiny", *(word for key in steps for word in ("--set", key))]
+        return [*kept, *scale, *(word for key in steps for word in ("--set", key))]
     if command == "eval" and "--tasks" not in words:
         return [*words, "--windows", "2"]
     return words
