@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ratrain import events
 from ratrain.config.schema import Manifest
+from ratrain.data.recall.source import Recall
 from ratrain.engine import run_events
 from ratrain.engine.divergence import Divergence
 from ratrain.engine.fingerprints import fingerprints
@@ -365,7 +366,7 @@ class Engine:
     # -- the end ------------------------------------------------------------------------------------------------
 
     def _sample(self) -> None:
-        """Publishes a short text drawn from the trained model, for a first check by eye."""
+        """Publishes a short text drawn from the trained model, or answers to a recall task, for a first look."""
         with self.world.gathered():
             text = self._drawn() if self.world.leads else ""
         self.emit(events.Sampled(self.progress.steps, text))
@@ -373,15 +374,26 @@ class Engine:
     def _drawn(self) -> str:
         self.model.eval()
         unpin(self.model)  # the backend chosen for training may not support generation
-        prompt = torch.tensor([self.data.tokenizer.eot_token], device=self.device)
         # each cache length is a new shape: compiling a graph for each would take longer than the run
         with self.precision.forward(), torch.compiler.set_stance("force_eager"):
-            try:
-                tokens = list(generate(self.model, prompt, count=_SAMPLE_TOKENS))
-            except FloatingPointError as error:  # finite weights, also averaged ones, can still overflow
-                raise self.divergence.found(str(error)) from error
+            text = self._answers(self.data) if isinstance(self.data, Recall) else self._text()
         self.model.train()
+        return text
+
+    def _text(self) -> str:
+        prompt = torch.tensor([self.data.tokenizer.eot_token], device=self.device)
+        try:
+            tokens = list(generate(self.model, prompt, count=_SAMPLE_TOKENS))
+        except FloatingPointError as error:  # finite weights, also averaged ones, can still overflow
+            raise self.divergence.found(str(error)) from error
         return self.data.tokenizer.decode(tokens)
+
+    @torch.no_grad()
+    def _answers(self, data: Recall) -> str:
+        """Returns the first validation row with the model's answers."""
+        inputs, targets = self.evaluator.windows.inputs[:1], self.evaluator.windows.targets[0]
+        answers = self.model.logits(inputs.to(self.device))[0].argmax(-1)
+        return data.told(inputs[0].tolist(), targets.tolist(), answers.tolist())
 
     @contextmanager
     def _divergence_published(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ _ABOVE, _BELOW = 0.26, 0.3  # margins of a heat map: for its title, for the step
 
 def loss_figure(log: RunLog) -> bytes:
     """Draws training and validation losses, the losses of simple baselines, the steps at which mechanisms were
-    switched on, and the sparsity."""
+    switched on, the sparsity, and the accuracy of a recall task."""
     figure, axes = _figure(height=4.0)
     steps, losses = log.losses()
     axes.plot(steps, losses, color="#7aa6c2", linewidth=0.8, label="training")
@@ -37,24 +37,38 @@ def loss_figure(log: RunLog) -> bytes:
     for event in log.activated:
         if event.step:
             axes.axvline(event.step, color="#3a7d44", linewidth=0.8, linestyle="--", label=f"{event.patch} on")
-    axes.set(xlabel="step", ylabel="nats per token")
+    recalls = any(event.accuracy is not None for event in log.evaluated)
+    axes.set(xlabel="step", ylabel="nats per answer" if recalls else "nats per token")
     _add_sparsity(axes, log)
+    if recalls:
+        _add_accuracy(axes, log)
     axes.legend(frameon=False, labelcolor=_INK)
     return _png(figure)
+
+
+def _add_accuracy(axes: Axes, log: RunLog) -> None:
+    """Adds the share of right answers, on a separate axis to the right."""
+    told = [(event.step, 100 * event.accuracy) for event in log.evaluated if event.accuracy is not None]
+    _add_beside(axes, told, label="right answers, %", color="#3a7d44", linestyle="--")
 
 
 def _add_sparsity(axes: Axes, log: RunLog) -> None:
     """Adds the pruned share of the weights, on a separate axis to the right."""
     told = [(window.step, 100 * window.sparsity) for window in log.windows]
     if any(share for _, share in told):
-        beside = axes.twinx()
-        beside.plot(*zip(*told, strict=True), color="#8e6c8a", linewidth=1.0, linestyle="-.")
-        beside.set(ylim=(0, 100), ylabel="% of weights pruned")
-        beside.tick_params(colors=_INK)
-        beside.yaxis.label.set_color(_INK)
-        for spine in beside.spines.values():
-            spine.set_visible(False)
-        axes.plot([], [], color="#8e6c8a", linestyle="-.", label="pruned, %")
+        _add_beside(axes, told, label="pruned weights, %", color="#8e6c8a", linestyle="-.")
+
+
+def _add_beside(axes: Axes, told: list[tuple[int, float]], *, label: str, color: str, linestyle: str) -> None:
+    """Draws per cents by step on an axis to the right."""
+    beside = axes.twinx()
+    beside.plot(*zip(*told, strict=True), color=color, linewidth=1.0, linestyle=linestyle)
+    beside.set(ylim=(0, 102), ylabel=label)
+    beside.tick_params(colors=_INK)
+    beside.yaxis.label.set_color(_INK)
+    for spine in beside.spines.values():
+        spine.set_visible(False)
+    axes.plot([], [], color=color, linestyle=linestyle, label=label)
 
 
 def gate_figures(log: RunLog) -> dict[str, bytes]:

@@ -62,6 +62,15 @@ class Recall:
     def bits_per_byte(self, loss: float, targets: np.ndarray) -> None:
         """Symbols are no text: there is no such figure."""
 
+    def told(self, tokens: list[int], targets: list[int], answers: list[int]) -> str:
+        """Returns a row, and the model's answers beside the right ones."""
+        lines = [
+            f"after token {at}, {tokens[at]}: {answers[at]}" + ("" if answers[at] == right else f", right is {right}")
+            for at, right in enumerate(targets)
+            if right != IGNORED
+        ]
+        return "\n".join([f"{self.section.source}: {self.tokenizer.decode(tokens)}", *lines])
+
     def draw(self, count: int, *, seed: int, step: int, stream: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Draws tokens and targets, int64 [count, T] each."""
         if block_size != self.shape.block_size:
