@@ -97,6 +97,10 @@ def _ablate(args: argparse.Namespace) -> int:
     from ratrain.ablation.plan import make_plan
 
     _check_together(args)
+    if args.pool:  # the checks of a plan take a minute
+        from ratrain.ablation.running.ray_pool import require
+
+        require()
     plan = make_plan(
         find_ablation(args.file), scale=args.scale, overrides=args.set, seeds=args.seeds, budget=args.budget,
         only=args.only, patches=args.patches, costs=partial(_costs, args),
