@@ -53,10 +53,11 @@ class TestContainers:
     def test_versions_are_the_tested_ones_and_extras_exist(self, file):
         installs = [words for step, words in self.steps(file) if step == "RUN" and "pip install" in words]
         assert installs and all(" -c /opt/ratrain/constraints.txt " in words for words in installs)
-        extras = [
-            extra for words in installs for found in re.findall(r"\[([\w,]+)\]", words) for extra in found.split(",")
-        ]
-        assert extras and set(extras) <= set(EXTRAS)
+        extras = {
+            name for words in installs for found in re.findall(r"\[([\w,]+)\]", words) for name in found.split(",")
+        }
+        project = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert extras and extras <= {*project["optional-dependencies"]}
 
     def test_the_command_is_ratrain_and_its_user_is_not_root(self, file):
         steps = self.steps(file)
