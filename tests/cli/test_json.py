@@ -25,7 +25,7 @@ CASES = [
     ("list",), ("list", "v9"), ("show", "v9"), ("diff", "v0", "v9"), ("schema",), ("check", "v9", "v0"),
     ("check", "v99"), ("widen", "v10", "--scale", "tiny"), ("plan", "v9"), ("data", "shakespeare"),
     ("prepare", "shakespeare"), ("prepare", "texts", "--out", "shards", "--val-fraction", "0.5"),
-    ("convert", "legacy/defconfigs/gpt2-vanilla-baseline"), ("audit", "decoder.py:model"), ("check runs", "quick.toml"),
+    ("convert", "legacy/defconfigs/gpt2-vanilla-baseline"), ("audit", "decoder.py:Model"), ("check runs", "quick.toml"),
     ("verify", "v0", "--set", "compile.scope=off"), ("runs",), ("report", "v9"), ("report", "v9", "v0"),
     ("report", "metrics.json"), ("sample", "v9", "--tokens", "3"), ("sample", "v9", "--tokens", "3", "--stats"),
     ("eval", "v9", "v0", "--windows", "2"), ("export", "v9"), ("export", "v9", "--to", "hf"),
@@ -34,13 +34,28 @@ CASES = [
     ("runs note", "v9", "best"), ("runs rm", "v1", "--yes"), ("train", "v9", *QUICK, "--dry-run"),
     ("train", "v9", *QUICK), ("--ablate", "study.toml", "--dry-run", *QUICK[2:]),
 ]  # fmt: skip
-FAULTY = {("check", "v99"): Exit.BAD_MANIFEST, ("audit", "decoder.py:model"): Exit.BAD_DATA}  # documents too
+FAULTY = {("check", "v99"): Exit.BAD_MANIFEST, ("audit", "decoder.py:Model"): Exit.BAD_DATA}  # documents too
 ELSEWHERE = {
     "try": "tests/ablation/test_trial.py",
     "profile": "tests/profile/test_profile.py",
     "calibrate": "tests/patches/test_kv_splice.py",
     "smoke": "tests/run/test_smoke.py",
 }
+
+
+LEAKING = """
+import torch
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wte, self.head = torch.nn.Embedding(32, 8), torch.nn.Linear(8, 32)
+
+    def forward(self, tokens):
+        x = self.wte(tokens)
+        return self.head(x + x.mean(1, keepdim=True))
+"""
 
 
 def strict(text: str):
@@ -71,10 +86,7 @@ def runs(tmp_path_factory):
     (place / "study.toml").write_text(STUDY)
     metrics = {"eval_iteration": [0, 10], "train_loss": [4.0, 3.5], "val_loss": [4.0, math.nan]}
     (place / "metrics.json").write_text(json.dumps({**metrics, "iteration": [10], "forward_time_ms": [3.0]}))
-    (place / "decoder.py").write_text(
-        "import torch\n\n\ndef model():\n    torch.manual_seed(0)\n"
-        "    return torch.nn.Sequential(torch.nn.Embedding(32, 8), torch.nn.Linear(8, 32))\n"
-    )
+    (place / "decoder.py").write_text(LEAKING)
     torch.use_deterministic_algorithms(False)
     return place
 
