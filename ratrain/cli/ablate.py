@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ratrain.cli.arguments import Command, count, json_argument, natural, pool_arguments
-from ratrain.cli.printing.document import print_document
+from ratrain.cli.printing.document import print_document, print_line
 from ratrain.cli.printing.tables import table
 from ratrain.errors import Exit, UsageError
 
@@ -207,7 +207,7 @@ def _emit(plan: Plan, args: argparse.Namespace) -> int:
         return code if collected.tasks else told
     count = len((script.parent / "runs.txt").read_text().splitlines())
     if args.json:
-        print_document({"runs": count, "script": script})
+        print_line({"runs": count, "script": script})
     else:
         print(f"{count} runs are to be trained: bash {shlex.quote(str(script))}")
     return code

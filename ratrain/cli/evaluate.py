@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, count, json_argument, run_arguments
-from ratrain.cli.printing.document import print_document
+from ratrain.cli.printing.document import print_line
 from ratrain.cli.tasks import check_together, eval_tasks, task_arguments
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _eval(args: argparse.Namespace) -> None:
     runs = {str(run): run for run in (find_run(name, args.out) for name in args.run)}
     found = {name: evaluate(run, device=args.device, warn=_warn, count=args.windows) for name, run in runs.items()}
     if args.json:
-        print_document({name: asdict(held) for name, held in found.items()})
+        print_line({name: asdict(held) for name, held in found.items()})
         return
     head = ("run", "step", "nats per token", "bits per byte", "right answers", "tokens", "windows")
     cells = [_cells(name, held) for name, held in found.items()]

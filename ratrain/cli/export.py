@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ratrain.cli.arguments import Command, json_argument, run_arguments
-from ratrain.cli.printing.document import print_document
+from ratrain.cli.printing.document import print_line
 from ratrain.errors import UsageError
 
 _PLACES = {"ratrain": "weights.safetensors", "hf": "hf", "nanogpt": "nanogpt.pt"}  # in the run's folder
@@ -39,7 +39,7 @@ def _export(args: argparse.Namespace) -> None:
         raise UsageError(f"--dense: --to {args.to} stores every matrix in full")
     told = (_hf if args.to == "hf" else _nanogpt)(run, path)
     if args.json:
-        print_document({"path": path, **told})
+        print_line({"path": path, **told})
     else:
         print(_line(path, told))
 
@@ -49,7 +49,7 @@ def _packed(run: Path, path: Path, args: argparse.Namespace) -> None:
 
     done = export(run, path, warn=_warn, dense=args.dense)
     if args.json:
-        print_document(vars(done))
+        print_line(vars(done))
         return
     what = "zero" if args.dense else "left out"
     pruned = f", {done.sparsity:.2%} of the pruned matrices {what}" if done.sparsity else ""

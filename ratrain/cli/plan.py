@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, count, json_argument, positive, resolve_manifest
-from ratrain.cli.printing.document import print_document
+from ratrain.cli.printing.document import print_line
 from ratrain.cli.printing.tables import table
 from ratrain.errors import Exit, UsageError
 
@@ -145,7 +145,7 @@ def _of_effect(args: argparse.Namespace) -> int:
     if args.json:
         asked = {"effect_percent": args.effect, "power": args.power, "arms": args.arms, "alpha": args.alpha}
         known = {"scale": args.scale, "known": asdict(scale)}
-        print_document({**asked, **known, "plans": [asdict(row) for row in found]})
+        print_line({**asked, **known, "plans": [asdict(row) for row in found]})
         return Exit.DONE
     nats, runs = 1e3 * args.effect * scale.slope, f"a run varies by {1e3 * scale.sd:.3g} mnat"
     print(f"{args.effect:g} % of the tokens is {nats:.3g} mnat at {args.scale}; {runs}")
@@ -215,7 +215,7 @@ def _on_cluster(args: argparse.Namespace) -> int:
     if args.json:
         known = {"needs": [asdict(need) for need in needs], "site": asdict(site)}
         layouts = {"layouts": [asdict(each) for each in found], "as_given": given and asdict(given)}
-        print_document({**known, **layouts})
+        print_line({**known, **layouts})
         return Exit.DONE
     print("\n".join(_cluster_lines(args, needs, site, found, best, given)))
     return Exit.DONE

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ratrain.cli.arguments import count, natural
-from ratrain.cli.printing.document import print_document
+from ratrain.cli.printing.document import print_line
 from ratrain.cli.printing.tables import table
 from ratrain.errors import UsageError
 
@@ -57,7 +57,7 @@ def eval_tasks(args: argparse.Namespace) -> None:
             _warn(f"{task.name}: has {task.fewshot} examples by its definition, not {args.fewshot}")
     found = {name: _score(run, tasks, args) for name, run in runs.items()}
     if args.json:
-        print_document(_record(found))
+        print_line(_record(found))
         return
     print(table(score_rows(found)))
     for line in _notes(next(iter(found.values()))):

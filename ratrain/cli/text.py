@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, json_argument, natural
-from ratrain.cli.printing.document import print_document
+from ratrain.cli.printing.document import print_document, print_line
 
 if TYPE_CHECKING:
     from ratrain.data.describe import Description
@@ -40,7 +40,7 @@ def _data(args: argparse.Namespace) -> None:
 
     found = describe(args.source, tokenizer=args.tokenizer)
     if args.json:
-        print_document(asdict(found))
+        print_line(asdict(found))
     else:
         print(_told(found))
 

@@ -14,5 +14,5 @@ def print_document(value: Any) -> None:
 
 
 def print_line(value: Any) -> None:
-    """Prints `value` as one line of a stream of JSON lines; infinite floats and NaN become null."""
+    """Prints `value` as JSON in one line, which may be one of many; infinite floats and NaN become null."""
     print(json.dumps(strict_json(value), allow_nan=False), flush=True)
