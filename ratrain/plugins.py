@@ -4,7 +4,7 @@ Group               | an entry point loads                                      
 ratrain.patches     | a class marked `@register(name)`                                              | registry.py
 ratrain.commands    | a Command of the command line, called `name`                                  | cli/__init__.py
 ratrain.manifests   | a function from argv to argv that replaces a foreign file by a manifest        | cli/__init__.py
-ratrain.reports     | a function of names and an output folder; returns whether it reported them    | cli/report.py
+ratrain.reports     | a function of names and a folder (as_json=True: JSON); whether it reports these    | cli/report.py
 
 Installed packages offer theirs in their metadata. Those of `ratrain.legacy` are listed here, so that a checkout which
 was never installed has them too; no other module of the core names that package.

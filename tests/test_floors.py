@@ -31,7 +31,7 @@ FLOORS = (
     ("config", "plugins"),
     ("atomic", "checksum", "lock", "waiting"),
     ("event_log",),
-    ("events", "errors"),
+    ("events", "errors", "strict_json"),
     ("kernels",),
     ("__init__",),
 )

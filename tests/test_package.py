@@ -6,15 +6,22 @@ Nothing is fetched: the build runs setuptools as it is installed.
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from email.parser import HeaderParser
 from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import tomli
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKS = ("kernels", "legacy", "manifests")
@@ -108,8 +115,9 @@ def test_wheels_of_other_trees_hold_the_same(kind, tree, wheel):
 
 
 def test_the_sdist_holds_all_that_the_tests_need(tree, commit):
-    needed = ("tests", "bench", "docs", "Makefile", "constraints.txt", "pyproject.toml", "mkdocs.yml", "CITATION.cff")
-    needed = (*needed, "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LOG.md")
+    folders = ("tests", "bench", "docs", "docker")
+    files = (".dockerignore", "Makefile", "constraints.txt", "pyproject.toml", "mkdocs.yml", "README.md", "LOG.md")
+    needed = (*folders, *files, "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff")
     names = git("ls-tree", "-r", "-z", "--name-only", commit, *needed).strip("\0").split("\0")
     assert "tests/conftest.py" in names
     assert not [name for name in names if not (tree("sdist") / name).is_file()]
@@ -144,3 +152,93 @@ def test_a_wheel_works_apart_from_the_tree(wheel, tmp_path):
     shown = python("-m", "ratrain", "show", "v9")
     assert shown == python("-m", "ratrain", "show", "manifests/unified_ra_v9.toml")
     assert 'id = "v9"  # manifests/unified_ra_v9.toml:2' in shown
+
+
+# -- metadata: of the wheel, and of what it needs
+
+
+PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+NEEDED = [(extra, word) for extra, words in {"": PROJECT["dependencies"], **EXTRAS}.items() for word in words]
+# modules whose distribution has another name, or comes with the one that is required
+PROVIDED = {
+    "pynvml": "nvidia-ml-py",
+    "lm_eval": "lm-eval",
+    "markupsafe": "jinja2",
+    "pyarrow": "datasets",
+    "PIL": "matplotlib",
+}
+PROVIDED |= {"huggingface_hub": "datasets", "httpx": "datasets"}
+# FlashAttention and layers of other authors are looked for and never required
+LOOKED_FOR = {"flash_attn", "flash_attn_interface", "fla"}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_metadata_of_the_wheel_describe_it(wheel):
+    archive = zipfile.ZipFile(wheel("plain"))
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    told = HeaderParser().parsestr(archive.read(name).decode())
+    assert (told["Name"], told["Requires-Python"], told["License-Expression"]) == ("ratrain", ">=3.10", "MIT")
+    assert told["Summary"] and told["Keywords"] and "text/markdown" in told["Description-Content-Type"]
+    classifiers = told.get_all("Classifier")
+    assert "Typing :: Typed" in classifiers and "ratrain/py.typed" in archive.namelist()
+    assert not [word for word in classifiers if word.startswith("License ::")]  # the expression replaces it
+    assert {canonical(extra) for extra in told.get_all("Provides-Extra")} == set(EXTRAS)
+    readme = (ROOT / "README.md").read_text()
+    first, last = re.search(r"Python 3\.(\d+) to 3\.(\d+)", readme).groups()
+    stated = [f"Programming Language :: Python :: 3.{minor}" for minor in range(int(first), int(last) + 1)]
+    assert [word for word in classifiers if re.search(r"3\.\d", word)] == stated
+
+
+@pytest.mark.parametrize(("extra", "word"), NEEDED, ids=lambda value: value or "core")
+def test_a_requirement_is_tested_and_can_be_imported(extra, word):
+    needed = Requirement(word)
+    if not (needed.marker is None or needed.marker.evaluate()):
+        pytest.skip("not for this system")
+    try:
+        found = metadata.distribution(needed.name)
+    except metadata.PackageNotFoundError:
+        assert extra in set(EXTRAS) - {"dev"}, f"{needed.name} is missing: make"
+        pytest.skip(f"{needed.name} is not installed: an extra")
+    assert needed.specifier.contains(found.version, prereleases=True)
+    modules = [top for top, names in metadata.packages_distributions().items() if found.metadata["Name"] in names]
+    modules = [top for top in modules if not top.startswith("_")] or [needed.name]
+    assert any(find_spec(top) for top in modules)
+
+
+def test_every_module_that_is_imported_is_required():
+    required = {canonical(Requirement(word).name) for extra, word in NEEDED if extra != "dev"}
+    lacking = {}
+    for file in (ROOT / "ratrain").rglob("*.py"):
+        for module in named(ast.parse(file.read_text())) - sys.stdlib_module_names - LOOKED_FOR - {"ratrain"}:
+            if canonical(PROVIDED.get(module, module)) not in required:
+                lacking.setdefault(module, str(file.relative_to(ROOT)))
+    assert not lacking
+
+
+def named(tree: ast.AST) -> set[str]:
+    """The top modules that are imported anywhere, also by import_module("name")."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            word = node.args[0]
+            found |= {word.value} if isinstance(word, ast.Constant) else set()
+    return {name.partition(".")[0] for name in found}
+
+
+def test_the_install_lines_of_messages_name_extras():
+    lines = [
+        found
+        for folder in ("ratrain", "docs")
+        for file in (ROOT / folder).rglob("*")
+        if file.suffix in (".py", ".md", ".jinja")
+        for found in re.findall(r"pip install '?ratrain\[([\w,]+)\]", file.read_text())
+    ]
+    assert {extra for found in lines for extra in found.split(",")} == set(EXTRAS) - {"dev"}

@@ -21,6 +21,7 @@ from ratrain.statistics.paired import Table, effects
 from ratrain.statistics.power import more_seeds
 from ratrain.statistics.token_ruler import Reading, Ruler
 from ratrain.statistics.verdict import Judgement, Verdict, Word, judge
+from ratrain.strict_json import strict_json
 
 
 @dataclass(frozen=True)
@@ -311,12 +312,3 @@ def _noise(study: Study, rows: Sequence[Row]) -> dict[str, Component]:
             both = [pair for pair in both if np.isfinite(pair).all()]
             groups |= {row.arm.twin: both} if both else {}
     return components(groups)
-
-
-def strict_json(value: Any) -> Any:
-    """Converts a value to strict JSON: tuples to lists, infinite floats and NaN to null."""
-    if isinstance(value, dict):
-        return {key: strict_json(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict_json(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ratrain.ablation.budget import StudyBudget
-from ratrain.ablation.conclusion import Conclusion, strict_json
+from ratrain.ablation.conclusion import Conclusion
 from ratrain.ablation.manifest import AblationManifest, Seeds, Verdicts
 from ratrain.ablation.plan import Plan, plan_of
 from ratrain.ablation.record import Study
@@ -22,6 +22,7 @@ from ratrain.config.parse import Layer
 from ratrain.errors import Fault, ManifestError, UsageError
 from ratrain.registry import run_files
 from ratrain.statistics.verdict import Verdict
+from ratrain.strict_json import strict_json
 
 if TYPE_CHECKING:
     from ratrain.ablation.arms import Arm

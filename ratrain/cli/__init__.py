@@ -10,18 +10,20 @@ from importlib.metadata import EntryPoint
 from typing import NoReturn
 
 from ratrain import __version__
-from ratrain.cli import ablate, check_runs, evaluate, export, plan, profile, report, runs, text, train, try_ideas
+from ratrain.cli import ablate, completion, evaluate, export, plan, profile, report, runs, text, train, try_ideas
 from ratrain.cli import variants as look
 from ratrain.cli.arguments import Command
+from ratrain.cli.checks import manifests as check
+from ratrain.cli.checks import runs as check_runs
+from ratrain.cli.checks import soundness
 from ratrain.cli.printing.stdout import discard, outlive_reader, write_any_text
 from ratrain.errors import Exit, ManifestError, MissingError, RatrainError
 from ratrain.plugins import offered
 from ratrain.waiting import settle
 
-COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | text.COMMANDS | runs.COMMANDS | report.COMMANDS
-COMMANDS |= (
-    profile.COMMANDS | export.COMMANDS | evaluate.COMMANDS | check_runs.COMMANDS | try_ideas.COMMANDS | plan.COMMANDS
-)
+COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | check.COMMANDS | soundness.COMMANDS | text.COMMANDS
+COMMANDS |= runs.COMMANDS | report.COMMANDS | profile.COMMANDS | export.COMMANDS | evaluate.COMMANDS
+COMMANDS |= check_runs.COMMANDS | try_ideas.COMMANDS | plan.COMMANDS | completion.commands(lambda: _every())
 
 _WORK = {"train", "--ablate", "try", "calibrate", "prepare"}  # continue after the reader of stdout closed the pipe
 
@@ -114,7 +116,7 @@ class _TrainParser(argparse.ArgumentParser):
         super().error(message + did_you_mean(self.first, commands()))
 
     def format_help(self) -> str:
-        lines = (f"  {name:11} {_known(name).run.__doc__}" for name in commands())
+        lines = (f"  {name:11} {command.run.__doc__}" for name, command in _every().items())
         self.epilog = _EPILOG.format(commands="\n".join(lines))
         return super().format_help()
 
@@ -127,6 +129,11 @@ def commands() -> list[str]:
 def _offered() -> dict[str, EntryPoint]:
     """Returns the commands of entry points, which are not imported."""
     return {entry.name: entry for entry in offered("ratrain.commands")}
+
+
+def _every() -> dict[str, Command]:
+    """Returns all commands; imports those of entry points."""
+    return {name: _known(name) for name in (*COMMANDS, *_offered())}
 
 
 def _known(name: str) -> Command:

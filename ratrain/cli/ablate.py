@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re
@@ -15,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ratrain.cli.arguments import Command, count, natural, pool_arguments
+from ratrain.cli.arguments import Command, count, json_argument, natural, pool_arguments
+from ratrain.cli.printing.document import print_document, print_line
 from ratrain.cli.printing.tables import table
 from ratrain.errors import Exit, UsageError
 
@@ -74,7 +74,7 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--amend", action="store_true", help="add arms or seeds to a study's plan, as exploratory")
     parser.add_argument("--no-costs", action="store_true", help="do not measure the cost of a step of each arm")
     parser.add_argument("--dry-run", action="store_true", help="check the arms, print the plan and run nothing")
-    parser.add_argument("--json", action="store_true", help="the results as one JSON document on stdout")
+    json_argument(parser, "the results, or the plan of --dry-run, as one JSON document on stdout")
     pool_arguments(parser)
     other = parser.add_argument_group("other machines (docs/scale.md)")
     other.add_argument("--run", type=count, metavar="K", help="train run K of the plan alone, from 1")
@@ -97,6 +97,10 @@ def _ablate(args: argparse.Namespace) -> int:
     from ratrain.ablation.plan import make_plan
 
     _check_together(args)
+    if args.pool:  # the checks of a plan take a minute
+        from ratrain.ablation.running.ray_pool import require
+
+        require()
     plan = make_plan(
         find_ablation(args.file), scale=args.scale, overrides=args.set, seeds=args.seeds, budget=args.budget,
         only=args.only, patches=args.patches, costs=partial(_costs, args),
@@ -107,9 +111,7 @@ def _ablate(args: argparse.Namespace) -> int:
         from ratrain.ablation.running.guarding import Guards
 
         checked = [*preflight(plan), *(f"guard: {task}" for task in Guards(plan).described())]
-        _print_plan(plan, _estimate(plan, args), args)
-        if not args.json:
-            print("\n".join(["", "checked:", *(f"  {check}" for check in checked)]))
+        _print_plan(plan, _estimate(plan, args), checked, args)
         return Exit.DONE
     if args.run:
         return _run_one(plan, args)
@@ -205,7 +207,7 @@ def _emit(plan: Plan, args: argparse.Namespace) -> int:
         return code if collected.tasks else told
     count = len((script.parent / "runs.txt").read_text().splitlines())
     if args.json:
-        print(json.dumps({"runs": count, "script": str(script)}))
+        print_line({"runs": count, "script": script})
     else:
         print(f"{count} runs are to be trained: bash {shlex.quote(str(script))}")
     return code
@@ -278,18 +280,28 @@ def _first_tasks(plan: Plan) -> list[Task]:
     return [task for task in plan.tasks() if (task.init, task.data) in first]
 
 
-def _print_plan(plan: Plan, needs: Estimate, args: argparse.Namespace) -> None:
+def _print_plan(plan: Plan, needs: Estimate, checked: Sequence[str], args: argparse.Namespace) -> None:
     from ratrain.ablation.record import planned
     from ratrain.cli.printing.study_text import foretold
-    from ratrain.config.resolve import steps_total
 
     digest, (where, more) = planned(plan).hash, _foresight(plan, args.out)
     if args.json:
         arms = [{"arm": a.name, "role": a.role, "id": a.manifest.id, "recipe": a.recipe} for a in plan.arms]
         ahead = {"noise": where, "detectable": {str(seeds): effect for seeds, effect in more.items()}}
         facts = {"name": plan.name, "hash": digest, "seeds": plan.seeds, "arms": arms, "needs": asdict(needs)}
-        print(json.dumps({**facts, **ahead}, indent=1))
+        print_document({**facts, **ahead, "checked": checked})
         return
+    _print_arms(plan)
+    print(f"\n{plan.name}, plan {digest[:8]}: {_runs_in_words(plan)}")
+    if more:
+        print(f"{foretold(more, '' if where != 'unknown' else ' sd')} ({_NOISE[where]})")
+    print(_needs_in_words(plan, needs))
+    print("\n".join(["", "checked:", *(f"  {check}" for check in checked)]))
+
+
+def _print_arms(plan: Plan) -> None:
+    from ratrain.config.resolve import steps_total
+
     rows: list[tuple[str, ...]] = [("arm", "role", "recipe", "steps", "parameters", "train FLOPs/token", "KV bytes")]
     for arm in plan.arms:
         built, steps = arm.built, steps_total(arm.manifest)
@@ -297,18 +309,25 @@ def _print_plan(plan: Plan, needs: Estimate, args: argparse.Namespace) -> None:
         told = arm.role, arm.recipe[:8], "-" if steps is None else f"{steps:,}"
         rows.append((arm.name, *told, *(f"{n:,}" for n in costs)))
     print(table(rows))
-    seeds, up_to = _seeds_in_words(plan), " up to the first look" * plan.study.seed.as_needed
-    runs = len(_first_tasks(plan))
-    print(f"\n{plan.name}, plan {digest[:8]}: {len(plan.arms)} arms x seeds {seeds} = {runs} runs{up_to}")
-    if more:
-        print(f"{foretold(more, '' if where != 'unknown' else ' sd')} ({_NOISE[where]})")
+
+
+def _runs_in_words(plan: Plan) -> str:
+    up_to = _up_to(plan)
+    return f"{len(plan.arms)} arms x seeds {_seeds_in_words(plan)} = {len(_first_tasks(plan))} runs{up_to}"
+
+
+def _needs_in_words(plan: Plan, needs: Estimate) -> str:
     if not needs.runs:
-        print(f"all runs{up_to} are done")
-        return
-    print(
-        f"{needs.runs} runs{up_to} are left: about {_time(needs.seconds)}, {needs.lanes} at a time (the baseline makes "
-        f"{needs.rate:,.0f} tokens/s here), and {needs.disk / 2**20:,.0f} MiB of checkpoints; nothing was written"
+        return f"all runs{_up_to(plan)} are done"
+    return (
+        f"{needs.runs} runs{_up_to(plan)} are left: about {_time(needs.seconds)}, {needs.lanes} at a time (the "
+        f"baseline makes {needs.rate:,.0f} tokens/s here), and {needs.disk / 2**20:,.0f} MiB of checkpoints; nothing "
+        "was written"
     )
+
+
+def _up_to(plan: Plan) -> str:
+    return " up to the first look" * plan.study.seed.as_needed
 
 
 def _seeds_in_words(plan: Plan) -> str:

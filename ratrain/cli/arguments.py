@@ -44,6 +44,10 @@ def run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> 
     )
 
 
+def json_argument(parser: argparse.ArgumentParser, text: str = "one JSON document on stdout") -> None:
+    parser.add_argument("--json", action="store_true", help=text)
+
+
 def natural(text: str) -> int:
     """Parses a seed: a whole number that a 63-bit generator accepts."""
     if not text.isdecimal() or int(text[:20]) >= 2**63:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ratrain.cli.arguments import Command, count, run_arguments
+from ratrain.cli.arguments import Command, count, json_argument, run_arguments
+from ratrain.cli.printing.document import print_line
 from ratrain.cli.tasks import check_together, eval_tasks, task_arguments
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     run_arguments(parser, several=True)
     parser.add_argument("--windows", type=count, metavar="N", help="validation windows (as in training)")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    json_argument(parser)
     task_arguments(parser)
 
 
@@ -37,7 +37,7 @@ def _eval(args: argparse.Namespace) -> None:
     runs = {str(run): run for run in (find_run(name, args.out) for name in args.run)}
     found = {name: evaluate(run, device=args.device, warn=_warn, count=args.windows) for name, run in runs.items()}
     if args.json:
-        print(json.dumps({name: asdict(held) for name, held in found.items()}))
+        print_line({name: asdict(held) for name, held in found.items()})
         return
     head = ("run", "step", "nats per token", "bits per byte", "right answers", "tokens", "windows")
     cells = [_cells(name, held) for name, held in found.items()]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from ratrain.cli.arguments import Command, run_arguments
+from ratrain.cli.arguments import Command, json_argument, run_arguments
+from ratrain.cli.printing.document import print_line
 from ratrain.errors import UsageError
 
 _PLACES = {"ratrain": "weights.safetensors", "hf": "hf", "nanogpt": "nanogpt.pt"}  # in the run's folder
@@ -23,7 +23,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="file or folder (in the run's folder)")
     parser.add_argument("--dense", action="store_true", help="ratrain: pruned matrices in full")
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    json_argument(parser)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -38,7 +38,10 @@ def _export(args: argparse.Namespace) -> None:
     if args.dense:
         raise UsageError(f"--dense: --to {args.to} stores every matrix in full")
     told = (_hf if args.to == "hf" else _nanogpt)(run, path)
-    print(json.dumps({"path": str(path), **told}) if args.json else _line(path, told))
+    if args.json:
+        print_line({"path": path, **told})
+    else:
+        print(_line(path, told))
 
 
 def _packed(run: Path, path: Path, args: argparse.Namespace) -> None:
@@ -46,7 +49,7 @@ def _packed(run: Path, path: Path, args: argparse.Namespace) -> None:
 
     done = export(run, path, warn=_warn, dense=args.dense)
     if args.json:
-        print(json.dumps({**vars(done), "path": str(done.path)}))
+        print_line(vars(done))
         return
     what = "zero" if args.dense else "left out"
     pruned = f", {done.sparsity:.2%} of the pruned matrices {what}" if done.sparsity else ""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratrain.cli.arguments import Command, count, positive, resolve_manifest
+from ratrain.cli.arguments import Command, count, json_argument, positive, resolve_manifest
+from ratrain.cli.printing.document import print_line
 from ratrain.cli.printing.tables import table
 from ratrain.errors import Exit, UsageError
 
@@ -86,7 +86,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="FILE: change one key in every run")
     parser.add_argument("--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patches")
     parser.add_argument("--rate", type=_ordinary, metavar="TOK/S", help="tokens/s of one device (FILE: its baseline's)")
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    json_argument(parser)
     parser.set_defaults(base=None)
     effect = parser.add_argument_group("without FILE: an effect at a scale")
     effect.add_argument("--effect", type=_percent, metavar="P%", help="effect in per cent of the tokens (1%%)")
@@ -144,9 +144,8 @@ def _of_effect(args: argparse.Namespace) -> int:
     found = list(rows(scale, args.effect, arms=args.arms, wanted=args.power, alpha=args.alpha))
     if args.json:
         asked = {"effect_percent": args.effect, "power": args.power, "arms": args.arms, "alpha": args.alpha}
-        print(
-            json.dumps({**asked, "scale": args.scale, "known": asdict(scale), "plans": [asdict(row) for row in found]})
-        )
+        known = {"scale": args.scale, "known": asdict(scale)}
+        print_line({**asked, **known, "plans": [asdict(row) for row in found]})
         return Exit.DONE
     nats, runs = 1e3 * args.effect * scale.slope, f"a run varies by {1e3 * scale.sd:.3g} mnat"
     print(f"{args.effect:g} % of the tokens is {nats:.3g} mnat at {args.scale}; {runs}")
@@ -194,7 +193,6 @@ def _resolution(args: argparse.Namespace) -> Resolution:
 
 def _on_cluster(args: argparse.Namespace) -> int:
     """Prints the finishing time of the runs of FILE by devices of a run, with failures drawn at random."""
-    from ratrain.ablation.conclusion import strict_json
     from ratrain.ablation.running.sizing import check_layout, choices, lay_out
 
     needs = _needs(args)
@@ -217,7 +215,7 @@ def _on_cluster(args: argparse.Namespace) -> int:
     if args.json:
         known = {"needs": [asdict(need) for need in needs], "site": asdict(site)}
         layouts = {"layouts": [asdict(each) for each in found], "as_given": given and asdict(given)}
-        print(json.dumps(strict_json({**known, **layouts}), allow_nan=False))
+        print_line({**known, **layouts})
         return Exit.DONE
     print("\n".join(_cluster_lines(args, needs, site, found, best, given)))
     return Exit.DONE

@@ -6,14 +6,20 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ratrain.cli.arguments import share
+from ratrain.cli.arguments import json_argument, share
+from ratrain.cli.printing.document import print_document
 from ratrain.data.documents import SUFFIXES
 from ratrain.data.hub import SETS
-from ratrain.data.prepare import Progress, prepare
+from ratrain.data.prepare import Progress, Summary, prepare
 from ratrain.data.tokenizer import VOCAB
 from ratrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from ratrain.data.overlap import Overlap
 
 _NAMED_TOKENS = 100_000_000  # default of a named set, as in the reference
 
@@ -44,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
     parser.add_argument("--fresh", action="store_true", help="move the contents of DIR aside and start over")
+    json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,7 +61,9 @@ def run(args: argparse.Namespace) -> None:
     if name == EMBEDDED and not args.inputs[0].exists():
         if len(args.inputs) > 1 or args.out is not None:
             raise UsageError(f"{EMBEDDED} is inside the package and needs no shards; leave out --out and other inputs")
-        _tell_keys(EMBEDDED, args.tokenizer)
+        keys = _tell_keys(EMBEDDED, args.tokenizer)
+        if args.json:
+            print_document({"set": keys})
         return
     is_named = name in SETS and not args.inputs[0].exists()
     if args.out is None and not (is_named and len(args.inputs) == 1):
@@ -76,19 +85,26 @@ def run(args: argparse.Namespace) -> None:
         )
     finally:
         line.end()
+    _tell(summary)
+    told = {**asdict(summary), "overlap": None, "set": None}
+    if any(out.glob("*val*.bin")):
+        told["overlap"] = asdict(_tell_overlap(out, args))
+        told["set"] = _tell_keys(out, args.tokenizer)
+    else:
+        print(f"no validation shard: add a val_*.bin of your own to {out} before training on it", file=sys.stderr)
+    if args.json:
+        print_document(told)
+
+
+def _tell(summary: Summary) -> None:
     for split, tokens in summary.tokens.items():
         documents, shards = summary.documents[split], summary.shards[split]
         print(f"{split}: {tokens:,} tokens, {documents:,} documents, {shards} shards", file=sys.stderr)
     if summary.skipped:
         print(f"skipped: {summary.skipped:,} records whose text is null", file=sys.stderr)
-    if not any(out.glob("*val*.bin")):
-        print(f"no validation shard: add a val_*.bin of your own to {out} before training on it", file=sys.stderr)
-        return
-    _tell_overlap(out, args)
-    _tell_keys(out, args.tokenizer)
 
 
-def _tell_overlap(out: Path, args: argparse.Namespace) -> None:
+def _tell_overlap(out: Path, args: argparse.Namespace) -> Overlap:
     """Prints how much validation text is training text. Raises DataError above the accepted share."""
     from ratrain.config.schema import DataSection
     from ratrain.data.corpus import open_corpus
@@ -96,12 +112,16 @@ def _tell_overlap(out: Path, args: argparse.Namespace) -> None:
 
     section = DataSection(source=str(out), tokenizer=args.tokenizer)
     corpus = open_corpus(section, vocab_size=VOCAB[args.tokenizer])
-    print(told_overlap(require_separate(corpus, args.most_overlap)), file=sys.stderr)
+    found = require_separate(corpus, args.most_overlap)
+    print(told_overlap(found), file=sys.stderr)
+    return found
 
 
-def _tell_keys(source: Path | str, tokenizer: str) -> None:
-    keys = {"data.source": source, "data.tokenizer": tokenizer, "model.vocab_size": VOCAB[tokenizer]}
+def _tell_keys(source: Path | str, tokenizer: str) -> dict[str, str | int]:
+    """Prints the keys of a manifest that trains on `source`, and returns them."""
+    keys = {"data.source": str(source), "data.tokenizer": tokenizer, "model.vocab_size": VOCAB[tokenizer]}
     print("use it: " + " ".join(f"--set {key}={value}" for key, value in keys.items()), file=sys.stderr)
+    return keys
 
 
 class _ProgressLine:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from ratrain.cli.arguments import Command, count, manifest_arguments, resolve_manifest
+from ratrain.cli.arguments import Command, count, json_argument, manifest_arguments, resolve_manifest
+from ratrain.cli.printing.document import print_document
 from ratrain.config.read import located
 from ratrain.errors import ManifestError
 
@@ -20,7 +20,7 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for trace, memory and table (profile-<id>-<scale>)"
     )
-    parser.add_argument("--json", action="store_true", help="profile.json on stdout instead of the table")
+    json_argument(parser, "profile.json on stdout instead of the table")
 
 
 def _profile(args: argparse.Namespace) -> None:
@@ -37,7 +37,7 @@ def _profile(args: argparse.Namespace) -> None:
     except ManifestError as error:
         raise located(error, source) from error
     if args.json:
-        print(json.dumps(told, indent=1))
+        print_document(told)
         return
     print(table(told))
     print(f"\n{folder}: {', '.join(told['files'])}; the trace opens in ui.perfetto.dev")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratrain.cli.arguments import Command, count, natural
+from ratrain.cli.arguments import Command, count, json_argument, natural
+from ratrain.cli.printing.document import print_document
 from ratrain.cli.printing.tables import table
-from ratrain.errors import CannotCreateError, Exit, MissingError, UsageError
+from ratrain.errors import CannotCreateError, Exit, MissingError, UnavailableError, UsageError
 from ratrain.plugins import offered
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
     )
+    json_argument(parser)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -34,19 +36,20 @@ def _report(args: argparse.Namespace) -> None:
     from ratrain.storage.run_log import read_run
 
     foreign = any(_is_foreign(Path(name)) for name in args.run)
-    if foreign and any(entry.load()(args.run, args.out) for entry in offered("ratrain.reports")):
+    as_json = {"as_json": True} if args.json else {}
+    if foreign and any(entry.load()(args.run, args.out, **as_json) for entry in offered("ratrain.reports")):
         return
     studies = [found for name in args.run if (found := _study_of(name, args.out))]
     if studies and len(args.run) > 1:
         raise UsageError(f"{studies[0].name} is a study, which is reported by itself; expected one study, or runs")
     if studies:
-        _report_study(studies[0])
+        _report_study(studies[0], args)
         return
     logs = [read_run(find_run(name, args.out)) for name in args.run]
     if len(logs) == 1:
-        _report_run(logs[0])
+        _report_run(logs[0], args)
     else:
-        _report_comparison(logs, args.out)
+        _report_comparison(logs, args)
 
 
 def _study_of(name: str, out: Path) -> Path | None:
@@ -77,36 +80,67 @@ def make_folder(out: Path) -> None:
         raise CannotCreateError(f"{out}: cannot be created: {error.strerror}; choose another --out") from error
 
 
-def _report_study(folder: Path) -> None:
+def _report_study(folder: Path, args: argparse.Namespace) -> None:
     from ratrain.ablation.conclusion import conclude
     from ratrain.ablation.record import read_study
     from ratrain.ablation.results import rows_of
     from ratrain.cli.printing.study_text import study_lines
-    from ratrain.report.study.write import write_study_report
+    from ratrain.report.study.write import study_record, write_study_report
 
     study = read_study(folder)
     rows = rows_of(study)
     found = conclude(study, rows)
     page = write_study_report(study, rows, found)
-    print("\n".join([*study_lines(study, rows, found), str(page)]))
+    if args.json:
+        print_document({"kind": "study", **study_record(study, rows, found), "page": page})
+    else:
+        print("\n".join([*study_lines(study, rows, found), str(page)]))
 
 
-def _report_comparison(logs: list[RunLog], out: Path) -> None:
+def _report_comparison(logs: list[RunLog], args: argparse.Namespace) -> None:
     from ratrain.atomic import write_file
     from ratrain.report.compare import compare_page, compare_rows, not_compared
+    from ratrain.report.record import comparison_record
 
+    make_folder(args.out)
+    page = args.out / "comparison.html"
+    write_file(page, [compare_page(logs).encode()])
+    if args.json:
+        print_document({"kind": "comparison", **comparison_record(logs), "page": page})
+        return
     print(table(compare_rows(logs)))
     if warning := not_compared(logs):
         print(f"warning: {warning}")
-    make_folder(out)
-    write_file(out / "comparison.html", [compare_page(logs).encode()])
-    print(f"\n{out / 'comparison.html'}")
+    print(f"\n{page}")
 
 
-def _report_run(log: RunLog) -> None:
+def _report_run(log: RunLog, args: argparse.Namespace) -> None:
     from ratrain.atomic import write_file
+    from ratrain.report.page import figures_of, page
+    from ratrain.report.record import run_record
+
+    figures, missing = {}, ""
+    try:
+        figures = figures_of(log)
+    except UnavailableError as error:  # the page has its tables without them
+        missing = str(error)
+    (log.path / "figures").mkdir(exist_ok=True)
+    for name, image in figures.items():
+        write_file(log.path / "figures" / f"{name}.png", [image])
+    file = log.path / "report.html"
+    write_file(file, [page(log, figures, missing).encode()])
+    if args.json:
+        print_document({"kind": "run", **run_record(log), "page": file})
+    else:
+        _print_run(log)
+        print(f"\n{file}")
+    if missing:
+        print(f"warning: {missing}", file=sys.stderr)
+
+
+def _print_run(log: RunLog) -> None:
     from ratrain.report.gates import gate_rows
-    from ratrain.report.page import TASKS_HEAD, facts, figures_of, page, task_rows
+    from ratrain.report.page import TASKS_HEAD, facts, task_rows
 
     print(table(facts(log)))
     if rows := task_rows(log):
@@ -115,12 +149,6 @@ def _report_run(log: RunLog) -> None:
     if log.probes:
         print()
         print(table(gate_rows(log)))
-    figures = figures_of(log)
-    (log.path / "figures").mkdir(exist_ok=True)
-    for name, image in figures.items():
-        write_file(log.path / "figures" / f"{name}.png", [image])
-    write_file(log.path / "report.html", [page(log, figures).encode()])
-    print(f"\n{log.path / 'report.html'}")
 
 
 def _replay_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +163,7 @@ def _replay_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=count, default=50, metavar="N", help="steps to repeat (50)")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    json_argument(parser)
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -144,7 +172,7 @@ def _replay(args: argparse.Namespace) -> int:
 
     found = replay(_run_of(args), begin=args.begin, steps=args.steps, device=args.device)
     if args.json:
-        print(json.dumps(found.record(), indent=1))
+        print_document(found.record())
         return Exit.DONE if found.holds else Exit.BAD_DATA
     print(f"{found.run}, steps {found.begin + 1} to {found.end}")
     print(f"losses         {found.equal} of {found.compared} equal to the bit, largest difference {found.largest:.2g}")

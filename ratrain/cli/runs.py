@@ -7,10 +7,15 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from ratrain.cli.arguments import Command, natural, run_arguments
+from ratrain.cli.arguments import Command, json_argument, natural, run_arguments
+from ratrain.cli.printing.document import print_document, print_line
 from ratrain.cli.printing.tables import aligned
-from ratrain.errors import ManifestError, UsageError
+from ratrain.errors import ManifestError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from ratrain.storage.notes import Notes
 
 
 def _runs_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +28,7 @@ def _runs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sort", choices=ORDERS, default=ORDERS[0], help=f"order of the list ({ORDERS[0]}: newest first)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    json_argument(parser)
 
 
 def _runs(args: argparse.Namespace) -> None:
@@ -33,7 +38,7 @@ def _runs(args: argparse.Namespace) -> None:
 
     runs = list_runs(args.out, args.glob, sort=args.sort)
     if args.json:
-        print(json.dumps([run.record() for run in runs], indent=1))
+        print_document([run.record() for run in runs])
     elif runs:
         print(table_of_runs(runs, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     else:
@@ -43,6 +48,7 @@ def _runs(args: argparse.Namespace) -> None:
 def _rm_arguments(parser: argparse.ArgumentParser) -> None:
     run_arguments(parser, several=True)
     parser.add_argument("--yes", action="store_true", help="delete without asking")
+    json_argument(parser)
 
 
 def _rm(args: argparse.Namespace) -> None:
@@ -53,15 +59,21 @@ def _rm(args: argparse.Namespace) -> None:
     found = {run.resolve(): run for run in (find_run(name, args.out) for name in args.run)}
     for run in found.values():  # all or none
         check_removable(run)
+    if args.json and not args.yes:
+        raise UsageError("--json leaves no room for the question on stdout; expected --yes beside it")
+    sizes = {run: size(run) for run in found.values()}
     if not args.yes:
         for run in found.values():
-            print(f"{run}  {size(run) / 1e6:.1f} MB")
+            print(f"{run}  {sizes[run] / 1e6:.1f} MB")
         if not _agreed(f"delete {'this run' if len(found) == 1 else f'these {len(found)} runs'}? [y/N] "):
             print("nothing was deleted")
             return
     for run in found.values():
         remove(run)
-        print(f"deleted {run}")
+        if not args.json:
+            print(f"deleted {run}")
+    if args.json:
+        print_document({"deleted": [{"run": run, "bytes": sizes[run]} for run in found.values()]})
 
 
 def _agreed(question: str) -> bool:
@@ -77,6 +89,7 @@ def _agreed(question: str) -> bool:
 def _tag_arguments(parser: argparse.ArgumentParser) -> None:
     run_arguments(parser)
     parser.add_argument("tags", nargs="+", metavar="TAG", help="a word")
+    json_argument(parser)
 
 
 def _tag(args: argparse.Namespace) -> None:
@@ -85,7 +98,7 @@ def _tag(args: argparse.Namespace) -> None:
     from ratrain.storage.notes import tag
 
     run = find_run(args.run, args.out)
-    print(f"{run}: {', '.join(tag(run, args.tags).tags)}")
+    _tell_notes(run, tag(run, args.tags), args, shown="tags")
 
 
 def _untag(args: argparse.Namespace) -> None:
@@ -94,12 +107,13 @@ def _untag(args: argparse.Namespace) -> None:
     from ratrain.storage.notes import untag
 
     run = find_run(args.run, args.out)
-    print(f"{run}: {', '.join(untag(run, args.tags).tags) or 'no tags'}")
+    _tell_notes(run, untag(run, args.tags), args, shown="tags")
 
 
 def _note_arguments(parser: argparse.ArgumentParser) -> None:
     run_arguments(parser)
     parser.add_argument("text", nargs="+", metavar="TEXT", help="replaces the note; '' removes it")
+    json_argument(parser)
 
 
 def _note(args: argparse.Namespace) -> None:
@@ -108,7 +122,15 @@ def _note(args: argparse.Namespace) -> None:
     from ratrain.storage.notes import note
 
     run = find_run(args.run, args.out)
-    print(f"{run}: {note(run, ' '.join(args.text)).note or 'no note'}")
+    _tell_notes(run, note(run, " ".join(args.text)), args, shown="note")
+
+
+def _tell_notes(run: Path, notes: Notes, args: argparse.Namespace, *, shown: Literal["tags", "note"]) -> None:
+    if args.json:
+        print_document({"run": run, "tags": notes.tags, "note": notes.note})
+    else:
+        told = ", ".join(notes.tags) if shown == "tags" else notes.note
+        print(f"{run}: {told or f'no {shown}'}")
 
 
 def _tail_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +187,7 @@ def _prune_eval_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode", choices=("v_only", "kv"), default="kv", help="prune values only, or keys as well (kv)"
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
+    json_argument(parser)
 
 
 def _prune_eval(args: argparse.Namespace) -> None:
@@ -173,17 +196,29 @@ def _prune_eval(args: argparse.Namespace) -> None:
     from ratrain.report.figures import prune_figure
     from ratrain.run.prune_eval import HEAD, prune_eval, row
     from ratrain.storage.folder import find_run
+    from ratrain.strict_json import strict_json
 
-    run, rows = find_run(args.run, args.out), []
-    widths = (6, 6, 6, 10, 9, 8, 8)
-    print(aligned(HEAD, widths))
+    run, rows, widths = find_run(args.run, args.out), [], (6, 6, 6, 10, 9, 8, 8)
+    if not args.json:
+        print(aligned(HEAD, widths))
     for pruned in prune_eval(run, args.keep, args.rule, mode=args.mode, device=args.device, warn=_warn):
-        rows.append(pruned)
-        print(aligned(row(pruned), widths), flush=True)
-    (run / "figures").mkdir(exist_ok=True)
-    write_file(run / "prune-eval.json", [json.dumps([vars(pruned) for pruned in rows], indent=1).encode()])
-    write_file(run / "figures" / "prune-eval.png", [prune_figure([vars(pruned) for pruned in rows])])
-    print(f"\n{run / 'figures' / 'prune-eval.png'}")
+        rows.append(vars(pruned))
+        if not args.json:
+            print(aligned(row(pruned), widths), flush=True)
+    write_file(run / "prune-eval.json", [json.dumps(strict_json(rows), indent=1, allow_nan=False).encode()])
+    figure = run / "figures" / "prune-eval.png"
+    try:
+        drawn = prune_figure(rows)
+    except UnavailableError as error:  # the measurement took minutes; it is kept without its figure
+        figure = None
+        _warn(str(error))
+    else:
+        figure.parent.mkdir(exist_ok=True)
+        write_file(figure, [drawn])
+    if args.json:
+        print_document({"run": run, "rows": rows, "file": run / "prune-eval.json", "figure": figure})
+    else:
+        print(f"\n{figure or run / 'prune-eval.json'}")
 
 
 def _warn(message: str) -> None:
@@ -200,7 +235,7 @@ def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--fresh", action="store_true", help="move an earlier run of this recipe aside and start over")
-    parser.add_argument("--json", action="store_true", help="events as JSON lines on stdout")
+    json_argument(parser, "events as JSON lines on stdout")
 
 
 def _calibrate(args: argparse.Namespace) -> None:
@@ -220,9 +255,10 @@ def _calibrate(args: argparse.Namespace) -> None:
     except ManifestError as error:
         raise located(error, source) from error
     except AlreadyDone as done:
-        print(
-            json.dumps({"done": str(done.path), "loss": done.loss}) if args.json else f"{done}; --fresh starts it over"
-        )
+        if args.json:
+            print_line({"done": done.path, "loss": done.loss})
+        else:
+            print(f"{done}; --fresh starts it over")
         return
     if not args.json:
         print(f"everything is in {folder}; ratrain sample {folder} draws text")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ratrain.cli.arguments import count, natural
+from ratrain.cli.printing.document import print_line
 from ratrain.cli.printing.tables import table
 from ratrain.errors import UsageError
 
@@ -57,7 +57,7 @@ def eval_tasks(args: argparse.Namespace) -> None:
             _warn(f"{task.name}: has {task.fewshot} examples by its definition, not {args.fewshot}")
     found = {name: _score(run, tasks, args) for name, run in runs.items()}
     if args.json:
-        print(json.dumps(_record(found)))
+        print_line(_record(found))
         return
     print(table(score_rows(found)))
     for line in _notes(next(iter(found.values()))):
@@ -129,7 +129,6 @@ def _notes(tasks: Sequence[TaskScored]) -> list[str]:
 
 def _record(found: Mapping[str, Sequence[TaskScored]]) -> dict[str, Any]:
     """Returns the scores by run and task, with the paired differences to the first run."""
-    from ratrain.ablation.conclusion import strict_json
     from ratrain.tasks.compare import against
 
     first, *_ = found.values()
@@ -143,7 +142,7 @@ def _record(found: Mapping[str, Sequence[TaskScored]]) -> dict[str, Any]:
                 change = against(base.scores[metric], scored.scores[metric]) if tasks is not first else None
                 score["difference"] = change and {"value": change.value, "se": change.se, "unit": change.unit}
             told[name][scored.task] = record
-    return strict_json(told)
+    return told
 
 
 def _warn(message: str) -> None:

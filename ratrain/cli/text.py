@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratrain.cli.arguments import Command, natural
+from ratrain.cli.arguments import Command, json_argument, natural
+from ratrain.cli.printing.document import print_document, print_line
 
 if TYPE_CHECKING:
     from ratrain.data.describe import Description
@@ -31,7 +31,7 @@ def _prepare(args: argparse.Namespace) -> None:
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="FOLDER", help="a folder of token shards, or shakespeare")
     parser.add_argument("--tokenizer", metavar="NAME", help="gpt2 or shakespeare2k, if the folder does not say (gpt2)")
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    json_argument(parser)
 
 
 def _data(args: argparse.Namespace) -> None:
@@ -39,7 +39,10 @@ def _data(args: argparse.Namespace) -> None:
     from ratrain.data.describe import describe
 
     found = describe(args.source, tokenizer=args.tokenizer)
-    print(json.dumps(asdict(found)) if args.json else _told(found))
+    if args.json:
+        print_line(asdict(found))
+    else:
+        print(_told(found))
 
 
 def _told(found: Description) -> str:
@@ -79,6 +82,7 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of the draws (0)")
     parser.add_argument("--stats", action="store_true", help="KV cache bytes per token, and tokens/s, on stderr")
+    json_argument(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
     )
@@ -87,9 +91,10 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     """Draw text from the newest checkpoint of a run."""
-    from ratrain.run.sample import sample
+    from ratrain.run.sample import Decoded, sample
 
-    told: list[str] = []
+    costs: list[Decoded] = []
+    pieces = []
     for piece in sample(
         args.run,
         args.prompt,
@@ -100,12 +105,18 @@ def _sample(args: argparse.Namespace) -> None:
         seed=args.seed,
         device=args.device,
         warn=lambda message: print(f"warning: {message}", file=sys.stderr),
-        on_stats=told.append if args.stats else None,
+        on_stats=costs.append,
     ):
-        print(piece, end="", flush=True)
+        pieces.append(piece)
+        if not args.json:
+            print(piece, end="", flush=True)
+    if args.json:
+        told = {"run": args.run, "prompt": args.prompt, "text": "".join(pieces), "seed": args.seed}
+        print_document({**told, **({"stats": asdict(costs[0])} if args.stats else {})})
+        return
     print()
-    for text in told:
-        print(text, file=sys.stderr)
+    if args.stats:
+        print(costs[0], file=sys.stderr)
 
 
 COMMANDS: dict[str, Command] = {

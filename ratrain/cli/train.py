@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import replace
@@ -14,11 +13,13 @@ from ratrain.cli.arguments import (
     Command,
     buildable,
     count,
+    json_argument,
     manifest_arguments,
     natural,
     open_manifest,
     read_manifest,
 )
+from ratrain.cli.printing.document import print_line
 from ratrain.config.read import located
 from ratrain.errors import ManifestError, MissingError
 
@@ -49,7 +50,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="begin with GPT-2 weights in the layout of Hugging Face: a folder, or a .safetensors file",
     )
-    parser.add_argument("--json", action="store_true", help="events as JSON lines on stdout")
+    json_argument(parser, "events as JSON lines on stdout; with --dry-run one document")
 
 
 def _train(args: argparse.Namespace) -> int | None:
@@ -74,9 +75,10 @@ def _train(args: argparse.Namespace) -> int | None:
     except ManifestError as error:
         raise located(error, source) from error
     except AlreadyDone as done:
-        print(
-            json.dumps({"done": str(done.path), "loss": done.loss}) if args.json else f"{done}; --fresh starts it over"
-        )
+        if args.json:
+            print_line({"done": done.path, "loss": done.loss})
+        else:
+            print(f"{done}; --fresh starts it over")
         return None
     if folder and not args.json and os.environ.get("RANK", "0") == "0":
         print(f"everything is in {folder}; ratrain sample {folder} draws more text")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ratrain.cli.ablate import budget
-from ratrain.cli.arguments import Command, pool_arguments, positive
+from ratrain.cli.arguments import Command, json_argument, pool_arguments, positive
+from ratrain.cli.printing.document import print_document
 from ratrain.errors import Exit, ManifestError, RatrainError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         choices=("better", "not-worse", "equivalent"),
         help="exit with 1 unless every idea is this",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object; also if stdout is no terminal")
+    json_argument(parser, "one JSON document on stdout; also if stdout is no terminal")
     pool_arguments(parser)
 
 
@@ -62,13 +62,13 @@ def _try(args: argparse.Namespace) -> int:
         if plain:
             refused = isinstance(error, ManifestError)
             faults = [str(fault) for fault in error.faults] if isinstance(error, ManifestError) else [str(error)]
-            print(json.dumps({"verdict": "refused" if refused else "error", "faults": faults}, indent=1))
+            print_document({"verdict": "refused" if refused else "error", "faults": faults})
         raise
     if plain:
         told = outcome(found.study, found.conclusion, found.page)
         if found.exit:
             told["warnings"].append(f"not over, exit code {found.exit}: the same command goes on")
-        print(json.dumps(told, indent=1))
+        print_document(told)
     elif not found.conclusion:
         print("no verdict: it takes two seeds that are done, of the baseline and of the idea")
     else:

@@ -25,6 +25,12 @@ def render(manifest: Manifest, source: Source) -> str:
     return "\n".join(lines) + "\n"
 
 
+def located_keys(manifest: Manifest, source: Source) -> dict[str, dict[str, Any]]:
+    """Returns the value and the origin of every key, by its dotted name."""
+    leaves = _leaves(plain(manifest), ())
+    return {dotted(key): {"value": value, "origin": _origin(key, value, source)} for key, value in leaves}
+
+
 def diff(a: Manifest, b: Manifest) -> list[tuple[str, Any, Any]]:
     """Returns the keys with different values, each with both values; None if a manifest lacks the key."""
     left, right = dict(_leaves(plain(a), ())), dict(_leaves(plain(b), ()))

@@ -75,8 +75,8 @@ def task_rows(log: RunLog) -> list[tuple[str, ...]]:
     ]
 
 
-def page(log: RunLog, figures: dict[str, bytes]) -> str:
-    """Builds the report as HTML; `figures` are those of figures_of."""
+def page(log: RunLog, figures: dict[str, bytes], missing: str = "") -> str:
+    """Builds the report as HTML; `figures` are those of figures_of, `missing` is the reason if there are none."""
     manifest = log.path / "resolved.toml"
     return render(
         "run.html.jinja",
@@ -84,6 +84,7 @@ def page(log: RunLog, figures: dict[str, bytes]) -> str:
         log=log,
         setup=facts(log),
         figures=figures,
+        missing=missing,
         gates=gate_rows(log),
         pruning=pruning_facts(log),
         matrices=pruning_rows(log),

@@ -25,6 +25,7 @@ from ratrain.run.launch import machine_told
 from ratrain.sinks.trackers import require
 from ratrain.storage.checkpoint import check_room, load
 from ratrain.storage.folder import listed
+from ratrain.strict_json import strict_json
 
 _ROWS = 2  # sequences per step: two micro-steps of one
 _STEPS = 2
@@ -127,7 +128,7 @@ def dry_run(manifest: Manifest, *, device: str, as_json: bool, emit: Emit, check
     with machine_told(manifest):
         seen = rehearse(manifest, device=device, emit=shown, checkpoints=checkpoints)
     if as_json:
-        return json.dumps(seen, indent=1)
+        return json.dumps(strict_json(seen), indent=1, allow_nan=False)
     peak = _size(seen["peak_memory"])
     losses = ", ".join(f"{loss:.4f}" for loss in seen["losses"])
     divided = ", ".join(f"{_size(size)} on each of {n}" for n, size in seen["state_bytes_of_fsdp"].items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,9 +34,12 @@ def sample(
     seed: int,
     device: str,
     warn: Callable[[str], None],
-    on_stats: Callable[[str], None] | None = None,
+    on_stats: Callable[[Decoded], None] | None = None,
 ) -> Iterator[str]:
-    """Yields the prompt, then pieces of text sampled from the run's newest checkpoint that verifies."""
+    """Yields the prompt, then pieces of text sampled from the run's newest checkpoint that verifies.
+
+    `on_stats` is called at the end with the cost of the decoding.
+    """
     manifest, model = load_run(find_run(run, root), device=pick_device(device), warn=warn)
     tokenizer = tokenizer_of(manifest.data)
     context = _prompt_of(manifest, prompt)
@@ -51,7 +55,7 @@ def sample(
             yield held.decode(errors="replace")
             held = b""
     if on_stats:
-        on_stats(_stats_lines(stats, model))
+        on_stats(_decoded(stats, model))
 
 
 def _prompt_of(manifest: Manifest, text: str) -> list[int]:
@@ -71,23 +75,51 @@ def _finite(tokens: Iterator[int], run: str) -> Iterator[int]:
         raise DataError(f"{run}: {error}: this run has diverged; lower schedule.lr and train it again") from error
 
 
-def _stats_lines(stats: DecodingStats, model: GPT2) -> str:
-    """Formats decoding speed, and cache size relative to a cache of all keys and values."""
-    if not stats.context:
-        return "nothing was drawn"
-    dense = 2 * model.spec.n_layer * model.spec.n_embd * model.wte.weight.element_size()
-    keys, values = stats.key_bytes / stats.context, stats.value_bytes / stats.context
-    lines = [
-        f"cache at {stats.context} tokens: {keys + values:,.0f} bytes a token, {keys:,.0f} of keys and "
-        f"{values:,.0f} of values ({100 * (keys + values) / dense:.0f} % of the {dense:,} that dense attention keeps)"
-    ]
-    if stats.tokens:
-        lines.append(f"decoding: {stats.tokens / stats.seconds:,.0f} tokens/s over {stats.tokens} tokens")
-    if stats.prompt:
-        lines.append(
-            f"prompt: {stats.prompt / stats.prompt_seconds:,.0f} tokens/s over {stats.prompt} tokens in one pass"
-        )
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Decoded:
+    """The cost of drawing a text: bytes of the KV cache per token of `context`, and tokens per second.
+
+    `dense_bytes` are those that dense attention keeps per token. Rates are None if there were no such tokens.
+    """
+
+    context: int
+    key_bytes: float
+    value_bytes: float
+    dense_bytes: int
+    tokens: int
+    tokens_per_second: float | None
+    prompt: int
+    prompt_tokens_per_second: float | None
+
+    def __str__(self) -> str:
+        if not self.context:
+            return "nothing was drawn"
+        kept = self.key_bytes + self.value_bytes
+        lines = [
+            f"cache at {self.context} tokens: {kept:,.0f} bytes a token, {self.key_bytes:,.0f} of keys and "
+            f"{self.value_bytes:,.0f} of values ({100 * kept / self.dense_bytes:.0f} % of the {self.dense_bytes:,} "
+            "that dense attention keeps)"
+        ]
+        if self.tokens_per_second is not None:
+            lines.append(f"decoding: {self.tokens_per_second:,.0f} tokens/s over {self.tokens} tokens")
+        if self.prompt_tokens_per_second is not None:
+            rate = f"{self.prompt_tokens_per_second:,.0f} tokens/s"
+            lines.append(f"prompt: {rate} over {self.prompt} tokens in one pass")
+        return "\n".join(lines)
+
+
+def _decoded(stats: DecodingStats, model: GPT2) -> Decoded:
+    dense, context = 2 * model.spec.n_layer * model.spec.n_embd * model.wte.weight.element_size(), stats.context
+    return Decoded(
+        context=context,
+        key_bytes=stats.key_bytes / context if context else 0.0,
+        value_bytes=stats.value_bytes / context if context else 0.0,
+        dense_bytes=dense,
+        tokens=stats.tokens,
+        tokens_per_second=stats.tokens / stats.seconds if stats.tokens else None,
+        prompt=stats.prompt,
+        prompt_tokens_per_second=stats.prompt / stats.prompt_seconds if stats.prompt else None,
+    )
 
 
 def load_run(folder: Path, *, device: torch.device, warn: Callable[[str], None]) -> tuple[Manifest, GPT2]:

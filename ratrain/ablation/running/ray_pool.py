@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -80,12 +81,16 @@ class RayPool:
             self._ray.cancel(one)  # SIGINT to a running one, which saves; one that waits is taken from the queue
 
 
+def require() -> None:
+    """Raises UnavailableError if Ray is not installed."""
+    if find_spec("ray") is None:
+        raise UnavailableError("--pool ray: Ray is not installed; pip install 'ratrain[ray]'")
+
+
 def _connected(address: str | None) -> Any:
     """Returns the module ray, connected to a cluster. Raises UnavailableError."""
-    try:
-        ray = import_module("ray")
-    except ImportError:
-        raise UnavailableError("--pool ray: Ray is not installed; pip install 'ratrain[ray]'") from None
+    require()
+    ray = import_module("ray")
     if not ray.is_initialized():
         try:
             ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")

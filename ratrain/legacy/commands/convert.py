@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from ratrain.cli.arguments import Command
+from ratrain.cli.arguments import Command, json_argument
+from ratrain.cli.printing.document import print_document
 from ratrain.config.find import find_in_package
 from ratrain.errors import DataError, MissingError
 from ratrain.legacy.commands.defconfig import command_of, converted, reading_arguments, shape_of
@@ -20,6 +22,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
     )
+    json_argument(parser)
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -36,6 +39,10 @@ def _convert(args: argparse.Namespace) -> None:
     found = converted(file, args)
     if args.to:
         write_file(args.to, [found.text.encode()])
+    if args.json:
+        told = {"manifest": found.text, "file": args.to, "study": found.is_study, "runs": len(found.runs)}
+        print_document({**told, "ignored": list(map(str, found.ignored)), "notes": found.notices})
+    elif args.to:
         print(f"{args.to}: {shape_of(found)}; {' '.join(['ratrain', *command_of(found, args.to)])} trains it")
     else:
         print(found.text, end="")
@@ -49,7 +56,11 @@ def _convert_checkpoint(args: argparse.Namespace) -> None:
         raise DataError(f"{args.file}: {message}")
     from ratrain.legacy.checkpoints.to_run import convert
 
-    print("\n".join(convert(args.file, args.to, root=args.out).lines()))
+    found = convert(args.file, args.to, root=args.out)
+    if args.json:
+        print_document(asdict(found))
+    else:
+        print("\n".join(found.lines()))
 
 
 CONVERT = Command(_convert_arguments, _convert)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ratrain.errors import UnavailableError
 from ratrain.legacy.metrics.read import OldRun
 from ratrain.report.drawing import PAINT, SERIES, drawn
 from ratrain.report.html import render
@@ -41,8 +42,12 @@ def _row(run: OldRun) -> tuple[str, ...]:
 
 
 def page(runs: Sequence[OldRun], caveats: Sequence[str], title: str) -> str:
-    """Builds the whole report as one HTML page. Raises UnavailableError without matplotlib."""
-    shown = [run for run in runs if len(run.evaluated) > 1]
+    """Builds the whole report as one HTML page; without matplotlib it says so in place of the curves."""
+    shown, drawings, missing = [run for run in runs if len(run.evaluated) > 1], [], ""
+    try:
+        drawings = [_drawing(shown[begin : begin + _CURVES], begin) for begin in range(0, len(shown), _CURVES)]
+    except UnavailableError as error:
+        missing = str(error)
     return render(
         "metrics.html.jinja",
         folder=Path(__file__).parent / "templates",
@@ -50,7 +55,8 @@ def page(runs: Sequence[OldRun], caveats: Sequence[str], title: str) -> str:
         caveats=caveats,
         head=HEAD,
         rows=rows(runs),
-        drawings=[_drawing(shown[begin : begin + _CURVES], begin) for begin in range(0, len(shown), _CURVES)],
+        drawings=drawings,
+        missing=missing,
     )
 
 

@@ -11,12 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ratrain.ablation.conclusion import Conclusion, strict_json
+from ratrain.ablation.conclusion import Conclusion
 from ratrain.ablation.record import Study
 from ratrain.ablation.results import Reached, Row, windows_of
 from ratrain.atomic import write_file
 from ratrain.report.study.page import study_page
 from ratrain.report.study.table import GUARD_HEAD, HEAD, cells, guard_rows, plan_facts
+from ratrain.strict_json import strict_json
 
 
 def write_study_report(study: Study, rows: Sequence[Row], found: Conclusion | None) -> Path:
@@ -31,7 +32,9 @@ def write_study_report(study: Study, rows: Sequence[Row], found: Conclusion | No
         for run in row.runs:
             link = f"{row.arm.name} {Path(run.folder).name}".replace("/", "-")
             _link(folder / "runs" / link, study.out / run.folder)
-    write_file(folder / "results.json", [json.dumps(_record(study, rows, found), indent=1, allow_nan=False).encode()])
+    write_file(
+        folder / "results.json", [json.dumps(study_record(study, rows, found), indent=1, allow_nan=False).encode()]
+    )
     write_file(folder / "results.csv", [_csv(rows).encode()])
     write_file(folder / "results.md", [_markdown(study, rows, found).encode()])
     page, sweep = study_page(study, rows, found)
@@ -52,7 +55,8 @@ def _run(run: Reached) -> dict[str, Any]:
     return told if run.accuracy is None else {**told, "accuracy": run.accuracy}
 
 
-def _record(study: Study, rows: Sequence[Row], found: Conclusion | None) -> dict[str, Any]:
+def study_record(study: Study, rows: Sequence[Row], found: Conclusion | None) -> dict[str, Any]:
+    """Returns the content of results.json: arms with the loss of each run, costs, and the conclusion."""
     now = study.now
     facts = ("role", "control", "point", "parameters", "train_flops_per_token", "kv_bytes_per_token", "tokens")
     arms = [

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratrain.cli.arguments import Command
+from ratrain.cli.arguments import Command, json_argument
+from ratrain.cli.printing.document import print_document
 from ratrain.errors import Exit, ManifestError, RatrainError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a defconfig, a manifest, or an ablation manifest")
+    json_argument(parser)
 
 
 def _check_runs(args: argparse.Namespace) -> int:
@@ -29,18 +31,24 @@ def _check_runs(args: argparse.Namespace) -> int:
     from ratrain.run.smoke import resume_once
 
     torch.set_num_threads(1)  # more threads slow down shapes this small
-    failed = 0
+    rows = []
     for name, manifest, small in _runs(args.file):
-        began = time.perf_counter()
+        began, parameters, fault = time.perf_counter(), None, None
         try:
-            built = check(manifest)
+            parameters = check(manifest).parameters
             resume_once(small, device="cpu")
-            told = f"{built.parameters:,} parameters"
         except RatrainError as error:
-            failed, told = failed + 1, str(error.faults[0]) if isinstance(error, ManifestError) else str(error)
-        verdict = f"{time.perf_counter() - began:.1f} s"
-        print(aligned((name, verdict, told), (34, 7, 0)), flush=True)
-    print(f"{failed} runs cannot be trained" if failed else "all runs can be trained")
+            fault = str(error.faults[0]) if isinstance(error, ManifestError) else str(error)
+        seconds = time.perf_counter() - began
+        rows.append({"run": name, "seconds": seconds, "parameters": parameters, "fault": fault})
+        if not args.json:
+            told = fault if fault is not None else f"{parameters:,} parameters"
+            print(aligned((name, f"{seconds:.1f} s", told), (34, 7, 0)), flush=True)
+    failed = sum(row["fault"] is not None for row in rows)
+    if args.json:
+        print_document({"file": args.file, "trainable": not failed, "runs": rows})
+    else:
+        print(f"{failed} runs cannot be trained" if failed else "all runs can be trained")
     return Exit.BAD_MANIFEST if failed else Exit.DONE
 
 
