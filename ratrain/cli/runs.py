@@ -198,13 +198,15 @@ def _prune_eval(args: argparse.Namespace) -> None:
     from ratrain.storage.folder import find_run
     from ratrain.strict_json import strict_json
 
-    run, rows, widths = find_run(args.run, args.out), [], (6, 6, 6, 10, 9, 8, 8)
+    run, rows, widths = find_run(args.run, args.out), [], (6, 6, 6, 10, 9, 8, 8, 8)
     if not args.json:
         print(aligned(HEAD, widths))
     for pruned in prune_eval(run, args.keep, args.rule, mode=args.mode, device=args.device, warn=_warn):
         rows.append(vars(pruned))
         if not args.json:
             print(aligned(row(pruned), widths), flush=True)
+    if not args.json:
+        print(f"on validation windows {rows[0]['windows'][:8]}")
     write_file(run / "prune-eval.json", [json.dumps(strict_json(rows), indent=1, allow_nan=False).encode()])
     figure = run / "figures" / "prune-eval.png"
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ratrain.engine.step import Precision
 from ratrain.machine.device import pick_device
 from ratrain.model.build import build
 from ratrain.model.count import count
+from ratrain.model.digests import digest_of
 from ratrain.model.gpt2 import GPT2
 from ratrain.registry import patch_kinds
 from ratrain.run.sample import load_run
@@ -28,7 +30,10 @@ _RECENCY = 0.0625  # fraction of the context, at most a quarter of `keep`
 
 @dataclass(frozen=True)
 class Pruned:
-    """Validation loss in nats per token, and the cache's bytes per token of a full context."""
+    """Validation loss in nats per token, and the cache's bytes per token of a full context.
+
+    `accuracy` is the share of right answers of a recall task, None for text; `windows` a digest of the validation rows.
+    """
 
     rule: str  # "dense": no pruning
     mode: str
@@ -37,6 +42,8 @@ class Pruned:
     above_dense: float
     key_bytes: int
     value_bytes: int
+    windows: str
+    accuracy: float | None = None
 
 
 def prune_eval(
@@ -51,8 +58,9 @@ def prune_eval(
     spec, dense = manifest.model, _with(manifest, others, trained)
     data = open_data(manifest.data, vocab_size=spec.vocab_size, block_size=spec.block_size)
     windows = data.validation(block_size=spec.block_size, count=manifest.eval.windows)
-    loss = _loss(manifest, dense, windows)
-    yield _row("dense", "-", 1.0, loss, loss, dense, manifest)
+    measure, digest = partial(_measured, manifest, windows, is_text=data.is_text), digest_of(windows.tokens)
+    loss, accuracy = measure(dense)
+    yield _row("dense", "-", 1.0, loss, loss, dense, manifest, digest, accuracy)
     for rule in rules:
         for keep in keeps:
             options = {"mode": mode, "rule": rule, "keep": keep, "recency": min(_RECENCY, keep / 4)}
@@ -60,7 +68,8 @@ def prune_eval(
                 options["sinks"] = min(_SINKS, keep / 4)
             patches = {**others, _KIND: patch_kinds()[_KIND].model_validate(options)}
             pruned = _with(manifest, patches, trained)
-            yield _row(rule, mode, keep, _loss(manifest, pruned, windows), loss, pruned, manifest)
+            own, accuracy = measure(pruned)
+            yield _row(rule, mode, keep, own, loss, pruned, manifest, digest, accuracy)
 
 
 def _with(manifest: Manifest, patches: dict[str, Any], trained: GPT2) -> GPT2:
@@ -75,21 +84,27 @@ def _with(manifest: Manifest, patches: dict[str, Any], trained: GPT2) -> GPT2:
 
 
 @torch.no_grad()
-def _loss(manifest: Manifest, model: GPT2, windows: Windows) -> float:
+def _measured(manifest: Manifest, windows: Windows, model: GPT2, *, is_text: bool) -> tuple[float, float | None]:
+    """Returns the loss, and the accuracy of a recall task."""
     precision = Precision(manifest.train.precision, model)
-    return Evaluator(model, windows, precision=precision, batch=manifest.train.micro_batch)()
+    evaluator = Evaluator(model, windows, precision=precision, batch=manifest.train.micro_batch)
+    return evaluator(), None if is_text else evaluator.mean(evaluator.hits())
 
 
-def _row(rule: str, mode: str, keep: float, loss: float, dense: float, model: GPT2, manifest: Manifest) -> Pruned:
+def _row(
+    rule: str, mode: str, keep: float, loss: float, dense: float, model: GPT2, manifest: Manifest, windows: str,
+    accuracy: float | None,
+) -> Pruned:  # fmt: skip
     cost, size = count(model), 4 if manifest.train.precision == "fp32" else 2
     bytes_ = size * cost.key_elements_per_token, size * cost.value_elements_per_token
-    return Pruned(rule, mode, keep, loss, loss - dense, *bytes_)
+    return Pruned(rule, mode, keep, loss, loss - dense, *bytes_, windows, accuracy)
 
 
-HEAD = ("rule", "mode", "keep", "loss", "- dense", "K bytes", "V bytes")
+HEAD = ("rule", "mode", "keep", "loss", "- dense", "K bytes", "V bytes", "right")
 
 
 def row(pruned: Pruned) -> tuple[str, ...]:
     """Returns the cells of one line under HEAD."""
     numbers = (f"{pruned.keep:g}", f"{pruned.loss:.4f}", f"{pruned.above_dense:+.4f}")
-    return pruned.rule, pruned.mode, *numbers, f"{pruned.key_bytes:,}", f"{pruned.value_bytes:,}"
+    right = "-" if pruned.accuracy is None else f"{100 * pruned.accuracy:.1f} %"
+    return pruned.rule, pruned.mode, *numbers, f"{pruned.key_bytes:,}", f"{pruned.value_bytes:,}", right

@@ -46,6 +46,7 @@ class Run:
     moved: float  # time of the last change, in seconds since the epoch
     tags: tuple[str, ...]
     note: str
+    windows: str = ""  # digest of the validation windows of the loss
 
     def record(self) -> dict[str, Any]:
         """Returns the status as JSON values; non-finite numbers become null."""
@@ -74,6 +75,7 @@ def summarized(path: Path, root: Path) -> Run:
         moved=max(_mtime(path / name) for name in ("events.jsonl", "state.json", "log.txt", "resolved.toml")),
         tags=notes.tags,
         note=notes.note,
+        windows=evaluated.windows if evaluated else "",
     )
 
 
