@@ -68,7 +68,7 @@ class Fingerprints(Event):
     order: str  # tokens of the first batches
     windows: str  # tokens of the evaluation
     weights: dict[str, str]  # the base model's initial tensors, by name: shape and digest
-    unit: str  # the sampling unit of the windows: "document", "passage"
+    unit: str  # the sampling unit of the windows: "document", "passage"; of a recall task "row"
     sizes: tuple[int, ...]  # targets in each unit
     overlap: dict[str, Any] = field(default_factory=dict)  # validation text in the training text (data/overlap.py)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import json_argument, share
 from ratrain.cli.printing.document import print_document
+from ratrain.config.recall import MIXTURE, RECALL
 from ratrain.data.documents import SUFFIXES
 from ratrain.data.hub import SETS
 from ratrain.data.prepare import Progress, Summary, prepare
@@ -69,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out is None and not (is_named and len(args.inputs) == 1):
         raise UsageError("--out DIR is missing: the folder for the shards")
     out = args.out or Path("data") / name
+    if str(out) in (*RECALL, MIXTURE):
+        raise UsageError(f"--out {out}: data.source = {str(out)!r} is not a folder; expected another, as in data/{out}")
     line = _ProgressLine()
     try:
         summary = prepare(
@@ -112,7 +115,7 @@ def _tell_overlap(out: Path, args: argparse.Namespace) -> Overlap:
 
     section = DataSection(source=str(out), tokenizer=args.tokenizer)
     corpus = open_corpus(section, vocab_size=VOCAB[args.tokenizer])
-    found = require_separate(corpus, args.most_overlap)
+    found = require_separate(corpus, args.most_overlap, key="--most-overlap")
     print(told_overlap(found), file=sys.stderr)
     return found
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ratrain.config.find import did_you_mean
 from ratrain.config.parse import Layer
+from ratrain.config.recall import read_keys
 from ratrain.config.toml import dotted
 
 ANY_OPTIMIZER = ("weight_decay", "clip")  # keys that every kind of optimizer has
@@ -43,7 +44,7 @@ class Merge:
     def _merge(self, into: dict[str, Any], said: Mapping[str, Any], at: tuple[str, ...], layer: Layer) -> None:
         for name, value in said.items():
             key = (*at, name)
-            if not (isinstance(value, dict) and isinstance(into.get(name), dict)):
+            if not (isinstance(value, dict) and isinstance(into.get(name), dict)) or key == ("data", "mixture"):
                 self._forget(into, key)
             if isinstance(value, dict):
                 below = into.setdefault(name, {})
@@ -54,7 +55,10 @@ class Merge:
             self.origins[dotted(key)] = Origin(layer.label, layer.lines.get(key), self._layers)
 
     def _drop_other_kind(self, below: dict[str, Any], said: Mapping[str, Any], key: tuple[str, ...]) -> None:
-        """Drops the keys of the old kind if a layer sets another kind of optimizer, pruning, patch or activation."""
+        """Drops the keys of the old kind if a layer sets another optimizer, pruning, patch, activation or source."""
+        if key == ("data",) and "source" in said and below.get("source") != said["source"]:
+            for name in below.keys() - read_keys(str(said["source"])):
+                self._forget(below, (*key, name))
         has_kinds = key in (("optim",), ("prune",)) or key[:-1] == ("patch",) or _is_activation(key)
         if not below or "kind" not in said or not has_kinds:
             return

@@ -1,10 +1,11 @@
-"""The recall tasks that `data.source` may name, and the room that a row of each needs."""
+"""The recall tasks that `data.source` may name, the keys that each kind of source reads, and the room of a row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 RECALL = ("mqar", "induction", "copy", "needle")
+MIXTURE = "mixture"
 SYMBOLS = "symbols"  # their tokenizer: a token is a number
 FIRST_KEY = 2  # 0 is the blank, 1 the mark; keys follow, then values
 _ROOM = {  # tokens of a row beside `distance`
@@ -13,6 +14,12 @@ _ROOM = {  # tokens of a row beside `distance`
     "copy": lambda pairs: 2 * pairs,
     "needle": lambda pairs: 2 * pairs + 1,
 }
+
+
+def read_keys(source: str) -> set[str]:
+    """Returns the keys of [data] that a source reads."""
+    own = {"pairs", "distance", "noise"} if source in RECALL else {"most_overlap"}
+    return {"source", "tokenizer", *own, *(["mixture"] if source == MIXTURE else [])}
 
 
 def key_count(vocab_size: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,10 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from ratrain.config.recall import RECALL
+from ratrain.config.recall import MIXTURE, RECALL, read_keys
 
 INIT_STD = 0.02  # of GPT-2
-MIXTURE = "mixture"
 VOCAB_MULTIPLE = 128  # rows of the token table are padded to this; matrix tiles on every device divide it
 
 
@@ -120,7 +119,7 @@ class DataSection(Section):
     tokenizer: str = Field(
         default="shakespeare2k", description="'shakespeare2k' or 'gpt2'; decodes samples. Recall tasks: 'symbols'"
     )
-    mixture: Mapping[str, PositiveFloat] = Field(
+    mixture: Mapping[str, Annotated[float, Field(gt=0, le=1e9)]] = Field(
         default={}, description='source = \'mixture\': the sources by their weights, { "web" = 0.7, "books" = 0.3 }'
     )
     most_overlap: float = Field(
@@ -136,20 +135,15 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _reads(self):
-        if unread := sorted(self.model_fields_set - self._read_keys):
+        if unread := sorted(self.model_fields_set - read_keys(self.source)):
             raise ValueError(f"source = {self.source!r} does not read {', '.join(unread)}")
         if self.source == MIXTURE and (len(self.mixture) < 2 or {MIXTURE, *RECALL} & set(self.mixture)):
             raise ValueError("source = 'mixture' needs two texts or more in mixture, each with its weight")
         return self
 
-    @property
-    def _read_keys(self) -> set[str]:
-        own = {"pairs", "distance", "noise"} if self.is_recall else {"most_overlap"}
-        return {"source", "tokenizer", *own, *(["mixture"] if self.source == MIXTURE else [])}
-
     @model_serializer(mode="wrap")
     def _dump(self, dump):
-        return {key: value for key, value in dump(self).items() if key in self._read_keys}
+        return {key: value for key, value in dump(self).items() if key in read_keys(self.source)}
 
 
 class OptimSection(Section):

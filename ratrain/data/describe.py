@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ratrain.config.recall import MIXTURE, RECALL
 from ratrain.config.schema import DataSection
 from ratrain.data.corpus import EMBEDDED, Corpus, open_corpus
 from ratrain.data.overlap import Overlap
 from ratrain.data.shards import TokenStream, read_meta
 from ratrain.data.tokenizer import VOCAB, byte_lengths
+from ratrain.errors import UsageError
 
 _CHUNK = 2**24  # tokens read at a time
 
@@ -45,6 +47,8 @@ def describe(source: str, *, tokenizer: str | None = None, letters: int = 300) -
 
     `tokenizer` is that of token files without meta.json (gpt2 unless given), or of the embedded text.
     """
+    if source in (*RECALL, MIXTURE):
+        raise UsageError(f"{source}: expected a folder of token shards, or shakespeare")
     folder = Path(source).expanduser()
     meta = read_meta(folder) if source != EMBEDDED and folder.is_dir() else None
     default = "shakespeare2k" if source == EMBEDDED else "gpt2"

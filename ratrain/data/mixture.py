@@ -54,18 +54,25 @@ class Mixture:
         return MixtureSampler(self, seed=seed, batch=batch, block_size=block_size, rank=rank, world=world)
 
     def validation(self, *, block_size: int, count: int) -> Windows:
-        """Returns windows of every corpus, in the order of the corpora, as many as their weights give of `count`."""
+        """Returns windows of every corpus, in the order of the corpora, as many as their weights give of `count`.
+
+        If a corpus is too short for its part, there are fewer windows of all, so that the weights hold.
+        """
+        room = [(corpus.val_tokens - 1) // block_size for corpus in self.corpora]
+        most = min(fits / weight for fits, weight in zip(room, self.weights, strict=True))
+        shares = _shares(max(1, min(count, int(most))), self.weights)
         parts = [
             corpus.validation(block_size=block_size, count=share)
-            for corpus, share in zip(self.corpora, _shares(count, self.weights), strict=True)
+            for corpus, share in zip(self.corpora, shares, strict=True)
             if share
         ]
-        return Windows(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
+        inputs, targets = (torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "targets"))
+        return Windows(inputs, targets, tuple(shares))
 
     def clusters(self, windows: Windows) -> Clusters:
         """Clusters each corpus apart; by passage if one of them has too few documents."""
         parts, at = [], 0
-        for corpus, share in zip(self.corpora, _shares(len(windows), self.weights), strict=True):
+        for corpus, share in zip(self.corpora, windows.parts, strict=True):
             if share:
                 parts.append(corpus.clusters(Windows(windows.inputs[at:][:share], windows.targets[at:][:share])))
             at += share

@@ -1,9 +1,9 @@
 """Finds validation text that also occurs in the training text: repeated documents and long n-grams.
 
-Both are compared after normalisation: case, spacing and punctuation do not count. A document is compared by a hash of
-its letters and digits, however they are divided into tokens; n-grams are of 32 tokens that have a letter or digit.
-One pass over either text; memory is bounded by a sample of at most 2^23 n-grams of the validation text, chosen by
-their hashes (Manber 1994, "Finding similar files in a large file system"), so that all repetitions of one are seen.
+Both are compared after normalisation: case, spacing and punctuation do not count, nor how words are divided into
+tokens. A document is compared by a hash of its letters and digits, n-grams are of 16 words. Either text is read once.
+Of the validation text at most about 2^23 n-grams are kept, chosen by their hashes (Manber 1994, "Finding similar files
+in a large file system"), so that all repetitions of one are seen, and the hash of every document.
 Sources: Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C; Lee et al. 2022, arXiv:2107.06499.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ import numpy as np
 from ratrain.data.shards import TokenStream
 from ratrain.data.tokenizer import ranks_of
 
-VERSION = 1  # increment when the same texts give another result
-LENGTH = 32  # tokens of an n-gram: about 25 words of English
+VERSION = 2  # increment when the same texts give another result
+LENGTH = 16  # words of an n-gram, a power of 2
 _SAMPLE = 2**23  # n-grams of the validation text that are kept at most
 _CHUNK = 2**20  # tokens read at a time
 _PLACES = 5  # told
@@ -74,17 +73,17 @@ def find_overlap(train: Sequence[TokenStream], val: Sequence[TokenStream], token
 class _Letters:
     """Of each token of a vocabulary: its letters and digits in one case, as numbers."""
 
-    code: np.ndarray  # uint64 [V]: of the letters; 0 without any
     hash: np.ndarray  # uint64 [V]: polynomial over their bytes
     count: np.ndarray  # int64 [V]: bytes
+    leads: np.ndarray  # bool [V]: whether something else comes before them, so that a word begins
 
 
 @functools.cache
 def _letters_of(tokenizer: str) -> _Letters:
     spelt = [_normalised(token) for token in ranks_of(tokenizer)] + [b""]  # the last is end-of-text
-    codes = [int.from_bytes(blake2b(word, digest_size=8).digest(), "little") | 1 if word else 0 for word in spelt]
-    counts = np.array([len(word) for word in spelt], np.int64)
-    return _Letters(np.array(codes, np.uint64), np.array([_polynomial(word) for word in spelt], np.uint64), counts)
+    leads = [not _normalised(token[:1]) for token in ranks_of(tokenizer)] + [True]
+    hashes, counts = [_polynomial(word) for word in spelt], [len(word) for word in spelt]
+    return _Letters(np.array(hashes, np.uint64), np.array(counts, np.int64), np.array(leads))
 
 
 def _normalised(token: bytes) -> bytes:
@@ -106,7 +105,8 @@ class _Chunk:
     """The n-grams that end in a stretch of a stream, and the documents that end there."""
 
     grams: np.ndarray  # uint64 [n]
-    starts: np.ndarray  # int64 [n]: the token at which each n-gram begins
+    starts: np.ndarray  # int64 [n]: the first token of each n-gram
+    stops: np.ndarray  # int64 [n]: the first token of its last word
     documents: np.ndarray  # uint64 [d]: hashes of documents; 0 without a letter
     begins: np.ndarray  # int64 [d]: their first tokens
     lengths: np.ndarray  # int64 [d]: in tokens
@@ -119,19 +119,41 @@ def _starts(streams: Sequence[TokenStream]) -> list[int]:
 
 def _chunks(stream: TokenStream, letters: _Letters, eot: int, before: int) -> Iterator[_Chunk]:
     """Reads a stream once; `before` is the position of its first token."""
-    kept, places = np.empty(0, np.uint64), np.empty(0, np.int64)  # the last tokens with letters
+    words, places = np.empty(0, np.uint64), np.empty(0, np.int64)  # the last ones: hash, and first token
+    rest = np.empty(0, np.uint16)  # tokens of a word that the next chunk may continue
     document = _Document(before)
     for at in range(0, len(stream), _CHUNK):
         ids = stream.read(at, min(_CHUNK, len(stream) - at))
-        codes = letters.code[ids]
-        here = np.flatnonzero(codes)
-        kept, places = np.concatenate([kept, codes[here]]), np.concatenate([places, here + at + before])
-        grams = _grams(kept)
-        starts = places[: len(grams)]
-        kept, places = kept[len(grams) :], places[len(grams) :]
-        ends = np.flatnonzero(ids == eot)
         is_last = at + len(ids) == len(stream)
-        yield _Chunk(grams, starts, *document.extend(ids, ends, letters, at + before, is_last))
+        whole, first = np.concatenate([rest, ids]), at + before - len(rest)
+        begins = _word_begins(whole, letters)
+        cut = len(whole) if is_last or not len(begins) else int(begins[-1])
+        rest, begins = whole[cut:], begins[: len(begins) - (cut < len(whole))]
+        hashes = _mixed(_joined(whole[:cut], np.append(begins, cut), letters)) if len(begins) else words[:0]
+        words, places = np.concatenate([words, hashes]), np.concatenate([places, begins + first])
+        grams = _grams(words)
+        starts, stops = places[: len(grams)], places[LENGTH - 1 :][: len(grams)]
+        words, places = words[len(grams) :], places[len(grams) :]
+        yield _Chunk(
+            grams, starts, stops, *document.extend(ids, np.flatnonzero(ids == eot), letters, at + before, is_last)
+        )
+
+
+def _word_begins(ids: np.ndarray, letters: _Letters) -> np.ndarray:
+    """Returns the index of the first token of every word in tokens [n]; the first of them begins a word, if any."""
+    worded = letters.count[ids] > 0
+    after_other = np.concatenate([[True], ~worded[:-1]])
+    return np.flatnonzero(worded & (letters.leads[ids] | after_other))
+
+
+def _joined(ids: np.ndarray, edges: np.ndarray, letters: _Letters) -> np.ndarray:
+    """Hashes the letters of each piece ids[edges[k]:edges[k + 1]], however they are divided into tokens; uint64 [k]."""
+    part = ids[edges[0] :]
+    total = np.concatenate([[0], np.cumsum(letters.count[part])])
+    ends = np.repeat(total[edges[1:] - edges[0]], np.diff(edges))
+    summed = np.cumsum(letters.hash[part] * _powers(ends - total[1:]), dtype=np.uint64)
+    parts = np.concatenate([np.zeros(1, np.uint64), summed])
+    return parts[edges[1:] - edges[0]] - parts[edges[:-1] - edges[0]]
 
 
 def _grams(codes: np.ndarray) -> np.ndarray:
@@ -166,12 +188,8 @@ class _Document:
         `at` is the position of ids[0].
         """
         edges = np.concatenate([[0], ends, [len(ids)]])  # of the pieces of documents in this chunk
-        total = np.concatenate([[0], np.cumsum(letters.count[ids])])
-        behind = np.repeat(total[edges[1:]], np.diff(edges)) - total[1:]  # letters between a token and its piece's end
-        summed = np.cumsum(letters.hash[ids] * _powers(behind), dtype=np.uint64)
-        parts = np.concatenate([np.zeros(1, np.uint64), summed])
-        hashes = parts[edges[1:]] - parts[edges[:-1]]
-        hashes[:1] += self.hash * _powers(total[edges[1:2]])
+        hashes = _joined(ids, edges, letters)
+        hashes[:1] += self.hash * _powers(letters.count[ids[: edges[1]]].sum(keepdims=True))
         begins = np.concatenate([[self.begin], ends + at])
         done = len(begins) if is_last else len(begins) - 1
         self.begin, self.hash = int(begins[-1]), hashes[-1:]
@@ -228,7 +246,8 @@ class _Table:
         names = _Chunk.__dataclass_fields__
         whole = _Chunk(**{name: np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in names})
         self._total = int(whole.lengths.sum())
-        self._starts, self._grams = whole.starts, _Known(whole.grams)
+        del chunks
+        self._starts, self._stops, self._grams = whole.starts, whole.stops, _Known(whole.grams)
         self._marks = np.zeros(2**_BITS, bool)  # most n-grams of the training text end here
         self._marks[whole.grams >> np.uint64(64 - _BITS)] = True
         worded = whole.documents != 0
@@ -237,7 +256,7 @@ class _Table:
 
     def _sampled(self, chunk: _Chunk) -> _Chunk:
         chosen = chunk.grams % self._every == 0
-        return replace(chunk, grams=chunk.grams[chosen], starts=chunk.starts[chosen])
+        return replace(chunk, grams=chunk.grams[chosen], starts=chunk.starts[chosen], stops=chunk.stops[chosen])
 
     def look_up(self, chunk: _Chunk) -> None:
         """Finds n-grams and documents of the validation text in a chunk of the training text."""
@@ -262,12 +281,13 @@ class _Table:
         """Returns the longest repeated documents and runs of found n-grams outside of them."""
         spans = zip(self._begins[repeated], self._lengths[repeated], self._documents.met[repeated], strict=True)
         documents = [Place(int(at), int(length), int(met)) for at, length, met in spans]
-        starts, met = self._starts[found], self._grams.met[found]
+        starts, stops, met = self._starts[found], self._stops[found], self._grams.met[found]
         document = np.searchsorted(self._begins[repeated], starts, side="right") - 1
         ends = np.append(self._begins[repeated] + self._lengths[repeated], -1)  # index -1: before the first one
-        starts, met = starts[starts >= ends[document]], met[starts >= ends[document]]
+        apart = starts >= ends[document]
+        starts, stops, met = starts[apart], stops[apart], met[apart]
         gap = 4 * LENGTH * int(self._every)  # between them are tokens without letters, and n-grams that were not chosen
         cuts = np.flatnonzero(np.diff(starts) > gap) + 1
-        runs = zip(np.split(starts, cuts), np.split(met, cuts), strict=True) if len(starts) else ()
-        passages = [Place(int(run[0]), int(run[-1] - run[0]) + LENGTH, int(at[0])) for run, at in runs]
+        runs = zip(*(np.split(part, cuts) for part in (starts, stops, met)), strict=True) if len(starts) else ()
+        passages = [Place(int(a[0]), int(b[-1] - a[0]) + 1, int(at[0])) for a, b, at in runs]
         return sorted([*documents, *passages], key=lambda place: (-place.tokens, place.val_token))[:_PLACES]

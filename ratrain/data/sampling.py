@@ -83,10 +83,14 @@ def local_rows(batch: int, *, rank: int, world: int) -> slice:
 
 @dataclass(frozen=True)
 class Windows:
-    """Validation rows: inputs and targets, int64 [n, T] each; a target of -1 is not predicted."""
+    """Validation rows: inputs and targets, int64 [n, T] each; a target of -1 is not predicted.
+
+    `parts` are the numbers of rows from each corpus of a mixture, in order.
+    """
 
     inputs: torch.Tensor
     targets: torch.Tensor
+    parts: tuple[int, ...] = ()
 
     @classmethod
     def of_text(cls, tokens: torch.Tensor) -> Windows:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from ratrain.config.schema import MIXTURE, DataSection
+import itertools
+from collections.abc import Sequence
+
+from ratrain.config.recall import MIXTURE
+from ratrain.config.schema import DataSection
 from ratrain.data.corpus import Corpus, open_corpus
 from ratrain.data.mixture import Mixture, MixtureSampler
 from ratrain.data.overlap import Overlap
 from ratrain.data.recall.source import Recall, RecallSampler
 from ratrain.data.sampling import Sampler
+from ratrain.data.shards import TokenStream
 from ratrain.errors import DataError
 
 Data = Corpus | Mixture | Recall
@@ -21,36 +26,57 @@ def open_data(section: DataSection, *, vocab_size: int, block_size: int) -> Data
         return Recall(section, **sizes)
     if section.source != MIXTURE:
         return open_corpus(section, **sizes)
-    total = sum(section.mixture.values())
-    parts = [section.model_copy(update={"source": source, "mixture": {}}) for source in section.mixture]
-    weights = [weight / total for weight in section.mixture.values()]
-    return Mixture([open_corpus(part, **sizes) for part in parts], weights)
+    named = dict(sorted(section.mixture.items()))  # the recipe does not know their order
+    parts = [section.model_copy(update={"source": source, "mixture": {}}) for source in named]
+    corpora = [open_corpus(part, **sizes) for part in parts]
+    for corpus, twin in itertools.combinations(corpora, 2):
+        if corpus.fingerprint == twin.fingerprint:
+            raise DataError(
+                f"data.mixture: {corpus.name} and {twin.name} hold the same tokens; expected each text once"
+            )
+    total = sum(named.values())
+    return Mixture(corpora, [weight / total for weight in named.values()])
 
 
-def require_separate(data: Corpus | Mixture, most: float) -> Overlap:
-    """Returns the overlap of training and validation text. Raises DataError if its share is above `most`."""
+def require_separate(data: Corpus | Mixture, most: float, *, key: str = "data.most_overlap") -> Overlap:
+    """Returns the overlap of training and validation text. Raises DataError if its share is above `most`.
+
+    `key` is the name of the setting of `most`.
+    """
     found = data.overlap()
     if found.share > most:
+        places = told_places(found, data.corpora if isinstance(data, Mixture) else ())
         raise DataError(
-            f"{data.name}: {told_overlap(found)}, more than data.most_overlap = {most:g}: its validation loss would"
-            f" measure memory. {told_places(found)}. Remove that text, or accept it with data.most_overlap ="
-            f" {_above(found.share):g}"
+            f"{data.name}: {told_overlap(found)}, more than {key} {most:g}: its validation loss would measure memory. "
+            f"{places}. Remove that text, or accept it with {key} {_above(found.share):g}"
         )
     return found
 
 
 def told_overlap(found: Overlap) -> str:
     """Returns the overlap in one line."""
-    return (
-        f"{found.share:.2%} of the validation text is also training text ({found.found:,} of {found.ngrams:,} 32-grams,"
-        f" {found.repeated:,} of {found.documents:,} documents)"
-    )
+    grams = f"{found.found:,} of {found.ngrams:,} runs of 16 words"
+    documents = f"{found.repeated:,} of {found.documents:,} documents"
+    return f"{found.share:.2%} of the validation text is also training text ({grams}, {documents})"
 
 
-def told_places(found: Overlap) -> str:
-    """Returns the longest passages that occur in both texts, by their tokens."""
-    spans = ((f"{p.val_token:,} to {p.val_token + p.tokens - 1:,}", f"{p.train_token:,}") for p in found.places)
-    return "The longest passages: validation tokens " + ", ".join(f"{a} (training token {b})" for a, b in spans)
+def told_places(found: Overlap, corpora: Sequence[Corpus] = ()) -> str:
+    """Returns the longest passages that occur in both texts, by their tokens; of a mixture also by its corpora."""
+    spans = []
+    for place in found.places:
+        held, first = _within([corpus.val for corpus in corpora], place.val_token)
+        trained, at = _within([corpus.train for corpus in corpora], place.train_token)
+        spans.append(f"{first:,} to {first + place.tokens - 1:,}{held} (training token {at:,}{trained})")
+    return "The longest passages: validation tokens " + ", ".join(spans)
+
+
+def _within(streams: Sequence[TokenStream], position: int) -> tuple[str, int]:
+    """Returns the name of the stream that holds a position in all of them, and the position in it."""
+    for stream in streams:
+        if position < len(stream):
+            return f" of {stream.name}", position
+        position -= len(stream)
+    return "", position
 
 
 def _above(share: float) -> float:

@@ -123,7 +123,7 @@ def _fingerprints(e: events.Fingerprints) -> list[str]:
     """Tells how much of the validation text is training text; recall tasks have no text."""
     if not e.overlap:
         return []
-    shares = f"{e.overlap['found']:,} of {e.overlap['ngrams']:,} 32-grams"
+    shares = f"{e.overlap['found']:,} of {e.overlap['ngrams']:,} runs of 16 words"
     documents = f"{e.overlap['repeated']:,} of {e.overlap['documents']:,} documents"
     return [f"validation text that is also training text: {e.overlap['share']:.2%} ({shares}, {documents})"]
 

@@ -10,6 +10,7 @@ from ratrain.config.schema import DataSection
 from ratrain.data.mixture import _shares
 from ratrain.data.source import open_data
 from ratrain.data.tokenizer import VOCAB
+from ratrain.errors import DataError
 
 SIZE = VOCAB["shakespeare2k"]
 
@@ -58,7 +59,7 @@ def test_targets_follow_their_inputs_and_a_step_is_drawn_alike_by_every_number_o
 
 def test_validation_windows_are_divided_by_weight(mixed):
     windows = mixed().validation(block_size=16, count=10)
-    assert (windows.inputs[:, 0] >= 1000).tolist() == [False] * 8 + [True] * 2
+    assert (windows.inputs[:, 0] >= 1000).tolist() == [True] * 3 + [False] * 7
     assert mixed().clusters(windows).of.shape == windows.targets.shape
 
 
@@ -103,3 +104,25 @@ def test_text_that_one_corpus_validates_on_and_another_trains_on_is_found(tmp_pa
 def test_a_mixture_of_less_than_two_texts_is_refused(keys):
     with pytest.raises(ValidationError):
         DataSection(**keys)
+
+
+def test_windows_keep_the_weights_and_their_clusters_where_a_corpus_is_too_short_for_its_part(mixed):
+    data = mixed(1.0, 1.0)
+    windows = data.validation(block_size=1400, count=50)
+    assert windows.parts == (2, 2)  # 3000 tokens hold two windows
+    assert data.clusters(windows).of.shape == windows.targets.shape
+    uneven = mixed(9.0, 1.0).validation(block_size=100, count=200)
+    assert uneven.parts == (3, 29)
+
+
+def test_the_order_of_the_sources_changes_nothing(mixed, tmp_path):
+    weights = {str(tmp_path / "high"): 1.0, str(tmp_path / "low"): 3.0}
+    other = open_data(DataSection(source="mixture", mixture=weights), vocab_size=SIZE, block_size=16)
+    assert other.fingerprint == mixed(3.0, 1.0).fingerprint
+
+
+def test_the_same_text_twice_is_refused(mixed, tmp_path):
+    mixed()
+    weights = {str(tmp_path / "low"): 1.0, str(tmp_path / "high" / ".." / "low"): 1.0}
+    with pytest.raises(DataError, match="hold the same tokens"):
+        open_data(DataSection(source="mixture", mixture=weights), vocab_size=SIZE, block_size=16)

@@ -46,8 +46,8 @@ def by_hand(train, val):
     encoding = load_tokenizer(NAME)
 
     def words(tokens):
-        spelt = [letters(encoding.decode_single_token_bytes(token).decode("latin-1")) for token in tokens]
-        return [word for word in spelt if word and word != letters("<|endoftext|>")]
+        text = encoding.decode(tokens.tolist()).replace("<|endoftext|>", " ")
+        return [word for part in re.split(r"(?<=\W)|(?=\W)|_", text) if (word := letters(part))]
 
     def documents(tokens):
         cuts = [*np.flatnonzero(tokens == EOT), len(tokens)]
@@ -55,7 +55,7 @@ def by_hand(train, val):
         return [letters(encoding.decode(part.tolist())) for part in parts]
 
     def grams(tokens):
-        kept = words(tokens.tolist())
+        kept = words(tokens)
         return [tuple(kept[at : at + LENGTH]) for at in range(len(kept) - LENGTH + 1)]
 
     known, texts = set(grams(train)), {*documents(train)}
@@ -104,7 +104,7 @@ def test_a_planted_share_is_measured_and_located_across_chunks_and_shards(monkey
     place = got.places[0]
     assert abs(place.val_token - 20_000) <= 3  # tokens without letters do not count
     assert abs(place.train_token - 30_000) <= 3
-    assert abs(place.tokens - planted) <= LENGTH
+    assert abs(place.tokens - planted) <= 6
     assert place.val_token - 20_000 == place.train_token - 30_000
 
 
@@ -114,7 +114,7 @@ def test_a_sample_of_the_n_grams_finds_the_share_in_bounded_memory(monkeypatch):
     whole = found(train, val)
     monkeypatch.setattr(overlap, "_SAMPLE", 4000)
     part = found(train, val)
-    assert 2000 < part.ngrams < 6000 < whole.ngrams
+    assert 1000 < part.ngrams < 4000 < whole.ngrams
     assert part.share == pytest.approx(whole.share, abs=4 * np.sqrt(whole.share / part.ngrams))
     assert abs(part.places[0].val_token - 20_000) < 1000
 
@@ -149,12 +149,12 @@ def test_a_corpus_is_refused_above_the_accepted_share_and_the_message_locates_th
     with pytest.raises(DataError) as error:
         require_separate(data, 0.01)
     message = str(error.value)
-    assert f"{tmp_path / 'leaking'}: 2." in message
+    assert message.startswith(f"{tmp_path / 'leaking'}: 1.9")
     assert "validation tokens 1 to 1,9" in message
     assert f"(training token {len(encoded(TRAIN[:1])) + 1:,})" in message
-    accepted = float(re.search(r"data.most_overlap = (\S+)$", message)[1])
+    accepted = float(re.search(r"data.most_overlap (\S+)$", message)[1])
     got = require_separate(data, accepted)
-    assert 0.02 < got.share <= accepted
+    assert 0.019 < got.share <= accepted
 
 
 def test_the_result_is_kept_and_read_again(tmp_path, monkeypatch):
@@ -180,3 +180,19 @@ def test_a_change_in_the_middle_of_a_file_is_seen_although_the_fingerprint_cover
     planted = open_data(section, vocab_size=VOCAB[NAME], block_size=16)
     assert planted.fingerprint == clean.fingerprint
     assert planted.overlap().share > 0.05
+
+
+@pytest.mark.parametrize(
+    "change", [str.upper, str.lower, str.title, lambda t: " ".join(t.split()), lambda t: t.replace(",", " -")]
+)
+@pytest.mark.parametrize("name", VOCAB)
+def test_a_passage_inside_other_text_is_found_in_other_case_spacing_and_punctuation(change, name):
+    encoding, passage = load_tokenizer(name), VAL[0][1000:5000]
+
+    def ids(text):
+        return stream(np.array([encoding.eot_token, *encoding.encode_ordinary(text)]))
+
+    train, val = ids(TRAIN[0][:9000] + " " + change(passage)), ids(VAL[1][:9000] + " " + passage)
+    same = ids(TRAIN[0][:9000] + " " + passage)
+    options = {"tokenizer": name, "eot": encoding.eot_token}
+    assert find_overlap([train], [val], **options).found >= 0.97 * find_overlap([same], [val], **options).found > 500

@@ -46,12 +46,13 @@ class Recall:
     def validation(self, *, block_size: int, count: int) -> Windows:
         """Draws `count` rows, the same for every run of this task and size."""
         rows = self.draw(count, seed=_VALIDATION_SEED, step=0, stream=_VALIDATION, block_size=block_size)
-        return Windows(*map(torch.from_numpy, rows))
+        inputs, targets = map(torch.from_numpy, rows)
+        return Windows(inputs, targets)
 
     def clusters(self, windows: Windows) -> Clusters:
         """Takes each row as a cluster: its answers depend on one another, those of other rows do not."""
         of = torch.arange(len(windows.targets))[:, None].expand(windows.targets.shape)
-        return Clusters("passage", of.masked_fill(windows.targets == IGNORED, IGNORED))
+        return Clusters("row", of.masked_fill(windows.targets == IGNORED, IGNORED))
 
     def baselines(self, windows: Windows) -> dict[str, float]:
         """Returns nats per answer of a uniform guess over all symbols, and over those that can be an answer."""
