@@ -39,7 +39,7 @@ def _started(e: events.RunStarted) -> list[str]:
         f"{_number(e.parameters)} parameters, {_number(e.flops_per_token)} FLOPs per trained token, "
         f"{_number(e.kv_bytes_per_token)} bytes of KV cache per token",
         f"budget {budget}{steps}; data {_data(e)}",
-        f"for comparison, nats per token: {base}",
+        f"for comparison, nats per {'answer' if 'guess' in e.baselines else 'token'}: {base}",
         f"folder {e.folder}",
     ]  # fmt: skip
 

@@ -23,7 +23,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 LANGUAGES = ("toml", "python", "yaml", "console", "text")
 _BLOCK = re.compile(r"(?:^<!-- not run: ([^>]+) -->\n+)?^```([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _NAME = re.compile(r"# ((?:patches/)?[\w-]+\.(?:toml|py))\b")
-_PROGRAMS = ("ratrain", "make", "python", "torchrun", "pip", "bash", "source", "git", "mkdocs", "tensorboard", "pytest")
+_PROGRAMS = (
+    "ratrain", "make", "python", "torchrun", "pip", "bash", "source", "git", "mkdocs", "tensorboard", "pytest",
+    "docker", "eval",
+)  # fmt: skip
 _LINE = re.compile(rf"(?:\$ )?((?:[A-Z_]+=\S+ )*(?:{'|'.join(_PROGRAMS)})\b.*)")
 
 

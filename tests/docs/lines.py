@@ -26,6 +26,7 @@ PARSED_ONLY = {
     r"--branch": "needs a run of a thousand steps: tests/storage",
     r"--follow": "ends when the run ends",
     r"path/to/|FILE": "names no file",
+    r"~/": "writes into the home folder",
 }
 _FEW_STEPS = ("compile.scope=off", "train.budget={steps=2}", "eval.windows=2")
 _MORE_STEPS = ("compile.scope=off", "train.budget={steps=4}")  # of a study, whose arms must get through a warm-up
