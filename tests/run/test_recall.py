@@ -106,7 +106,7 @@ def test_the_commands_tell_accuracy_and_samples_are_numbers(recalled, ratrain, t
         ("data.distance=17", "data.pairs"),
         ("model.vocab_size=7", "data.pairs"),
         ("data.tokenizer=gpt2", "data.tokenizer"),
-        ("data.source=shakespeare", "data"),
+        ("data.source=shakespeare", "data.tokenizer"),
         ("data.noise=1.5", "data.noise"),
         ("data.most_overlap=0.5", "data"),
     ],
