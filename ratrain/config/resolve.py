@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ratrain.checksum import sha256_of
 from ratrain.config.find import did_you_mean
 from ratrain.config.read import Source
-from ratrain.config.recall import SYMBOLS, room_faults
+from ratrain.config.recall import RECALL, SYMBOLS, room_faults
 from ratrain.config.schema import ActivationSection, Manifest, OneOf, OptimSection
 from ratrain.config.toml import dotted
 from ratrain.config.validation import Key, fault_at, faults_of, key_homes, model_in, shown
@@ -183,7 +183,8 @@ def _data_faults(manifest: Manifest) -> Iterator[tuple[Key, str]]:
     data, spec = manifest.data, manifest.model
     if data.is_recall != (data.tokenizer == SYMBOLS):
         wanted = repr(SYMBOLS) if data.is_recall else " or ".join(map(repr, VOCAB_SIZES))
-        yield ("data", "tokenizer"), f"source {data.source!r} needs {wanted}, got {data.tokenizer!r}"
+        meant = "" if data.is_recall else did_you_mean(data.source, RECALL)
+        yield ("data", "tokenizer"), f"source {data.source!r} needs {wanted}, got {data.tokenizer!r}{meant}"
         return
     size = VOCAB_SIZES.get(data.tokenizer, spec.vocab_size)
     if spec.vocab_size != size:

@@ -22,7 +22,6 @@ function=$(complete -p ratrain | sed 's/.* -F \\([^ ]*\\) .*/\\1/')
 "$function" ratrain "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}" 2>/dev/null
 printf '%s\\n' "${COMPREPLY[@]}"
 """
-needs_bash = pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,6 @@ def test_the_shell_accepts_its_script(shell, scripts):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@needs_bash
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
@@ -85,7 +83,6 @@ def test_bash_completes(words, offered, complete):
     assert complete(*words) == offered
 
 
-@needs_bash
 def test_the_words_of_the_package_are_offered(complete):
     variants = {entry.id for entry in catalogue()}
     assert variants | {name for name in cli._every() if " " not in name} <= complete("")
@@ -94,7 +91,6 @@ def test_the_words_of_the_package_are_offered(complete):
     assert complete("--ablate", "abl") == {file.stem for file in ablations()}
 
 
-@needs_bash
 @pytest.mark.parametrize("name", sorted(cli._every()))
 def test_every_option_of_a_command_is_offered(name, complete):
     parser = cli.argparse.ArgumentParser()

@@ -116,3 +116,9 @@ def test_rows_without_room_and_keys_that_nothing_reads_are_refused_by_name(ratra
     assert code == Exit.BAD_MANIFEST
     assert f": {key}: " in err
     assert "1 fault" in err
+
+
+def test_a_misspelt_task_is_named_right(ratrain, tmp_path):
+    code, _, err = ratrain("v0", *command("data.source=mqarr"), "--out", tmp_path)
+    assert code == Exit.BAD_MANIFEST
+    assert "did you mean 'mqar'?" in err
