@@ -174,17 +174,17 @@ def test_what_the_optimizer_counts_is_told_once_also_after_a_stop(tiny, tmp_path
 def test_an_average_that_is_evaluated_is_as_sparse_as_the_weights(tiny, tmp_path, monkeypatch):
     zeros, manifest = [], pruned(tiny, *KINDS["magnitude"], "eval.ema=0.9")
 
-    def counting(engine, losses=Engine._evaluate):
-        taken = engine.evaluator._taken
+    def counting(engine, evaluate=Engine._evaluate):
+        losses = engine.evaluator.losses
 
-        def seen(batches, *, passes):
+        def seen():
             name = engine.part(Pruning).pruner.names[0]
             zeros.append(int((engine.precision.masters[name] == 0).sum()))
-            return taken(batches, passes=passes)
+            return losses()
 
-        engine.evaluator._taken = seen
-        losses(engine)
-        engine.evaluator._taken = taken
+        engine.evaluator.losses = seen
+        evaluate(engine)
+        engine.evaluator.losses = losses
 
     monkeypatch.setattr(Engine, "_evaluate", counting)
     run(manifest, tmp_path)
