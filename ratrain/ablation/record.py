@@ -205,7 +205,7 @@ def settle(plan: Planned, folder: Path, *, checked: Sequence[str]) -> Study:
     """Records the plan together with the passed checks; verdicts rest on the first recorded plan."""
     facts = {name: value for name, value in asdict(plan).items() if name != "guard" or value}
     event = "Amended" if (folder / _FILE).exists() else "Planned"
-    _append(folder, event, {**facts, "checked": list(checked), "method": METHOD})
+    append(folder, event, {**facts, "checked": list(checked), "method": METHOD})
     return read_study(folder)
 
 
@@ -246,25 +246,25 @@ def _changed_keys(old: Any, new: Any) -> str:
 
 
 def record_costs(study: Study, costs: dict[str, Cost], machine: str) -> Study:
-    _append(study.folder, "Costs", {"machine": machine, "costs": {name: asdict(cost) for name, cost in costs.items()}})
+    append(study.folder, "Costs", {"machine": machine, "costs": {name: asdict(cost) for name, cost in costs.items()}})
     return read_study(study.folder)
 
 
 def record_look(study: Study, look: Look) -> Study:
-    _append(study.folder, "Looked", asdict(look))
+    append(study.folder, "Looked", asdict(look))
     return read_study(study.folder)
 
 
 def record_budget(study: Study, budget: str) -> Study:
     """Records that the budget was extended."""
-    _append(study.folder, "Extended", {"budget": budget})
+    append(study.folder, "Extended", {"budget": budget})
     return read_study(study.folder)
 
 
 def record_guards(study: Study, tasks: Sequence[GuardedTask]) -> Study:
     """Records the resolved tasks that guard the study, unless the record holds them already."""
     if tuple(tasks) != study.guarded:
-        _append(study.folder, "Guarded", {"tasks": [asdict(task) for task in tasks]})
+        append(study.folder, "Guarded", {"tasks": [asdict(task) for task in tasks]})
     return read_study(study.folder)
 
 
@@ -272,11 +272,11 @@ def record_tuned(study: Study, arms: Sequence[Arm]) -> Study:
     """Records the arms at their own best points, unless the record holds them already."""
     made = tuple(planned_arm(arm) for arm in arms)
     if made != study.tuned:
-        _append(study.folder, "Tuned", {"arms": [asdict(arm) for arm in made]})
+        append(study.folder, "Tuned", {"arms": [asdict(arm) for arm in made]})
     return read_study(study.folder)
 
 
-def _append(folder: Path, event: str, facts: dict[str, Any]) -> None:
+def append(folder: Path, event: str, facts: dict[str, Any]) -> None:
     """Appends one line to the record atomically: whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     line = {"schema": 1, "event": event, "time": time.strftime(_TIME, time.gmtime()), **facts}

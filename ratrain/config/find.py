@@ -21,13 +21,18 @@ def shipped() -> tuple[Path, ...]:
 
 @cache  # sorting costs more than listing the files, and every `extends` looks its names up here
 def _variants(folder: Path) -> tuple[Path, ...]:
-    apart = {*SCALES.glob("*.toml"), *ablations()}
+    apart = {*SCALES.glob("*.toml"), *ablations(), *ladders()}
     return tuple(sorted((file for file in folder.rglob("*.toml") if file not in apart), key=_reading_order))
 
 
 def ablations() -> list[Path]:
     """Returns every shipped ablation manifest, for `--ablate`."""
     return sorted(SHIPPED.glob("ablation*.toml"))
+
+
+def ladders() -> list[Path]:
+    """Returns every shipped ladder manifest, for `--ladder`."""
+    return sorted(SHIPPED.glob("ladder*.toml"))
 
 
 def scales() -> list[str]:

@@ -1,0 +1,252 @@
+"""The conclusion of a ladder: whether each arm's gain grows, holds, shrinks or vanishes, and the next rung's interval.
+
+A claim on an arm holds at the level alpha / arms, so that the chance of any false claim of the ladder is at most alpha
+(Bonferroni). Intervals of predictions are those of one arm, 90 % each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+
+from ratrain.ablation.ladder.manifest import FEWEST, FEWEST_SEEDS
+from ratrain.ablation.ladder.readings import Reading, Readings, RungLosses, read_gains
+from ratrain.statistics.trend import Interval, Trend, trends
+from ratrain.strict_json import strict_json
+
+LEVEL = 0.1  # of intervals of predictions: 90 %
+FARTHEST = 10.0  # times the last rung's compute: beyond it nothing is predicted
+Word = Literal[
+    "gain grows", "gain holds", "gain shrinks", "gain vanishes", "gain, trend unclear",
+    "loss grows", "loss holds", "loss shrinks", "loss vanishes", "loss, trend unclear",
+    "no difference", "inconclusive",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A log gain at a compute: the mean, and the 90 % interval for a rung there, its own misfit included."""
+
+    flops: float
+    gain: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The last rung as the others predict its measurement, and as it was measured; log gains."""
+
+    predicted: float
+    interval: Interval
+    measured: float
+
+    @property
+    def inside(self) -> bool:
+        return self.interval[0] <= self.measured <= self.interval[1]
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The trend of one arm. `slope` is the change of the log gain per decade of compute, `last` the trend's log gain at
+    the last rung; intervals hold for all arms of the ladder together. `vanishes` is the compute at which the trend
+    crosses zero, None beyond ten times the last rung's. `misfit` is the rungs' deviation from the line, in log tokens.
+    """
+
+    arm: str
+    word: Word
+    why: str
+    slope: float
+    slope_interval: Interval
+    last: float
+    last_interval: Interval
+    next: Predicted
+    vanishes: float | None
+    misfit: float
+    held_out: HeldOut | None
+    trend: Trend
+
+
+@dataclass(frozen=True)
+class LadderConclusion:
+    """The outlook of every arm, the readings behind it, and the arms without a trend with the reason.
+
+    `agreement` holds for each rung but the last the number of pairs of arms that it orders as the last does, and the
+    number of pairs.
+    """
+
+    readings: Readings
+    outlooks: dict[str, Outlook]
+    without: dict[str, str]
+    agreement: tuple[tuple[int, int], ...]
+    next_flops: float
+
+    def record(self) -> dict[str, Any]:
+        """The conclusion as strict JSON; gains are logarithms of factors on the baseline's tokens."""
+        arms = {}
+        for name, found in self.outlooks.items():
+            facts = {key: value for key, value in vars(found).items() if key not in ("trend", "next", "held_out")}
+            held = found.held_out
+            arms[name] = facts | {
+                "next": asdict(found.next), "held_out": asdict(held) | {"inside": held.inside} if held else None,
+            }  # fmt: skip
+        rungs = [{name: asdict(reading) for name, reading in of.items()} for of in self.readings.by_rung]
+        facts = {"arms": arms, "without": self.without, "rungs": rungs, "agreement": self.agreement}
+        return strict_json({**facts, "next_flops": self.next_flops})
+
+
+def conclude_ladder(
+    rungs: Sequence[RungLosses], *, alpha: float, delta: float | None, arms: int | None = None
+) -> LadderConclusion:
+    """Concludes from the losses of all rungs; `arms` is the number of planned arms, by default of those present.
+
+    Raises ValueError for fewer than four rungs, and if the baseline's curve cannot be had.
+    """
+    if len(rungs) < FEWEST:
+        raise ValueError(f"{len(rungs)} rungs are done; a trend needs {FEWEST} or more")
+    readings = read_gains(rungs)
+    without = {name: why for name in _names(readings) if (why := _lacks(name, readings, rungs))}
+    usable = {name: of for name, of in readings.measured.items() if name not in without}
+    next_flops = _next([rung.flops for rung in rungs])
+    level = alpha / max(1, arms or len(_names(readings)))
+    found = trends(usable)
+    held = _held_out(readings, usable)
+    same = _same(readings, delta)
+    outlooks = {
+        name: _outlook(name, trend, rungs, next_flops, level, same, held.get(name)) for name, trend in found.items()
+    }
+    return LadderConclusion(readings, outlooks, without, _agreement(readings), next_flops)
+
+
+def _names(readings: Readings) -> list[str]:
+    return list(dict.fromkeys(name for of in readings.by_rung for name in of))
+
+
+def _lacks(name: str, readings: Readings, rungs: Sequence[RungLosses]) -> str:
+    """Returns the reason why an arm has no trend; empty if it has one."""
+    for rung, of in zip(rungs, readings.by_rung, strict=True):
+        if (reading := of.get(name)) is None:
+            return f"not run at rung {rung.number}"
+        if reading.diverged:
+            return f"{reading.diverged} runs diverged at rung {rung.number}"
+        if reading.pairs < FEWEST_SEEDS:
+            return f"{reading.pairs} seeds at rung {rung.number}; expected {FEWEST_SEEDS} or more"
+        if reading.gain is None:
+            side = "better" if reading.effect < 0 else "worse"
+            return f"so much {side} at rung {rung.number} ({reading.effect:+.3f} nats) that the ruler does not reach it"
+    return ""
+
+
+def _next(flops: Sequence[float]) -> float:
+    """Returns the compute of the rung after the last: as far from it as the last from the one before, 10 x at most."""
+    return flops[-1] * min(FARTHEST, flops[-1] / flops[-2])
+
+
+def _same(readings: Readings, delta: float | None) -> float | None:
+    """Returns the log gain at the last rung of a difference that does not matter."""
+    worth = readings.curve.gain(len(readings.by_rung) - 1, -delta) if delta else None
+    return worth.value if worth else None
+
+
+def _outlook(
+    name: str, trend: Trend, rungs: Sequence[RungLosses], next_flops: float, level: float, same: float | None,
+    held: HeldOut | None,
+) -> Outlook:  # fmt: skip
+    first, last, after = (math.log10(flops) for flops in (rungs[0].flops, rungs[-1].flops, next_flops))
+    slope, now, then, before = trend.slope(), trend.line(last), trend.line(after), trend.line(first)
+    moved, at_last, at_next, at_first = (part.interval(level) for part in (slope, now, then, before))
+    word = _word(moved, at_last, at_next, at_first, same)
+    ahead = trend.rung(after)
+    crossing = _crossing(trend, first, last) if "shrinks" in word or "vanishes" in word else None
+    why = _why(word, slope.mean, then.mean, crossing, rungs)
+    return Outlook(
+        name, word, why, slope.mean, moved, now.mean, at_last,
+        Predicted(next_flops, ahead.mean, ahead.interval(LEVEL)), crossing, trend.tau(), held, trend,
+    )  # fmt: skip
+
+
+def _sign(interval: Interval) -> int:
+    """Returns the sign that is certain, 0 if none is."""
+    return 1 if interval[0] > 0 else -1 if interval[1] < 0 else 0
+
+
+def _word(slope: Interval, now: Interval, then: Interval, before: Interval, same: float | None) -> Word:
+    """Returns the word for the certain signs of slope and of the gain at the last, the next and the first rung."""
+    moves, is_now, later, earlier = _sign(slope), _sign(now), _sign(then), _sign(before)
+    sign = is_now or (earlier if moves == -earlier else 0)
+    if sign:
+        if moves == sign:
+            return "gain grows" if sign > 0 else "loss grows"
+        if moves == -sign and later == sign:
+            return "gain shrinks" if sign > 0 else "loss shrinks"
+        if moves == -sign:
+            return "gain vanishes" if sign > 0 else "loss vanishes"
+        if later == sign:
+            return "gain holds" if sign > 0 else "loss holds"
+        return "gain, trend unclear" if sign > 0 else "loss, trend unclear"
+    if same is not None and -same < then[0] and then[1] < same:
+        return "no difference"
+    return "inconclusive"
+
+
+def _crossing(trend: Trend, first: float, last: float) -> float | None:
+    """Returns the compute at which the mean trend crosses zero, from the first rung to ten times the last."""
+    slope = trend.slope().mean
+    if not slope:
+        return None
+    at = trend.origin - trend.line(trend.origin).mean / slope
+    return 10**at if first <= at <= last + math.log10(FARTHEST) else None
+
+
+def _why(word: Word, slope: float, then: float, crossing: float | None, rungs: Sequence[RungLosses]) -> str:
+    decades = math.log10(rungs[-1].flops / rungs[0].flops)
+    told = f"{math.expm1(slope):+.1%} of the tokens per decade over {decades:.1f} decades"
+    if crossing is not None:
+        return f"{told}; zero at {crossing:.2g} FLOPs"
+    if "shrinks" in word or "vanishes" in word:
+        return f"{told}; zero beyond {FARTHEST:g} x the last rung, which is not predicted"
+    return f"{told}; {math.expm1(then):+.1%} at the next rung"
+
+
+def _held_out(readings: Readings, usable: Mapping[str, Any]) -> dict[str, HeldOut]:
+    """Predicts the measurement of the last rung from the others, for every arm."""
+    last, found = len(readings.by_rung) - 1, {}
+    fits = trends({name: readings.measured[name].at(range(last)) for name in usable}) if usable else {}
+    for name, trend in fits.items():
+        of = readings.measured[name]
+        own = trend.reading(float(of.x[last]), of.seeds[last], float(of.shared[last, last]), of.shared[last, :last])
+        found[name] = HeldOut(own.mean, own.interval(LEVEL), float(of.gains[last]))
+    return found
+
+
+def _agreement(readings: Readings) -> tuple[tuple[int, int], ...]:
+    """Counts for each rung but the last the pairs of arms that it orders as the last does."""
+    *before, last = readings.by_rung
+    names = [name for name, reading in last.items() if reading.gain is not None]
+    found = []
+    for of in before:
+        pairs = [(a, b) for a, b in combinations(names, 2) if _has(of, a) and _has(of, b)]
+        alike = sum(np.sign(_gain(of, a) - _gain(of, b)) == np.sign(_gain(last, a) - _gain(last, b)) for a, b in pairs)
+        found.append((int(alike), len(pairs)))
+    return tuple(found)
+
+
+def _has(of: Mapping[str, Reading], name: str) -> bool:
+    return name in of and of[name].gain is not None
+
+
+def _gain(of: Mapping[str, Reading], name: str) -> float:
+    gain = of[name].gain
+    return math.nan if gain is None else gain
+
+
+def predict(conclusion: LadderConclusion, arm: str, flops: float, *, last: float) -> Predicted:
+    """Predicts an arm's gain at a compute. Raises ValueError beyond ten times that of the last rung, `last`."""
+    if not 0 < flops <= FARTHEST * last:
+        raise ValueError(f"{flops:.3g} FLOPs are more than {FARTHEST:g} x the last rung's {last:.3g}: not predicted")
+    ahead = conclusion.outlooks[arm].trend.rung(math.log10(flops))
+    return Predicted(flops, ahead.mean, ahead.interval(LEVEL))

@@ -1,0 +1,200 @@
+"""Plans a ladder: the study of every rung, from one file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ratrain.ablation.arms import resolved
+from ratrain.ablation.ladder.manifest import DECADES, LadderManifest, decades, read_ladder, rung_table
+from ratrain.ablation.ladder.sizes import Shape, Sizes
+from ratrain.ablation.manifest import AblationManifest, ArmSection, Seeds, changes
+from ratrain.ablation.plan import Plan, plan_of
+from ratrain.config.find import find_manifest
+from ratrain.config.parse import Layer
+from ratrain.config.read import read_source
+from ratrain.config.resolve import steps_total, tokens_per_step
+from ratrain.config.schema import Manifest, ModelSpec
+from ratrain.errors import MissingError, UsageError
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung: the study that is run there, and the baseline's size and training FLOPs."""
+
+    number: int  # from 1
+    plan: Plan
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.plan.base.manifest.model
+
+    @property
+    def parameters(self) -> int:
+        return self.plan.base.built.parameters
+
+    @property
+    def tokens(self) -> int:
+        return self.plan.base.tokens or 0
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of one training run of the baseline."""
+        return float(self.plan.base.built.train_flops_per_token) * self.tokens
+
+
+@dataclass(frozen=True)
+class LadderPlan:
+    """The plan of a ladder; `command` repeats it."""
+
+    ladder: LadderManifest
+    file: str
+    rungs: tuple[Rung, ...]
+    command: str = ""
+
+    @property
+    def rates(self) -> str:
+        return rates_of(self.ladder, self.rungs[0].plan.base.manifest)
+
+
+def rates_of(ladder: LadderManifest, base: Manifest) -> str:
+    """Returns how the learning rates of the rungs were chosen: "tuned", "transferred (completep)" or "the same"."""
+    if ladder.tune:
+        return "tuned"
+    kind = base.model.parametrisation
+    return f"transferred ({kind})" if kind != "standard" else "the same"
+
+
+def make_ladder(
+    file: Path,
+    *,
+    overrides: Sequence[str] = (),
+    seeds: Seeds | Sequence[tuple[int, int]] | None = None,
+    only: Sequence[str] = (),
+    patches: Sequence[Path] = (),
+) -> LadderPlan:
+    """Plans the ladder of a file; `overrides` and `seeds` come from the command line, for every rung.
+
+    Raises ManifestError with the faults of the first rung that has any, and for rungs that span less than two decades
+    of compute or are not in rising order of it; UsageError as `make_plan` does, and for overrides of a rung's sizes.
+    """
+    ladder, layer = read_ladder(file)
+    if sized := [word for word in overrides if word.split("=")[0].strip() in _SIZED]:
+        raise UsageError(f"--set {sized[0]}: the rungs set it; change rungs in {layer.label}")
+    if seeds is not None and not isinstance(seeds, Seeds):
+        seeds = Seeds(init=tuple(init for init, _ in seeds), data=tuple(data for _, data in seeds))
+    draft = _Draft(ladder, layer, tuple(overrides), tuple(patches))
+    rungs = []
+    for at in range(ladder.rungs.count):
+        study, table = draft.study(at, seeds)
+        plan = plan_of(study, table, overrides=overrides, only=only, patches=patches)
+        rungs.append(Rung(at + 1, plan))
+    _require_rise(rungs, layer)
+    return LadderPlan(ladder, layer.label, tuple(rungs))
+
+
+_SIZED = ("model.n_layer", "model.n_embd", "model.n_head", "train.budget", "train.budget.tokens", "train.budget.steps",
+          "train.budget.seconds", "scale")  # fmt: skip
+
+
+def _require_rise(rungs: Sequence[Rung], layer: Layer) -> None:
+    compute = [rung.flops for rung in rungs]
+    told = ", ".join(f"{flops:.3g}" for flops in compute)
+    if not all(rung.tokens for rung in rungs):
+        raise layer.fault("a rung's budget is in seconds; expected tokens, so that compute is the same anywhere", "set")
+    if any(low >= high for low, high in itertools.pairwise(compute)):
+        raise layer.fault(f"training FLOPs of the rungs are {told}; expected each above the one before", "rungs")
+    if (span := decades(compute)) < DECADES:
+        message = f"training FLOPs of the rungs are {told}, {span:.1f} decades; expected {DECADES:g} or more"
+        raise layer.fault(message, "rungs")
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What a rung sets in every manifest, the tokens of its runs, and those of a step."""
+
+    sections: dict[str, Any]
+    tokens: float
+    per_step: int
+
+    def budget(self, factor: float) -> dict[str, Any]:
+        """Returns the budget of `factor` times the rung's tokens in whole steps, one at least."""
+        return {"budget": {"tokens": max(1, round(factor * self.tokens / self.per_step)) * self.per_step}}
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """Makes the study of each rung, counted from 0, from the ladder's file."""
+
+    ladder: LadderManifest
+    layer: Layer
+    overrides: tuple[str, ...]
+    patches: tuple[Path, ...]
+
+    def study(self, at: int, seeds: Seeds | None) -> tuple[AblationManifest, Layer]:
+        """Returns the study of a rung, and the file that stands for it."""
+        ladder, rungs, size = self.ladder, self.ladder.rungs, self._size(at)
+        sizes = {**size.sections, "scale": f"{ladder.id}-{at + 1}"}
+        if size.tokens:
+            sizes["train"] = {**sizes["train"], **size.budget(1)}
+        planted = {name: tokens for name in ladder.arm if (tokens := ladder.tokens_of(name, at)) != 1}
+        table = rung_table(self.layer, sizes, {name: {"train": size.budget(t)} for name, t in planted.items()})
+        own = Seeds(init=tuple(range(1, rungs.seeds[at] + 1))) if rungs.seeds else ladder.seed
+        said = {name: getattr(ladder, name) for name in AblationManifest.model_fields if name not in ("arm", "set")}
+        said |= {
+            "id": f"{ladder.id}-{at + 1}", "title": f"{ladder.title or ladder.id}, rung {at + 1}",
+            "scale": rungs.scales[at] if rungs.scales else ladder.scale,
+            "seed": seeds or own, "budget": rungs.budgets[at] if rungs.budgets else None,
+        }  # fmt: skip
+        arms = {
+            name: ArmSection(manifest=arm.manifest, set=table.tree["arm"][name]["set"], grid=arm.grid)
+            for name, arm in ladder.arm.items()
+        }
+        return AblationManifest(**said, arm=arms, set=table.tree["set"]), table
+
+    def _size(self, at: int) -> _Size:
+        """Raises ManifestError for a planted budget without a budget in tokens."""
+        rungs, before = self.ladder.rungs, self._base(at)
+        batch = rungs.batch[at] if rungs.batch else before.train.batch
+        micro = before.train.micro_batch
+        sections: dict[str, Any] = {"train": {"batch": batch, "micro_batch": micro if batch % micro == 0 else batch}}
+        if rungs.params:
+            sections["model"] = asdict(self._shape(at, before.model))
+        sized = self._base(at, sections)
+        per_step = tokens_per_step(sized)
+        if rungs.tokens:
+            return _Size(sections, rungs.tokens[at], per_step)
+        if rungs.tokens_per_param:
+            return _Size(sections, rungs.tokens_per_param * _parameters(sized), per_step)
+        return _Size(sections, (steps_total(sized) or 0) * per_step, per_step)
+
+    def _shape(self, at: int, spec: ModelSpec) -> Shape:
+        rungs = self.ladder.rungs
+
+        def parameters(n_layer: int, n_embd: int) -> int:
+            return _parameters(self._base(at, {"model": asdict(Shape(n_layer, n_embd, n_embd // spec.head_dim))}))
+
+        return Sizes.of(parameters, spec.head_dim).shape(
+            rungs.params[at], head_dim=spec.head_dim, aspect=rungs.aspect or spec.n_embd / spec.n_layer,
+            n_layer=rungs.layers[at] if rungs.layers else None,
+        )  # fmt: skip
+
+    def _base(self, at: int, sizes: dict[str, Any] | None = None) -> Manifest:
+        """Resolves the baseline of a rung with these sizes. Raises ManifestError."""
+        ladder = self.ladder
+        try:
+            file = find_manifest(ladder.base)
+        except MissingError as error:
+            raise self.layer.fault(str(error), "base") from None
+        scale = ladder.rungs.scales[at] if ladder.rungs.scales else ladder.scale
+        layers = [changes(self.layer, "set"), *self.overrides, Layer(self.layer.label, sizes or {})]
+        return resolved(read_source(file, scale=scale, overrides=layers), self.patches)
+
+
+def _parameters(manifest: Manifest) -> int:
+    from ratrain.run.check import check
+
+    return check(manifest).parameters
