@@ -43,6 +43,7 @@ class Patch(Section):
     brings_code: ClassVar[bool] = False  # whether its options name code from outside of the package
     parts: ClassVar[str | None] = None  # folder beside the kind's file that holds more of its code
     example: ClassVar[Mapping[str, Any]] = {}  # values of the options without a default, to check the kind with
+    transfers: ClassVar[str] = ""  # why its learning rates do not transfer under muP, which refuses it; empty: they do
 
     target: str
     activation: ActivationSection | None = None  # replaces the manifest's [activation]

@@ -177,7 +177,7 @@ class ArmBuilder:
     def matched(self, arms: list[Arm], costs: Costs | None) -> list[Arm]:
         """Adjusts the arms so that they equal the baseline in the quantity that `match` names. Raises ManifestError if
         `match` needs a budget in tokens or steps and the budget is in seconds."""
-        from ratrain.model.widen import widen
+        from ratrain.run.widen import widen
 
         base, study, match = arms[0], self.study, self.study.match
         if match == "tokens":
@@ -206,7 +206,7 @@ class ArmBuilder:
         """Appends a widened baseline for each arm with more parameters or FLOPs; arms of the same width share one."""
         if not self.study.controls:
             return arms
-        from ratrain.model.widen import widen
+        from ratrain.run.widen import widen
 
         base, found = arms[0], list(arms)
         for at, arm in enumerate(arms):

@@ -99,7 +99,7 @@ def _widen_arguments(parser: argparse.ArgumentParser) -> None:
 def _widen(args: argparse.Namespace) -> None:
     """Print a manifest of the plain base, widened to the parameters or FLOPs of a variant: its control."""
     (variant, source), (base, _) = resolve_manifest(args.manifest, args), resolve_manifest(args.base or "gpt2", args)
-    from ratrain.model.widen import text, widen
+    from ratrain.run.widen import text, widen
 
     try:
         found = widen(variant, base, by=args.by)

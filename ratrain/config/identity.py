@@ -67,8 +67,10 @@ def _recipe(manifest: Manifest) -> dict[str, Any]:
     recipe["eval"] = {name: value for name, value in recipe["eval"].items() if name != "every"}
     # whether a run is refused changes no bits
     recipe["data"] = {name: value for name, value in recipe["data"].items() if name != "most_overlap"}
-    if manifest.model.init_std == INIT_STD:  # the key was added after the hash was fixed
-        recipe["model"] = {name: value for name, value in recipe["model"].items() if name != "init_std"}
+    # these keys were added after the hash was fixed
+    late = {"init_std"} if manifest.model.init_std == INIT_STD else set()
+    late |= {"parametrisation"} if manifest.model.parametrisation == "standard" else set()
+    recipe["model"] = {name: value for name, value in recipe["model"].items() if name not in late}
     # strict only decides whether a run is refused and changes no bits; autotune was added after the hash was fixed
     idle = {"strict"} if manifest.compile.autotune else {"strict", "autotune"}
     recipe["compile"] = {name: value for name, value in recipe["compile"].items() if name not in idle}

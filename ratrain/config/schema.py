@@ -63,6 +63,23 @@ class Span(OneOf):
     steps: NonNegativeInt | None = None
 
 
+class BaseShape(Section):
+    """The shape at which learning rate, init_std, weight decay and eps were chosen."""
+
+    n_embd: PositiveInt | None = None
+    n_head: PositiveInt | None = None
+    n_layer: PositiveInt | None = Field(default=None, description="completep only: mup does not depend on the depth")
+
+    @model_validator(mode="after")
+    def _divides(self):
+        if self.n_embd and self.n_head and self.n_embd % self.n_head:
+            raise ValueError(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}")
+        return self
+
+
+_READ_OF_BASE = {"standard": (), "mup": ("n_embd", "n_head"), "completep": ("n_embd", "n_head", "n_layer")}
+
+
 class ModelSpec(Section):
     """Shapes of the base model; patches read them and never change them."""
 
@@ -86,6 +103,23 @@ class ModelSpec(Section):
         default=INIT_STD,
         description="standard deviation of the initial weights; 0.02 suits GPT-2's 768 channels and more",
     )
+    parametrisation: Literal["standard", "mup", "completep"] = Field(
+        default="standard",
+        description="how initial weights, learning rates and multipliers follow the width (mup), or the width and the "
+        "depth (completep), from the shape `base` on (docs/parametrisation.md)",
+    )
+    base: BaseShape | None = None
+
+    @model_validator(mode="after")
+    def _has_base(self):
+        given, reads = self.base.model_fields_set if self.base else set(), _READ_OF_BASE[self.parametrisation]
+        if unread := sorted(given.difference(reads)):
+            wanted = f"; drop base.{', base.'.join(unread)}, or take another parametrisation"
+            raise ValueError(f"parametrisation = {self.parametrisation!r} does not read base.{unread[0]}{wanted}")
+        if missing := [key for key in reads if self.base is None or getattr(self.base, key) is None]:
+            wanted = ", ".join(f"base.{key}" for key in missing)
+            raise ValueError(f"parametrisation = {self.parametrisation!r} needs the shape it grows from: set {wanted}")
+        return self
 
     @model_validator(mode="after")
     def _divides(self):
@@ -106,6 +140,30 @@ class ModelSpec(Section):
     @property
     def padded_vocab(self) -> int:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def width_growth(self) -> float:
+        """n_embd over that of the base shape; 1 under the standard parametrisation."""
+        return self.n_embd / self.base.n_embd if self.base and self.base.n_embd else 1.0
+
+    @property
+    def depth_growth(self) -> float:
+        """n_layer over that of the base shape under completep; else 1."""
+        return self.n_layer / self.base.n_layer if self.base and self.base.n_layer else 1.0
+
+    @property
+    def score_scale(self) -> float | None:
+        """The factor on attention scores, root(base head_dim) / head_dim; None: one over the root of head_dim."""
+        if not (self.base and self.base.n_embd and self.base.n_head):
+            return None
+        of_base = self.base.n_embd // self.base.n_head
+        return None if of_base == self.head_dim else of_base**0.5 / self.head_dim
+
+    @property
+    def residual_std(self) -> float:
+        """Standard deviation of the initial projections into the residual stream, before any growth of the width."""
+        n_layer = self.base.n_layer if self.base and self.base.n_layer else self.n_layer
+        return self.init_std / (2 * n_layer) ** 0.5
 
 
 class DataSection(Section):
@@ -160,6 +218,11 @@ class OptimSection(Section):
     def divisible(self) -> bool:
         """Whether its optimizer can work where FSDP divides the matrices among processes."""
         return True
+
+    @property
+    def transfers(self) -> bool:
+        """Whether the learning rates, eps and decay of `model.parametrisation` are right for it: they are Adam's."""
+        return False
 
 
 class ScheduleSection(Section):

@@ -63,7 +63,7 @@ def window(
         losses=tuple(readings.losses),
         grad_norms=tuple(readings.norms),
         skipped=sum(not math.isfinite(norm) for norm in readings.norms),
-        lr=float(setup.step.optimizer.param_groups[0]["lr"]),
+        lr=setup.step.lr,
         seconds=readings.seconds,
         tokens_per_second=rate,
         mfu=flops / measured if measured else None,

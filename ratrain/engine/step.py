@@ -158,8 +158,15 @@ class TrainStep:
 
     def set_lr(self, lr: float) -> None:
         """Sets the learning rate of the next step; it is a tensor, so there is no sync and no recompile."""
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(lr)
+        for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group["lr"].fill_(lr * own.lr_factor)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the schedule, before factors of groups; reads the device."""
+        # tables and vectors have no factor
+        pairs = zip(self.optimizer.param_groups, self.groups, strict=True)
+        return next(float(group["lr"]) for group, own in pairs if own.lr_factor == 1)
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> StepResult:
         """Takes one optimizer step on tokens and targets [B, T]."""

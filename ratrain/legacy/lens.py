@@ -15,7 +15,7 @@ every block had the route's parameter, used or not; `mlp = false` was ignored; a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,8 @@ class RouteSection(Section):
 @register("lens")
 class Lens(Patch):
     """Lens-gated scores, and the other parts of the lens study, which are off unless given."""
+
+    transfers: ClassVar[str] = "it reproduces runs of the reference, whose draws were of one width"
 
     target: str = "blocks.*"  # narrowed to the smallest part of a block that the active options need
     profile: Literal["intended", "as_run"] = Field(

@@ -20,7 +20,7 @@ of the next forward pass; as run they are omitted, because at a coupling of 0 th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import nn
@@ -48,6 +48,8 @@ Part = Annotated[float, Field(gt=0, lt=1)]
 @register("ra_mla")
 class RAMLA(Patch):
     """Latent and reciprocal attention of the old studies; options not given are off."""
+
+    transfers: ClassVar[str] = "it reproduces runs of the reference, whose draws were of one width"
 
     target: str = "blocks.*"  # narrowed to the smallest part of a block that the active options need
     profile: Literal["intended", "as_run"] = Field(

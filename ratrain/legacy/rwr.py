@@ -14,7 +14,7 @@ All products are of whole matrices [T, T] in fp32: for studies of a mechanism, n
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ _LEAST = 1e-8  # smallest sum of a row
 @register("rwr")
 class RandomWalk(Patch):
     """Window attention and the read-out of a random walk with restart."""
+
+    transfers: ClassVar[str] = "it reproduces runs of the reference, whose draws were of one width"
 
     target: str = "blocks.*.attn.core"
     profile: Literal["intended", "as_run"] = Field(default="intended", description="as_run: sees the future, as it did")

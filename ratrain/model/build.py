@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from ratrain.config.toml import dotted
 from ratrain.errors import Fault, ManifestError, OptionError
 from ratrain.model.gpt2 import GPT2
 from ratrain.model.mechanism import offers, own_modules, that_offer
+from ratrain.model.parametrisation import at_base, factors_of, refusals
 from ratrain.registry import Patch
 
 
@@ -22,7 +24,30 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
     """Builds the patched, initialised model in fp32 on `device`; on "meta" it has shapes only.
 
     Raises ManifestError with every fault: a site that does not exist, a site claimed twice, options that a patch
-    refuses, tensors that reset_parameters does not fill.
+    refuses, tensors that reset_parameters does not fill, parts that do not transfer under `model.parametrisation`.
+    """
+    if faults := list(refusals(manifest)):
+        raise ManifestError(faults)
+    model, names = _declare(manifest)
+    if manifest.model.parametrisation != "standard":
+        model.factors = factors_of(model, _smaller(manifest), manifest, model.claimed)
+    if torch.device(device).type == "meta":
+        return model
+    model.to_empty(device="cpu")
+    for module, name in names.items():
+        if offers(module, "construct"):
+            _construct(module, model.claimed[name], seed=seed_of(manifest.seed.weights, name))
+        _initialise(module, name, seed=manifest.seed.weights)
+    _scale(model)
+    if manifest.seed.twin == "ulp":
+        nudge(model.wte.weight)
+    return model.to(device)
+
+
+def _declare(manifest: Manifest) -> tuple[GPT2, dict[nn.Module, str]]:
+    """Returns the patched model on the meta device, and the name that seeds the draws of each of its modules.
+
+    Raises ManifestError.
     """
     with torch.device("meta"):
         model = GPT2(manifest.model)
@@ -40,17 +65,26 @@ def build(manifest: Manifest, *, device: torch.device | str = "cpu") -> GPT2:
     model.base_names = {
         name: base_names[id(module)] for name, module in model.named_modules() if id(module) in base_names
     }
-    if torch.device(device).type == "meta":
-        return model
-    model.to_empty(device="cpu")
-    for module, name in names.items():
-        if offers(module, "construct"):
-            _construct(module, model.claimed[name], seed=seed_of(manifest.seed.weights, name))
-        _initialise(module, name, seed=manifest.seed.weights)
-    if manifest.seed.twin == "ulp":
-        nudge(model.wte.weight)
     del replaced  # kept alive until here: new modules could otherwise reuse the ids of replaced ones
-    return model.to(device)
+    return model, names
+
+
+def _smaller(manifest: Manifest) -> GPT2:
+    """Returns the model at the base's width, on the meta device. Raises ManifestError, with that width in its faults."""
+    small = at_base(manifest)
+    try:
+        return _declare(small)[0]
+    except ManifestError as error:
+        at = f"at the base's n_embd = {small.model.n_embd}, n_head = {small.model.n_head}"
+        raise ManifestError([replace(fault, message=f"{at}: {fault.message}") for fault in error.faults]) from error
+
+
+@torch.no_grad()
+def _scale(model: GPT2) -> None:
+    """Multiplies the initial values, which are those of the standard parametrisation, by the model's factors."""
+    for name, factors in model.factors.items():
+        if factors.init != 1:
+            model.get_parameter(name).mul_(factors.init)
 
 
 def replace_sites(model: GPT2, patches: Mapping[str, Patch]) -> dict[str, nn.Module]:

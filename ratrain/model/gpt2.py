@@ -9,7 +9,8 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from ratrain.kernels.linear_cross_entropy import linear_cross_entropy
 from ratrain.model.backends import causal_attention
 from ratrain.model.cache import PLAIN, KVCache, ValueCode, new_cache, recall
 from ratrain.model.norm import norm_of
+from ratrain.model.parametrisation import Factors
 from ratrain.model.rotary import Rotary
 
 
@@ -32,6 +34,7 @@ class Linear(nn.Module):
     """
 
     decayed = ("weight",)
+    fan_in: Mapping[str, int | None] = MappingProxyType({"weight": 1})
     product: Callable[..., Tensor] = staticmethod(F.linear)  # of x, weight and bias; replaced in the MLPs under fp8
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float = INIT_STD):
@@ -98,6 +101,8 @@ class Down(Linear):
 
 class Embedding(nn.Module):
     """A table of rows [n, C]; N(0, std^2)."""
+
+    fan_in: Mapping[str, int | None] = MappingProxyType({"weight": None})  # rows are picked, not summed
 
     def __init__(self, n_row: int, n_embd: int, *, std: float):
         super().__init__()
@@ -224,9 +229,9 @@ class Attention(nn.Module):
         self.score = NoGate()
         self.pos = Rotary(spec.block_size, spec.head_dim) if spec.pos == "rope" else SamePair()
         self.value = Value()
-        self.core = Core(spec.dropout)
+        self.core = Core(spec.dropout, scale=spec.score_scale)
         self.blend = Same()
-        self.proj = Linear(spec.n_embd, spec.n_embd, bias=spec.bias, std=std / (2 * spec.n_layer) ** 0.5)
+        self.proj = Linear(spec.n_embd, spec.n_embd, bias=spec.bias, std=spec.residual_std)
         self.dropout = spec.dropout
 
     def forward(self, x: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
@@ -272,12 +277,11 @@ class MLP(nn.Module):
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        std = spec.init_std
-        self.up = Linear(spec.n_embd, spec.n_hidden, bias=spec.bias, std=std)
+        self.up = Linear(spec.n_embd, spec.n_hidden, bias=spec.bias, std=spec.init_std)
         self.act = Activation(spec.act)
         self.mix = Same()
         self.gate = NoGate()
-        self.down = Down(spec.n_hidden, spec.n_embd, bias=spec.bias, std=std / (2 * spec.n_layer) ** 0.5)
+        self.down = Down(spec.n_hidden, spec.n_embd, bias=spec.bias, std=spec.residual_std)
         self.dropout = spec.dropout
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, C] -> [B, T, C]
@@ -298,6 +302,7 @@ class Block(nn.Module):
     def __init__(self, spec: ModelSpec, layer: int):
         super().__init__()
         self.layer = layer  # for patches that differ between layers
+        self.branch = 1 / spec.depth_growth  # factor on what attention and MLP add to the stream
         self.norm_1 = norm_of(spec)
         self.attn = Attention(spec)
         self.norm_2 = norm_of(spec)
@@ -306,10 +311,13 @@ class Block(nn.Module):
     def forward(self, h: Tensor, state: Tensor | None, cache=None) -> tuple[Tensor, Tensor | None]:
         """Maps h [B, T, C] and the state from the layer below -> both for the layer above."""
         y, state = self.attn(self.norm_1(h).to(h.dtype), state, cache)
-        h = h + y.to(h.dtype)
+        h = h + self._scaled(y).to(h.dtype)
         x = self.norm_2(h).to(h.dtype)
         y = self.mlp(x, cache) if getattr(self.mlp, "caches", False) else self.mlp(x)
-        return h + y.to(h.dtype), state
+        return h + self._scaled(y).to(h.dtype), state
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        return y if self.branch == 1 else y * self.branch
 
 
 class GPT2(nn.Module):
@@ -324,6 +332,8 @@ class GPT2(nn.Module):
         self.fp8 = False  # whether the head's products are in 8 bits
         self.z_loss = 0.0  # weight of the squared log-partition in the gradient of the loss
         self.base_names: dict[str, str] = {}  # base name by current name: a patch may move a base module
+        self.factors: Mapping[str, Factors] = {}  # by parameter; empty under the standard parametrisation
+        self.read_scale = 1 / spec.width_growth  # factor on the states that the head reads
         std = spec.init_std
         self.wte = Embedding(spec.padded_vocab, spec.n_embd, std=std)
         self.pos = Position(spec.block_size, spec.n_embd, std=std) if spec.pos == "learned" else Same()
@@ -345,7 +355,7 @@ class GPT2(nn.Module):
         """Computes the loss in nats of h [B, T, C] against targets [B, T], mean or per target; -1 is ignored."""
         z_loss = self.z_loss if self.training else 0.0
         options: Any = {"n_class": self.spec.vocab_size, "z_loss": z_loss, "reduction": reduction, "fp8": self.fp8}
-        return linear_cross_entropy(self.norm(h), self.head_weight, targets, **options)
+        return linear_cross_entropy(self._read(h), self.head_weight, targets, **options)
 
     def forward(self, tokens: Tensor, targets: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
         """Computes mean cross-entropy in nats, 0-d, of tokens and targets [B, T] int64; with "none" each, [B, T]."""
@@ -373,7 +383,11 @@ class GPT2(nn.Module):
         h, state = self.embed(tokens, start), None
         for layer, block in enumerate(self.blocks):
             h, state = block(h, state, None if caches is None else caches[layer])
-        return self.norm(h)
+        return self._read(h)
+
+    def _read(self, h: Tensor) -> Tensor:
+        h = self.norm(h)
+        return h if self.read_scale == 1 else h * self.read_scale
 
     def unembedded(self, h: Tensor) -> Tensor:
         """Computes the logits of normed states, [..., C] -> [..., vocab_size]."""

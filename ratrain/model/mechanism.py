@@ -6,7 +6,8 @@ defaults, and owns the activation `s`. A class overrides the hooks that it needs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -54,6 +55,9 @@ class Mechanism(nn.Module):
     s: Tensor  # 0-d buffer, moved by the activation schedule
 
     decayed: Sequence[str] = ()  # names of its own parameters with weight decay
+    # by parameter: the dimension over which a product sums its inputs; None: it scales, shifts or picks. muP needs it
+    # of parameters of two dimensions or more that grow with the width, and of vectors whose product with inputs is summed
+    fan_in: Mapping[str, int | None] = MappingProxyType({})
     constructed: Sequence[str] = ()  # children whose constructor fills them: they have no hooks of ratrain
     gradual: bool | None = None  # whether s may lie between 0 and 1; the build sets it unless None
     kept_channels: int | None = None  # cached channels per head of a value seam; None: head_dim

@@ -32,6 +32,8 @@ class DifferentialAttention(Patch):
     def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
         if spec.head_dim % 4:
             raise ValueError(f"halves of whole pairs need n_embd / n_head to be a multiple of 4, got {spec.head_dim}")
+        if spec.score_scale is not None:
+            raise ValueError("l sums over the head's channels, so that n_embd / n_head must be that of model.base")
         return DifferentialCore(spec, start=self.start)
 
 
@@ -42,7 +44,7 @@ class DifferentialCore(Core):
     s: Tensor  # activation, moved by the schedule
 
     def __init__(self, spec: ModelSpec, *, start: float):
-        super().__init__(spec.dropout)
+        super().__init__(spec.dropout, scale=spec.score_scale)
         self.start, self.eps = start, spec.norm_eps
         self.a_1, self.b_1, self.a_2, self.b_2 = (nn.Parameter(torch.empty(spec.head_dim // 2)) for _ in range(4))
         self.weight = nn.Parameter(torch.empty(spec.head_dim))

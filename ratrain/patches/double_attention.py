@@ -23,7 +23,7 @@ class DoubleAttention(Patch):
     target: str = "blocks.*.attn.core"
 
     def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
-        return DoubleCore(spec.dropout)
+        return DoubleCore(spec)
 
 
 class DoubleCore(Core):
@@ -31,8 +31,8 @@ class DoubleCore(Core):
 
     s: Tensor  # activation, moved by the schedule
 
-    def __init__(self, dropout: float):
-        super().__init__(dropout)
+    def __init__(self, spec: ModelSpec):
+        super().__init__(spec.dropout, scale=spec.score_scale)
         self.register_buffer("s", torch.empty(()))
 
     def reset_parameters(self, generator: torch.Generator) -> None:

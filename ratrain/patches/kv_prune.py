@@ -162,7 +162,7 @@ class PrunedCore(Core):
     counted: Tensor
 
     def __init__(self, spec: ModelSpec, options: KVPrune, budget: Budget, *, block: int):
-        super().__init__(spec.dropout)
+        super().__init__(spec.dropout, scale=spec.score_scale)
         self.options, self.budget, self.block = options, budget, block
         self.length, self.n_layer, self.n_head = spec.block_size, spec.n_layer, spec.n_head
         self.gradual = True  # whether s may lie between 0 and 1; set by the build
@@ -221,7 +221,7 @@ class PrunedCore(Core):
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         counts = [self.budget.at(end) for end in self._ends(q)]
-        return pruned_attention(q, k, v, self._keep(q, k, counts), block=self.block, active=self.s)
+        return pruned_attention(q, k, v, self._keep(q, k, counts), block=self.block, active=self.s, scale=self.scale)
 
     def _ends(self, q: Tensor) -> range:
         """Returns the ends of all blocks but the last."""
@@ -234,6 +234,7 @@ class PrunedCore(Core):
         return keep(
             q, k, counts=counts, block=self.block, recent=recent, sinks=self.budget.sinks, order=order,
             exposure=self.options.exposure, both=self.options.mode == "kv", ranked=ranked, active=self.s,
+            scale=self.scale,
         )  # fmt: skip
 
     def _fixed_order(self, n_token: int) -> Tensor:
@@ -261,7 +262,7 @@ class PrunedCore(Core):
 
         `weight` [B, H, m] is 1 for each kept one of the first m keys; None means that all keys are the block's own.
         """
-        scores = scores_of(q, k)
+        scores = scores_of(q, k, scale=self.scale)
         scores = scores.masked_fill(~causal(scores), float("-inf"))
         if weight is not None and self.options.mode == "kv":
             open_ = (1 - self.s * (1 - weight.detach())).log()
@@ -409,10 +410,12 @@ class LearnedCore(PrunedCore):
         counts = [self.counts(end) for end in self._ends(q)]
         counts = torch.stack(counts, dim=1) if counts else self.ratio.new_empty(len(self.ratio), 0)  # [H, ends]
         if not torch.is_grad_enabled():
-            return pruned_attention(q, k, v, self._keep(q, k, counts), block=self.block, active=self.s)
+            return pruned_attention(
+                q, k, v, self._keep(q, k, counts), block=self.block, active=self.s, scale=self.scale
+            )
         return pruned_attention(
             q, k, v, self._keep(q, k, counts, ranked=True), block=self.block,
-            counts=counts, softness=self.learned.softness, active=self.s,
+            counts=counts, softness=self.learned.softness, active=self.s, scale=self.scale,
         )  # fmt: skip
 
     def choose(self, order: Tensor, there: Tensor) -> Tensor:
@@ -487,7 +490,7 @@ class PrunedCache:
         places, weight = (self.places, self.weight) if self.v_only else (None, None)
         y, spent = decode_kept(
             q, self.keys, self.code.fold(self.values), self.mass, places=places, weight=weight,
-            renormalise=self.v_only and self.core.options.missing == "renormalise",
+            renormalise=self.v_only and self.core.options.missing == "renormalise", scale=self.core.scale,
         )  # fmt: skip
         if self.core.options.missing == "residual":
             n_lost = self.size - self.weight.sum(2, keepdim=True)  # [B, H, 1]

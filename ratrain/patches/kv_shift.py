@@ -35,7 +35,7 @@ class ShiftCore(Core):
     s: Tensor  # activation, moved by the schedule
 
     def __init__(self, spec: ModelSpec):
-        super().__init__(spec.dropout)
+        super().__init__(spec.dropout, scale=spec.score_scale)
         # 1-D: never decayed
         self.k_own, self.k_before, self.v_own, self.v_before = (
             nn.Parameter(torch.empty(spec.n_head)) for _ in range(4)

@@ -34,7 +34,8 @@ from ratrain.patches.foreign.recipe import Recipe
 from ratrain.registry import Patch, register
 
 _USE = r"^[^:\s][^:]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
-_SIZES = (*ModelSpec.model_fields, "head_dim", "n_hidden", "padded_vocab", "layer", "none")
+_KEYS = tuple(key for key in ModelSpec.model_fields if key not in ("parametrisation", "base"))
+_SIZES = (*_KEYS, "head_dim", "n_hidden", "padded_vocab", "layer", "none")
 _TENSORS = ("x", "causal_mask", "causal_bias", "positions", "rope")
 _PACKAGES = {"fla": "flash-linear-attention", "mamba_ssm": "mamba-ssm"}  # distributions with another name
 _COPIES = "modules"  # folder of a run that holds the files of its modules
@@ -74,6 +75,7 @@ class Module(Patch):
     """A module of another package, or of a file beside the manifest."""
 
     brings_code: ClassVar[bool] = True
+    transfers: ClassVar[str] = "the draws and the fan-ins of a module from elsewhere are not known"
     parts: ClassVar[str] = "foreign"
     example: ClassVar[Mapping[str, Any]] = {
         "use": "torch.nn:MultiheadAttention",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
@@ -129,6 +130,8 @@ def _mixer(n_rec: int, inner: int) -> list[Linear]:
 
 class TokenGate(nn.Module):
     """Maps x [B, T, C] -> sigmoid(u . x + c) [B, T, 1]; the initial value is the same for every token."""
+
+    fan_in: Mapping[str, int | None] = MappingProxyType({"u": 0})
 
     def __init__(self, n_embd: int):
         super().__init__()

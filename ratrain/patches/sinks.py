@@ -34,7 +34,7 @@ class SinkCore(ScoreCore):
     s: Tensor  # activation, moved by the schedule
 
     def __init__(self, spec: ModelSpec):
-        super().__init__(spec.dropout)
+        super().__init__(spec.dropout, scale=spec.score_scale)
         self.b = nn.Parameter(torch.empty(spec.n_head))  # 1-D: never decayed
         self.register_buffer("s", torch.empty(()))
 

@@ -26,7 +26,7 @@ class SoftCap(Patch):
     cap: PositiveFloat = 50.0
 
     def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
-        return CappedCore(spec.dropout, cap=self.cap)
+        return CappedCore(spec, cap=self.cap)
 
 
 class CappedCore(ScoreCore):
@@ -34,8 +34,8 @@ class CappedCore(ScoreCore):
 
     s: Tensor  # activation, moved by the schedule
 
-    def __init__(self, dropout: float, *, cap: float):
-        super().__init__(dropout)
+    def __init__(self, spec: ModelSpec, *, cap: float):
+        super().__init__(spec.dropout, scale=spec.score_scale)
         self.cap = cap
         self.register_buffer("s", torch.empty(()))
 

@@ -26,7 +26,7 @@ class StickBreaking(Patch):
     target: str = "blocks.*.attn.core"
 
     def build(self, old: nn.Module, spec: ModelSpec) -> nn.Module:
-        return StickCore(spec.dropout)
+        return StickCore(spec)
 
 
 class StickCore(ScoreCore):
@@ -34,8 +34,8 @@ class StickCore(ScoreCore):
 
     s: Tensor  # activation, moved by the schedule
 
-    def __init__(self, dropout: float):
-        super().__init__(dropout)
+    def __init__(self, spec: ModelSpec):
+        super().__init__(spec.dropout, scale=spec.score_scale)
         self.register_buffer("s", torch.empty(()))
 
     def reset_parameters(self, generator: torch.Generator) -> None:

@@ -20,6 +20,8 @@ the fold anew at every call. Here gates scale one side instead of both sides by 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, cast
 
 import torch
@@ -59,6 +61,8 @@ class TiedRA(Patch):
             raise ValueError(f"rank must be below head_dim = {spec.head_dim}, got {self.rank}")
         if self.init == "even":
             raise ValueError("init = 'even' is for full rank; drop rank, or take 'neutral'")
+        if spec.score_scale is not None:
+            raise ValueError("the fold scores rank channels at any width; n_embd / n_head must be that of model.base")
         return FoldedCore(spec, rank=self.rank, init=(1.0, 1.0) if self.init == "neutral" else (0.9, 0.1))
 
     def repack(self, model: nn.Module, site: str) -> bool:
@@ -78,7 +82,7 @@ class TiedCore(Core):
     widths = 2  # score channels over head_dim
 
     def __init__(self, spec: ModelSpec, *, init: tuple[float, float]):
-        super().__init__(spec.dropout, scale=spec.head_dim**-0.5)
+        super().__init__(spec.dropout, scale=spec.score_scale or spec.head_dim**-0.5)
         self.init, self.n_std = init, spec.head_dim
         self.w_s = nn.Parameter(torch.empty(spec.n_head))  # 1-D: never decayed
         self.w_r = nn.Parameter(torch.empty(spec.n_head))
@@ -104,7 +108,7 @@ class TiedCore(Core):
 
     def _written_out(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         std, rec = 1 + self.s * (self.w_s - 1), self.s * self.w_r  # [H]
-        one_way = scores_of(q, k)  # [B, H, T, T]
+        one_way = scores_of(q, k, scale=self.scale)  # [B, H, T, T]
         scores = std[:, None, None] * one_way + rec[:, None, None] * one_way.mT
         probs = scores.masked_fill(~causal(scores), float("-inf")).softmax(-1)
         return F.dropout(probs, self.dropout, self.training).to(v.dtype) @ v
@@ -165,6 +169,7 @@ class Fold(nn.Module):
     """Projects x [B, H, S, D] -> U^T x [B, H, S, R] per head; applied to queries and to keys."""
 
     decayed = ("weight",)
+    fan_in: Mapping[str, int | None] = MappingProxyType({"weight": 1})
 
     def __init__(self, spec: ModelSpec, rank: int):
         super().__init__()

@@ -11,8 +11,8 @@ from ratrain.config.find import ablations, shipped
 from ratrain.config.read import read_source
 from ratrain.config.resolve import resolve
 from ratrain.errors import ManifestError, MissingError, UsageError
-from ratrain.model.widen import widen
 from ratrain.registry import optim_kinds, patch_kinds
+from ratrain.run.widen import widen
 
 HEAD = 'id = "x"\nscale = "tiny"\n'
 

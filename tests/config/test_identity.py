@@ -9,6 +9,7 @@ import pytest
 
 from ratrain.config.identity import Parent, _recipe, plain, recipe_hash, run_folder, run_hash
 
+MUP = ("model.parametrisation=mup", "model.base={ n_embd = 96, n_head = 3 }")
 SAME_RECIPE = [
     "id=other", "title=x", "scale=other", "same_as=x", "origin.step=V1", "seed.init=7", "seed.data=7", "log.every=3",
     "log.trackers=['wandb']", "log.study=pilot", "eval.every=3", "checkpoint.every=3", "checkpoint.keep=5",
@@ -33,6 +34,15 @@ def test_whatever_is_trained_otherwise_has_another_recipe(resolved, override):
     assert recipe_hash(resolved("v9", override)) != recipe_hash(resolved("v9"))
 
 
+def test_the_parametrisation_and_its_base_are_part_of_the_recipe_and_the_standard_one_is_not(resolved):
+    standard, mup, other = (
+        recipe_hash(resolved("v9", *keys))
+        for keys in (("model.parametrisation=standard",), MUP, (MUP[0], "model.base={ n_embd = 64, n_head = 2 }"))
+    )
+    assert standard == recipe_hash(resolved("v9"))
+    assert len({standard, mup, other}) == 3
+
+
 def test_other_recipes_all_differ(resolved):
     assert len({recipe_hash(resolved("v9", override)) for override in OTHER_RECIPE}) == len(OTHER_RECIPE)
 
@@ -40,9 +50,10 @@ def test_other_recipes_all_differ(resolved):
 def test_the_table_of_safe_keys_is_what_the_recipe_leaves_out(resolved):
     page = Path(__file__).parents[2] / "docs" / "reliability.md"
     table = re.findall(r"^\| `([a-z_.]+)` \|", page.read_text(), re.MULTILINE)
-    # autotune and init_std are left out at their defaults: they are younger than the hash
-    pruning = ("prune.kind=magnitude", "prune.target=0.5", "compile.autotune=true", "model.init_std=0.06")
-    manifest = resolved("v9", "init.weights=gpt2", f"init.sha256='{'0' * 64}'", *pruning)
+    # these are left out at their defaults: they are younger than the hash
+    young = ("compile.autotune=true", "model.init_std=0.06", *MUP)
+    pruning = ("prune.kind=magnitude", "prune.target=0.5")
+    manifest = resolved("v9", "init.weights=gpt2", f"init.sha256='{'0' * 64}'", *pruning, *young)
     whole, kept = plain(manifest), _recipe(manifest)
     left_out = {name for name in type(manifest).model_fields if name not in kept and name != "seed"}
     for name in kept.keys() & {key for key, value in whole.items() if isinstance(value, dict)}:

@@ -49,13 +49,21 @@ class Contract:
     divided: Mapping[Tensor, Divided] = MappingProxyType({})
 
 
-def stated(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Converts `groups` to torch's param_groups, in order, without empty groups."""
-    return [
-        {"params": list(g.parameters), "weight_decay": g.weight_decay, "matrices": g.matrices}
-        for g in groups
-        if g.parameters
-    ]
+def stated(groups: Sequence[Group], *, eps: float | None = None) -> list[dict[str, Any]]:
+    """Converts `groups` to torch's param_groups, in order, without empty groups.
+
+    A group with a factor gets a learning rate of its own, or its part of `eps`, the optimizer's.
+    """
+    found = []
+    for g in (g for g in groups if g.parameters):
+        options: dict[str, Any] = {"weight_decay": g.weight_decay, "matrices": g.matrices}
+        if g.lr_factor != 1:
+            options["lr"] = rate(groups)
+        if g.eps_factor != 1:
+            assert eps is not None, "the parametrisation is refused for optimizers without Adam's eps"
+            options["eps"] = eps * g.eps_factor
+        found.append({"params": list(g.parameters), **options})
+    return found
 
 
 def rate(groups: Sequence[Group]) -> Tensor:

@@ -29,6 +29,10 @@ class Adam(OptimSection):
     betas: Betas = (0.9, 0.95)
     eps: Eps = 1e-8
 
+    @property
+    def transfers(self) -> bool:
+        return not self.weight_decay  # coupled decay goes through the moments, which undo every factor on it
+
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
         """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
-        return FusedAdam(stated(groups), lr=rate(groups), betas=self.betas, eps=self.eps, fused=True)
+        return FusedAdam(stated(groups, eps=self.eps), lr=rate(groups), betas=self.betas, eps=self.eps, fused=True)

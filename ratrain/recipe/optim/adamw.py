@@ -73,11 +73,14 @@ class AdamW(OptimSection):
     betas: Betas = (0.9, 0.95)
     eps: Eps = 1e-8
 
+    @property
+    def transfers(self) -> bool:
+        return True
+
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
         """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device.
 
         It reads `grad_scale` and `found_inf`, so that clipping and skipping need no separate pass.
         """
-        return FusedAdamW(
-            stated(groups), lr=rate(groups), betas=self.betas, eps=self.eps, amsgrad=self.amsgrad, fused=True
-        )
+        made = stated(groups, eps=self.eps)
+        return FusedAdamW(made, lr=rate(groups), betas=self.betas, eps=self.eps, amsgrad=self.amsgrad, fused=True)

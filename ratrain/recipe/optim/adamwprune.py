@@ -36,7 +36,13 @@ class AdamWPrune(OptimSection):
     betas: Betas = (0.9, 0.95)
     eps: Eps = 1e-8
 
+    @property
+    def transfers(self) -> bool:
+        return self._section().transfers
+
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
         """Builds the optimizer of `base` over `groups`."""
-        section = _BASES[self.base](weight_decay=self.weight_decay, clip=self.clip, betas=self.betas, eps=self.eps)
-        return section.build(groups)
+        return self._section().build(groups)
+
+    def _section(self) -> Any:
+        return _BASES[self.base](weight_decay=self.weight_decay, clip=self.clip, betas=self.betas, eps=self.eps)

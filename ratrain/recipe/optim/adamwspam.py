@@ -67,9 +67,8 @@ class Spikes(Contract, torch.optim.AdamW):
     tallies = ("spikes", "clipped", "resets")
 
     def __init__(self, groups: Sequence[Group], section: SpikeAware, *, amsgrad: bool):
-        super().__init__(
-            stated(groups), lr=rate(groups), betas=section.betas, eps=section.eps, amsgrad=amsgrad, fused=True
-        )
+        made, eps = stated(groups, eps=section.eps), section.eps
+        super().__init__(made, lr=rate(groups), betas=section.betas, eps=eps, amsgrad=amsgrad, fused=True)
         device = device_of(groups)
         self._z = section.spike_z
         self.own = {

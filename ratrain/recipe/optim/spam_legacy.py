@@ -36,6 +36,10 @@ class SPAMLegacy(SpikeAware):
     )
     clip_spikes: bool = Field(default=False, description="cut gradients by theta, without bias correction")
 
+    @property
+    def transfers(self) -> bool:
+        return False  # it reproduces runs of one width; with clip_spikes its floor under v is absolute
+
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
         """Builds the optimizer over `groups`; its learning rate is a 0-d tensor on the parameters' device."""
         return LegacySPAM(groups, self)

@@ -4,7 +4,7 @@ import pytest
 
 from ratrain.model.build import build
 from ratrain.model.count import count
-from ratrain.model.widen import widen
+from ratrain.run.widen import widen
 
 
 def costs(manifest):
