@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     import tiktoken
 
     from ratrain.ablation.conclusion import Conclusion
+    from ratrain.ablation.ladder.climb import Climbed
+    from ratrain.ablation.ladder.conclusion import Outlook
+    from ratrain.ablation.ladder.plan import LadderPlan, Rung
     from ratrain.ablation.plan import Plan
     from ratrain.ablation.record import Study
     from ratrain.ablation.results import Row
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
 Pathlike = str | PathLike[str]
 
 __all__ = [
+    "LadderRun",
     "Loaded",
     "Mechanism",
     "Patch",
@@ -69,6 +73,7 @@ __all__ = [
     "RunLog",
     "StudyRun",
     "Verdict",
+    "ladder",
     "load",
     "read_manifest",
     "read_plan",
@@ -109,6 +114,25 @@ class StudyRun:
     def verdicts(self) -> dict[str, StudyVerdict]:
         """The verdict on each arm by its name; an effect is in nats per token."""
         return {found.arm: found for found in self.conclusion.judgement.verdicts} if self.conclusion else {}
+
+
+@dataclass(frozen=True)
+class LadderRun:
+    """A ladder after its runs: its folder, its report, and the rungs with their conclusion (`climbed`)."""
+
+    path: Path
+    page: Path
+    climbed: Climbed
+
+    @property
+    def exit(self) -> int:
+        """DONE, or the exit code of the first rung that failed or was stopped."""
+        return self.climbed.exit
+
+    @property
+    def outlooks(self) -> dict[str, Outlook]:
+        """The trend of each arm by its name; gains are logarithms of factors on the baseline's tokens."""
+        return self.climbed.conclusion.outlooks if self.climbed.conclusion else {}
 
 
 @dataclass(frozen=True)
@@ -248,6 +272,41 @@ def study(
     return _carry_out(
         plan, launch, device, jobs, memory, amend=amend, costs=costs, board=board, pool=pool, devices=devices
     )
+
+
+def ladder(
+    file: Pathlike | LadderPlan,
+    *,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    only: Sequence[str] = (),
+    patches: Sequence[Pathlike] = (),
+    out: Pathlike = "runs",
+    fresh: bool = False,
+    run: Callable[[Rung], StudyRun] | None = None,
+    **options: Any,
+) -> LadderRun:
+    """Runs the ladder of a manifest: a study at every rung, as far as it is not done, and the trend over the rungs.
+
+    `options` are those of `study`; step costs are measured at the last rung alone. `run` carries out one rung instead.
+    Raises the errors of `study`, and ManifestError for a ladder of other arms or rungs than the one on record.
+    """
+    from ratrain.ablation.ladder.climb import climb
+    from ratrain.ablation.ladder.manifest import find_ladder
+    from ratrain.ablation.ladder.plan import LadderPlan, make_ladder
+    from ratrain.report.ladder.write import write_ladder_report
+
+    plan = file if isinstance(file, LadderPlan) else make_ladder(
+        find_ladder(str(file)), overrides=overrides, only=only, patches=[Path(one) for one in patches],
+        seeds=None if seeds is None else [(seed, seed) for seed in seeds],
+    )  # fmt: skip
+
+    def carry_out(rung: Rung) -> StudyRun:
+        costs = options.get("costs", True) and rung is plan.rungs[-1]
+        return study(rung.plan, out=out, fresh=fresh, **{**options, "costs": costs})
+
+    found = climb(plan, Path(out), run or carry_out, write_ladder_report, fresh=fresh)
+    return LadderRun(found.ladder.folder, write_ladder_report(found), found)
 
 
 def try_ideas(

@@ -10,22 +10,25 @@ from importlib.metadata import EntryPoint
 from typing import NoReturn
 
 from ratrain import __version__
-from ratrain.cli import ablate, completion, evaluate, export, plan, profile, report, runs, text, train, try_ideas
+from ratrain.cli import completion, evaluate, export, profile, report, runs, text, train
 from ratrain.cli import variants as look
 from ratrain.cli.arguments import Command
 from ratrain.cli.checks import manifests as check
 from ratrain.cli.checks import runs as check_runs
 from ratrain.cli.checks import soundness
 from ratrain.cli.printing.stdout import discard, outlive_reader, write_any_text
+from ratrain.cli.studies import ablate, ladder, plan, try_ideas
 from ratrain.errors import Exit, ManifestError, MissingError, RatrainError
 from ratrain.plugins import offered
 from ratrain.waiting import settle
 
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | check.COMMANDS | soundness.COMMANDS | text.COMMANDS
 COMMANDS |= runs.COMMANDS | report.COMMANDS | profile.COMMANDS | export.COMMANDS | evaluate.COMMANDS
-COMMANDS |= check_runs.COMMANDS | try_ideas.COMMANDS | plan.COMMANDS | completion.commands(lambda: _every())
+COMMANDS |= check_runs.COMMANDS | ladder.COMMANDS | try_ideas.COMMANDS | plan.COMMANDS
+COMMANDS |= completion.commands(lambda: _every())
 
-_WORK = {"train", "--ablate", "try", "calibrate", "prepare"}  # continue after the reader of stdout closed the pipe
+# these continue after the reader of stdout closed the pipe
+_WORK = {"train", "--ablate", "--ladder", "try", "calibrate", "prepare"}
 
 _EPILOG = """\
 examples:
@@ -34,6 +37,7 @@ examples:
   ratrain manifests/unified_ra_v9.toml --dry-run    build, compile, two steps; time, memory and disk of the run
   ratrain try my_idea.toml                          from an idea to a verdict, in a quarter of an hour
   ratrain --ablate ablation_kv.toml                 a study: many arms and seeds, compared with a baseline
+  ratrain --ladder ladder_tiny.toml                 the same arms at several scales: does a gain hold?
   ratrain legacy/defconfigs/gpt2-vanilla-baseline   a configuration of the reference (docs/legacy.md)
   ratrain list                                      every variant
   ratrain sample @last --prompt 'Enter HAMLET'      text from the newest run
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _prepare_process()
         command, rest = split(words)
-        if command in ("train", "--ablate", "check") and any(map(_may_be_foreign, rest)):
+        if command in ("train", "--ablate", "--ladder", "check") and any(map(_may_be_foreign, rest)):
             for entry in offered("ratrain.manifests"):
                 words = entry.load()(words)
             command, rest = split(words)
@@ -97,8 +101,9 @@ def _prepare_process() -> None:
 
 def split(argv: list[str]) -> tuple[str, list[str]]:
     """Splits `argv` into a command of one or two words ("train" if it names none) and the arguments."""
-    if "--ablate" in argv:  # at any position; the next word is its file
-        return "--ablate", [word for word in argv if word != "--ablate"]
+    for option in ("--ablate", "--ladder"):  # at any position; the next word is its file
+        if option in argv:
+            return option, [word for word in argv if word != option]
     for count in (2, 1):
         if (name := " ".join(argv[:count])) in COMMANDS or name in _offered():
             return name, argv[count:]

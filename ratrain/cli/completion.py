@@ -33,12 +33,12 @@ def script(shell: str, known: Mapping[str, Command]) -> str:
     import shtab  # only here: no other command needs it
 
     from ratrain.config.catalogue import catalogue
-    from ratrain.config.find import ablations, scales
+    from ratrain.config.find import ablations, ladders, scales
 
     words = Words(
         commands=tuple(dict.fromkeys(name.partition(" ")[0] for name in known)),
         variants=tuple(entry.id for entry in catalogue()),
-        studies=tuple(file.stem for file in ablations()),
+        studies=tuple(file.stem for file in (*ablations(), *ladders())),
         scales=tuple(scales()),
     )
     parents = {name.rpartition(" ")[0] for name in known} - {""}
@@ -52,10 +52,11 @@ def _whole(shell: str, known: Mapping[str, Command], parents: Iterable[str]) -> 
     below = {"": root.add_subparsers()}
     _add(root, known["train"], parent=True)
     root.add_argument("--version", action="version", version="")
-    _mark(root.add_argument("--ablate", metavar="FILE", help=known["--ablate"].run.__doc__), Completer.STUDIES)
+    for name in ("--ablate", "--ladder"):
+        _mark(root.add_argument(name, metavar="FILE", help=known[name].run.__doc__), Completer.STUDIES)
     for name in sorted(known, key=lambda name: name.count(" ")):
         first, _, last = name.rpartition(" ")
-        if name == "--ablate" and shell != "bash":
+        if name in ("--ablate", "--ladder") and shell != "bash":
             continue  # these take no option for a command
         about = (known[name].run.__doc__ or "").replace("%", "%%")
         parser = below[first].add_parser(last, help=about, description=about)

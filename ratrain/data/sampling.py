@@ -85,12 +85,13 @@ def local_rows(batch: int, *, rank: int, world: int) -> slice:
 class Windows:
     """Validation rows: inputs and targets, int64 [n, T] each; a target of -1 is not predicted.
 
-    `parts` are the numbers of rows from each corpus of a mixture, in order.
+    `parts` are the numbers of rows from each corpus of a mixture, in order. In text each target is the next input.
     """
 
     inputs: torch.Tensor
     targets: torch.Tensor
     parts: tuple[int, ...] = ()
+    is_text: bool = True
 
     @classmethod
     def of_text(cls, tokens: torch.Tensor) -> Windows:
@@ -100,8 +101,7 @@ class Windows:
     @property
     def tokens(self) -> torch.Tensor:
         """Every token once: text as windows [n, T + 1], other rows as inputs followed by targets [n, 2 T]."""
-        is_text = self.inputs[:, 1:].equal(self.targets[:, :-1])
-        return torch.cat([self.inputs, self.targets[:, -1:] if is_text else self.targets], dim=1)
+        return torch.cat([self.inputs, self.targets[:, -1:] if self.is_text else self.targets], dim=1)
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -23,7 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ratrain.statistics.moderation import Spread
+from ratrain.statistics.moderation import Spread, root
 
 Interval = tuple[float, float]
 _DRAWS = 1024
@@ -75,12 +75,8 @@ class Mixture:
         return float(self.weights @ ndtr((value - self.means) / np.sqrt(np.maximum(self.variances, _TINY))))
 
     def quantile(self, p: float) -> float:
-        from scipy.optimize import brentq
-
-        low, high = self.mean - 60 * self.sd - 1e-12, self.mean + 60 * self.sd + 1e-12
-        if not self.below(low) < p < self.below(high):
-            return low if self.below(low) >= p else high
-        return float(brentq(lambda value: self.below(value) - p, low, high, xtol=1e-10))
+        reach = 60 * self.sd + _TINY
+        return root(lambda value: self.below(value) - p, self.mean - reach, self.mean + reach)
 
     def interval(self, level: float) -> Interval:
         """Returns the central interval that leaves out `level` in all."""

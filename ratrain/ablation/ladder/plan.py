@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ratrain.ablation.arms import resolved
+from ratrain.ablation.arms import Costs, resolved
 from ratrain.ablation.ladder.manifest import DECADES, LadderManifest, decades, read_ladder, rung_table
 from ratrain.ablation.ladder.sizes import Shape, Sizes
 from ratrain.ablation.manifest import AblationManifest, ArmSection, Seeds, changes
@@ -75,8 +75,11 @@ def make_ladder(
     seeds: Seeds | Sequence[tuple[int, int]] | None = None,
     only: Sequence[str] = (),
     patches: Sequence[Path] = (),
+    costs: Costs | None = None,
 ) -> LadderPlan:
     """Plans the ladder of a file; `overrides` and `seeds` come from the command line, for every rung.
+
+    `costs` returns step times for `match = "seconds"`, as for `make_plan`.
 
     Raises ManifestError with the faults of the first rung that has any, and for rungs that span less than two decades
     of compute or are not in rising order of it; UsageError as `make_plan` does, and for overrides of a rung's sizes.
@@ -90,7 +93,7 @@ def make_ladder(
     rungs = []
     for at in range(ladder.rungs.count):
         study, table = draft.study(at, seeds)
-        plan = plan_of(study, table, overrides=overrides, only=only, patches=patches)
+        plan = plan_of(study, table, overrides=overrides, only=only, patches=patches, costs=costs)
         rungs.append(Rung(at + 1, plan))
     _require_rise(rungs, layer)
     return LadderPlan(ladder, layer.label, tuple(rungs))
@@ -137,7 +140,7 @@ class _Draft:
     def study(self, at: int, seeds: Seeds | None) -> tuple[AblationManifest, Layer]:
         """Returns the study of a rung, and the file that stands for it."""
         ladder, rungs, size = self.ladder, self.ladder.rungs, self._size(at)
-        sizes = {**size.sections, "scale": f"{ladder.id}-{at + 1}"}
+        sizes = {**size.sections, "scale": f"rung{at + 1}"}
         if size.tokens:
             sizes["train"] = {**sizes["train"], **size.budget(1)}
         planted = {name: tokens for name in ladder.arm if (tokens := ladder.tokens_of(name, at)) != 1}
@@ -145,7 +148,7 @@ class _Draft:
         own = Seeds(init=tuple(range(1, rungs.seeds[at] + 1))) if rungs.seeds else ladder.seed
         said = {name: getattr(ladder, name) for name in AblationManifest.model_fields if name not in ("arm", "set")}
         said |= {
-            "id": f"{ladder.id}-{at + 1}", "title": f"{ladder.title or ladder.id}, rung {at + 1}",
+            "id": ladder.id, "title": f"{ladder.title or ladder.id}, rung {at + 1}",
             "scale": rungs.scales[at] if rungs.scales else ladder.scale,
             "seed": seeds or own, "budget": rungs.budgets[at] if rungs.budgets else None,
         }  # fmt: skip

@@ -47,7 +47,7 @@ class Recall:
         """Draws `count` rows, the same for every run of this task and size."""
         rows = self.draw(count, seed=_VALIDATION_SEED, step=0, stream=_VALIDATION, block_size=block_size)
         inputs, targets = map(torch.from_numpy, rows)
-        return Windows(inputs, targets)
+        return Windows(inputs, targets, is_text=False)
 
     def clusters(self, windows: Windows) -> Clusters:
         """Takes each row as a cluster: its answers depend on one another, those of other rows do not."""

@@ -60,22 +60,32 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="an ablation manifest: a path, or the name of a shipped one")
     parser.add_argument("--scale", metavar="S", help="overlay of sizes for every arm, in place of the manifest's")
     parser.add_argument(
-        "--seeds", type=_seeds, metavar="N,N,...", help="seeds in place of the manifest's; 3..40: as many as needed"
-    )
-    parser.add_argument(
         "--budget",
         type=budget,
         metavar="B",
         help="with seeds as needed: 30m, 2h, 4 gpu-h or 40 Mtokens; extensible",
     )
+    parser.add_argument("--amend", action="store_true", help="add arms or seeds to a study's plan, as exploratory")
+    study_arguments(parser)
+    json_argument(parser, "the results, or the plan of --dry-run, as one JSON document on stdout")
+    pool_arguments(parser)
+    other_machines(parser)
+
+
+def study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that a study and a ladder have in common."""
+    parser.add_argument(
+        "--seeds", type=_seeds, metavar="N,N,...", help="seeds in place of the manifest's; 3..40: as many as needed"
+    )
     parser.add_argument(
         "--only", type=_words, default=[], metavar="A,A,...", help="only these arms, by name or pattern"
     )
-    parser.add_argument("--amend", action="store_true", help="add arms or seeds to a study's plan, as exploratory")
     parser.add_argument("--no-costs", action="store_true", help="do not measure the cost of a step of each arm")
     parser.add_argument("--dry-run", action="store_true", help="check the arms, print the plan and run nothing")
-    json_argument(parser, "the results, or the plan of --dry-run, as one JSON document on stdout")
-    pool_arguments(parser)
+
+
+def other_machines(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for runs on other machines."""
     other = parser.add_argument_group("other machines (docs/scale.md)")
     other.add_argument("--run", type=count, metavar="K", help="train run K of the plan alone, from 1")
     other.add_argument("--emit", choices=("slurm", "shell"), help="write the next runs as jobs, else the report")
@@ -96,34 +106,37 @@ def _ablate(args: argparse.Namespace) -> int:
     from ratrain.ablation.manifest import find_ablation
     from ratrain.ablation.plan import make_plan
 
-    _check_together(args)
-    if args.pool:  # the checks of a plan take a minute
-        from ratrain.ablation.running.ray_pool import require
-
-        require()
+    check_together(args)
     plan = make_plan(
         find_ablation(args.file), scale=args.scale, overrides=args.set, seeds=args.seeds, budget=args.budget,
-        only=args.only, patches=args.patches, costs=partial(_costs, args),
+        only=args.only, patches=args.patches, costs=partial(costs_of, args),
     )  # fmt: skip
-    plan = replace(plan, command=_command(args))
+    return carry_out_plan(replace(plan, command=_command(args)), args)
+
+
+def carry_out_plan(plan: Plan, args: argparse.Namespace) -> int:
+    """Prints, emits or runs a study, as the options say, or one run of it."""
     if args.dry_run:
         from ratrain.ablation.preflight import preflight
         from ratrain.ablation.running.guarding import Guards
 
         checked = [*preflight(plan), *(f"guard: {task}" for task in Guards(plan).described())]
-        _print_plan(plan, _estimate(plan, args), checked, args)
+        _print_plan(plan, estimated(plan, args), checked, args)
         return Exit.DONE
     if args.run:
         return _run_one(plan, args)
     if args.emit:
-        return _emit(plan, args)
-    return _told(_study(plan, args, **(_ray(args) if args.pool else {})), args)
+        return emit(plan, args)
+    return _told(run_study(plan, args), args)
 
 
-def _study(plan: Plan, args: argparse.Namespace, **elsewhere: Any) -> StudyRun:
+def run_study(plan: Plan, args: argparse.Namespace, **elsewhere: Any) -> StudyRun:
+    """Runs a study here or on a Ray cluster, with a board of its runs."""
     from ratrain.ablation.running.board import LineBoard, board
     from ratrain.api import study
 
+    if args.pool and not elsewhere:
+        elsewhere = _ray(args)
     return study(
         plan, out=args.out, device=args.device, jobs=args.jobs, memory=args.memory, fresh=args.fresh, amend=args.amend,
         accept_code_change=args.accept_code_change, costs=not args.no_costs,
@@ -141,8 +154,8 @@ def _told(found: StudyRun, args: argparse.Namespace) -> int:
     return found.exit
 
 
-def _check_together(args: argparse.Namespace) -> None:
-    """Raises UsageError for options of other machines that do not go together."""
+def check_together(args: argparse.Namespace) -> None:
+    """Raises UsageError for options of other machines that do not go together, UnavailableError without Ray."""
     modes = [word for word, given in (("--run", args.run), ("--emit", args.emit), ("--pool", args.pool)) if given]
     if len(modes) > 1:
         raise UsageError(f"{' and '.join(modes)}: expected one of them")
@@ -158,6 +171,10 @@ def _check_together(args: argparse.Namespace) -> None:
             raise UsageError(f"{word}: expected {mode} beside it")
     if args.pool and args.gpus_per_run > 1:
         raise UsageError("--pool ray: a run takes one GPU; expected --gpus-per-run 1, or --emit slurm")
+    if args.pool:  # now, since the checks of a plan take a minute
+        from ratrain.ablation.running.ray_pool import require
+
+        require()
 
 
 def _run_one(plan: Plan, args: argparse.Namespace) -> int:
@@ -184,7 +201,7 @@ def _run_one(plan: Plan, args: argparse.Namespace) -> int:
     return code
 
 
-def _emit(plan: Plan, args: argparse.Namespace) -> int:
+def emit(plan: Plan, args: argparse.Namespace) -> int:
     """Writes the next round of runs as jobs; prints the report if there is none."""
     from ratrain.ablation.running.emission import Collected, Emission, write_round
     from ratrain.ablation.running.execute import held
@@ -197,7 +214,7 @@ def _emit(plan: Plan, args: argparse.Namespace) -> int:
         args.jobs or 0, args.sbatch,
     )  # fmt: skip
     collected = Collected()
-    found = _study(plan, args, pool=lambda *_: collected, devices=[args.device] * (args.jobs or 1))
+    found = run_study(plan, args, pool=lambda *_: collected, devices=[args.device] * (args.jobs or 1))
     with held(found.path):
         if args.fresh:
             _move_aside(collected.tasks, args.out)
@@ -236,22 +253,26 @@ def _ray(args: argparse.Namespace) -> dict[str, Any]:
 def _command(args: argparse.Namespace) -> str:
     """Returns the command that runs the study anew."""
     words = ["ratrain", "--ablate", args.file, *(["--scale", args.scale] if args.scale else [])]
-    words += [word for key in args.set for word in ("--set", key)]
+    return command_of(words, args, *(["--budget", args.budget] if args.budget else []))
+
+
+def command_of(words: Sequence[str], args: argparse.Namespace, *more: str) -> str:
+    """Returns the command of these words with the options that a plan depends on."""
+    words = [*words, *(word for key in args.set for word in ("--set", key))]
     if isinstance(args.seeds, list):
         words += ["--seeds", ",".join(str(init) for init, _ in args.seeds)]
     elif args.seeds:
         words += ["--seeds", f"{args.seeds.min}..{args.seeds.max}"]
-    words += ["--budget", args.budget] if args.budget else []
-    return shlex.join([*words, *(word for folder in args.patches for word in ("--patches", str(folder)))])
+    return shlex.join([*words, *more, *(word for folder in args.patches for word in ("--patches", str(folder)))])
 
 
-def _costs(args: argparse.Namespace, study: str, tasks: Sequence[Task]) -> dict[str, float]:
+def costs_of(args: argparse.Namespace, study: str, tasks: Sequence[Task]) -> dict[str, float]:
     from ratrain.ablation.running.costs import recorded_costs  # imports torch
 
     return recorded_costs(args.out, study, tasks, device=args.device, fresh=args.fresh)
 
 
-def _estimate(plan: Plan, args: argparse.Namespace) -> Estimate:
+def estimated(plan: Plan, args: argparse.Namespace) -> Estimate:
     """Estimates time and disk of the runs that are not done, from a short probe of the baseline."""
     from ratrain.ablation.estimate import Estimate, estimate, probe
     from ratrain.ablation.running.execute import done_runs
@@ -320,7 +341,7 @@ def _needs_in_words(plan: Plan, needs: Estimate) -> str:
     if not needs.runs:
         return f"all runs{_up_to(plan)} are done"
     return (
-        f"{needs.runs} runs{_up_to(plan)} are left: about {_time(needs.seconds)}, {needs.lanes} at a time (the "
+        f"{needs.runs} runs{_up_to(plan)} are left: about {time_text(needs.seconds)}, {needs.lanes} at a time (the "
         f"baseline makes {needs.rate:,.0f} tokens/s here), and {needs.disk / 2**20:,.0f} MiB of checkpoints; nothing "
         "was written"
     )
@@ -363,7 +384,7 @@ def _foresight(plan: Plan, out: Path) -> tuple[str, dict[int, float]]:
     return where, more_seeds(known or stated or 1.0, **options) if arms else {}
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
 
 

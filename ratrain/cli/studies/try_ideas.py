@@ -7,9 +7,9 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ratrain.cli.ablate import budget
 from ratrain.cli.arguments import Command, json_argument, pool_arguments, positive
 from ratrain.cli.printing.document import print_document
+from ratrain.cli.studies.ablate import budget
 from ratrain.errors import Exit, ManifestError, RatrainError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Commands on studies: --ablate, --ladder, try, plan."""

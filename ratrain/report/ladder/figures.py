@@ -1,0 +1,75 @@
+"""Figures of a ladder: the gain of each arm against compute, and all arms at each rung."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ratrain.ablation.ladder.conclusion import LEVEL, LadderConclusion, Outlook
+from ratrain.ablation.ladder.results import RungResult
+from ratrain.report.drawing import PAINT, SERIES, drawn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_POINTS = 25  # of a band
+_SHOWN = 1.645  # standard errors of a bar: 90 %
+_FEW = len(SERIES)  # most arms of one figure of ranks
+
+
+def trend_figure(outlook: Outlook, results: Sequence[RungResult]) -> str:
+    """Draws an arm: measured gains with 90 % bars, the trend, its 90 % band for other rungs, and the next rung."""
+    words = f"{outlook.arm}: gain in tokens against training compute, {outlook.word}"
+    return drawn(f"trend {outlook.arm}", words, 2.3, partial(_trend, outlook=outlook, results=results))
+
+
+def _trend(axes: Axes, *, outlook: Outlook, results: Sequence[RungResult]) -> None:
+    trend, measured = outlook.trend, outlook.trend.measured
+    first, last = math.log10(results[0].rung.flops), math.log10(outlook.next.flops)
+    at = np.linspace(first, last, _POINTS)
+    ahead = [trend.rung(float(x)) for x in at]
+    low, high = np.array([mixture.interval(LEVEL) for mixture in ahead]).T
+    color = _color(outlook)
+    axes.axhline(0, color=PAINT["base"], linewidth=1)
+    axes.fill_between(10**at, np.expm1(low), np.expm1(high), color=PAINT["band"], linewidth=0)
+    axes.plot(10**at, np.expm1([mixture.mean for mixture in ahead]), color=color, linewidth=1.2)
+    gains, shared = measured.gains, measured.shared.diagonal()
+    errors = _SHOWN * np.sqrt(np.array([spread.sd**2 for spread in measured.seeds]) + shared)
+    sides = np.array([np.expm1(gains) - np.expm1(gains - errors), np.expm1(gains + errors) - np.expm1(gains)])
+    axes.errorbar(10**measured.x, np.expm1(gains), yerr=sides, fmt="o", color=color, markersize=4.5, elinewidth=1)
+    end = outlook.next.interval
+    x, gain = outlook.next.flops, math.expm1(outlook.next.gain)
+    axes.plot([x, x], [math.expm1(end[0]), math.expm1(end[1])], color=color, linewidth=1, linestyle=(0, (2, 2)))
+    axes.plot([x], [gain], marker="o", markerfacecolor="none", color=color, markersize=5)
+    axes.set(xscale="log", xlabel="training FLOPs", ylabel="gain in tokens")
+    axes.yaxis.set_major_formatter("{x:+.0%}")
+    axes.locator_params(axis="y", nbins=5)
+
+
+def _color(outlook: Outlook) -> str:
+    side = outlook.word.split()[0]
+    return PAINT["better" if side.startswith("gain") else "worse" if side.startswith("loss") else "inconclusive"]
+
+
+def ranking_figure(found: LadderConclusion, results: Sequence[RungResult]) -> str:
+    """Draws the measured gains of all arms at every rung as lines, so that crossings show; empty for many arms."""
+    names = list(found.outlooks)
+    if not 2 <= len(names) <= _FEW:
+        return ""
+    words = "Measured gain of every arm at every rung"
+    return drawn("rankings", words, 2.8, partial(_rankings, found=found, names=names, results=results))
+
+
+def _rankings(axes: Axes, *, found: LadderConclusion, names: Sequence[str], results: Sequence[RungResult]) -> None:
+    x = [result.rung.flops for result in results]
+    axes.axhline(0, color=PAINT["base"], linewidth=1)
+    for name, series in zip(names, SERIES, strict=False):
+        gains = [math.expm1(of[name].gain or 0.0) for of in found.readings.by_rung]
+        axes.plot(x, gains, color=PAINT[series], marker="o", markersize=4, linewidth=1.2, label=name)
+    axes.set(xscale="log", xlabel="training FLOPs", ylabel="measured gain in tokens")
+    axes.yaxis.set_major_formatter("{x:+.0%}")
+    axes.legend(fontsize=7.5, frameon=False, labelcolor=PAINT["ink"], ncols=2)
