@@ -13,9 +13,9 @@ from ratrain import __version__
 from ratrain.cli import ablate, completion, evaluate, export, plan, profile, report, runs, text, train, try_ideas
 from ratrain.cli import variants as look
 from ratrain.cli.arguments import Command
+from ratrain.cli.checks import coordinates, soundness
 from ratrain.cli.checks import manifests as check
 from ratrain.cli.checks import runs as check_runs
-from ratrain.cli.checks import soundness
 from ratrain.cli.printing.stdout import discard, outlive_reader, write_any_text
 from ratrain.errors import Exit, ManifestError, MissingError, RatrainError
 from ratrain.plugins import offered
@@ -23,7 +23,8 @@ from ratrain.waiting import settle
 
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | check.COMMANDS | soundness.COMMANDS | text.COMMANDS
 COMMANDS |= runs.COMMANDS | report.COMMANDS | profile.COMMANDS | export.COMMANDS | evaluate.COMMANDS
-COMMANDS |= check_runs.COMMANDS | try_ideas.COMMANDS | plan.COMMANDS | completion.commands(lambda: _every())
+COMMANDS |= check_runs.COMMANDS | coordinates.COMMANDS | try_ideas.COMMANDS | plan.COMMANDS
+COMMANDS |= completion.commands(lambda: _every())
 
 _WORK = {"train", "--ablate", "try", "calibrate", "prepare"}  # continue after the reader of stdout closed the pipe
 
