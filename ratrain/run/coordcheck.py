@@ -68,9 +68,18 @@ class Part:
     change_trend: float
 
     @property
+    def judged(self) -> tuple[float, ...]:
+        """The trends that the verdict rests on."""
+        return (self.change_trend,) if self.name == "logits" else (self.initial_trend, self.change_trend)
+
+    @property
     def flat(self) -> bool:
-        judged = (self.change_trend,) if self.name == "logits" else (self.initial_trend, self.change_trend)
-        return all(abs(math.log(trend)) <= math.log(1 + FLAT) for trend in judged)
+        return all(map(is_flat, self.judged))
+
+
+def is_flat(trend: float) -> bool:
+    """Whether a factor over the sizes is 1 within FLAT."""
+    return abs(math.log(trend)) <= math.log(1 + FLAT)
 
 
 @dataclass(frozen=True)
@@ -256,7 +265,7 @@ def table(found: Coordinates) -> list[tuple[str, ...]]:
             ("change", part.change, part.change_trend),
         ):
             judged = label == "change" or part.name != "logits"
-            word = "flat" if abs(math.log(trend)) <= math.log(1 + FLAT) else "NOT FLAT"
+            word = "flat" if is_flat(trend) else "NOT FLAT"
             rows.append((part.name, label, *(f"{value:.3g}" for value in values), f"x {trend:.3g}", word * judged))
     return rows
 
