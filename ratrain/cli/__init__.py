@@ -13,9 +13,9 @@ from ratrain import __version__
 from ratrain.cli import completion, evaluate, export, profile, report, runs, text, train
 from ratrain.cli import variants as look
 from ratrain.cli.arguments import Command
+from ratrain.cli.checks import coordinates, soundness
 from ratrain.cli.checks import manifests as check
 from ratrain.cli.checks import runs as check_runs
-from ratrain.cli.checks import soundness
 from ratrain.cli.printing.stdout import discard, outlive_reader, write_any_text
 from ratrain.cli.studies import ablate, ladder, plan, try_ideas
 from ratrain.errors import Exit, ManifestError, MissingError, RatrainError
@@ -24,7 +24,7 @@ from ratrain.waiting import settle
 
 COMMANDS = train.COMMANDS | ablate.COMMANDS | look.COMMANDS | check.COMMANDS | soundness.COMMANDS | text.COMMANDS
 COMMANDS |= runs.COMMANDS | report.COMMANDS | profile.COMMANDS | export.COMMANDS | evaluate.COMMANDS
-COMMANDS |= check_runs.COMMANDS | ladder.COMMANDS | try_ideas.COMMANDS | plan.COMMANDS
+COMMANDS |= check_runs.COMMANDS | coordinates.COMMANDS | ladder.COMMANDS | try_ideas.COMMANDS | plan.COMMANDS
 COMMANDS |= completion.commands(lambda: _every())
 
 # these continue after the reader of stdout closed the pipe

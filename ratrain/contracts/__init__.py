@@ -5,7 +5,7 @@ every patch, also on patches outside the package.
 """
 
 # imported in the order in which they are checked
-from ratrain.contracts import decoding, running, sight, modes, mechanism, training  # noqa: I001, F401
+from ratrain.contracts import decoding, running, sight, modes, mechanism, training, transfer  # noqa: I001, F401
 from ratrain.contracts.registry import COMPILED, FIRST, SMALL, contracts
 from ratrain.contracts.sight import no_position_sees_a_later_token_in_its_own_context
 from ratrain.contracts.states import fitted

@@ -27,7 +27,11 @@ def verify(manifest: Manifest, *, block_size: int | None = None) -> Iterator[Ver
     `block_size` is the context length of training, at which causality is checked as well. If the first contract fails,
     no other is checked. With compile.scope = "off" those on compiled code are not. Raises ManifestError if the manifest
     does not build.
+
+    The contracts are on the mechanism, and hold under the standard parametrisation; the one on transfer sets muP.
     """
+    plain = {"parametrisation": "standard", "base": None}
+    manifest = manifest.model_copy(update={"model": manifest.model.model_copy(update=plain)})
     build(manifest)
     off = manifest.compile.scope == "off"
     checks = [(claim, check, manifest) for claim, check in contracts().items() if not (off and claim in COMPILED)]

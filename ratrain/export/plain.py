@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ratrain.config.schema import ModelSpec
 from ratrain.errors import UsageError
 from ratrain.model.gpt2 import GPT2, Attention, Block, NormedQKV
 
@@ -18,11 +19,11 @@ _CLOSE = 1e-5  # of the largest logit
 def plain(model: GPT2, name: str) -> GPT2:
     """Returns a GPT2 without patches, on the CPU and in eval mode, that computes the function of `model`.
 
-    Absorbed are gates on score channels and on the hidden channels of an MLP, and a core that maps queries and keys
-    linearly to as many channels (`tied_ra` with a rank). Raises UsageError for any other mechanism; `name` is that of
-    the run.
+    Absorbed are gates on score channels and on the hidden channels of an MLP, a core that maps queries and keys
+    linearly to as many channels (`tied_ra` with a rank), and the multipliers of a parametrisation. Raises UsageError
+    for any other mechanism; `name` is that of the run.
     """
-    base = GPT2(model.spec)
+    base = GPT2(model.spec.model_copy(update={"parametrisation": "standard", "base": None}))
     own = dict(model.named_parameters())
     for site, patch in model.claimed.items():
         if not _absorbs(model, site):
@@ -34,6 +35,7 @@ def plain(model: GPT2, name: str) -> GPT2:
         parameter.copy_(own[key])
     for ours, theirs in zip(model.blocks, base.blocks, strict=True):
         _absorb(cast("Block", ours), cast("Block", theirs))
+    _absorb_multipliers(model.spec, base, name)
     for module in base.modules():  # tables of positions
         if any(True for _ in module.buffers(recurse=False)):
             cast("Any", module).reset_parameters(torch.Generator())
@@ -64,6 +66,26 @@ def _absorb(ours: Block, theirs: Block) -> None:
         _fold(cast("Any", ours.attn.core), attn)
     if (gate := ours.mlp.gate()) is not None:
         theirs.mlp.down.weight.mul_(gate)
+
+
+def _absorb_multipliers(spec: ModelSpec, base: GPT2, name: str) -> None:
+    """Multiplies the factors of muP and CompleteP on logits, scores and branches into the weights of the plain model.
+
+    Raises UsageError where queries are normed, which undoes a factor on their weights.
+    """
+    if spec.score_scale is not None and spec.qk_norm != "none":
+        raise UsageError(
+            f"{name}: model.parametrisation = {spec.parametrisation!r} scales scores by {spec.score_scale:.4g}, "
+            f"which no weight can absorb behind model.qk_norm; ratrain.load({name!r}).model is the model itself"
+        )
+    for block in base.blocks:
+        attn, mlp = cast("Block", block).attn, cast("Block", block).mlp
+        for weight in (*attn.proj.parameters(), *mlp.down.parameters()):
+            weight.div_(spec.depth_growth)
+        for rows in attn.qkv.parameters() if spec.score_scale is not None else ():
+            rows[: spec.n_embd].mul_(spec.score_scale * spec.head_dim**0.5)
+    for weight in base.norm.parameters():
+        weight.div_(spec.width_growth)
 
 
 def _fold(core: Any, attn: Attention) -> None:

@@ -70,7 +70,7 @@ def _declare(manifest: Manifest) -> tuple[GPT2, dict[nn.Module, str]]:
 
 
 def _smaller(manifest: Manifest) -> GPT2:
-    """Returns the model at the base's width, on the meta device. Raises ManifestError, with that width in its faults."""
+    """Returns the model at the base's width, on the meta device. Raises ManifestError whose faults name that width."""
     small = at_base(manifest)
     try:
         return _declare(small)[0]

@@ -56,7 +56,7 @@ class Mechanism(nn.Module):
 
     decayed: Sequence[str] = ()  # names of its own parameters with weight decay
     # by parameter: the dimension over which a product sums its inputs; None: it scales, shifts or picks. muP needs it
-    # of parameters of two dimensions or more that grow with the width, and of vectors whose product with inputs is summed
+    # of parameters of two dimensions or more that grow with the width, and of vectors u in sums u . x over channels
     fan_in: Mapping[str, int | None] = MappingProxyType({})
     constructed: Sequence[str] = ()  # children whose constructor fills them: they have no hooks of ratrain
     gradual: bool | None = None  # whether s may lie between 0 and 1; the build sets it unless None

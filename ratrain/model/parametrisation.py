@@ -125,7 +125,8 @@ def _fan_in(module: nn.Module, key: str, *, grows: bool) -> int | None:
         return declared.get(key)
     kind = type(module).__name__
     raise _UnknownFanInError(
-        f"{shape} grows with the width, and {kind}.fan_in does not say along which dimension it sums its inputs"
+        f"{shape} grows with the width, and {kind}.fan_in does not say along which dimension it sums its inputs (None: "
+        "along none)"
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ratrain.errors import UnavailableError
 from ratrain.report.gates import shown
+from ratrain.run.coordcheck import Coordinates
 from ratrain.storage.run_log import RunLog, Series
 
 if TYPE_CHECKING:
@@ -87,6 +88,22 @@ def prune_figure(rows: list[dict[str, Any]]) -> bytes:
             axes.axhline(row["loss"], color=_INK, linestyle=":", label="dense")
     axes.set(xlabel="bytes of KV cache per token of a full context", ylabel="validation loss, nats per token")
     axes.legend(frameon=False, labelcolor=_INK)
+    return _png(figure)
+
+
+def coordinates_figure(found: Coordinates) -> bytes:
+    """Draws the size of every part over the width or depth: at initialisation, and its change after the last step."""
+    figure = _empty(4.0, layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2, sharex=True), ("initial", "change"), strict=True):
+        _in_ink(axes)
+        for part in found.parts:
+            axes.plot(found.sizes, getattr(part, name), marker="o", markersize=3, linewidth=1, label=part.name)
+        axes.set(xscale="log", yscale="log", xlabel=found.axis)
+        axes.set_xticks(found.sizes, [str(size) for size in found.sizes])
+        axes.minorticks_off()
+        last = f"change after {found.steps} steps"
+        axes.set_title("root mean square, initial" if name == "initial" else last, color=_INK, fontsize=9, loc="left")
+    figure.axes[-1].legend(frameon=False, labelcolor=_INK, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
 
 
@@ -173,6 +190,11 @@ def _figure(*, height: float) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     _in_ink(axes)
     return figure, axes
+
+
+def require_matplotlib() -> None:
+    """Raises UnavailableError without matplotlib."""
+    _empty(1.0)
 
 
 def _empty(height: float, layout: Literal["constrained"] | None = None) -> Figure:

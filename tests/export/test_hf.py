@@ -18,6 +18,8 @@ from ratrain.run.sample import load_run
 from ratrain.storage.run_log import read_run
 
 SHORT = ("train.budget.steps=6", "activation.kind=at_once", "compile.scope=off", "train.batch=4", "eval.windows=4")
+MUP = ("model.parametrisation=mup", "model.base={ n_embd = 16, n_head = 1 }")
+COMPLETE = ("model.parametrisation=completep", "model.base={ n_embd = 16, n_head = 2, n_layer = 1 }")  # heads of 8
 # variants whose function is that of a stock class, with the class
 STOCK = {
     "v0": "GPT2LMHeadModel", "v3": "GPT2LMHeadModel", "v9": "GPT2LMHeadModel", "v12": "GPT2LMHeadModel",
@@ -27,6 +29,8 @@ KEYS = {
     "untied": ("v9", "model.head=untied"), "without biases": ("v9", "model.bias=false"),
     "tanh": ("v0", "model.act=gelu_tanh"), "squared": ("v0", "model.act=relu2"),
     "no QK-norm": ("modern", "model.qk_norm=none"), "biases": ("modern", "model.qk_norm=none", "model.bias=true"),
+    "completep": ("v9", *COMPLETE, "model.bias=false"), "completep of a base": ("v0", *COMPLETE),
+    "mup of a fold": ("tied_ra_low_rank", *MUP), "mup": ("modern", *MUP, "model.head=untied"),
 }  # fmt: skip
 
 
@@ -63,6 +67,11 @@ def test_the_base_keeps_its_logits_with_every_key(trained, ratrain, transformers
         ("tied_ra", (), "patch.tied_ra at blocks.0.attn.core computes what no GPT-2 computes"),
         ("v19", (), "computes what no GPT-2 computes"),
         ("glu", (), "computes what no GPT-2 computes"),
+        (
+            "modern",
+            (*MUP[:1], "model.base={ n_embd = 16, n_head = 2 }"),
+            "which no weight can absorb behind model.qk_norm",
+        ),
         ("v0", ("model.norm=rms",), "no class of transformers computes a decoder with pos = 'learned', norm = 'rms'"),
     ],
 )

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from ratrain.run.sample import load_run
 
 SHORT = ("train.budget.steps=6", "activation.kind=at_once", "compile.scope=off", "train.batch=4", "eval.windows=4")
-RUNS = [("v9",), ("v0", "model.bias=false"), ("tied_ra_low_rank",)]
+COMPLETE = ("model.parametrisation=completep", "model.base={ n_embd = 16, n_head = 2, n_layer = 1 }")
+RUNS = [("v9",), ("v0", "model.bias=false"), ("tied_ra_low_rank",), ("v9", *COMPLETE)]
 CLONE = os.environ.get("NANOGPT")
 
 

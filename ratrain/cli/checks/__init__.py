@@ -1,1 +1,1 @@
-"""The commands check, check runs, smoke, verify and audit: what a manifest or a model is, before it is trained."""
+"""The commands check, check runs, smoke, verify, coordcheck and audit: what a model is, before it is trained."""

@@ -15,6 +15,8 @@ class Options(Patch):
 
 
 class Mechanism(nn.Module):
+    fan_in = {"route": 0}  # noqa: RUF012
+
     def __init__(self, spec):
         super().__init__()
         self.route = nn.Parameter(torch.empty(spec.n_embd))
