@@ -125,7 +125,8 @@ class _Size:
 
     def budget(self, factor: float) -> dict[str, Any]:
         """Returns the budget of `factor` times the rung's tokens in whole steps, one at least."""
-        return {"budget": {"tokens": max(1, round(factor * self.tokens / self.per_step)) * self.per_step}}
+        steps = max(1, round(self.tokens / self.per_step))
+        return {"budget": {"tokens": max(1, round(factor * steps)) * self.per_step}}
 
 
 @dataclass(frozen=True)

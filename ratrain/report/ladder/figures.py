@@ -45,9 +45,20 @@ def _trend(axes: Axes, *, outlook: Outlook, results: Sequence[RungResult]) -> No
     x, gain = outlook.next.flops, math.expm1(outlook.next.gain)
     axes.plot([x, x], [math.expm1(end[0]), math.expm1(end[1])], color=color, linewidth=1, linestyle=(0, (2, 2)))
     axes.plot([x], [gain], marker="o", markerfacecolor="none", color=color, markersize=5)
-    axes.set(xscale="log", xlabel="training FLOPs", ylabel="gain in tokens")
-    axes.yaxis.set_major_formatter("{x:+.0%}")
+    axes.set(ylabel="gain in tokens")
+    _over_compute(axes)
     axes.locator_params(axis="y", nbins=5)
+
+
+def _over_compute(axes: Axes) -> None:
+    """Makes the axes those of gains over decades of compute."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set(xscale="log", xlabel="training FLOPs of a run of the baseline")
+    axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    axes.xaxis.set_major_formatter("{x:.0e}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter("{x:+.0%}")
 
 
 def _color(outlook: Outlook) -> str:
@@ -70,6 +81,6 @@ def _rankings(axes: Axes, *, found: LadderConclusion, names: Sequence[str], resu
     for name, series in zip(names, SERIES, strict=False):
         gains = [math.expm1(of[name].gain or 0.0) for of in found.readings.by_rung]
         axes.plot(x, gains, color=PAINT[series], marker="o", markersize=4, linewidth=1.2, label=name)
-    axes.set(xscale="log", xlabel="training FLOPs", ylabel="measured gain in tokens")
-    axes.yaxis.set_major_formatter("{x:+.0%}")
+    axes.set(ylabel="measured gain in tokens")
+    _over_compute(axes)
     axes.legend(fontsize=7.5, frameon=False, labelcolor=PAINT["ink"], ncols=2)

@@ -1,0 +1,133 @@
+"""What a ladder concludes from losses of a known truth."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from ratrain.ablation.ladder.conclusion import conclude_ladder, predict
+from ratrain.ablation.ladder.readings import RungLosses
+from ratrain.statistics.paired import Table
+
+FLOPS, SLOPES, BEND, SEEDS = (1.7e10, 1e11, 7e11, 4e12), (0.45, 0.5, 0.55, 0.5), 0.5, (6, 5, 4, 3)
+ARMS = {
+    "null": (1, 1, 1, 1), "more": (1.2, 1.2, 1.2, 1.2), "less": (0.85, 0.85, 0.85, 0.85),
+    "shrinking": (1.3, 1.24, 1.18, 1.12), "vanishing": (1.3, 1.2, 1.1, 1.0), "growing": (1.02, 1.1, 1.2, 1.3),
+    "late": (0.8, 0.87, 0.94, 1.0),
+}  # fmt: skip
+
+
+def loss(rung: int, budget: float) -> float:
+    return 3 + SLOPES[rung] / BEND * budget**-BEND
+
+
+def rungs(seed: int, arms: dict = ARMS, sd: float = 0.003) -> list[RungLosses]:
+    """Rungs whose runs share a seed's noise, with arms that are worth so many times the tokens."""
+    rng, found = np.random.default_rng(seed), []
+    for k, seeds in enumerate(SEEDS):
+        common = rng.normal(0, 0.01, seeds)
+
+        def runs(budget: float, k=k, common=common) -> list[float]:
+            return list(loss(k, budget) + common + rng.normal(0, sd, len(common)))
+
+        losses = {"v0": runs(1.0)} | {name: runs(worth[k]) for name, worth in arms.items()}
+        curve = {1.0: losses["v0"], 0.7: runs(0.7), 1.4: runs(1.4)}
+        table = Table.of(losses, "v0")
+        found.append(RungLosses(k + 1, FLOPS[k], table, {b: dict(enumerate(of)) for b, of in curve.items()}))
+    return found
+
+
+def concluded(seed: int, **options):
+    return conclude_ladder(rungs(seed, **options), alpha=0.05, delta=0.01)
+
+
+def test_each_arm_gets_the_word_of_its_truth():
+    words = {name: Counter() for name in ARMS}
+    for seed in range(12):
+        for name, outlook in concluded(seed).outlooks.items():
+            words[name][outlook.word] += 1
+    usual = {name: of.most_common(1)[0] for name, of in words.items()}
+    wanted = {
+        "more": "gain holds", "less": "loss holds", "shrinking": "gain shrinks", "vanishing": "gain vanishes",
+        "growing": "gain grows", "late": "loss vanishes",
+    }  # fmt: skip
+    assert {name: usual[name][0] for name in wanted} == wanted
+    assert all(usual[name][1] >= 10 for name in wanted), words
+    assert set(words["null"]) <= {"inconclusive", "no difference"}
+
+
+def test_arms_without_an_effect_are_seldom_said_to_have_one():
+    arms = {f"null {number}": (1, 1, 1, 1) for number in range(4)}
+    claims = [
+        outlook.word not in ("inconclusive", "no difference")
+        for seed in range(60)
+        for outlook in concluded(seed, arms=arms).outlooks.values()
+    ]
+    assert np.mean(claims) <= 0.05 / 4 + 2 * (0.0125 / len(claims)) ** 0.5
+
+
+def test_an_arm_surely_within_delta_makes_no_difference():
+    found = concluded(0, arms={"same": (1, 1, 1, 1), "other": (1.1, 1.1, 1.1, 1.1)}, sd=0.0003)
+    assert found.outlooks["same"].word == "no difference"
+
+
+def test_the_held_out_rung_is_mostly_inside_its_interval():
+    held = [outlook.held_out for seed in range(25) for outlook in concluded(seed).outlooks.values()]
+    assert 0.83 < np.mean([of.inside for of in held if of]) <= 1.0
+
+
+def test_gains_are_those_of_the_tokens():
+    found = concluded(1, sd=1e-4)
+    for name, worth in ARMS.items():
+        for of, truth in zip(found.readings.by_rung, worth, strict=True):
+            assert math.exp(of[name].gain or 0.0) == pytest.approx(truth, abs=0.006)
+    assert found.outlooks["vanishing"].vanishes == pytest.approx(4e12, rel=0.2)
+
+
+def test_pairs_are_counted_that_a_rung_orders_as_the_last_does():
+    arms = {"a": (1.2, 1.1, 1.0, 0.9), "b": (1.0, 1.0, 1.05, 1.1), "c": (0.9, 1.2, 0.8, 1.2), "d": (1.1, 1.3, 1.2, 1.3)}
+    found = concluded(2, sd=1e-5, arms=arms)
+    for k, (alike, pairs) in enumerate(found.agreement):
+        by_hand = [(a[k] - b[k]) * (a[3] - b[3]) > 0 for a, b in combinations(arms.values(), 2)]
+        assert (alike, pairs) == (sum(by_hand), 6)
+
+
+def test_nothing_is_predicted_far_beyond_the_last_rung():
+    found = concluded(3)
+    assert found.next_flops == pytest.approx(4e12 * 4e12 / 7e11)
+    ahead = predict(found, "more", 4e13, last=4e12)
+    assert ahead.interval[0] < math.log(1.2) < ahead.interval[1]
+    with pytest.raises(ValueError, match="more than 10 x the last rung"):
+        predict(found, "more", 4.1e13, last=4e12)
+
+
+def changed(of: list[RungLosses], k: int, losses: dict) -> list[RungLosses]:
+    old = of[k]
+    told = {name: list(row) for name, row in zip(old.table.names, old.table.losses, strict=True)}
+    table = Table.of({name: row for name, row in (told | losses).items() if row}, "v0")
+    return [*of[:k], RungLosses(old.number, old.flops, table, old.curve), *of[k + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("losses", "why"),
+    [
+        ([], "not run at rung 3"),
+        ([3.9, math.nan, 3.9, 3.9], "1 runs diverged at rung 3"),
+        ([3.9, 3.9], "2 seeds at rung 3; expected 3 or more"),
+        ([4.9, 4.9, 4.9, 4.9], "so much worse at rung 3"),
+    ],
+)
+def test_an_arm_without_a_trend_has_its_reason(losses, why):
+    found = conclude_ladder(changed(rungs(0), 2, {"more": losses}), alpha=0.05, delta=None)
+    assert why in found.without["more"]
+    assert "more" not in found.outlooks
+    assert "less" in found.outlooks
+
+
+def test_three_rungs_are_refused():
+    with pytest.raises(ValueError, match="3 rungs are done; a trend needs 4"):
+        conclude_ladder(rungs(0)[:3], alpha=0.05, delta=None)

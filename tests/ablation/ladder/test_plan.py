@@ -1,0 +1,115 @@
+"""A ladder's file says which studies there are; what is wrong with it is told before any."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ratrain.ablation.ladder.manifest import find_ladder
+from ratrain.ablation.ladder.plan import make_ladder
+from ratrain.ablation.ladder.record import planned_ladder, settle_ladder
+from ratrain.ablation.ladder.sizes import Sizes
+from ratrain.config.find import ladders
+from ratrain.errors import ManifestError, MissingError, UsageError
+
+
+def test_a_rung_is_a_study_of_the_same_arms_at_its_own_size(ladder):
+    plan = make_ladder(ladder())
+    names = [[arm.name for arm in rung.plan.arms] for rung in plan.rungs]
+    assert names == [["v0", "v9", "more", "v0 x0.7", "v0 x1.4"]] * 4
+    assert [rung.plan.name for rung in plan.rungs] == [f"steps-rung{number}" for number in (1, 2, 3, 4)]
+    assert [len(rung.plan.seeds) for rung in plan.rungs] == [4, 3, 3, 3]
+    for rung, tokens in zip(plan.rungs, (128, 320, 1000, 2600), strict=True):
+        assert abs(rung.tokens - tokens) <= 32  # half a step of 4 sequences of 16 tokens
+        assert rung.spec.n_embd // rung.spec.n_head == 16  # as the scale has it
+        assert {arm.manifest.model for arm in rung.plan.arms} == {rung.spec}
+
+
+def test_parameters_are_near_those_that_the_rule_names(ladder):
+    for rung, wanted in zip(make_ladder(ladder()).rungs, (36_000, 75_000, 150_000, 300_000), strict=True):
+        wide = 16 / rung.spec.n_embd  # a head more or less
+        assert abs(math.log(rung.parameters / wanted)) <= max(0.1, wide)
+
+
+def test_tokens_follow_parameters(ladder):
+    text = ladder().read_text().replace("tokens = [128, 320, 1000, 2600]", "tokens_per_param = 0.02")
+    text = text.replace("300_000", "600_000")
+    for rung in make_ladder(ladder(text)).rungs:
+        assert rung.tokens == pytest.approx(0.02 * rung.parameters, abs=32)
+
+
+def test_a_planted_arm_has_its_own_budget_at_every_rung(ladder):
+    for rung, factor in zip(make_ladder(ladder()).rungs, (2.0, 1.8, 1.5, 1.0), strict=True):
+        more = next(arm for arm in rung.plan.arms if arm.name == "more")
+        assert more.tokens is not None
+        assert abs(more.tokens - factor * rung.tokens) <= 32 * (factor != 1)
+
+
+def test_rungs_can_be_scales(ladder):
+    text = 'id = "x"\narms = ["v9"]\nrungs = { scales = ["tiny", "study", "laptop", "gpt2_124m"] }\n'
+    plan = make_ladder(ladder(text))
+    assert [rung.spec.n_embd for rung in plan.rungs] == [32, 128, 192, 768]
+    assert plan.rungs[1].tokens == pytest.approx(150_000, abs=512)
+
+
+def test_a_shape_has_the_parameters_of_its_polynomial():
+    sizes = Sizes.of(lambda layers, width: 7 + 100 * width + layers * (13 * width + 12 * width**2), 16)
+    assert sizes.parameters(3, 80) == pytest.approx(7 + 8000 + 3 * (13 * 80 + 12 * 6400))
+    assert sizes.width(sizes.parameters(5, 48), 5) == pytest.approx(48)
+    assert sizes.shape(sizes.parameters(6, 192), head_dim=16, aspect=32).n_embd == 192
+    assert sizes.shape(1.0, head_dim=16, aspect=32, n_layer=2).n_embd == 16  # none is smaller
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[36_000, 75_000, 150_000, 300_000]", "[36_000, 75_000, 300_000]", "there are 3 rungs; a trend needs 4"),
+        ("[128, 320, 1000, 2600]", "[128, 320, 1000]", "tokens has 3 values for 4 rungs"),
+        ("[4, 3, 3, 3]", "[4, 3, 3, 2]", "seeds is 2 at a rung; expected 3 or more"),
+        ("[4, 3, 3, 3]", "[4, 3, 3, 3]\naspect = 8.0\nlayers = [1, 1, 2, 2]", "expected aspect or layers, not both"),
+        ("[2.0, 1.8, 1.5, 1.0]", "[2.0, 1.8]", "arm.more.tokens has 2 values for 4 rungs"),
+        ("[36_000, 75_000, 150_000, 300_000]", "[75_000, 36_000, 150_000, 300_000]", "not in rising order"),
+        ("[128, 320, 1000, 2600]", "[128, 320, 300, 350]", "decades; expected 2 or more"),
+        ("[128, 320, 1000, 2600]", "[2000, 64, 1000, 4000]", "each above the one before"),
+        ('arms = ["v9"]', 'arms = ["v9"]\nruler = [0.5]', "ruler needs two budgets beside 1"),
+        ('arms = ["v9"]', 'arms = ["v9"]\nbudget = "5m"', "budget limits seeds as needed"),
+        ("seeds = [4, 3, 3, 3]", 'budgets = ["1m", "1m", "1m", "1m"]', "rungs.budgets limit seeds as needed"),
+        ('arms = ["v9"]', 'arms = ["v9"]\nbase = "v00"', "base: v00: no such manifest"),
+        ('arms = ["v9"]', 'arms = ["v99"]', "v99"),
+        ("params =", "parms =", "parms"),
+    ],
+)
+def test_a_faulty_ladder_is_refused_with_its_place(ladder, old, new, message):
+    text = ladder().read_text()
+    assert old in text
+    with pytest.raises(ManifestError) as refused:
+        make_ladder(ladder(text.replace(old, new)))
+    assert message in str(refused.value)
+    assert "ladder.toml" in str(refused.value)
+
+
+def test_a_study_is_no_ladder_and_sizes_are_the_rungs(ladder):
+    with pytest.raises(ManifestError, match="no rungs; a study is run with --ablate"):
+        make_ladder(ladder('id = "x"\narms = ["v9"]\n'))
+    with pytest.raises(UsageError, match="the rungs set it"):
+        make_ladder(ladder(), overrides=["model.n_embd=64"])
+    with pytest.raises(MissingError, match="did you mean 'ladder_tiny'"):
+        find_ladder("ladder_tiy")
+
+
+def test_another_plan_is_refused_once_one_is_on_record(ladder, tmp_path):
+    plan = make_ladder(ladder())
+    record = settle_ladder(plan, tmp_path)
+    assert record.plan == planned_ladder(plan)
+    assert settle_ladder(plan, tmp_path) == record  # read back from the file
+    text = ladder().read_text().replace("[128, 320, 1000, 2600]", "[128, 320, 1100, 2600]")
+    with pytest.raises(ManifestError, match="another plan on record: rung 3 differs in tokens, flops"):
+        settle_ladder(make_ladder(ladder(text)), tmp_path)
+
+
+@pytest.mark.parametrize("file", ladders(), ids=lambda file: file.stem)
+def test_every_shipped_ladder_can_be_planned(file):
+    plan = make_ladder(file)
+    assert plan.ladder.id == file.stem
+    assert plan.rates.startswith(("transferred", "tuned"))
