@@ -21,6 +21,7 @@ class Checked:
     scale: str
     recipe: str
     same_as: str | None
+    parametrisation: str
     parameters: int
     train_flops_per_token: int
     kv_bytes_per_token: int
@@ -41,6 +42,7 @@ def check(manifest: Manifest) -> Checked:
         scale=manifest.scale,
         recipe=recipe_hash(manifest),
         same_as=manifest.same_as,
+        parametrisation=manifest.model.parametrisation,
         parameters=cost.parameters,
         train_flops_per_token=cost.train_flops_per_token,
         kv_bytes_per_token=cost.kv_bytes_per_token(4 if manifest.train.precision == "fp32" else 2),
@@ -82,11 +84,14 @@ def _root(row: Checked, by_id: dict[str, Checked]) -> str:
 
 def table(checked: Sequence[Checked]) -> str:
     """Formats the counts as aligned columns."""
-    head = ("id", "scale", "parameters", "train FLOPs/token", "KV bytes/token", "recipe", "sites")
+    told = any(row.parametrisation != "standard" for row in checked)
+    head = ("id", "scale", *(["parametrisation"] if told else []), "parameters", "train FLOPs/token", "KV bytes/token",
+            "recipe", "sites")  # fmt: skip
     rows = [
         (
             row.id,
             row.scale,
+            *([row.parametrisation] if told else []),
             f"{row.parameters:,}",
             f"{row.train_flops_per_token:,}",
             f"{row.kv_bytes_per_token:,}",

@@ -10,8 +10,8 @@ eight symbols in four rows of eight tokens, since the overlap of unlike tokens f
 third of the peak learning rate for three steps, so that a model is not yet in a regime of its own; a fit of trends in
 which a residual counts by its size, since those corrections fall as one over the size. A change is judged relative to
 the initial size of its part: an option that names a number of channels is another share of them at every width, which
-shows in both. Initial logits are not judged, and their change is judged as it is: with a tied head under muP they fall
-as the root of the width.
+shows in both. Of some parts the change is judged as it is, and the initial size is not: with a tied head under muP the
+initial logits fall as the root of the width, and under CompleteP the initial branches as the root of the depth.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from ratrain.model.gpt2 import GPT2
 Axis = Literal["width", "depth"]
 WIDTHS, DEPTHS = (64, 128, 256, 512, 1024), (2, 4, 8, 16)
 STEPS, SEEDS = 3, 4
-FLAT = 0.1  # largest relative trend that counts as flat
+FLAT = {"width": 0.1, "depth": 0.25}  # largest trend that counts as flat; 16 layers are still a shallow limit
+FALLING = {"width": ("logits",), "depth": ("stream", "final", "logits")}  # parts whose initial size is not judged
 PARTS = ("scores", "values", "core", "attention", "hidden", "mlp", "stream", "final", "logits")
 _SYMBOLS, _ROWS, _LENGTH, _LR = 8, 4, 8, 1 / 3
 _NOTHING = 1e-30
@@ -58,10 +59,12 @@ class Part:
     """One part at every size, as geometric means over layers and seeds: at initialisation, and its change at the end.
 
     Trends are factors from the smallest to the largest size, by weighted least squares of logarithms: of the initial
-    size, and of the change over the initial size (of the logits: of the change itself).
+    size, and of the change over the initial size (of FALLING parts: of the change itself). Along the depth the stream
+    is that after the last layer.
     """
 
     name: str
+    axis: Axis
     initial: tuple[float, ...]
     change: tuple[float, ...]
     initial_trend: float
@@ -70,16 +73,19 @@ class Part:
     @property
     def judged(self) -> tuple[float, ...]:
         """The trends that the verdict rests on."""
-        return (self.change_trend,) if self.name == "logits" else (self.initial_trend, self.change_trend)
+        return (self.change_trend,) if self.falls else (self.initial_trend, self.change_trend)
+
+    @property
+    def falls(self) -> bool:
+        return self.name in FALLING[self.axis]
 
     @property
     def flat(self) -> bool:
-        return all(map(is_flat, self.judged))
+        return all(map(self.is_flat, self.judged))
 
-
-def is_flat(trend: float) -> bool:
-    """Whether a factor over the sizes is 1 within FLAT."""
-    return abs(math.log(trend)) <= math.log(1 + FLAT)
+    def is_flat(self, trend: float) -> bool:
+        """Whether a factor over the sizes is 1 within FLAT."""
+        return abs(math.log(trend)) <= math.log(1 + FLAT[self.axis])
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ def check_coordinates(
             runs.append(_run(sized, size, seed, steps))
         say(f"{axis} {size}: loss {runs[-1].losses[0]:.3f} to {runs[-1].losses[-1]:.3f}")
     found = {key for run in runs for key in run.readings[0]}
-    parts = tuple(_part(name, runs, sizes) for name in PARTS if any(key[0] == name for key in found))
+    parts = tuple(_part(name, axis, runs, sizes) for name in PARTS if any(key[0] == name for key in found))
     about = manifest.id, manifest.model.parametrisation, axis, tuple(sizes), steps, seeds
     return Coordinates(*about, lr=manifest.schedule.lr * _LR, parts=parts, runs=tuple(runs))
 
@@ -223,20 +229,23 @@ def _rms(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
 
 
-def _part(name: str, runs: Sequence[Run], sizes: Sequence[int]) -> Part:
+def _part(name: str, axis: Axis, runs: Sequence[Run], sizes: Sequence[int]) -> Part:
     """Summarises one part; layers count alike, whatever their size."""
-    initial, change = (
-        [
-            float(np.mean([math.log(max(reading[key][at], _NOTHING)) for key in reading if key[0] == name]))
-            for reading in (run.readings[step] for run in runs)
-        ]
-        for step, at in ((0, 0), (-1, 1))
-    )
+    last = axis == "depth" and name == "stream"  # it grows from layer to layer, and layers are at other depths
+    initial = [_log(run.readings[0], name, 0, last=last) for run in runs]
+    change = [_log(run.readings[-1], name, 1, last=last) for run in runs]
     by_size = [[i for i, run in enumerate(runs) if run.size == size] for size in sizes]
     middle = [tuple(math.exp(np.mean([logs[i] for i in some])) for some in by_size) for logs in (initial, change)]
-    relative = change if name == "logits" else [late - early for late, early in zip(change, initial, strict=True)]
-    at_first, of_change = (_trend([run.size for run in runs], logs) for logs in (initial, relative))
-    return Part(name, middle[0], middle[1], at_first, of_change)
+    relative = [late - early for late, early in zip(change, initial, strict=True)]
+    judged = change if name in FALLING[axis] else relative
+    at_first, of_change = (_trend([run.size for run in runs], logs) for logs in (initial, judged))
+    return Part(name, axis, middle[0], middle[1], at_first, of_change)
+
+
+def _log(reading: Sizes, name: str, at: int, *, last: bool) -> float:
+    """Returns the mean logarithm over layers of a part's size (0) or change (1), or that of its last layer."""
+    logs = [math.log(max(reading[key][at], _NOTHING)) for key in sorted(reading) if key[0] == name]
+    return logs[-1] if last else float(np.mean(logs))
 
 
 def _trend(sizes: Sequence[int], logs: Sequence[float]) -> float:
@@ -256,17 +265,15 @@ def _record(run: Run) -> dict[str, Any]:
 
 
 def table(found: Coordinates) -> list[tuple[str, ...]]:
-    """Returns the rows of the table: a part's size at initialisation and its change at the end, by width or depth."""
+    """Returns the rows of the table: initial sizes of each part, and its change at the end relative to them."""
     over = f"over {max(found.sizes) / min(found.sizes):g} x"
     rows = [("part", "", *(f"{size:,}" for size in found.sizes), over, "")]
     for part in found.parts:
-        for label, values, trend in (
-            ("initial", part.initial, part.initial_trend),
-            ("change", part.change, part.change_trend),
-        ):
-            judged = label == "change" or part.name != "logits"
-            word = "flat" if is_flat(trend) else "NOT FLAT"
-            rows.append((part.name, label, *(f"{value:.3g}" for value in values), f"x {trend:.3g}", word * judged))
+        over_initial = [change / max(first, _NOTHING) for change, first in zip(part.change, part.initial, strict=True)]
+        moved = ("change", part.change) if part.falls else ("change / initial", over_initial)
+        for (label, values), trend in ((("initial", part.initial), part.initial_trend), (moved, part.change_trend)):
+            word = "" if part.falls and label == "initial" else "flat" if part.is_flat(trend) else "NOT FLAT"
+            rows.append((part.name, label, *(f"{value:.3g}" for value in values), f"x {trend:.3g}", word))
     return rows
 
 
@@ -275,7 +282,7 @@ def verdict(found: Coordinates) -> str:
     off = [part.name for part in found.parts if not part.flat]
     told = f"{found.id}, {found.parametrisation}: "
     told += f"{', '.join(off)} {'are' if len(off) > 1 else 'is'} not flat" if off else "every part is flat"
-    told += f" within {FLAT:.0%} over {max(found.sizes) / min(found.sizes):g} x the {found.axis}"
+    told += f" within {FLAT[found.axis]:.0%} over {max(found.sizes) / min(found.sizes):g} x the {found.axis}"
     if off and not found.claimed:
         cure = "completep" if found.axis == "depth" else "mup"
         told += f"; it does not claim to be: model.parametrisation = '{cure}' does"

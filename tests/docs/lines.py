@@ -23,6 +23,7 @@ PARSED_ONLY = {
     r"^ratrain smoke": "trains every variant: tests/run",
     r"^ratrain replay series": "needs the runs of the series",
     r"best_model\.pt": "needs an old checkpoint: tests/legacy",
+    r"--depths": "trains models of 16 layers: tests/run",
     r"--branch": "needs a run of a thousand steps: tests/storage",
     r"--follow": "ends when the run ends",
     r"path/to/|FILE": "names no file",
@@ -73,6 +74,9 @@ def tiny(words: list[str]) -> list[str]:
         kept, scale = (words, []) if recall else (list(_without(words, "--scale")), ["--scale", "tiny"])
         steps = _MORE_STEPS if command == "--ablate" else _FEW_STEPS
         return [*kept, *scale, *(word for key in steps for word in ("--set", key))]
+    if command == "coordcheck":
+        kept = _without(words, "--widths")
+        return [*kept, "--widths", "64,128,256", "--seeds", "2", "--set", "model.n_layer=2"]
     if command == "eval" and "--tasks" not in words:
         return [*words, "--windows", "2"]
     return words

@@ -62,7 +62,7 @@ def runs_of(law, *, sizes=(64, 128, 256, 512), last=0.5):
 
 @pytest.mark.parametrize("power", [0.0, 0.5, -1.0])
 def test_the_trend_of_a_power_law_is_its_factor_over_the_sizes(power):
-    part = _part("core", runs_of(lambda size: 3 * size**power), (64, 128, 256, 512))
+    part = _part("core", "width", runs_of(lambda size: 3 * size**power), (64, 128, 256, 512))
     assert part.initial == pytest.approx([3 * size**power for size in (64, 128, 256, 512)])
     assert part.initial_trend == pytest.approx(8**power)
     assert part.change_trend == pytest.approx(8**0.5)  # over the initial size, whatever that does
@@ -71,18 +71,30 @@ def test_the_trend_of_a_power_law_is_its_factor_over_the_sizes(power):
 
 def test_corrections_that_fall_as_one_over_the_size_count_less_than_a_power():
     sizes = (64, 128, 256, 512, 1024)
-    corrected = _part("core", runs_of(lambda size: 1 + 8 / size, sizes=sizes), sizes)
+    corrected = _part("core", "width", runs_of(lambda size: 1 + 8 / size, sizes=sizes), sizes)
     assert corrected.initial[0] / corrected.initial[-1] > 1.1  # the ends of the range alone are not flat
     assert 0.94 < corrected.initial_trend < 1
 
 
 def test_logits_are_judged_by_their_change_alone():
-    assert Part("logits", (1.0, 0.2), (1.0, 1.0), 0.2, 1.0).flat
-    assert not Part("core", (1.0, 0.2), (1.0, 1.0), 0.2, 1.0).flat
+    assert Part("logits", "width", (1.0, 0.2), (1.0, 1.0), 0.2, 1.0).flat
+    assert not Part("core", "width", (1.0, 0.2), (1.0, 1.0), 0.2, 1.0).flat
+
+
+def test_along_the_depth_the_stream_is_that_of_the_last_layer_and_its_change_is_judged_as_it_is():
+    runs = [
+        Run(depth, 1, [2.0], [{("stream", layer): (1 / depth, 0.0) for layer in range(depth)},
+                              {("stream", layer): (1.0, (layer + 1) / depth) for layer in range(depth)}])
+        for depth in (2, 4, 8)
+    ]  # fmt: skip
+    part = _part("stream", "depth", runs, (2, 4, 8))
+    assert part.change == pytest.approx((1.0, 1.0, 1.0))
+    assert (part.initial_trend, part.change_trend) == pytest.approx((1 / 4, 1.0))
+    assert part.flat
 
 
 def test_values_that_are_not_finite_are_not_flat():
-    part = _part("core", runs_of(lambda size: math.nan if size == 512 else 1.0), (64, 128, 256, 512))
+    part = _part("core", "width", runs_of(lambda size: math.nan if size == 512 else 1.0), (64, 128, 256, 512))
     assert part.initial_trend == math.inf
     assert not part.flat
 
@@ -116,7 +128,7 @@ def test_the_contract_would_fail_the_standard_parametrisation(tiny):
 
 
 def test_mup_claims_nothing_about_the_depth():
-    parts = (Part("core", (1.0, 2.0), (1.0, 2.0), 2.0, 1.0),)
+    parts = (Part("core", "depth", (1.0, 2.0), (1.0, 2.0), 2.0, 1.0),)
     claims = {
         (kind, axis): Coordinates("v0", kind, axis, (2, 4), 3, 4, 1e-3, parts, ()).claimed
         for kind in ("standard", "mup", "completep")
