@@ -234,6 +234,8 @@ def read_ablation(path: Path) -> tuple[AblationManifest, Layer]:
     merged = Merge()
     merged.add(Layer(layer.label, layer.tree, layer.path, layer.lines))
     source = Source(layer.tree, merged.origins, (path,), (layer.label,))
+    if "rungs" in layer.tree:
+        raise layer.fault("this is a ladder, not an ablation; run it with --ladder", "rungs")
     if "model" in layer.tree or "patch" in layer.tree or "extends" in layer.tree:
         raise layer.fault("this is the manifest of a variant, not of an ablation; run it without --ablate")
     try:

@@ -21,8 +21,8 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         nargs="+",
-        help="a run folder, an id, a prefix of its name, or @last; several are compared; or a study; or metrics of "
-        "the reference (training_metrics.json, all_results.json, a test_matrix_results folder)",
+        help="a run folder, an id, a prefix of its name, or @last; several are compared; or a study, or a ladder; or metrics "
+        "of the reference (training_metrics.json, all_results.json, a test_matrix_results folder)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"
@@ -31,13 +31,19 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    """Report losses and gates of a run, compare several runs, or report the verdicts of a study."""
+    """Report losses and gates of a run, compare several runs, or report the verdicts of a study or a ladder."""
     from ratrain.storage.folder import find_run
     from ratrain.storage.run_log import read_run
 
     foreign = any(_is_foreign(Path(name)) for name in args.run)
     as_json = {"as_json": True} if args.json else {}
     if foreign and any(entry.load()(args.run, args.out, **as_json) for entry in offered("ratrain.reports")):
+        return
+    ladders = [found for name in args.run if (found := _ladder_of(name, args.out))]
+    if ladders and len(args.run) > 1:
+        raise UsageError(f"{ladders[0].name} is a ladder, which is reported by itself; expected one ladder, or runs")
+    if ladders:
+        _report_ladder(ladders[0], args)
         return
     studies = [found for name in args.run if (found := _study_of(name, args.out))]
     if studies and len(args.run) > 1:
@@ -50,6 +56,13 @@ def _report(args: argparse.Namespace) -> None:
         _report_run(logs[0], args)
     else:
         _report_comparison(logs, args)
+
+
+def _ladder_of(name: str, out: Path) -> Path | None:
+    """Finds a ladder by its folder or its id."""
+    places = [Path(name), out / "ladders" / name] if name else []
+    found = (place for place in places if place.resolve().parent.name == "ladders")
+    return next((place for place in found if (place / "events.jsonl").is_file()), None)
 
 
 def _study_of(name: str, out: Path) -> Path | None:
@@ -78,6 +91,20 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotCreateError(f"{out}: cannot be created: {error.strerror}; choose another --out") from error
+
+
+def _report_ladder(folder: Path, args: argparse.Namespace) -> None:
+    from ratrain.ablation.ladder.climb import look
+    from ratrain.ablation.ladder.record import read_ladder_record
+    from ratrain.cli.printing.ladder_text import ladder_lines
+    from ratrain.report.ladder.write import ladder_record, write_ladder_report
+
+    found = look(read_ladder_record(folder))
+    page = write_ladder_report(found)
+    if args.json:
+        print_document({"kind": "ladder", **ladder_record(found), "page": page})
+    else:
+        print("\n".join([*ladder_lines(found), str(page)]))
 
 
 def _report_study(folder: Path, args: argparse.Namespace) -> None:

@@ -34,7 +34,8 @@ def resolve(source: Source, *, patches: Mapping[str, type], optimizers: Mapping[
     weights cannot be read.
     """
     if {"arm", "arms"} & {*source.tree}:
-        message = "this is an ablation manifest; run ratrain --ablate with it"
+        kind, option = ("a ladder", "--ladder") if "rungs" in source.tree else ("an ablation manifest", "--ablate")
+        message = f"this is {kind}; run ratrain {option} with it"
         raise ManifestError([Fault(source.manifest, "", message)])
     faults: list[Fault] = []
     manifest = _sections(source, faults)

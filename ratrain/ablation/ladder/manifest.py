@@ -40,6 +40,10 @@ class Rungs(Section):
     layers: tuple[PositiveInt, ...] = Field(default=(), description="params: in place of aspect, n_layer of each rung")
     batch: tuple[PositiveInt, ...] = Field(default=(), description="sequences per step of each rung; unset: the same")
     seeds: tuple[int, ...] = Field(default=(), description="seeds of each rung, 1, 2, 3 and so on; unset: as in seed")
+    noise: tuple[PositiveFloat, ...] = Field(
+        default=(),
+        description="for `ratrain plan`: standard deviation of a paired difference at each rung, in parts of the tokens",
+    )
     budgets: tuple[str, ...] = Field(
         default=(), description=f"seeds as needed: what each rung may spend; {EXPECTED}; unset: up to seed.max"
     )
@@ -66,7 +70,7 @@ class Rungs(Section):
 
     @model_validator(mode="after")
     def _as_many(self):
-        for name in ("tokens", "layers", "batch", "seeds", "budgets"):
+        for name in ("tokens", "layers", "batch", "seeds", "noise", "budgets"):
             if (given := len(getattr(self, name))) not in (0, self.count):
                 raise ValueError(f"{name} has {given} values for {self.count} rungs; expected one for each")
         if self.seeds and min(self.seeds) < FEWEST_SEEDS:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def make_ladder(
     for at in range(ladder.rungs.count):
         study, table = draft.study(at, seeds)
         plan = plan_of(study, table, overrides=overrides, only=only, patches=patches, costs=costs)
-        rungs.append(Rung(at + 1, plan))
+        command = shlex.join(["ratrain", "--ladder", layer.label, "--rung", str(at + 1)])
+        rungs.append(Rung(at + 1, replace(plan, command=command)))
     _require_rise(rungs, layer)
     return LadderPlan(ladder, layer.label, tuple(rungs))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,18 +56,35 @@ def _check_runs(args: argparse.Namespace) -> int:
 def _runs(file: Path) -> Iterator[tuple[str, Manifest, Manifest]]:
     """Yields name, manifest, and manifest at the tiny scale, of each run."""
     from ratrain.ablation.arms import resolved
+    from ratrain.ablation.ladder.manifest import is_ladder
     from ratrain.ablation.manifest import is_ablation
     from ratrain.ablation.plan import make_plan
     from ratrain.config.read import read_source
 
     quick = ["compile.scope=off", "log.trackers=[]"]
-    if is_ablation(file):
+    if is_ladder(file):
+        yield from _of_ladder(file, quick)
+    elif is_ablation(file):
         small = {arm.name: arm.manifest for arm in make_plan(file, scale="tiny", overrides=quick).arms}
         for arm in make_plan(file).arms:
             yield arm.name, arm.manifest, small[arm.name]
     else:
         whole = resolved(read_source(file), ())
         yield whole.id, whole, resolved(read_source(file, scale="tiny", overrides=quick), ())
+
+
+def _of_ladder(file: Path, quick: list[str]) -> Iterator[tuple[str, Manifest, Manifest]]:
+    from ratrain.ablation.arms import resolved
+    from ratrain.ablation.ladder.plan import make_ladder
+    from ratrain.config.find import find_scale
+    from ratrain.config.parse import parse_file
+
+    tiny = parse_file(find_scale("tiny"))
+    tree = {key: value for key, value in tiny.tree.items() if key not in ("extends", "scale")}
+    for rung in make_ladder(file, overrides=quick).rungs:
+        for arm in rung.plan.arms:
+            small = arm.source_of(*arm.seeds[0], replace(tiny, tree=tree))
+            yield f"rung {rung.number}: {arm.name}", arm.manifest, resolved(small, ())
 
 
 COMMANDS: dict[str, Command] = {"check runs": Command(_arguments, _check_runs)}

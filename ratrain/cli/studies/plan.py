@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratrain.cli.arguments import Command, count, json_argument, positive, resolve_manifest
 from ratrain.cli.printing.document import print_line
 from ratrain.cli.printing.tables import table
+from ratrain.cli.studies.plan_ladder import ladder_file, plan_ladder
 from ratrain.errors import Exit, UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +83,9 @@ _OF_CLUSTER = {"nodes": 1, "gpus": 1, "mtbf": math.inf, "repair": 10.0, "price":
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", metavar="FILE", help="a study or a manifest: its time on a cluster")
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", help="a study, a ladder or a manifest: its time on a cluster"
+    )
     parser.add_argument("--scale", metavar="S", help="scale of the runs (study, or that of FILE)")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="FILE: change one key in every run")
     parser.add_argument("--patches", action="append", default=[], metavar="DIR", type=Path, help="folder of patches")
@@ -195,6 +199,8 @@ def _on_cluster(args: argparse.Namespace) -> int:
     """Prints the finishing time of the runs of FILE by devices of a run, with failures drawn at random."""
     from ratrain.ablation.running.sizing import check_layout, choices, lay_out
 
+    if file := ladder_file(args.file):
+        return plan_ladder(file, args, partial(_fastest, args))
     needs = _needs(args)
     site = _site(args, needs[0])
     sizes = [args.gpus_per_run] if args.gpus_per_run else choices(needs, site.cluster, site.memory)
@@ -219,6 +225,21 @@ def _on_cluster(args: argparse.Namespace) -> int:
         return Exit.DONE
     print("\n".join(_cluster_lines(args, needs, site, found, best, given)))
     return Exit.DONE
+
+
+def _fastest(args: argparse.Namespace, needs: Sequence[Need]) -> Layout:
+    """Returns the division of the cluster that is done first. Raises UsageError if none holds the runs."""
+    from ratrain.ablation.running.sizing import check_layout, choices, lay_out
+
+    site = _site(args, needs[0])
+    sizes = [args.gpus_per_run] if args.gpus_per_run else choices(needs, site.cluster, site.memory)
+    for gpus in sizes or [site.cluster.nodes * site.cluster.gpus]:
+        check_layout(needs, gpus, 1, site)
+    try:
+        found = [lay_out(needs, site, gpus=gpus, draws=_DRAWS, seed=_SEED) for gpus in sizes]
+    except ValueError as error:
+        raise UsageError(f"--mtbf {args.mtbf:g}: {error}") from None
+    return min(found, key=lambda layout: layout.foretold.finish)
 
 
 def _needs(args: argparse.Namespace) -> list[Need]:
