@@ -11,10 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,12 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from ratrain.ablation.ladder.conclusion import LadderConclusion, conclude_ladder
 from ratrain.ablation.ladder.plan import make_ladder
-from ratrain.ablation.ladder.readings import RungLosses
 from ratrain.config.parse import Layer
 from ratrain.config.schema import Manifest
-from ratrain.statistics.paired import Table
 
 POOL, LADDER = Path(__file__).parent / "trained.npz", "ladder_tiny.toml"
 SEEDS = (24, 20, 14, 10)  # of each kind in the pool, by rung
@@ -107,12 +101,7 @@ def train(rung: int, kind: str, seed: int) -> np.ndarray:  # [K]
 
 def make_pool(*, jobs: int, parts: Path) -> None:
     """Trains what is not in the folder `parts` yet, a file for each run; then joins them."""
-    runs = [
-        (rung, kind, seed)
-        for rung in reversed(range(4))
-        for seed in range(1, SEEDS[rung] + 1)
-        for kind in KINDS
-    ]
+    runs = [(rung, kind, seed) for rung in reversed(range(4)) for seed in range(1, SEEDS[rung] + 1) for kind in KINDS]
     left = [run for run in runs if not _file(parts, *run).exists()]
     parts.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
