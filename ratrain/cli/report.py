@@ -21,8 +21,8 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         nargs="+",
-        help="a run folder, an id, a prefix of its name, or @last; several are compared; or a study, or a ladder; or metrics "
-        "of the reference (training_metrics.json, all_results.json, a test_matrix_results folder)",
+        help="a run folder, an id, a prefix of its name, or @last; several are compared; or a study, or a ladder; or "
+        "metrics of the reference (training_metrics.json, all_results.json, a test_matrix_results folder)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run folders (runs)"

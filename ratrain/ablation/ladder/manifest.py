@@ -42,7 +42,7 @@ class Rungs(Section):
     seeds: tuple[int, ...] = Field(default=(), description="seeds of each rung, 1, 2, 3 and so on; unset: as in seed")
     noise: tuple[PositiveFloat, ...] = Field(
         default=(),
-        description="for `ratrain plan`: standard deviation of a paired difference at each rung, in parts of the tokens",
+        description="for `ratrain plan`: standard deviation of a paired difference, in parts of the tokens",
     )
     budgets: tuple[str, ...] = Field(
         default=(), description=f"seeds as needed: what each rung may spend; {EXPECTED}; unset: up to seed.max"

@@ -1,4 +1,4 @@
-"""Ladders whose truth is known: GPT-2 on the rungs of ladder_tiny.toml, against itself and against itself with more tokens.
+"""Ladders of known truth: GPT-2 on the rungs of ladder_tiny.toml, against itself and itself with more tokens.
 
 `python tests/ablation/ladder/calibration.py train` trains the pool of runs (about three hours of one core, which
 `--jobs 2` halves; it goes on where it stopped) into trained.npz beside this file. `... report` resamples it into
