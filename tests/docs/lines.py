@@ -19,6 +19,8 @@ PARSED_ONLY = {
     r"--devices|^torchrun": "starts processes: tests/machine",
     r"^ratrain --ablate (?!first\.toml|gates\.toml --dry-run)": "trains a study: its arms are resolved instead",
     r"^ratrain --ablate gates\.toml$": "trains a study: its arms are resolved instead",
+    r"^ratrain --ladder": "trains for half an hour: its rungs are planned instead",
+    r"^ratrain report ladder_tiny": "needs the runs of a ladder: tests/ablation/ladder",
     r"^ratrain try": "trains for minutes: tests/ablation",
     r"^ratrain smoke": "trains every variant: tests/run",
     r"^ratrain replay series": "needs the runs of the series",

@@ -14,6 +14,8 @@ import torch
 import yaml
 
 import ratrain
+from ratrain.ablation.ladder.manifest import find_ladder
+from ratrain.ablation.ladder.plan import make_ladder
 from ratrain.ablation.manifest import find_ablation
 from ratrain.ablation.plan import make_plan
 from ratrain.cli import commands, main, parser_of, split
@@ -130,6 +132,10 @@ def test_a_manifest_is_built_and_a_study_is_resolved(block, place):
         assert {*tree["project"]["entry-points"]} <= {"ratrain.patches"} and offered("ratrain.patches")
         return
     file = folder / "block.toml"
+    if "rungs" in tree:
+        file.write_text(block.text)
+        assert len(make_ladder(file).rungs) >= 4
+        return
     if {"arm", "arms"} & {*tree}:
         file.write_text(block.text)
         plan = make_plan(find_ablation(str(file)), scale="tiny")
@@ -180,6 +186,8 @@ def test_a_command_that_is_not_run_names_manifests_that_resolve(found, place):
         return
     if command == "--ablate":
         assert make_plan(find_ablation(args.file), scale="tiny").arms
+    elif command == "--ladder":
+        assert make_ladder(find_ladder(args.file)).rungs
     elif command in ("train", "try"):
         keys = [key for key in args.set if not key.startswith("log.trackers")]
         for name in getattr(args, "ideas", None) or [args.manifest]:

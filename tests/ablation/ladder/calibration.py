@@ -24,7 +24,7 @@ from ratrain.config.parse import Layer
 from ratrain.config.schema import Manifest
 
 POOL, LADDER = Path(__file__).parent / "trained.npz", "ladder_tiny.toml"
-SEEDS = (24, 20, 14, 10)  # of each kind in the pool, by rung
+SEEDS = (16, 14, 10, 8)  # of each kind in the pool, by rung
 DRAWN = (8, 6, 5, 4)  # of each kind in a ladder: as the shipped one has them
 BUDGETS = ("0.7", "1.4", "1.05", "1.1", "1.2", "1.3")
 NULLS = ("ulp", "order", "cap")
@@ -140,16 +140,113 @@ def pool() -> list[dict[str, np.ndarray]]:
         return [{kind: file[f"{rung}/{kind}"].astype(float) for kind in KINDS} for rung in range(4)]
 
 
+# -- ladders of it ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A ladder drawn from the pool, and the true log gain of every arm at every rung."""
+
+    rungs: list[RungLosses]
+    truth: dict[str, list[float]]
+
+
+def drawn(rng: np.random.Generator, arms: Mapping[str, tuple[str, ...]]) -> Drawn:
+    """Draws seeds without replacement and passages with replacement, the same passages at every rung.
+
+    Kinds that differ from the baseline in chance alone have no effect, so their mean over the pool is taken out.
+    """
+    passages = rng.integers(0, pool()[0]["base"].shape[1], pool()[0]["base"].shape[1])
+    found = []
+    for at, kinds in enumerate(pool()):
+        seeds = rng.choice(len(kinds["base"]), DRAWN[at], replace=False)
+        runs = {kind: of[seeds][:, passages] - _offset(at, kind) for kind, of in kinds.items()}
+        losses = {"v0": runs["base"], **{name: runs[kinds_of[at]] for name, kinds_of in arms.items()}}
+        table = Table.of(
+            {name: list(of.mean(1)) for name, of in losses.items()}, "v0",
+            {name: [tuple(run) for run in of] for name, of in losses.items()}, (1,) * len(passages),
+        )  # fmt: skip
+        curve = {b: dict(enumerate(runs[k].mean(1).tolist())) for b, k in ((1.0, "base"), (0.7, "0.7"), (1.4, "1.4"))}
+        found.append(RungLosses(at + 1, _bases_flops()[at], table, curve, windows="pool"))
+    truth = {name: [_true_gain(at, kind) for at, kind in enumerate(kinds)] for name, kinds in arms.items()}
+    return Drawn(found, truth)
+
+
+@lru_cache(maxsize=64)
+def _offset(rung: int, kind: str) -> float:
+    """Returns the mean difference to the baseline of a kind that differs from it in chance alone."""
+    return float((pool()[rung][kind] - pool()[rung]["base"]).mean()) if kind in NULLS else 0.0
+
+
+def _true_gain(rung: int, kind: str) -> float:
+    """Returns the log of the tokens; NaN for a kind whose truth is not known by construction."""
+    return float(np.log(float(kind))) if kind in BUDGETS else 0.0 if kind in NULLS else np.nan
+
+
+@lru_cache(maxsize=1)
+def _bases_flops() -> list[float]:
+    from ratrain.ablation.ladder.manifest import find_ladder
+
+    return [rung.flops for rung in make_ladder(find_ladder(LADDER)).rungs]
+
+
+@dataclass
+class Outcome:
+    """Over many ladders, by arm: the words, and whether intervals held the measured and the true gain."""
+
+    words: dict[str, Counter] = field(default_factory=dict)
+    held_out: dict[str, list[bool]] = field(default_factory=dict)  # the measured last rung, predicted from the others
+    true: dict[str, list[bool]] = field(default_factory=dict)  # the last rung's true gain, in the 95 % interval there
+    ladders: int = 0
+
+    def add(self, found: LadderConclusion, truth: Mapping[str, list[float]]) -> None:
+        self.ladders += 1
+        for name in truth:
+            outlook = found.outlooks.get(name)
+            self.words.setdefault(name, Counter())[outlook.word if outlook else "no trend"] += 1
+            if outlook and outlook.held_out:
+                self.held_out.setdefault(name, []).append(outlook.held_out.inside)
+            if outlook and np.isfinite(truth[name][-1]):
+                low, high = outlook.trend.line(float(outlook.trend.measured.x[-1])).interval(0.05)
+                self.true.setdefault(name, []).append(low <= truth[name][-1] <= high)
+
+
+def outcomes(ladders: int, *, seed: int = 0, arms: Mapping[str, tuple[str, ...]] = ARMS) -> Outcome:
+    """Concludes from so many drawn ladders."""
+    rng, found = np.random.default_rng(seed), Outcome()
+    for _ in range(ladders):
+        of = drawn(rng, arms)
+        found.add(conclude_ladder(of.rungs, alpha=0.05, delta=0.01), of.truth)
+    return found
+
+
+def said(found: Outcome, name: str, *words: str) -> float:
+    """Returns the share of ladders that call an arm one of the words."""
+    return sum(found.words[name][word] for word in words) / found.ladders
+
+
+def lines(found: Outcome) -> Iterator[str]:
+    every = [inside for of in found.held_out.values() for inside in of]
+    yield f"{found.ladders} ladders; held-out rungs inside their 90 % interval: {np.mean(every):.1%}"
+    for name, words in found.words.items():
+        held, true = found.held_out.get(name, []), found.true.get(name, [])
+        shares = ", ".join(f"{word} {count / found.ladders:.1%}" for word, count in words.most_common())
+        yield f"  {name}: held out {np.mean(held or [np.nan]):.1%}, truth {np.mean(true or [np.nan]):.1%}; {shares}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=("train", "join", "report"))
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--ladders", type=int, default=1000)
     parser.add_argument("--parts", type=Path, default=Path("build/ladder-pool"), help="folder of runs that are done")
     args = parser.parse_args()
     if args.command == "train":
         make_pool(jobs=args.jobs, parts=args.parts)
     elif args.command == "join":
         join(args.parts)
+    else:
+        print("\n".join(lines(outcomes(args.ladders))))
 
 
 if __name__ == "__main__":
