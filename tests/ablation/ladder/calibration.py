@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,9 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from ratrain.ablation.ladder.conclusion import LadderConclusion, conclude_ladder
 from ratrain.ablation.ladder.plan import make_ladder
+from ratrain.ablation.ladder.readings import RungLosses
 from ratrain.config.parse import Layer
 from ratrain.config.schema import Manifest
+from ratrain.statistics.paired import Table
 
 POOL, LADDER = Path(__file__).parent / "trained.npz", "ladder_tiny.toml"
 SEEDS = (16, 14, 10, 8)  # of each kind in the pool, by rung
