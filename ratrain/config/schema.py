@@ -77,7 +77,11 @@ class BaseShape(Section):
         return self
 
 
-_READ_OF_BASE = {"standard": (), "mup": ("n_embd", "n_head"), "completep": ("n_embd", "n_head", "n_layer")}
+READ_OF_BASE = {  # keys of `base` by parametrisation
+    "standard": (),
+    "mup": ("n_embd", "n_head"),
+    "completep": ("n_embd", "n_head", "n_layer"),
+}
 
 
 class ModelSpec(Section):
@@ -112,7 +116,7 @@ class ModelSpec(Section):
 
     @model_validator(mode="after")
     def _has_base(self):
-        given, reads = self.base.model_fields_set if self.base else set(), _READ_OF_BASE[self.parametrisation]
+        given, reads = self.base.model_fields_set if self.base else set(), READ_OF_BASE[self.parametrisation]
         if unread := sorted(given.difference(reads)):
             wanted = f"; drop base.{', base.'.join(unread)}, or take another parametrisation"
             raise ValueError(f"parametrisation = {self.parametrisation!r} does not read base.{unread[0]}{wanted}")

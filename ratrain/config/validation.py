@@ -68,6 +68,7 @@ def unknown_key(key: Key, siblings: Iterable[str], homes: Mapping[str, Sequence[
     here = ".".join(section)
     others = [home for home in homes.get(name, ()) if home != here]
     others = [home for home in others if home.startswith(f"{here}.")] or others  # train.steps -> train.budget.steps
+    others = [home for home in others if not any(home.startswith(f"{o}.") for o in others)]  # model, not model.base
     if in_patch and near:
         return f"unknown key{near}"
     if name in FOREIGN and not (name in homes and others):

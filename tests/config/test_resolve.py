@@ -95,6 +95,7 @@ def test_all_faults_come_at_once_the_manifest_first_and_by_line(write, kinds):
         ("train.microbatch=3", "train.microbatch", "unknown key; did you mean 'micro_batch'?"),
         ("model.lr=3", "model.lr", "unknown key; it belongs in [schedule]"),
         ("model.every=3", "model.every", "unknown key; it belongs in [eval] or [checkpoint] or [log]"),
+        ("n_layer=3", "n_layer", "unknown key; it belongs in [model]"),
         ("train.steps=3", "train.steps", "unknown key; it belongs in [train.budget]"),
         ("training.x=3", "training", "unknown key; did you mean 'train'?"),
         ("learning_rate=3", "learning_rate", "unknown key; here it is 'schedule.lr'"),

@@ -59,6 +59,16 @@ def test_dividing_does_not_change_what_is_trained(runs, name):
     assert losses(folders[name], "Evaluated") == pytest.approx(losses(folders["whole"], "Evaluated"), rel=1e-11)
 
 
+def test_dividing_keeps_the_rates_of_every_group_under_mup(gang, tmp_path):
+    mup = ("model.parametrisation=mup", "model.base={ n_embd = 16, n_head = 1 }", "optim.eps=1e-4", *SWITCH)
+    told = gang(
+        (1, tmp_path / "whole", mup, None), (2, tmp_path / "full", (*FSDP, *mup), None), dtype="float64"
+    )  # fmt: skip
+    assert {code for each in told for code in each["codes"]} == {0}
+    whole, full = (losses(next((tmp_path / name).glob("*/s1"))) for name in ("whole", "full"))
+    assert full == pytest.approx(whole, rel=1e-11)
+
+
 def test_a_divided_run_that_was_stopped_ends_with_the_bits_of_the_unbroken_one(runs):
     folders, told = runs
     assert told["again"]["codes"] == [75, 75]

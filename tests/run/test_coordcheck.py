@@ -185,6 +185,7 @@ def test_the_depth_is_checked_instead_of_the_width(ratrain):
         (("--widths", "64,128", "--depths", "2,4"), 2, "not allowed with"),
         (("--plot", "figure.svg"), 2, "expected a name that ends with .png"),
         (("--set", "model.parametrisation=mup", "--set", "optim.kind=muon"), 78, "optim.kind: does not transfer"),
+        (("--set", "model=3"), 78, "model"),
         (("--set", "model.parametrisation=mu"), 78, "'mu' is not one of"),
     ],
 )

@@ -19,8 +19,6 @@ from ratrain.cli.printing.tables import table as aligned_table
 from ratrain.config.read import located
 from ratrain.errors import Exit, ManifestError, UsageError
 
-_READS = {"mup": ("n_embd", "n_head"), "completep": ("n_embd", "n_head", "n_layer")}
-
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", help="path, file name or id of a manifest")
@@ -77,11 +75,15 @@ def _coordcheck(args: argparse.Namespace) -> int:
 
 def _base(args: argparse.Namespace, axis: str, sizes: tuple[int, ...]) -> list[str]:
     """Returns overrides that make the smallest size the base, for the keys of model.base that are not set."""
+    from ratrain.config.schema import READ_OF_BASE
+
     model = open_manifest(args.manifest, args)[0].tree.get("model", {})
-    needs = _READS.get(model.get("parametrisation", ""), ())
+    if not isinstance(model, dict):
+        return []  # resolving the manifest tells the fault, here and below
+    needs = READ_OF_BASE.get(str(model.get("parametrisation", "")), ())
     own = {key: model.get(key) for key in ("n_embd", "n_head", "n_layer")}
     if not all(isinstance(size, int) and size > 0 for size in own.values()):
-        return []  # resolving the manifest tells the fault
+        return []
     head_dim = max(1, own["n_embd"] // own["n_head"])
     if axis == "width":
         own |= {"n_embd": sizes[0], "n_head": max(1, sizes[0] // head_dim)}
