@@ -47,7 +47,7 @@ def preflight(plan: Plan) -> tuple[str, ...]:
 
 def _small(plan: Plan, arm: Arm) -> Manifest | None:
     """Resolves the arm at the contracts' shapes, every mechanism open from the start; None if it rejects the shapes."""
-    layers = [parse_override(key) for key in SMALL]
+    layers = [parse_override(key) for key in (*SMALL, "train.budget={steps=100}")]  # that may be less than a step there
     try:
         return resolved(arm.source_of(*arm.seeds[0], *layers), plan.patches)
     except ManifestError:
