@@ -1,0 +1,80 @@
+"""The losses of a rung, from the rows of its study."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from ratrain.ablation.ladder.record import PlannedRung
+from ratrain.ablation.ladder.results import RungResult
+from ratrain.ablation.record import Planned, PlannedArm, Study
+from ratrain.ablation.results import Reached, Row
+from ratrain.events import Fingerprints
+from ratrain.storage.run_log import RunLog
+
+RUNG = PlannedRung(1, "x-rung1", "", 1000, 2, 16, 1, 64, 4, 10_000, 6e7, 1e-3)
+SIZES = (30, 10)
+
+
+def row(name: str, role: Any, losses: list, *, of: str = "", tokens: int = 10_000, flops: int = 6000) -> Row:
+    arm = PlannedArm(name, role, of, "", {}, name, "", None, "none", 1000, flops, 1, tokens, (), ())
+    stated = Fingerprints(data="", order="", windows="w", weights={}, unit="passage", sizes=SIZES)
+    log = RunLog(Path(), cast("Any", SimpleNamespace(environment={})), fingerprints=stated)
+    runs = [
+        Reached(seed, seed, "", "diverged" if math.isnan(loss) else "done", loss, log, (loss, loss))
+        for seed, loss in enumerate(losses, start=1)
+    ]
+    return Row(arm, tuple(runs), ())
+
+
+def result(*rows: Row, tune: dict | None = None) -> RungResult:
+    arms = tuple(row.arm for row in rows if row.arm.role != "tuned")
+    plan = Planned("x", "", "", "rung1", "tokens", {"last": 1}, {}, tune, ((1, 1), (2, 2), (3, 3)), arms, "h")
+    return RungResult(RUNG, Study(Path(), plan, plan), rows)
+
+
+BASE = row("v0", "base", [3.0, 3.1, 3.2])
+RULER = [row("v0 x0.5", "ruler", [3.3, 3.4, 3.5], tokens=5000), row("v0 x2", "ruler", [2.8, 2.9, 3.0], tokens=20_000)]
+
+
+def test_arms_and_controls_are_compared_and_the_ruler_is_the_curve():
+    given = result(BASE, row("a", "arm", [2.9, 3.0, math.nan]), row("v0 wide", "control", [2.95, 3.05, 3.1]), *RULER)
+    found = given.losses()
+    assert found
+    assert found.table.names == ("v0", "a", "v0 wide")
+    assert found.table.diverged[1].tolist() == [False, False, True]
+    assert found.table.parts.shape == (3, 3, 2)
+    assert found.curve[0.5] == {1: 3.3, 2: 3.4, 3: 3.5}
+    assert set(found.curve) == {0.5, 1.0, 2.0}
+    assert (found.number, found.flops, found.windows) == (1, 6e7, "w")
+    assert given.arms == ["a"]
+
+
+def test_a_costly_arm_has_the_cost_of_its_run():
+    found = result(BASE, row("a", "arm", [2.9, 3.0, 3.1], flops=9000, tokens=5000), *RULER).losses()
+    assert found
+    assert math.exp(found.costs["a"]) == pytest.approx(1.5 * 0.5)
+
+
+def test_with_tuning_the_tuned_arms_are_compared_under_their_own_names():
+    tuned = [row("a tuned", "tuned", [2.7, 2.8, 2.9], of="a"), row("v0 tuned", "tuned", [2.9, 3.0, 3.1], of="v0")]
+    found = result(BASE, row("a", "arm", [2.9, 3.0, 3.1]), *RULER, *tuned, tune={"grid": {}}).losses()
+    assert found
+    assert found.table.names == ("v0", "a")
+    assert found.table.losses[1].tolist() == [2.7, 2.8, 2.9]
+    assert found.curve[1.0] == {1: 3.0, 2: 3.1, 3: 3.2}  # the ruler has the shared learning rate
+
+
+def test_before_the_baseline_and_an_arm_are_done_there_are_no_losses():
+    assert result(BASE).losses() is None
+    assert result(row("v0", "base", []), row("a", "arm", [2.9])).losses() is None
+    assert RungResult(RUNG, None, ()).losses() is None
+
+
+def test_flops_are_those_of_the_runs_that_are_done():
+    given = result(BASE, row("a", "arm", [2.9, math.nan], flops=9000), *RULER)
+    assert given.flops_spent == 3 * 6000 * 10_000 + 9000 * 10_000 + 3 * 6000 * 25_000
