@@ -81,8 +81,8 @@ def _base(args: argparse.Namespace, axis: str, sizes: tuple[int, ...]) -> list[s
     if not isinstance(model, dict):
         return []  # resolving the manifest tells the fault, here and below
     needs = READ_OF_BASE.get(str(model.get("parametrisation", "")), ())
-    own = {key: model.get(key) for key in ("n_embd", "n_head", "n_layer")}
-    if not all(isinstance(size, int) and size > 0 for size in own.values()):
+    own = {key: size for key in ("n_embd", "n_head", "n_layer") if isinstance(size := model.get(key), int) and size > 0}
+    if len(own) < 3:
         return []
     head_dim = max(1, own["n_embd"] // own["n_head"])
     if axis == "width":
