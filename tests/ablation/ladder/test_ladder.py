@@ -55,6 +55,21 @@ def test_a_ladder_killed_twice_comes_to_the_conclusion_of_an_unbroken_one(ladder
     assert "more than 10 x the last rung" in error
 
 
+@pytest.mark.slow
+def test_a_ladder_is_emitted_rung_by_rung_and_its_jobs_train_it(ladder, tmp_path, ratrain):
+    words = ("--ladder", ladder(), "--out", tmp_path / "runs", "--device", "cpu", "--no-costs")
+    code, said, error = ratrain(*words, "--emit", "shell", "--jobs", 2)
+    assert code == 0, error
+    assert said.count("runs are to be trained") == 4
+    for rung in (1, 2, 3, 4):
+        script = (tmp_path / "runs" / "studies" / f"steps-rung{rung}" / "jobs" / "submit.sh").read_text()
+        assert f"--rung {rung} " in script
+        assert "--ladder" in script
+    code, said, error = ratrain(*words[:-1], "--rung", 1, "--run", 1)
+    assert code == 0, error
+    assert "run 1, v0 s1: done" in said
+
+
 def test_a_dry_run_prints_the_rungs_and_writes_nothing(ladder, tmp_path, ratrain):
     code, said, _ = ratrain("--ladder", ladder(), "--out", tmp_path / "runs", "--device", "cpu", "--dry-run")
     assert code == 0
