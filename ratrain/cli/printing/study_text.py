@@ -9,7 +9,7 @@ from ratrain.ablation.conclusion import Conclusion
 from ratrain.ablation.record import Study
 from ratrain.ablation.results import Row, windows_of
 from ratrain.cli.printing.tables import table
-from ratrain.report.study.table import GUARD_HEAD, HEAD, cells, guard_rows
+from ratrain.report.study.table import GUARD_HEAD, HEAD, cells, guard_rows, plan_facts
 
 
 def study_lines(study: Study, rows: Sequence[Row], found: Conclusion | None) -> Iterator[str]:
@@ -25,6 +25,8 @@ def study_lines(study: Study, rows: Sequence[Row], found: Conclusion | None) -> 
         if found.guards:
             yield from ("", table([GUARD_HEAD, *guard_rows(found)]), "")
         yield from (f"warning: {warning}" for warning in found.warnings)
+    if rates := dict(plan_facts(study, rows)).get("learning rates"):
+        yield f"learning rates {rates}"
     windows = windows_of(rows)
     yield f"plan {study.plan.hash[:8]}" + (f", validation windows {windows[:8]}" if windows else "")
 

@@ -110,6 +110,8 @@ def plan_facts(study: Study, rows: Sequence[Row] = ()) -> Iterator[tuple[str, st
     )
     if windows := windows_of(rows):
         yield "validation windows", windows
+    if rates := _rates(study, rows):
+        yield "learning rates", rates
     if now.guard:
         yield "guards", f"{', '.join(now.guard)}, which change no verdict"
     yield "matched by", now.match
@@ -119,6 +121,18 @@ def plan_facts(study: Study, rows: Sequence[Row] = ()) -> Iterator[tuple[str, st
     yield "alpha", f"{rule['alpha']:g} for all arms and looks, spent {spent}"
     yield "delta", f"{rule['delta']:g} nats" if rule["delta"] else "none, so nothing is called equivalent"
     yield "plan hash", now.hash[:16]
+
+
+def _rates(study: Study, rows: Sequence[Row]) -> str:
+    """Returns how learning rates were chosen, if it was by more than the manifests: tuned, or transferred from where."""
+    if study.now.tune:
+        return f"tuned: {', '.join(study.now.tune['grid'])} on the same grid for every arm, on seeds apart"
+    models = (run.log.started.manifest.get("model", {}) for row in rows for run in row.runs if run.log)
+    model = next(models, {})
+    if (kind := model.get("parametrisation", "standard")) == "standard":
+        return ""
+    base = " x ".join(str(model["base"][key]) for key in ("n_layer", "n_embd") if model["base"].get(key))
+    return f"transferred by {kind}, from {base}"
 
 
 def loss_text(row: Row) -> str:

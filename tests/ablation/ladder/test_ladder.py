@@ -50,6 +50,9 @@ def test_a_ladder_killed_twice_comes_to_the_conclusion_of_an_unbroken_one(ladder
     page = (tmp_path / "whole" / "ladders" / "steps" / "report.html").read_text()
     assert "Gain against compute" in page
     assert "steps-rung4" in page
+    code, said, _ = ratrain("--ladder", file, "--out", tmp_path / "whole", *WORDS, "--rung", 1)
+    assert code == 0
+    assert "v9" in said
     code, _, error = ratrain("--ladder", file, "--out", tmp_path / "whole", *WORDS, "--at", "1e20")
     assert code == 2
     assert "more than 10 x the last rung" in error
