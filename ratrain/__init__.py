@@ -10,8 +10,9 @@ __version__ = "0.1.0"
 
 # names of `ratrain.api` exported here; a missing name would be looked up as a submodule
 _API = (
-    "Loaded", "Mechanism", "Patch", "Resolved", "RunLog", "StudyRun", "Verdict",
-    "load", "read_manifest", "read_plan", "read_run", "register", "resume", "study", "train", "try_ideas", "verify",
+    "LadderRun", "Loaded", "Mechanism", "Patch", "Resolved", "RunLog", "StudyRun", "Verdict",
+    "ladder", "load", "read_manifest", "read_plan", "read_run", "register", "resume", "study", "train", "try_ideas",
+    "verify",
 )  # fmt: skip
 
 

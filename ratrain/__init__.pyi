@@ -1,3 +1,4 @@
+from ratrain.api import LadderRun as LadderRun
 from ratrain.api import Loaded as Loaded
 from ratrain.api import Mechanism as Mechanism
 from ratrain.api import Patch as Patch
@@ -5,6 +6,7 @@ from ratrain.api import Resolved as Resolved
 from ratrain.api import RunLog as RunLog
 from ratrain.api import StudyRun as StudyRun
 from ratrain.api import Verdict as Verdict
+from ratrain.api import ladder as ladder
 from ratrain.api import load as load
 from ratrain.api import read_manifest as read_manifest
 from ratrain.api import read_plan as read_plan

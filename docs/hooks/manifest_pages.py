@@ -37,8 +37,8 @@ def study() -> str:
     intro = """# Study
 
 Every key of an ablation manifest, which `ratrain --ablate FILE` reads. [Studies](../studies.md) explains their use. A
-ladder manifest, which `ratrain --ladder FILE` reads, has `rungs` too, and arms with `tokens`; there `budget` is refused,
-and `ruler` is `[0.7, 1.4]` by default ([Ladders](../ladders.md)).
+ladder manifest, which `ratrain --ladder FILE` reads, has `rungs` too, and arms with `tokens`; `budget` is refused
+there, and `ruler` is `[0.7, 1.4]` by default ([Ladders](../ladders.md)).
 """
     rungs = f"\n## `[rungs]` of a ladder\n\n{doc(Rungs)}\n\n{_table(Rungs)}"
     arms = f"\n## `[arm.NAME]` of a ladder\n\n{doc(LadderArm)}\n\n{_table(LadderArm, ['tokens'])}"

@@ -37,6 +37,7 @@ CASES = [
 ]  # fmt: skip
 FAULTY = {("check", "v99"): Exit.BAD_MANIFEST, ("audit", "decoder.py:Model"): Exit.BAD_DATA}  # documents too
 ELSEWHERE = {
+    "--ladder": "tests/ablation/ladder/test_ladder.py",
     "try": "tests/ablation/test_trial.py",
     "profile": "tests/profile/test_profile.py",
     "calibrate": "tests/patches/test_kv_splice.py",

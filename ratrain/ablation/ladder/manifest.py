@@ -38,6 +38,7 @@ class Rungs(Section):
         default=None, description="params: n_embd over n_layer; unset: that of the ladder's scale"
     )
     layers: tuple[PositiveInt, ...] = Field(default=(), description="params: in place of aspect, n_layer of each rung")
+    head_dim: PositiveInt | None = Field(default=None, description="params: channels of a head; unset: as the scale")
     batch: tuple[PositiveInt, ...] = Field(default=(), description="sequences per step of each rung; unset: the same")
     seeds: tuple[int, ...] = Field(default=(), description="seeds of each rung, 1, 2, 3 and so on; unset: as in seed")
     noise: tuple[PositiveFloat, ...] = Field(
@@ -62,8 +63,8 @@ class Rungs(Section):
             raise ValueError("params needs either tokens_per_param or tokens = [...], one for each rung")
         if self.tokens and self.tokens_per_param is not None:
             raise ValueError("expected tokens_per_param or tokens, not both")
-        if self.scales and (self.aspect is not None or self.layers):
-            raise ValueError("aspect and layers are for params; scales have their own shapes")
+        if self.scales and (self.aspect is not None or self.layers or self.head_dim is not None):
+            raise ValueError("aspect, layers and head_dim are for params; scales have their own shapes")
         if self.aspect is not None and self.layers:
             raise ValueError("expected aspect or layers, not both")
         return self

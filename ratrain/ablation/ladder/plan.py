@@ -179,12 +179,13 @@ class _Draft:
 
     def _shape(self, at: int, spec: ModelSpec) -> Shape:
         rungs = self.ladder.rungs
+        head_dim = rungs.head_dim or spec.head_dim
 
         def parameters(n_layer: int, n_embd: int) -> int:
-            return _parameters(self._base(at, {"model": asdict(Shape(n_layer, n_embd, n_embd // spec.head_dim))}))
+            return _parameters(self._base(at, {"model": asdict(Shape(n_layer, n_embd, n_embd // head_dim))}))
 
-        return Sizes.of(parameters, spec.head_dim).shape(
-            rungs.params[at], head_dim=spec.head_dim, aspect=rungs.aspect or spec.n_embd / spec.n_layer,
+        return Sizes.of(parameters, head_dim).shape(
+            rungs.params[at], head_dim=head_dim, aspect=rungs.aspect or spec.n_embd / spec.n_layer,
             n_layer=rungs.layers[at] if rungs.layers else None,
         )  # fmt: skip
 

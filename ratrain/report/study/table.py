@@ -124,7 +124,7 @@ def plan_facts(study: Study, rows: Sequence[Row] = ()) -> Iterator[tuple[str, st
 
 
 def _rates(study: Study, rows: Sequence[Row]) -> str:
-    """Returns how learning rates were chosen, if it was by more than the manifests: tuned, or transferred from where."""
+    """Returns how learning rates were chosen: tuned, or transferred from a shape; empty for those of the manifests."""
     if study.now.tune:
         return f"tuned: {', '.join(study.now.tune['grid'])} on the same grid for every arm, on seeds apart"
     models = (run.log.started.manifest.get("model", {}) for row in rows for run in row.runs if run.log)
