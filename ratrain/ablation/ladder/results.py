@@ -25,11 +25,14 @@ class RungResult:
 
     @property
     def judged(self) -> list[Row]:
-        """The rows that are compared, the baseline's first: at their tuned points if the ladder tunes."""
+        """The rows that are compared, the baseline's first: at their tuned points if the ladder tunes.
+
+        Controls are not: their widths differ from rung to rung, and the rungs' own studies compare them.
+        """
         tuned = [row for row in self.rows if row.arm.role == "tuned"]
         if self.study and self.study.plan.tune:
             return sorted(tuned, key=lambda row: row.arm.of != self.study.now.base.name)  # type: ignore[union-attr]
-        return [row for row in self.rows if row.arm.role in ("base", "arm", "control")]
+        return [row for row in self.rows if row.arm.role in ("base", "arm")]
 
     @property
     def arms(self) -> list[str]:
