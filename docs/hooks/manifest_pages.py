@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from ratrain.ablation.ladder.manifest import LadderArm, Rungs
+from ratrain.ablation.ladder.manifest import LadderManifest
 from ratrain.ablation.manifest import AblationManifest
 from ratrain.config.schema import Manifest, OptimSection
 from ratrain.config.toml import toml
@@ -36,13 +36,19 @@ def study() -> str:
     """Every key of an ablation manifest by table."""
     intro = """# Study
 
-Every key of an ablation manifest, which `ratrain --ablate FILE` reads. [Studies](../studies.md) explains their use. A
-ladder manifest, which `ratrain --ladder FILE` reads, has `rungs` too, and arms with `tokens`; `budget` is refused
-there, and `ruler` is `[0.7, 1.4]` by default ([Ladders](../ladders.md)).
+Every key of an ablation manifest, which `ratrain --ablate FILE` reads. [Studies](../studies.md) explains their use.
 """
-    rungs = f"\n## `[rungs]` of a ladder\n\n{doc(Rungs)}\n\n{_table(Rungs)}"
-    arms = f"\n## `[arm.NAME]` of a ladder\n\n{doc(LadderArm)}\n\n{_table(LadderArm, ['tokens'])}"
-    return intro + "".join(_sections(AblationManifest, level=2)) + rungs + arms
+    return intro + "".join(_sections(AblationManifest, level=2))
+
+
+def ladder() -> str:
+    """Every key of a ladder manifest by table."""
+    intro = """# Ladder
+
+Every key of a ladder manifest, which `ratrain --ladder FILE` reads: those of a study, and `rungs`. `budget` is refused in
+it. [Ladders](../ladders.md) explains their use.
+"""
+    return intro + "".join(_sections(LadderManifest, level=2))
 
 
 def patches() -> str:

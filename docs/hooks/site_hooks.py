@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "reference/manifest.md": manifest_pages.manifest,
     "reference/study.md": manifest_pages.study,
+    "reference/ladder.md": manifest_pages.ladder,
     "reference/patches.md": manifest_pages.patches,
     "reference/optimizers.md": manifest_pages.optimizers,
     "reference/commands.md": command_pages.commands,

@@ -14,6 +14,7 @@ import yaml
 
 import ratrain
 from ratrain import api
+from ratrain.ablation.ladder.manifest import LadderManifest
 from ratrain.ablation.manifest import AblationManifest
 from ratrain.cli import commands, main
 from ratrain.config.schema import Manifest
@@ -52,7 +53,9 @@ def listed(page):
             yield f"{path}{row[1]}"
 
 
-@pytest.mark.parametrize(("page", "model"), [("manifest", Manifest), ("study", AblationManifest)])
+@pytest.mark.parametrize(
+    ("page", "model"), [("manifest", Manifest), ("study", AblationManifest), ("ladder", LadderManifest)]
+)
 def test_the_reference_has_every_key(hooks, page, model):
     schema = model.model_json_schema()
     wanted = {*keys(schema, schema["$defs"])}

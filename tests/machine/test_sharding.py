@@ -28,7 +28,7 @@ SHIPPED = sorted(
     file
     for folder in (".", "ideas", "splice", "control", "prune", "legacy")
     for file in (ROOT / "manifests" / folder).glob("*.toml")
-    if not file.name.startswith("ablation")
+    if not file.name.startswith(("ablation", "ladder"))
 )
 
 
