@@ -45,8 +45,8 @@ def ladder() -> str:
     """Every key of a ladder manifest by table."""
     intro = """# Ladder
 
-Every key of a ladder manifest, which `ratrain --ladder FILE` reads: those of a study, and `rungs`. `budget` is refused in
-it. [Ladders](../ladders.md) explains their use.
+Every key of a ladder manifest, which `ratrain --ladder FILE` reads: those of a study, and `rungs`. `budget` is refused
+in it. [Ladders](../ladders.md) explains their use.
 """
     return intro + "".join(_sections(LadderManifest, level=2))
 
