@@ -60,8 +60,8 @@ def _report(args: argparse.Namespace) -> None:
 
 def _ladder_of(name: str, out: Path) -> Path | None:
     """Finds a ladder by its folder or its id."""
-    places = [Path(name), out / "ladders" / name] if name else []
-    found = (place for place in places if place.resolve().parent.name == "ladders")
+    places = [Path(name).resolve(), (out / "ladders" / name).resolve()] if name else []
+    found = (place for place in places if place.parent.name == "ladders")
     return next((place for place in found if (place / "events.jsonl").is_file()), None)
 
 

@@ -139,6 +139,8 @@ def trends(arms: Mapping[str, Measured]) -> dict[str, Trend]:
     for name, of in arms.items():
         if len(of.x) < 3:
             raise ValueError(f"{name}: expected gains at three rungs or more, got {len(of.x)}")
+    if not arms:
+        return {}
     fits = {name: _fitted(of) for name, of in arms.items()}
     likelihoods = np.array([_by_tau(fit) for fit in fits.values()])  # [A, J]
     priors = _priors(likelihoods)

@@ -11,7 +11,7 @@ from ratrain.ablation.ladder.conclusion import LadderConclusion
 from ratrain.ablation.ladder.plan import LadderPlan, Rung
 from ratrain.ablation.ladder.record import Ladder, ladder_folder, settle_ladder
 from ratrain.ablation.ladder.results import RungResult, concluded, results_of
-from ratrain.ablation.running.execute import held, set_aside
+from ratrain.ablation.running.execute import held, set_aside, study_folder
 from ratrain.errors import Exit
 
 
@@ -50,6 +50,8 @@ def climb(
     folder = ladder_folder(plan, out)
     if fresh:
         set_aside(folder)
+        for rung in plan.rungs:  # all of them now, so that no page mixes them with new ones
+            set_aside(study_folder(rung.plan, out))
     with held(folder):
         ladder, codes = settle_ladder(plan, out), []
         for rung in plan.rungs:

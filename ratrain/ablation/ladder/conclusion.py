@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,7 +24,7 @@ FARTHEST = 10.0  # times the last rung's compute: beyond it nothing is predicted
 Word = Literal[
     "gain grows", "gain holds", "gain shrinks", "gain vanishes", "gain, trend unclear",
     "loss grows", "loss holds", "loss shrinks", "loss vanishes", "loss, trend unclear",
-    "no difference", "inconclusive",
+    "gain turns into loss", "loss turns into gain", "no difference", "inconclusive",
 ]  # fmt: skip
 
 
@@ -132,13 +132,17 @@ def _lacks(name: str, readings: Readings, rungs: Sequence[RungLosses]) -> str:
         if (reading := of.get(name)) is None:
             return f"not run at rung {rung.number}"
         if reading.diverged:
-            return f"{reading.diverged} runs diverged at rung {rung.number}"
+            return f"{_many(reading.diverged, 'run')} diverged at rung {rung.number}"
         if reading.pairs < FEWEST_SEEDS:
-            return f"{reading.pairs} seeds at rung {rung.number}; expected {FEWEST_SEEDS} or more"
+            return f"{_many(reading.pairs, 'seed')} at rung {rung.number}; expected {FEWEST_SEEDS} or more"
         if reading.gain is None:
             side = "better" if reading.effect < 0 else "worse"
             return f"so much {side} at rung {rung.number} ({reading.effect:+.3f} nats) that the ruler does not reach it"
     return ""
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _next(flops: Sequence[float]) -> float:
@@ -161,7 +165,8 @@ def _outlook(
     moved, at_last, at_next, at_first = (part.interval(level) for part in (slope, now, then, before))
     word = _word(moved, at_last, at_next, at_first, same)
     ahead = trend.rung(after)
-    crossing = _crossing(trend, first, last) if "shrinks" in word or "vanishes" in word else None
+    falls = any(part in word for part in ("shrinks", "vanishes", "turns"))
+    crossing = _crossing(trend, first, last) if falls else None
     why = _why(word, slope.mean, then.mean, crossing, rungs)
     return Outlook(
         name, word, why, slope.mean, moved, now.mean, at_last,
@@ -177,20 +182,21 @@ def _sign(interval: Interval) -> int:
 def _word(slope: Interval, now: Interval, then: Interval, before: Interval, same: float | None) -> Word:
     """Returns the word for the certain signs of slope and of the gain at the last, the next and the first rung."""
     moves, is_now, later, earlier = _sign(slope), _sign(now), _sign(then), _sign(before)
+    turns: dict[int, Word] = {1: "gain turns into loss", -1: "loss turns into gain"}
+    if earlier and is_now == -earlier:
+        return turns[earlier]
     sign = is_now or (earlier if moves == -earlier else 0)
-    if sign:
-        if moves == sign:
-            return "gain grows" if sign > 0 else "loss grows"
-        if moves == -sign and later == sign:
-            return "gain shrinks" if sign > 0 else "loss shrinks"
-        if moves == -sign:
-            return "gain vanishes" if sign > 0 else "loss vanishes"
-        if later == sign:
-            return "gain holds" if sign > 0 else "loss holds"
-        return "gain, trend unclear" if sign > 0 else "loss, trend unclear"
-    if same is not None and -same < then[0] and then[1] < same:
-        return "no difference"
-    return "inconclusive"
+    if not sign:
+        within = same is not None and -same < then[0] and then[1] < same
+        return "no difference" if within else "inconclusive"
+    what = "gain" if sign > 0 else "loss"
+    if moves == -sign:
+        word = "shrinks" if is_now == sign else "vanishes"
+    elif moves == sign:
+        word = "grows"
+    else:
+        word = "holds" if later == sign else "trend unclear"
+    return next(known for known in get_args(Word) if known.startswith(what) and known.endswith(word))
 
 
 def _crossing(trend: Trend, first: float, last: float) -> float | None:
@@ -245,7 +251,10 @@ def _gain(of: Mapping[str, Reading], name: str) -> float:
 
 
 def predict(conclusion: LadderConclusion, arm: str, flops: float, *, last: float) -> Predicted:
-    """Predicts an arm's gain at a compute. Raises ValueError beyond ten times that of the last rung, `last`."""
+    """Predicts an arm's gain at a compute from that of the first rung on.
+
+    Raises ValueError beyond ten times that of the last rung, `last`.
+    """
     if not 0 < flops <= FARTHEST * last:
         raise ValueError(f"{flops:.3g} FLOPs are more than {FARTHEST:g} x the last rung's {last:.3g}: not predicted")
     ahead = conclusion.outlooks[arm].trend.rung(math.log10(flops))

@@ -109,8 +109,10 @@ class LadderManifest(AblationManifest):
     def _fits_a_ladder(self):
         if self.budget:
             raise ValueError("budget is of one study; expected rungs.budgets = [...], one for each rung")
-        if len({*self.ruler, 1.0}) < 3:
-            raise ValueError("ruler needs two budgets beside 1: gains are read in tokens")
+        if not (self.ruler and min(self.ruler) < 1 < max(self.ruler)):
+            raise ValueError("ruler needs two budgets beside 1, one below and one above it: gains are read in tokens")
+        if self.verdict.stop:
+            raise ValueError("verdict.stop ends runs by their effect, which the trend would inherit; expected no stop")
         if self.rungs.budgets and not self.seed.as_needed:
             raise ValueError("rungs.budgets limit seeds as needed; expected seed = { min = 3, max = 40 } beside them")
         if self.rungs.seeds and ("seed" in self.model_fields_set):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ratrain.ablation.arms import Costs, resolved
-from ratrain.ablation.ladder.manifest import DECADES, LadderManifest, decades, read_ladder, rung_table
+from ratrain.ablation.ladder.manifest import DECADES, FEWEST_SEEDS, LadderManifest, decades, read_ladder, rung_table
 from ratrain.ablation.ladder.sizes import Shape, Sizes
 from ratrain.ablation.manifest import AblationManifest, ArmSection, Seeds, changes
 from ratrain.ablation.plan import Plan, plan_of
@@ -90,13 +90,18 @@ def make_ladder(
         raise UsageError(f"--set {sized[0]}: the rungs set it; change rungs in {layer.label}")
     if seeds is not None and not isinstance(seeds, Seeds):
         seeds = Seeds(init=tuple(init for init, _ in seeds), data=tuple(data for _, data in seeds))
+    if seeds and not seeds.as_needed and len(seeds.pairs) < FEWEST_SEEDS:
+        raise UsageError(f"--seeds: a rung needs {FEWEST_SEEDS} or more, got {len(seeds.pairs)}")
     draft = _Draft(ladder, layer, tuple(overrides), tuple(patches))
     rungs = []
     for at in range(ladder.rungs.count):
         study, table = draft.study(at, seeds)
         plan = plan_of(study, table, overrides=overrides, only=only, patches=patches, costs=costs)
         command = shlex.join(["ratrain", "--ladder", layer.label, "--rung", str(at + 1)])
-        rungs.append(Rung(at + 1, replace(plan, command=command)))
+        asked = plan.asked | {arm.name for arm in plan.of_role("ruler")}  # without it no gain is read
+        rungs.append(Rung(at + 1, replace(plan, command=command, asked=asked)))
+    if not rungs[0].plan.of_role("arm"):
+        raise layer.fault("there is no arm beside the baseline; expected arms = [...] or [arm.NAME]", "arms")
     _require_rise(rungs, layer)
     return LadderPlan(ladder, layer.label, tuple(rungs))
 

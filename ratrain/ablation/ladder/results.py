@@ -17,11 +17,12 @@ from ratrain.statistics.paired import Table
 
 @dataclass(frozen=True)
 class RungResult:
-    """One rung: the study and its rows; None and empty before it has begun."""
+    """One rung: the study and its rows; None and empty before it has begun, or if its folder has another plan."""
 
     rung: PlannedRung
     study: Study | None
     rows: tuple[Row, ...]
+    is_other: bool = False  # whether a study of another plan is there
 
     @property
     def judged(self) -> list[Row]:
@@ -46,7 +47,7 @@ class RungResult:
 
     def losses(self) -> RungLosses | None:
         """Returns the losses for the fit; None before the baseline and an arm have any."""
-        rows = [row for row in self.judged if row.losses]
+        rows = [row for row in self.judged if any(run.result is not None for run in row.runs)]
         base = next(iter(self.judged), None)
         if base is None or not base.losses or len(rows) < 2:
             return None
@@ -84,6 +85,9 @@ def results_of(ladder: Ladder) -> list[RungResult]:
         except MissingError:
             found.append(RungResult(rung, None, ()))
             continue
+        if study.now.hash != rung.hash:
+            found.append(RungResult(rung, None, (), is_other=True))
+            continue
         found.append(RungResult(rung, study, tuple(rows_of(study))))
     return found
 
@@ -93,7 +97,8 @@ def concluded(ladder: Ladder, results: Sequence[RungResult]) -> tuple[LadderConc
     rungs = []
     for result in results:
         if (losses := result.losses()) is None:
-            return None, f"rung {result.rung.number} is not done"
+            what = "has a study of another plan" if result.is_other else "is not done"
+            return None, f"rung {result.rung.number} {what}"
         rungs.append(losses)
     arms = max(len(result.arms) for result in results)
     try:

@@ -49,10 +49,13 @@ def _ladder(args: argparse.Namespace) -> int:
     """Train the arms of a ladder at several scales, and say whether each gain grows, holds, shrinks or vanishes."""
     from ratrain.ablation.ladder.manifest import find_ladder
     from ratrain.ablation.ladder.plan import make_ladder
+    from ratrain.ablation.ladder.record import settle_ladder
 
     check_together(args)
     if args.run and not args.rung:
         raise UsageError("--run: expected --rung K beside it, the rung that the run belongs to")
+    if args.fresh and (args.rung or args.emit):
+        raise UsageError("--fresh moves the whole ladder aside; expected neither --rung nor --emit beside it")
     plan = make_ladder(
         find_ladder(args.file), overrides=args.set, seeds=args.seeds, only=args.only, patches=args.patches,
         costs=partial(costs_of, args),
@@ -62,6 +65,9 @@ def _ladder(args: argparse.Namespace) -> int:
     commands = [command_of([*words, "--rung", str(rung.number)], args) for rung in plan.rungs]
     told = [replace(r, plan=replace(r.plan, command=c)) for r, c in zip(plan.rungs, commands, strict=True)]
     plan = replace(plan, rungs=tuple(told))
+    _check_predictions(plan, args)
+    if (args.rung or args.emit) and not args.dry_run:
+        settle_ladder(plan, args.out)
     if args.rung:
         if args.rung > len(plan.rungs):
             raise UsageError(f"--rung {args.rung}: the ladder has rungs 1 to {len(plan.rungs)}")
@@ -72,6 +78,21 @@ def _ladder(args: argparse.Namespace) -> int:
     if args.emit:
         return max(emit(rung.plan, args) for rung in plan.rungs)
     return _run(plan, args)
+
+
+def _check_predictions(plan: LadderPlan, args: argparse.Namespace) -> None:
+    """Raises UsageError for a compute that is not predicted, and for options that do not conclude."""
+    from ratrain.ablation.ladder.conclusion import FARTHEST
+
+    first, last = plan.rungs[0].flops, plan.rungs[-1].flops
+    for flops in args.at:
+        if not first <= flops <= FARTHEST * last:
+            reach = f"from the first rung's {first:.3g} to {FARTHEST:g} x the last one's {last:.3g}"
+            raise UsageError(f"--at {flops:g}: gains are predicted {reach} FLOPs")
+    if args.at and (args.rung or args.emit or args.dry_run or args.json):
+        raise UsageError(
+            "--at adds a table to the conclusion; expected no --rung, --emit, --dry-run or --json beside it"
+        )
 
 
 def _run(plan: LadderPlan, args: argparse.Namespace) -> int:

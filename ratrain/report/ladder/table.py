@@ -59,6 +59,8 @@ def gain_rows(found: LadderConclusion, results: Sequence[RungResult]) -> tuple[t
 def _reading(reading: Reading | None) -> str:
     if reading is None:
         return NONE
+    if reading.gain is None and reading.pairs < 2:
+        return f"{reading.effect:+.3f} nats, 1 pair" if reading.pairs else NONE
     if reading.gain is None:
         return f"beyond the ruler ({reading.effect:+.3f} nats)"
     return f"{percent(reading.gain)} ± {reading.se:.1%}"

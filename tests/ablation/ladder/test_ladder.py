@@ -55,7 +55,10 @@ def test_a_ladder_killed_twice_comes_to_the_conclusion_of_an_unbroken_one(ladder
     assert "v9" in said
     code, _, error = ratrain("--ladder", file, "--out", tmp_path / "whole", *WORDS, "--at", "1e20")
     assert code == 2
-    assert "more than 10 x the last rung" in error
+    assert "gains are predicted from the first rung's" in error
+    code, said, _ = ratrain("--ladder", file, "--out", tmp_path / "whole", *WORDS, "--at", "1e10")
+    assert code == 0
+    assert "1e+10 FLOPs" in said
 
 
 @pytest.mark.slow
@@ -91,6 +94,10 @@ def test_a_dry_run_prints_the_rungs_and_writes_nothing(ladder, tmp_path, ratrain
         (["--set", "model.n_embd=64"], 2, "the rungs set it"),
         (["--only", "v77"], 2, "no such arm"),
         (["--at", "-1"], 2, "--at"),
+        (["--at", "1e20"], 2, "gains are predicted from"),
+        (["--at", "1e9", "--dry-run"], 2, "expected no --rung"),
+        (["--rung", "1", "--fresh"], 2, "moves the whole ladder aside"),
+        (["--seeds", "1,2"], 2, "a rung needs 3 or more"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(ladder, tmp_path, ratrain, words, code, message):

@@ -73,6 +73,8 @@ def test_a_shape_has_the_parameters_of_its_polynomial():
         ("[128, 320, 1000, 2600]", "[128, 320, 300, 350]", "decades; expected 2 or more"),
         ("[128, 320, 1000, 2600]", "[2000, 64, 1000, 4000]", "each above the one before"),
         ('arms = ["v9"]', 'arms = ["v9"]\nruler = [0.5]', "ruler needs two budgets beside 1"),
+        ('arms = ["v9"]', 'arms = ["v9"]\nruler = [1.4, 2.0]', "one below and one above"),
+        ('arms = ["v9"]', 'arms = ["v9"]\nverdict.stop = true', "expected no stop"),
         ('arms = ["v9"]', 'arms = ["v9"]\nbudget = "5m"', "budget limits seeds as needed"),
         ("seeds = [4, 3, 3, 3]", 'budgets = ["1m", "1m", "1m", "1m"]', "rungs.budgets limit seeds as needed"),
         ('arms = ["v9"]', 'arms = ["v9"]\nbase = "v00"', "base: v00: no such manifest"),
@@ -87,6 +89,13 @@ def test_a_faulty_ladder_is_refused_with_its_place(ladder, old, new, message):
         make_ladder(ladder(text.replace(old, new)))
     assert message in str(refused.value)
     assert "ladder.toml" in str(refused.value)
+
+
+def test_a_ladder_needs_an_arm_and_runs_the_ruler_with_some_of_them(ladder):
+    with pytest.raises(ManifestError, match="no arm beside the baseline"):
+        make_ladder(ladder(ladder().read_text().partition("[arm.more]")[0].replace('["v9"]', '["v0"]')))
+    plan = make_ladder(ladder(), only=["v9"])
+    assert {rung.plan.asked for rung in plan.rungs} == {frozenset({"v0", "v9", "v0 x0.7", "v0 x1.4"})}
 
 
 def test_a_study_is_no_ladder_and_sizes_are_the_rungs(ladder):

@@ -75,6 +75,13 @@ def test_before_the_baseline_and_an_arm_are_done_there_are_no_losses():
     assert RungResult(RUNG, None, ()).losses() is None
 
 
+def test_an_arm_whose_runs_all_diverged_stays_in_the_table():
+    found = result(BASE, row("a", "arm", [math.nan] * 3), row("b", "arm", [2.9, 3.0, 3.1]), *RULER).losses()
+    assert found
+    assert found.table.names == ("v0", "a", "b")
+    assert found.table.diverged[1].all()
+
+
 def test_flops_are_those_of_the_runs_that_are_done():
     given = result(BASE, row("a", "arm", [2.9, math.nan], flops=9000), *RULER)
     assert given.flops_spent == 3 * 6000 * 10_000 + 9000 * 10_000 + 3 * 6000 * 25_000
