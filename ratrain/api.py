@@ -294,11 +294,13 @@ def ladder(
     from ratrain.ablation.ladder.climb import climb
     from ratrain.ablation.ladder.manifest import find_ladder
     from ratrain.ablation.ladder.plan import LadderPlan, make_ladder
+    from ratrain.ablation.running.costs import recorded_costs
     from ratrain.report.ladder.write import write_ladder_report
 
     plan = file if isinstance(file, LadderPlan) else make_ladder(
         find_ladder(str(file)), overrides=overrides, only=only, patches=[Path(one) for one in patches],
         seeds=None if seeds is None else [(seed, seed) for seed in seeds],
+        costs=partial(recorded_costs, Path(out), device=options.get("device", "auto"), fresh=fresh),
     )  # fmt: skip
 
     def carry_out(rung: Rung) -> StudyRun:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ratrain.ablation.arms import Costs, resolved
 from ratrain.ablation.ladder.manifest import DECADES, FEWEST_SEEDS, LadderManifest, decades, read_ladder, rung_table
 from ratrain.ablation.ladder.sizes import Shape, Sizes
@@ -103,6 +105,7 @@ def make_ladder(
     if not rungs[0].plan.of_role("arm"):
         raise layer.fault("there is no arm beside the baseline; expected arms = [...] or [arm.NAME]", "arms")
     _require_rise(rungs, layer)
+    _require_ruler(rungs, layer)
     return LadderPlan(ladder, layer.label, tuple(rungs))
 
 
@@ -120,6 +123,17 @@ def _require_rise(rungs: Sequence[Rung], layer: Layer) -> None:
     if (span := decades(compute)) < DECADES:
         message = f"training FLOPs of the rungs are {told}, {span:.1f} decades; expected {DECADES:g} or more"
         raise layer.fault(message, "rungs")
+
+
+def _require_ruler(rungs: Sequence[Rung], layer: Layer) -> None:
+    """Raises ManifestError if budgets of the ruler are the same in whole steps."""
+    for rung in rungs:
+        tokens = [arm.tokens for arm in rung.plan.of_role("base", "ruler")]
+        if len({*tokens}) < len(tokens):
+            told = ", ".join(f"{count:,}" for count in tokens if count)
+            raise layer.fault(
+                f"rung {rung.number} has budgets of {told} tokens in whole steps; expected others", "ruler"
+            )
 
 
 @dataclass(frozen=True)
@@ -158,13 +172,19 @@ class _Draft:
         said |= {
             "id": ladder.id, "title": f"{ladder.title or ladder.id}, rung {at + 1}",
             "scale": rungs.scales[at] if rungs.scales else ladder.scale,
-            "seed": seeds or own, "budget": rungs.budgets[at] if rungs.budgets else None,
+            "seed": seeds or own, "budget": rungs.budgets[at] if rungs.budgets and (seeds or own).as_needed else None,
         }  # fmt: skip
         arms = {
             name: ArmSection(manifest=arm.manifest, set=table.tree["arm"][name]["set"], grid=arm.grid)
             for name, arm in ladder.arm.items()
         }
-        return AblationManifest(**said, arm=arms, set=table.tree["set"]), table
+        try:
+            return AblationManifest(**said, arm=arms, set=table.tree["set"]), table
+        except ValidationError as error:  # seeds of the rung beside keys that the ladder's own seeds fit
+            message = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+            if seeds:
+                raise UsageError(f"--seeds: {message}") from None
+            raise self.layer.fault(message, "rungs") from None
 
     def _size(self, at: int) -> _Size:
         """Raises ManifestError for a planted budget without a budget in tokens."""

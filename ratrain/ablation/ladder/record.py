@@ -83,13 +83,20 @@ def ladder_folder(plan: LadderPlan, out: Path) -> Path:
 def planned_ladder(plan: LadderPlan) -> PlannedLadder:
     """Converts a plan to its recorded form."""
     ladder, first = plan.ladder, plan.rungs[0].plan
-    planted = tuple(name for name, arm in ladder.arm.items() if arm.tokens != 1)
+    planted = tuple(arm.name for arm in first.of_role("arm") if _is_planted(arm.name, plan))
     made = PlannedLadder(
         ladder.id, ladder.title, plan.file, first.base.name, plan.rates, ladder.verdict.alpha, ladder.verdict.delta,
         planted, tuple(map(_rung, plan.rungs)), plan.command,
     )  # fmt: skip
     facts = {name: value for name, value in asdict(made).items() if name not in ("title", "file", "command", "hash")}
     return replace(made, hash=hashlib.sha256(json.dumps(facts).encode()).hexdigest())
+
+
+def _is_planted(name: str, plan: LadderPlan) -> bool:
+    """Whether an arm is the baseline itself, with noise of its own, at other budgets."""
+    found = [(rung, arm) for rung in plan.rungs for arm in rung.plan.arms if arm.name == name]
+    same = all(arm.manifest.seed.twin != "none" and not arm.manifest.patch for _, arm in found)
+    return same and any(arm.tokens != rung.tokens for rung, arm in found)
 
 
 def _rung(rung: Rung) -> PlannedRung:

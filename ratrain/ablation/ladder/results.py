@@ -45,6 +45,12 @@ class RungResult:
         """Training FLOPs of all runs that are done."""
         return sum(len(row.losses) * float(row.arm.train_flops_per_token) * (row.arm.tokens or 0) for row in self.rows)
 
+    @property
+    def waiting(self) -> int:
+        """The number of runs of begun arms that have not ended."""
+        begun = [row for row in self.rows if row.begun]
+        return sum(not run.ended for row in begun for run in row.runs[: row.planned])
+
     def losses(self) -> RungLosses | None:
         """Returns the losses for the fit; None before the baseline and an arm have any."""
         rows = [row for row in self.judged if any(run.result is not None for run in row.runs)]
@@ -96,6 +102,8 @@ def concluded(ladder: Ladder, results: Sequence[RungResult]) -> tuple[LadderConc
     """Returns the conclusion, or None and the reason why there is none yet."""
     rungs = []
     for result in results:
+        if result.waiting:
+            return None, f"rung {result.rung.number}: {result.waiting} runs have not ended"
         if (losses := result.losses()) is None:
             what = "has a study of another plan" if result.is_other else "is not done"
             return None, f"rung {result.rung.number} {what}"

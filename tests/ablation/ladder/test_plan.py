@@ -98,6 +98,27 @@ def test_a_ladder_needs_an_arm_and_runs_the_ruler_with_some_of_them(ladder):
     assert {rung.plan.asked for rung in plan.rungs} == {frozenset({"v0", "v9", "v0 x0.7", "v0 x1.4"})}
 
 
+def test_seeds_that_do_not_fit_are_refused(ladder):
+    tune = "tune = { grid = { schedule.lr = [1e-3] }, seed = { init = [4] } }"  # the first rung has four seeds
+    tuned = ladder().read_text().replace('arms = ["v9"]', f'arms = ["v9"]\n{tune}')
+    with pytest.raises(ManifestError, match=r"rungs: tune.seed and seed share"):
+        make_ladder(ladder(tuned))
+    with pytest.raises(UsageError, match=r"--seeds: tune.seed and seed share"):
+        make_ladder(ladder(tuned), seeds=[(4, 4), (5, 5), (6, 6)])
+
+
+def test_only_a_twin_of_the_baseline_at_other_budgets_is_planted(ladder):
+    assert planned_ladder(make_ladder(ladder())).planted == ("more",)
+    text = ladder().read_text().replace('manifest = "aa_order"', 'manifest = "v19"')
+    assert planned_ladder(make_ladder(ladder(text))).planted == ()
+
+
+def test_budgets_of_the_ruler_that_are_the_same_in_whole_steps_are_refused(ladder):
+    text = ladder().read_text().replace('arms = ["v9"]', 'arms = ["v9"]\nruler = [0.9, 1.1]')
+    with pytest.raises(ManifestError, match="ruler: rung 1 has budgets of 128"):
+        make_ladder(ladder(text))
+
+
 def test_a_study_is_no_ladder_and_sizes_are_the_rungs(ladder):
     with pytest.raises(ManifestError, match="no rungs; a study is run with --ablate"):
         make_ladder(ladder('id = "x"\narms = ["v9"]\n'))

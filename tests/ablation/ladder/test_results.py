@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -80,6 +81,14 @@ def test_an_arm_whose_runs_all_diverged_stays_in_the_table():
     assert found
     assert found.table.names == ("v0", "a", "b")
     assert found.table.diverged[1].all()
+
+
+def test_runs_of_begun_arms_that_have_not_ended_are_counted():
+    given = result(BASE, row("a", "arm", [2.9, 3.0, 3.1]), *RULER)
+    assert given.waiting == 0
+    late = replace(given.rows[1].runs[2], status="unfinished", loss=None)
+    rows = (given.rows[0], replace(given.rows[1], runs=(*given.rows[1].runs[:2], late)), *given.rows[2:])
+    assert replace(given, rows=rows).waiting == 1
 
 
 def test_flops_are_those_of_the_runs_that_are_done():
