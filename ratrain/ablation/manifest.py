@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import (
     Field,
@@ -19,16 +19,17 @@ from pydantic import (
 )
 
 from ratrain.ablation.budget import EXPECTED, StudyBudget
-from ratrain.config.find import ablations, did_you_mean
+from ratrain.config.find import ablations, find_among
 from ratrain.config.merge import Merge
 from ratrain.config.parse import Layer, parse_file
 from ratrain.config.read import Source
 from ratrain.config.schema import Section
 from ratrain.config.toml import dotted
 from ratrain.config.validation import faults_of, key_homes
-from ratrain.errors import Fault, ManifestError, MissingError
+from ratrain.errors import Fault, ManifestError
 
 Key = tuple[str, ...]
+_M = TypeVar("_M", bound=Section)
 _MOST_SEEDS = 1000  # of one arm
 
 
@@ -213,14 +214,7 @@ class AblationManifest(Section):
 def find_ablation(name: str) -> Path:
     """Finds the ablation manifest `name`: a path, or the name of a shipped one. Raises MissingError if there is
     none."""
-    if Path(name).is_file():
-        return Path(name)
-    files = ablations()
-    names = {spelling: file for file in files for spelling in (file.name, file.stem, f"manifests/{file.name}")}
-    if name in names:
-        return names[name]
-    hint = did_you_mean(name, names) or f"; shipped are {', '.join(file.stem for file in files)}"
-    raise MissingError(f"{name}: no such ablation manifest{hint}")
+    return find_among(name, ablations(), "ablation manifest")
 
 
 def is_ablation(path: Path) -> bool:
@@ -231,18 +225,22 @@ def is_ablation(path: Path) -> bool:
 def read_ablation(path: Path) -> tuple[AblationManifest, Layer]:
     """Reads the study of a file, and the file as a layer. Raises ManifestError with every fault."""
     layer = parse_file(path)
-    merged = Merge()
-    merged.add(Layer(layer.label, layer.tree, layer.path, layer.lines))
-    source = Source(layer.tree, merged.origins, (path,), (layer.label,))
     if "rungs" in layer.tree:
         raise layer.fault("this is a ladder, not an ablation; run it with --ladder", "rungs")
     if "model" in layer.tree or "patch" in layer.tree or "extends" in layer.tree:
         raise layer.fault("this is the manifest of a variant, not of an ablation; run it without --ablate")
+    return validated(layer, AblationManifest), layer
+
+
+def validated(layer: Layer, model: type[_M]) -> _M:
+    """Reads a file as the model of its keys. Raises ManifestError with every fault."""
+    merged = Merge()
+    merged.add(Layer(layer.label, layer.tree, layer.path, layer.lines))
+    source = Source(layer.tree, merged.origins, (layer.path,), (layer.label,))
     try:
-        return AblationManifest.model_validate_json(json.dumps(layer.tree)), layer
+        return model.model_validate_json(json.dumps(layer.tree))
     except ValidationError as error:
-        homes = key_homes(AblationManifest)
-        raise ManifestError(faults_of(error, source, AblationManifest, homes=homes)) from None
+        raise ManifestError(faults_of(error, source, model, homes=key_homes(model))) from None
 
 
 def changes(layer: Layer, *at: str) -> Layer:

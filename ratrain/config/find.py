@@ -35,6 +35,20 @@ def ladders() -> list[Path]:
     return sorted(SHIPPED.glob("ladder*.toml"))
 
 
+def find_among(name: str, files: list[Path], what: str) -> Path:
+    """Finds a file of several manifests, `what` they are: a path, or the name of one of the shipped `files`.
+
+    Raises MissingError.
+    """
+    if os.path.isfile(name):
+        return Path(name)
+    names = {spelling: file for file in files for spelling in (file.name, file.stem, f"manifests/{file.name}")}
+    if name in names:
+        return names[name]
+    hint = did_you_mean(name, names) or f"; shipped are {', '.join(file.stem for file in files)}"
+    raise MissingError(f"{name}: no such {what}{hint}")
+
+
 def scales() -> list[str]:
     """Returns the shipped names for `--scale`."""
     return sorted(file.stem for file in SCALES.glob("*.toml"))

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ratrain.ablation.budget import EXPECTED, StudyBudget
-from ratrain.ablation.manifest import AblationManifest, ArmSection
-from ratrain.config.find import did_you_mean, ladders
-from ratrain.config.merge import Merge
+from ratrain.ablation.manifest import AblationManifest, ArmSection, validated
+from ratrain.config.find import find_among, ladders
 from ratrain.config.parse import Layer, parse_file
-from ratrain.config.read import Source
 from ratrain.config.schema import Section
-from ratrain.config.validation import faults_of, key_homes
-from ratrain.errors import ManifestError, MissingError
 
 FEWEST = 4  # rungs: a line through two of them, and two to judge it by
 FEWEST_SEEDS = 3
@@ -133,14 +128,7 @@ class LadderManifest(AblationManifest):
 
 def find_ladder(name: str) -> Path:
     """Finds the ladder manifest `name`: a path, or the name of a shipped one. Raises MissingError."""
-    if Path(name).is_file():
-        return Path(name)
-    files = ladders()
-    names = {spelling: file for file in files for spelling in (file.name, file.stem, f"manifests/{file.name}")}
-    if name in names:
-        return names[name]
-    hint = did_you_mean(name, names) or f"; shipped are {', '.join(file.stem for file in files)}"
-    raise MissingError(f"{name}: no such ladder{hint}")
+    return find_among(name, ladders(), "ladder")
 
 
 def is_ladder(path: Path) -> bool:
@@ -151,16 +139,9 @@ def is_ladder(path: Path) -> bool:
 def read_ladder(path: Path) -> tuple[LadderManifest, Layer]:
     """Reads the ladder of a file, and the file as a layer. Raises ManifestError with every fault."""
     layer = parse_file(path)
-    merged = Merge()
-    merged.add(Layer(layer.label, layer.tree, layer.path, layer.lines))
-    source = Source(layer.tree, merged.origins, (path,), (layer.label,))
     if "rungs" not in layer.tree:
         raise layer.fault("this file has no rungs; a study is run with --ablate, a variant without an option")
-    try:
-        return LadderManifest.model_validate_json(json.dumps(layer.tree)), layer
-    except ValidationError as error:
-        homes = key_homes(LadderManifest)
-        raise ManifestError(faults_of(error, source, LadderManifest, homes=homes)) from None
+    return validated(layer, LadderManifest), layer
 
 
 def decades(compute: list[float]) -> float:

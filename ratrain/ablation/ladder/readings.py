@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ratrain.statistics.budget_curve import BudgetCurve, Gain
-from ratrain.statistics.moderation import Spread
 from ratrain.statistics.paired import Effect, Table, effects
 from ratrain.statistics.trend import Measured
 
@@ -107,12 +106,7 @@ def _measured(
     evaluation = _evaluation([rungs[k] for k in places], [found[k][name] for k in places], name)
     shared = evaluation * np.outer(slopes, slopes) + np.diag([gain.curve_sd**2 for gain in own])
     x = np.log10([rungs[k].flops for k in places])
-    return Measured(x, np.array([gain.value for gain in own]), tuple(_whole(s) for s in seeds), shared)
-
-
-def _whole(spread: Spread) -> Spread:
-    """Returns the spread with its weights summing to one."""
-    return Spread(spread.weights / spread.weights.sum(), spread.variances, spread.df, spread.added, spread.added_df)
+    return Measured(x, np.array([gain.value for gain in own]), tuple(seeds), shared)
 
 
 def _evaluation(rungs: Sequence[RungLosses], found: Sequence[Effect], name: str) -> np.ndarray:  # [K, K]

@@ -18,7 +18,7 @@ from ratrain.report.ladder.table import (
 
 
 def ladder_lines(climbed: Climbed, at: Sequence[float] = ()) -> Iterator[str]:
-    """Yields the results line by line, with predictions at `at` FLOPs. Raises UsageError if one is too far away."""
+    """Yields the results line by line, with predictions at `at` FLOPs."""
     found = climbed.conclusion
     yield table([RUNG_HEAD, *rung_rows(climbed)])
     yield ""

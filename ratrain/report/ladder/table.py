@@ -9,7 +9,6 @@ from ratrain.ablation.ladder.climb import Climbed
 from ratrain.ablation.ladder.conclusion import FARTHEST, LadderConclusion, Outlook, predict
 from ratrain.ablation.ladder.readings import Reading
 from ratrain.ablation.ladder.results import RungResult
-from ratrain.errors import UsageError
 from ratrain.statistics.trend import Interval
 
 NONE = "-"
@@ -106,16 +105,12 @@ def sentences(climbed: Climbed) -> Iterator[str]:
 
 
 def predictions(climbed: Climbed, at: Sequence[float]) -> list[tuple[str, ...]]:
-    """Returns head and rows of the gains predicted at `at` FLOPs. Raises UsageError too far beyond the last rung."""
-    found = climbed.conclusion
+    """Returns head and rows of the gains predicted at `at` FLOPs, which are not too far beyond the last rung."""
+    found, last = climbed.conclusion, climbed.ladder.plan.rungs[-1].flops
     if not at or found is None:
         return []
-    last = climbed.ladder.plan.rungs[-1].flops
-    try:
-        rows = [
-            (name, *(f"{percent(p.gain)} {span(p.interval)}" for p in (predict(found, name, f, last=last) for f in at)))
-            for name in found.outlooks
-        ]
-    except ValueError as error:
-        raise UsageError(f"--at: {error}") from None
+    rows = [
+        (name, *(f"{percent(p.gain)} {span(p.interval)}" for p in (predict(found, name, f, last=last) for f in at)))
+        for name in found.outlooks
+    ]
     return [("arm", *(f"{flops:.3g} FLOPs" for flops in at)), *rows]
