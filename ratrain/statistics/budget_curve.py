@@ -10,8 +10,9 @@ D_k is worth a log gain h of tokens with L_k(D_k exp(h)) = L_k(D_k) + e, so that
 
     h = -log(1 + bend * e / slope_k) / bend.
 
-Floors and slopes are least-squares estimates; `bend` is integrated over a grid. A curve that fits worse than the seeds'
-noise permits has its error widened by that (Birge 1932, Physical Review 40).
+Floors and slopes are least-squares estimates; `bend` is integrated over a grid, and its error is one that all rungs
+share. Curves that fit worse than the seeds' noise permits have their errors widened by that (Birge 1932, Physical
+Review 40), and so do those whose noise few seeds show, to the standard deviation of Student's t.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 _BENDS = np.linspace(0.0, 2.0, 41)
 _ALIKE = 0.6  # correlation of the errors of neighbouring budgets, as measured on trained runs (docs/verdicts.md)
 _BEYOND = 0.05  # largest share of bends at which a loss may lie below the curve's floor
+_UNKNOWN = 3.0  # variance of t over its scale for two degrees of freedom, which has none: that of three
 _FARTHEST = 2.0  # log gains are read up to so many times the ruler's own reach
 
 
@@ -32,12 +34,14 @@ _FARTHEST = 2.0  # log gains are read up to so many times the ruler's own reach
 class Gain:
     """An effect in log tokens: `value` in nats of log, so that exp(value) is the factor on the tokens.
 
-    `per_nat` is its derivative by the effect, `curve_sd` the standard deviation that the curve's error causes.
+    `per_nat` is its derivative by the effect. `slope_sd` is the standard deviation that the error of the rung's slope
+    causes, `by_bend` [B] the value at each exponent.
     """
 
     value: float
     per_nat: float
-    curve_sd: float
+    slope_sd: float
+    by_bend: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,13 @@ class BudgetCurve:
         if (flat := np.flatnonzero(slopes.max(0) <= 0)).size:
             raise ValueError(f"rung {flat[0] + 1}: the baseline's loss does not fall with its tokens")
         usable = (slopes > 0).all(1)
-        total, df = misfit.sum(1), sum(rung.budgets - 2 for rung in known)
-        weights = np.where(usable, np.exp(-(total - total[usable].min()) / 2), 0.0)
-        weights /= weights.sum()
-        widened = math.sqrt(max(1.0, float(weights @ total) / df))
+        total, df = misfit.sum(1), sum(rung.budgets - 2 for rung in known) - 1
+        least = float(total[usable].min())
+        excess = max(1.0, least / max(1, df))
+        weights = np.where(usable, np.exp(-(total - least) / 2 / excess), 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            relative = widened * errors / slopes
-        kept = weights > 1e-6 * weights.max()
+            relative = math.sqrt(excess) * errors / slopes
+        kept = weights > 1e-6
         reach = np.array([rung.reach for rung in known])
         return cls(_BENDS[kept], weights[kept] / weights[kept].sum(), slopes[kept], relative[kept], reach)
 
@@ -92,8 +96,15 @@ class BudgetCurve:
             return None
         by_slope = x / (g + b * x)  # derivative by the logarithm of the slope
         per_nat = float(weights[of] @ (-1 / (g + b * x)))
-        variance = float(weights[of] @ ((by_slope * self.errors[of, rung]) ** 2 + (values - value) ** 2))
-        return Gain(value, per_nat, math.sqrt(variance))
+        slope_sd = float(weights[of] @ (by_slope * self.errors[of, rung]) ** 2) ** 0.5
+        by_bend = np.full(len(bend), value)
+        by_bend[of] = values
+        return Gain(value, per_nat, slope_sd, by_bend)
+
+    def covariance(self, gains: Sequence[Gain]) -> np.ndarray:  # [K, K]
+        """Returns the covariance of gains at different rungs that the errors of the curves cause."""
+        away = np.array([gain.by_bend - gain.value for gain in gains])
+        return (away * self.weights) @ away.T + np.diag([gain.slope_sd**2 for gain in gains])
 
     def loss(self, rung: int, log_tokens: np.ndarray) -> np.ndarray:
         """Returns the loss minus that at D_k, in nats, at D_k exp(log_tokens), any shape, by the mean curve."""
@@ -105,11 +116,13 @@ class BudgetCurve:
 
 @dataclass(frozen=True)
 class _Rung:
-    """The mean losses [J] of a rung at its budgets, with the covariance of their errors."""
+    """The mean losses [J] of a rung at its budgets, with the covariance of their errors, and the factor that the
+    variance of an estimate has since that covariance is itself one."""
 
     log_budgets: np.ndarray
     means: np.ndarray
     covariance: np.ndarray
+    widened: float
 
     @property
     def budgets(self) -> int:
@@ -132,7 +145,8 @@ class _Rung:
         df = (len(budgets) - 1) * (len(common) - 1)
         apart = np.abs(np.subtract.outer(np.arange(len(budgets)), np.arange(len(budgets))))
         variance = max(float((rest**2).sum()) / df, 1e-12) / (1 - _mean_alike(apart))
-        return cls(np.log(budgets), y.mean(1), variance * _ALIKE**apart / len(common))
+        widened = df / (df - 2) if df > 2 else _UNKNOWN  # the variance of Student's t
+        return cls(np.log(budgets), y.mean(1), variance * _ALIKE**apart / len(common), widened)
 
     def fit(self, bend: float) -> tuple[float, float, float]:
         """Returns the slope at this exponent, its standard error, and the squared distance of the losses."""
@@ -143,7 +157,8 @@ class _Rung:
         information = design.T @ inverse @ design
         found = np.linalg.solve(information, design.T @ inverse @ self.means)
         rest = self.means - design @ found
-        return float(found[1]), float(np.linalg.inv(information)[1, 1] ** 0.5), float(rest @ inverse @ rest)
+        error = math.sqrt(self.widened * float(np.linalg.inv(information)[1, 1]))
+        return float(found[1]), error, float(rest @ inverse @ rest)
 
 
 def _mean_alike(apart: np.ndarray) -> float:

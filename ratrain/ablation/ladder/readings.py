@@ -70,26 +70,27 @@ def read_gains(rungs: Sequence[RungLosses]) -> Readings:
         for k, of in enumerate(found)
     ]
     readings = tuple(
-        {name: _reading(effect, gains[k][name], rung, name) for name, effect in found[k].items()}
+        {name: _reading(effect, gains[k][name], rung, curve) for name, effect in found[k].items()}
         for k, rung in enumerate(rungs)
     )
     names = dict.fromkeys(name for of in found for name in of)
     places = {
         name: tuple(k for k, of in enumerate(readings) if name in of and of[name].gain is not None) for name in names
     }
-    measured = {name: _measured(name, places[name], rungs, found, gains) for name in names if places[name]}
+    measured = {name: _measured(name, places[name], rungs, found, gains, curve) for name in names if places[name]}
     return Readings(readings, measured, places, curve)
 
 
-def _reading(effect: Effect, gain: Gain | None, rung: RungLosses, name: str) -> Reading:
-    row = rung.table.names.index(name)
+def _reading(effect: Effect, gain: Gain | None, rung: RungLosses, curve: BudgetCurve) -> Reading:
+    row = rung.table.names.index(effect.arm)
     diverged = int(rung.table.diverged[row].sum())
-    facts = {"pairs": effect.pairs, "diverged": diverged, "cost": rung.costs.get(name, 0.0)}
+    facts = {"pairs": effect.pairs, "diverged": diverged, "cost": rung.costs.get(effect.arm, 0.0)}
     if gain is None or effect.seeds is None:
         return Reading(effect.value, None, math.nan, math.nan, math.nan, **facts)
     per_nat = abs(gain.per_nat)
     evaluation = effect.noise.se * per_nat if effect.noise else 0.0
-    return Reading(effect.value, gain.value, effect.seeds.sd * per_nat, evaluation, gain.curve_sd, **facts)
+    of_curve = float(curve.covariance([gain])[0, 0]) ** 0.5
+    return Reading(effect.value, gain.value, effect.seeds.sd * per_nat, evaluation, of_curve, **facts)
 
 
 def _measured(
@@ -98,13 +99,14 @@ def _measured(
     rungs: Sequence[RungLosses],
     found: Sequence[Mapping[str, Effect]],
     gains: Sequence[Mapping[str, Gain | None]],
+    curve: BudgetCurve,
 ) -> Measured:
     own = [gain for k in places if (gain := gains[k][name])]
     slopes = np.array([gain.per_nat for gain in own])
     seeds = [spread.scaled(gain.per_nat**2) for k, gain in zip(places, own, strict=True)
              if (spread := found[k][name].seeds)]  # fmt: skip
     evaluation = _evaluation([rungs[k] for k in places], [found[k][name] for k in places], name)
-    shared = evaluation * np.outer(slopes, slopes) + np.diag([gain.curve_sd**2 for gain in own])
+    shared = evaluation * np.outer(slopes, slopes) + curve.covariance(own)
     x = np.log10([rungs[k].flops for k in places])
     return Measured(x, np.array([gain.value for gain in own]), tuple(seeds), shared)
 

@@ -27,6 +27,7 @@ from ratrain.ablation.ladder.plan import make_ladder
 from ratrain.ablation.ladder.readings import RungLosses
 from ratrain.config.parse import Layer
 from ratrain.config.schema import Manifest
+from ratrain.statistics.budget_curve import BudgetCurve
 from ratrain.statistics.paired import Table
 
 POOL, LADDER = Path(__file__).parent / "trained.npz", "ladder_tiny.toml"
@@ -140,10 +141,38 @@ def _keep(parts: Path, run: tuple[int, str, int]) -> None:
 
 
 @lru_cache(maxsize=1)
-def pool() -> list[dict[str, np.ndarray]]:
+def trained() -> list[dict[str, np.ndarray]]:
     """By rung and kind [S, K], as `train` gives them."""
     with np.load(POOL) as file:
         return [{kind: file[f"{rung}/{kind}"].astype(float) for kind in KINDS} for rung in range(4)]
+
+
+@lru_cache(maxsize=1)
+def curve() -> BudgetCurve:
+    """The baseline's curve from all of its budgets."""
+    budgets = {1.0: "base", **{float(budget): budget for budget in BUDGETS}}
+    return BudgetCurve.of(
+        [{b: dict(enumerate(of[k].mean(1).tolist())) for b, k in budgets.items()} for of in trained()]
+    )
+
+
+@lru_cache(maxsize=1)
+def pool() -> list[dict[str, np.ndarray]]:
+    """By rung and kind [S, K]: the trained losses, moved so that the mean of each kind is what its truth says.
+
+    The mean of a pool is not exact either. So a kind that differs from the baseline in chance alone gets the mean of
+    the baseline, and one of other budgets gets that of `curve`.
+    """
+    return [{kind: runs + _moved(at, kind) for kind, runs in of.items()} for at, of in enumerate(trained())]
+
+
+def _moved(rung: int, kind: str) -> float:
+    """Returns the nats by which the mean of a kind is moved."""
+    of = trained()[rung]
+    measured = float((of[kind] - of["base"]).mean())
+    if kind in BUDGETS:
+        return float(curve().loss(rung, np.log(float(kind)))) - measured
+    return -measured if kind in NULLS else 0.0
 
 
 # -- ladders of it ------------------------------------------------------------------------------------------------
@@ -158,30 +187,30 @@ class Drawn:
 
 
 def drawn(rng: np.random.Generator, arms: Mapping[str, tuple[str, ...]]) -> Drawn:
-    """Draws seeds without replacement and passages with replacement, the same passages at every rung.
-
-    Kinds that differ from the baseline in chance alone have no effect, so their mean over the pool is taken out.
-    """
+    """Draws seeds without replacement and passages with replacement, the same passages at every rung."""
     passages = rng.integers(0, pool()[0]["base"].shape[1], pool()[0]["base"].shape[1])
     found = []
-    for at, kinds in enumerate(pool()):
-        seeds = rng.choice(len(kinds["base"]), DRAWN[at], replace=False)
-        runs = {kind: of[seeds][:, passages] - _offset(at, kind) for kind, of in kinds.items()}
-        losses = {"v0": runs["base"], **{name: runs[kinds_of[at]] for name, kinds_of in arms.items()}}
+    for at, of in enumerate(pool()):
+        seeds = rng.choice(len(of["base"]), DRAWN[at], replace=False)
+        runs = {kind: _of_many(of[kind], seeds)[:, passages] for kind in KINDS}
+        losses = {"v0": runs["base"], **{name: runs[kinds[at]] for name, kinds in arms.items()}}
         table = Table.of(
             {name: list(of.mean(1)) for name, of in losses.items()}, "v0",
             {name: [tuple(run) for run in of] for name, of in losses.items()}, (1,) * len(passages),
         )  # fmt: skip
-        curve = {b: dict(enumerate(runs[k].mean(1).tolist())) for b, k in ((1.0, "base"), (0.7, "0.7"), (1.4, "1.4"))}
-        found.append(RungLosses(at + 1, _bases_flops()[at], table, curve, windows="pool"))
+        budgets = {b: dict(enumerate(runs[k].mean(1).tolist())) for b, k in ((1.0, "base"), (0.7, "0.7"), (1.4, "1.4"))}
+        found.append(RungLosses(at + 1, _bases_flops()[at], table, budgets, windows="pool"))
     truth = {name: [_true_gain(at, kind) for at, kind in enumerate(kinds)] for name, kinds in arms.items()}
     return Drawn(found, truth)
 
 
-@lru_cache(maxsize=64)
-def _offset(rung: int, kind: str) -> float:
-    """Returns the mean difference to the baseline of a kind that differs from it in chance alone."""
-    return float((pool()[rung][kind] - pool()[rung]["base"]).mean()) if kind in NULLS else 0.0
+def _of_many(runs: np.ndarray, seeds: np.ndarray) -> np.ndarray:  # [S, K]
+    """Returns the runs of these seeds as if they were drawn from many, not from a pool of N.
+
+    The mean of n of N varies by 1 - n / N times the variance of a mean of n; it is stretched to that.
+    """
+    mean, of = runs[seeds].mean(0), runs.mean(0)
+    return runs[seeds] - mean + of + (mean - of) / np.sqrt(1 - len(seeds) / len(runs))
 
 
 def _true_gain(rung: int, kind: str) -> float:
