@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,11 @@ def _walk(tree: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
             todo += [((*key, name), depth + 1, child) for name, child in reversed(value.items())]
         else:
             todo += [(key, depth + 1, child) for child in reversed(value)]
+
+
+def keys_of(tree: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    """Returns the keys of all values that are no tables."""
+    return {key for key, _ in _walk(dict(tree))}
 
 
 def _unfit(layer: Layer, key: tuple[str, ...], value: Any) -> Iterator[Fault]:

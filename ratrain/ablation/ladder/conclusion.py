@@ -7,15 +7,13 @@ A claim on an arm holds at the level alpha / arms, so that the chance of any fal
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from ratrain.ablation.ladder.manifest import FEWEST, FEWEST_SEEDS
-from ratrain.ablation.ladder.readings import Reading, Readings, RungLosses, read_gains
+from ratrain.ablation.ladder.readings import Readings, RungLosses, read_gains
 from ratrain.statistics.trend import Interval, Trend, trends
 from ratrain.strict_json import strict_json
 
@@ -76,7 +74,7 @@ class LadderConclusion:
     """The outlook of every arm, the readings behind it, and the arms without a trend with the reason.
 
     `agreement` holds for each rung but the last the number of pairs of arms that it orders as the last does, and the
-    number of pairs.
+    number of pairs; planted arms and equal gains are left out.
     """
 
     readings: Readings
@@ -100,9 +98,11 @@ class LadderConclusion:
 
 
 def conclude_ladder(
-    rungs: Sequence[RungLosses], *, alpha: float, delta: float | None, arms: int | None = None
-) -> LadderConclusion:
-    """Concludes from the losses of all rungs; `arms` is the number of planned arms, by default of those present.
+    rungs: Sequence[RungLosses], *, alpha: float, delta: float | None, arms: int | None = None,
+    planted: Collection[str] = (),
+) -> LadderConclusion:  # fmt: skip
+    """Concludes from the losses of all rungs; `arms` is the number of planned arms, by default of those present, and
+    `planted` names those whose truth is known.
 
     Raises ValueError for fewer than four rungs, and if the baseline's curve cannot be had.
     """
@@ -119,7 +119,7 @@ def conclude_ladder(
     outlooks = {
         name: _outlook(name, trend, rungs, next_flops, level, same, held.get(name)) for name, trend in found.items()
     }
-    return LadderConclusion(readings, outlooks, without, _agreement(readings), next_flops)
+    return LadderConclusion(readings, outlooks, without, _agreement(readings, planted), next_flops)
 
 
 def _names(readings: Readings) -> list[str]:
@@ -150,14 +150,16 @@ def _next(flops: Sequence[float]) -> float:
     return flops[-1] * min(FARTHEST, flops[-1] / flops[-2])
 
 
-def _same(readings: Readings, delta: float | None) -> float | None:
-    """Returns the log gain at the last rung of a difference that does not matter."""
-    worth = readings.curve.gain(len(readings.by_rung) - 1, -delta) if delta else None
-    return worth.value if worth else None
+def _same(readings: Readings, delta: float | None) -> Interval | None:
+    """Returns the log gains at the last rung of the differences that just do not matter, worse and better."""
+    if not delta:
+        return None
+    worse, better = (readings.curve.gain(len(readings.by_rung) - 1, effect) for effect in (delta, -delta))
+    return (worse.value, better.value) if worse and better else None
 
 
 def _outlook(
-    name: str, trend: Trend, rungs: Sequence[RungLosses], next_flops: float, level: float, same: float | None,
+    name: str, trend: Trend, rungs: Sequence[RungLosses], next_flops: float, level: float, same: Interval | None,
     held: HeldOut | None,
 ) -> Outlook:  # fmt: skip
     first, last, after = (math.log10(flops) for flops in (rungs[0].flops, rungs[-1].flops, next_flops))
@@ -179,7 +181,7 @@ def _sign(interval: Interval) -> int:
     return 1 if interval[0] > 0 else -1 if interval[1] < 0 else 0
 
 
-def _word(slope: Interval, now: Interval, then: Interval, before: Interval, same: float | None) -> Word:
+def _word(slope: Interval, now: Interval, then: Interval, before: Interval, same: Interval | None) -> Word:
     """Returns the word for the certain signs of slope and of the gain at the last, the next and the first rung."""
     moves, is_now, later, earlier = _sign(slope), _sign(now), _sign(then), _sign(before)
     turns: dict[int, Word] = {1: "gain turns into loss", -1: "loss turns into gain"}
@@ -187,7 +189,7 @@ def _word(slope: Interval, now: Interval, then: Interval, before: Interval, same
         return turns[earlier]
     sign = is_now or (earlier if moves == -earlier else 0)
     if not sign:
-        within = same is not None and -same < then[0] and then[1] < same
+        within = same is not None and same[0] < then[0] and then[1] < same[1]
         return "no difference" if within else "inconclusive"
     what = "gain" if sign > 0 else "loss"
     if moves == -sign:
@@ -229,25 +231,19 @@ def _held_out(readings: Readings, usable: Mapping[str, Any]) -> dict[str, HeldOu
     return found
 
 
-def _agreement(readings: Readings) -> tuple[tuple[int, int], ...]:
-    """Counts for each rung but the last the pairs of arms that it orders as the last does."""
-    *before, last = readings.by_rung
-    names = [name for name, reading in last.items() if reading.gain is not None]
+def _agreement(readings: Readings, planted: Collection[str]) -> tuple[tuple[int, int], ...]:
+    """Counts for each rung but the last the pairs of arms that it orders as the last does, and the pairs."""
+    gains = [
+        {name: reading.gain for name, reading in of.items() if reading.gain is not None and name not in planted}
+        for of in readings.by_rung
+    ]
+    *before, last = gains
     found = []
     for of in before:
-        pairs = [(a, b) for a, b in combinations(names, 2) if _has(of, a) and _has(of, b)]
-        alike = sum(np.sign(_gain(of, a) - _gain(of, b)) == np.sign(_gain(last, a) - _gain(last, b)) for a, b in pairs)
-        found.append((int(alike), len(pairs)))
+        both = [(of[a] - of[b], last[a] - last[b]) for a, b in combinations(of.keys() & last.keys(), 2)]
+        apart = [(here, there) for here, there in both if here and there]
+        found.append((sum((here > 0) == (there > 0) for here, there in apart), len(apart)))
     return tuple(found)
-
-
-def _has(of: Mapping[str, Reading], name: str) -> bool:
-    return name in of and of[name].gain is not None
-
-
-def _gain(of: Mapping[str, Reading], name: str) -> float:
-    gain = of[name].gain
-    return math.nan if gain is None else gain
 
 
 def predict(conclusion: LadderConclusion, arm: str, flops: float, *, last: float) -> Predicted:

@@ -17,7 +17,7 @@ from ratrain.ablation.ladder.sizes import Shape, Sizes
 from ratrain.ablation.manifest import AblationManifest, ArmSection, Seeds, changes
 from ratrain.ablation.plan import Plan, plan_of
 from ratrain.config.find import find_manifest
-from ratrain.config.parse import Layer
+from ratrain.config.parse import Layer, keys_of, parse_override
 from ratrain.config.read import read_source
 from ratrain.config.resolve import steps_total, tokens_per_step
 from ratrain.config.schema import Manifest, ModelSpec
@@ -65,7 +65,7 @@ class LadderPlan:
 
 def rates_of(ladder: LadderManifest, base: Manifest) -> str:
     """Returns how the learning rates of the rungs were chosen: "tuned", "transferred (completep)" or "the same"."""
-    if ladder.tune:
+    if ladder.tune and ("schedule", "lr") in keys_of(ladder.tune.grid):
         return "tuned"
     kind = base.model.parametrisation
     return f"transferred ({kind})" if kind != "standard" else "the same"
@@ -88,8 +88,7 @@ def make_ladder(
     of compute or are not in rising order of it; UsageError as `make_plan` does, and for overrides of a rung's sizes.
     """
     ladder, layer = read_ladder(file)
-    if sized := [word for word in overrides if word.split("=")[0].strip() in _SIZED]:
-        raise UsageError(f"--set {sized[0]}: the rungs set it; change rungs in {layer.label}")
+    _require_unsized(ladder, layer, overrides)
     if seeds is not None and not isinstance(seeds, Seeds):
         seeds = Seeds(init=tuple(init for init, _ in seeds), data=tuple(data for _, data in seeds))
     if seeds and not seeds.as_needed and len(seeds.pairs) < FEWEST_SEEDS:
@@ -109,8 +108,25 @@ def make_ladder(
     return LadderPlan(ladder, layer.label, tuple(rungs))
 
 
-_SIZED = ("model.n_layer", "model.n_embd", "model.n_head", "train.budget", "train.budget.tokens", "train.budget.steps",
-          "train.budget.seconds", "scale")  # fmt: skip
+_SHAPE = (("model", "n_layer"), ("model", "n_embd"), ("model", "n_head"))
+_BUDGET, _BATCH = ("train", "budget"), ("train", "batch")
+
+
+def _require_unsized(ladder: LadderManifest, layer: Layer, overrides: Sequence[str]) -> None:
+    """Raises UsageError for overrides of what the rungs set, ManifestError for keys that they would overwrite."""
+    rungs = ladder.rungs
+    batch = [_BATCH] if rungs.batch else []
+    for text in overrides:
+        if any(_within(key, [*_SHAPE, _BUDGET, ("scale",), *batch]) for key in keys_of(parse_override(text).tree)):
+            raise UsageError(f"--set {text}: the rungs set it; change rungs in {layer.label}")
+    ours = [*(_SHAPE if rungs.params else ()), *([_BUDGET] if rungs.tokens or rungs.tokens_per_param else []), *batch]
+    for key in keys_of(layer.tree.get("set", {})):
+        if _within(key, ours):
+            raise layer.fault("the rungs set it; change it in rungs", "set", *key)
+
+
+def _within(key: tuple[str, ...], tables: Sequence[tuple[str, ...]]) -> bool:
+    return any(key[: len(table)] == table for table in tables)
 
 
 def _require_rise(rungs: Sequence[Rung], layer: Layer) -> None:

@@ -42,8 +42,14 @@ class RungResult:
 
     @property
     def flops_spent(self) -> float:
-        """Training FLOPs of all runs that are done."""
-        return sum(len(row.losses) * float(row.arm.train_flops_per_token) * (row.arm.tokens or 0) for row in self.rows)
+        """Training FLOPs of all runs up to their last evaluations; a run that two arms share counts once."""
+        spent = {
+            run.folder: float(row.arm.train_flops_per_token) * run.log.evaluated[-1].tokens
+            for row in self.rows
+            for run in row.runs
+            if run.log and run.log.evaluated
+        }
+        return sum(spent.values())
 
     @property
     def waiting(self) -> int:
@@ -110,6 +116,8 @@ def concluded(ladder: Ladder, results: Sequence[RungResult]) -> tuple[LadderConc
         rungs.append(losses)
     arms = max(len(result.arms) for result in results)
     try:
-        return conclude_ladder(rungs, alpha=ladder.plan.alpha, delta=ladder.plan.delta, arms=arms), ""
+        plan = ladder.plan
+        found = conclude_ladder(rungs, alpha=plan.alpha, delta=plan.delta, arms=arms, planted=plan.planted)
+        return found, ""
     except ValueError as error:
         return None, str(error)

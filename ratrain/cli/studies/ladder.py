@@ -71,12 +71,12 @@ def _ladder(args: argparse.Namespace) -> int:
     if args.rung:
         if args.rung > len(plan.rungs):
             raise UsageError(f"--rung {args.rung}: the ladder has rungs 1 to {len(plan.rungs)}")
-        return carry_out_plan(plan.rungs[args.rung - 1].plan, args)
+        return carry_out_plan(plan.rungs[args.rung - 1].plan, _without_costs(args, only=args.rung < len(plan.rungs)))
     if args.dry_run:
         _print_plan(plan, [estimated(rung.plan, args) for rung in plan.rungs], args)
         return Exit.DONE
     if args.emit:
-        return max(emit(rung.plan, args) for rung in plan.rungs)
+        return max(emit(rung.plan, _without_costs(args, only=rung is not plan.rungs[-1])) for rung in plan.rungs)
     return _run(plan, args)
 
 
@@ -114,7 +114,7 @@ def _run(plan: LadderPlan, args: argparse.Namespace) -> int:
 
 
 def _without_costs(args: argparse.Namespace, *, only: bool) -> argparse.Namespace:
-    """Returns the options; step costs are measured at the last rung alone."""
+    """Returns the options of a rung; step costs are measured at the last one alone."""
     return argparse.Namespace(**{**vars(args), "no_costs": args.no_costs or only})
 
 

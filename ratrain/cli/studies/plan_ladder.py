@@ -72,28 +72,29 @@ def _seeds(rung: Rung) -> int:
     return section.min if section.as_needed else len(rung.plan.seeds)
 
 
-def _arms(rung: Rung) -> int:
-    return max(1, len(rung.plan.of_role("arm", "control")))
-
-
 def _detectable(rung: Rung, plan: LadderPlan, noise: float) -> float:
     from ratrain.statistics.power import detectable
 
-    return detectable(noise, arms=_arms(rung), seeds=_seeds(rung), alpha=plan.ladder.verdict.alpha)
+    arms = max(1, len(rung.plan.of_role("arm", "control")))
+    return detectable(noise, arms=arms, seeds=_seeds(rung), alpha=plan.ladder.verdict.alpha)
 
 
 def _trend(plan: LadderPlan) -> float:
-    """Returns the smallest change of the gain per decade that is found four times of five, if the rungs lie on a line:
-    weighted least squares, with the level alpha / arms."""
+    """Returns the smallest change of the gain per decade that is found four times of five, if the rungs lie on a line
+    and its only error is that of seeds: weighted least squares and Student's t, with the level alpha / arms."""
     import numpy as np
-    from scipy.special import ndtri
+    from scipy.special import stdtrit
+
+    from ratrain.statistics.power import expected_prior
 
     x = np.log10([rung.flops for rung in plan.rungs])
-    sds = np.array(plan.ladder.rungs.noise) / np.sqrt([_seeds(rung) for rung in plan.rungs])
+    seeds, arms = np.array([_seeds(rung) for rung in plan.rungs]), max(1, len(plan.rungs[-1].plan.of_role("arm")))
+    sds = np.array(plan.ladder.rungs.noise) / np.sqrt(seeds)
+    df = float((seeds - 1 + expected_prior(arms)).sum())
     weights = 1 / sds**2
     centred = x - (weights @ x) / weights.sum()
-    level = plan.ladder.verdict.alpha / _arms(plan.rungs[-1])
-    return float((-ndtri(level / 2) + ndtri(0.8)) / math.sqrt(weights @ centred**2))
+    level = plan.ladder.verdict.alpha / arms
+    return float((stdtrit(df, 0.8) - stdtrit(df, level / 2)) / math.sqrt(weights @ centred**2))
 
 
 def _lines(plan: LadderPlan, costs: Sequence[PlannedCost], trend: float | None) -> list[str]:
@@ -113,7 +114,7 @@ def _lines(plan: LadderPlan, costs: Sequence[PlannedCost], trend: float | None) 
     if trend is None:
         return [*lines, "rungs.noise states the noise of a rung: then the smallest gains are told"]
     told = f"smallest gain: found four times of five by the rung's own study; smallest trend: {trend:.1%} of the tokens"
-    return [*lines, f"{told} per decade, if the rungs lie on a line (noise as rungs.noise states it)"]
+    return [*lines, f"{told} per decade, if the rungs lie on a line (noise as rungs.noise states it, of seeds alone)"]
 
 
 def hours_text(seconds: float) -> str:

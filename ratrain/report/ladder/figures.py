@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _POINTS = 25  # of a band
-_SHOWN = 1.645  # standard errors of a bar: 90 %
 _FEW = len(SERIES)  # most arms of one figure of ranks
 
 
@@ -38,7 +37,8 @@ def _trend(axes: Axes, *, outlook: Outlook, results: Sequence[RungResult]) -> No
     axes.fill_between(10**at, np.expm1(low), np.expm1(high), color=PAINT["band"], linewidth=0)
     axes.plot(10**at, np.expm1([mixture.mean for mixture in ahead]), color=color, linewidth=1.2)
     gains, shared = measured.gains, measured.shared.diagonal()
-    errors = _SHOWN * np.sqrt(np.array([spread.sd**2 for spread in measured.seeds]) + shared)
+    both = zip(measured.seeds, shared, strict=True)
+    errors = np.array([seeds.plus(float(variance), math.inf).half_width(LEVEL) for seeds, variance in both])
     sides = np.array([np.expm1(gains) - np.expm1(gains - errors), np.expm1(gains + errors) - np.expm1(gains)])
     axes.errorbar(10**measured.x, np.expm1(gains), yerr=sides, fmt="o", color=color, markersize=4.5, elinewidth=1)
     end = outlook.next.interval

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from ratrain.ablation.ladder.climb import Climbed
 from ratrain.ablation.ladder.conclusion import FARTHEST, LadderConclusion, Outlook, predict
 from ratrain.ablation.ladder.readings import Reading
+from ratrain.ablation.ladder.record import PlannedLadder
 from ratrain.ablation.ladder.results import RungResult
 from ratrain.statistics.trend import Interval
 
@@ -100,8 +101,26 @@ def sentences(climbed: Climbed) -> Iterator[str]:
                 f"stopping after rung {at + 1} would have saved {saved:.0%} of the FLOPs; it orders {alike} of {pairs} "
                 "pairs of arms as the last rung does"
             )
-    yield f"learning rates: {climbed.ladder.plan.rates}"
+    for arm, truth in _planted(climbed):
+        yield f"planted: in truth {arm} is worth {truth} of the tokens, rung by rung"
+    yield f"learning rates: {rates_text(climbed.ladder.plan)}"
     yield f"next rung: {found.next_flops:.2e} FLOPs; nothing is predicted beyond {FARTHEST:g} x the last rung"
+
+
+def _planted(climbed: Climbed) -> Iterator[tuple[str, str]]:
+    """Yields each planted arm, and its gains at the rungs, in whole steps as they were trained."""
+    for name in climbed.ladder.plan.planted:
+        arms = [(of.rung, row.arm) for of in climbed.results for row in of.rows if row.arm.name == name]
+        yield name, ", ".join(percent(math.log((arm.tokens or 0) / rung.tokens)) for rung, arm in arms if arm.tokens)
+
+
+def rates_text(plan: PlannedLadder) -> str:
+    """Returns how the learning rates were chosen, and what that leaves open."""
+    if plan.rates.startswith("transferred") and len({rung.batch for rung in plan.rungs}) > 1:
+        return f"{plan.rates}, with batch sizes that differ over the rungs, for which no rate is transferred"
+    if plan.rates == "tuned":
+        return "tuned at every rung; the ruler's runs keep the rate of the file"
+    return plan.rates
 
 
 def predictions(climbed: Climbed, at: Sequence[float]) -> list[tuple[str, ...]]:

@@ -13,7 +13,15 @@ from ratrain.atomic import write_file
 from ratrain.errors import UnavailableError
 from ratrain.report.html import render
 from ratrain.report.ladder.figures import ranking_figure, trend_figure
-from ratrain.report.ladder.table import OUTLOOK_HEAD, RUNG_HEAD, gain_rows, outlook_rows, rung_rows, sentences
+from ratrain.report.ladder.table import (
+    OUTLOOK_HEAD,
+    RUNG_HEAD,
+    gain_rows,
+    outlook_rows,
+    rates_text,
+    rung_rows,
+    sentences,
+)
 from ratrain.strict_json import strict_json
 
 
@@ -50,6 +58,7 @@ def _page(climbed: Climbed) -> str:
         "ladder.html.jinja",
         title=plan.title or plan.id,
         plan=plan,
+        rates=rates_text(plan),
         found=found,
         why=climbed.why,
         outlook_head=OUTLOOK_HEAD,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from ratrain.ablation.ladder.conclusion import conclude_ladder, predict
-from ratrain.ablation.ladder.readings import RungLosses
-from ratrain.statistics.paired import Table
+from ratrain.ablation.ladder.conclusion import _same, conclude_ladder, predict
+from ratrain.ablation.ladder.readings import RungLosses, _evaluation, read_gains
+from ratrain.statistics.paired import Table, effects
 
 FLOPS, SLOPES, BEND, SEEDS = (1.7e10, 1e11, 7e11, 4e12), (0.45, 0.5, 0.55, 0.5), 0.5, (6, 5, 4, 3)
 ARMS = {
@@ -25,10 +26,10 @@ def loss(rung: int, budget: float) -> float:
     return 3 + SLOPES[rung] / BEND * budget**-BEND
 
 
-def rungs(seed: int, arms: dict = ARMS, sd: float = 0.003) -> list[RungLosses]:
+def rungs(seed: int, arms: dict = ARMS, sd: float = 0.003, counts: tuple = SEEDS) -> list[RungLosses]:
     """Rungs whose runs share a seed's noise, with arms that are worth so many times the tokens."""
     rng, found = np.random.default_rng(seed), []
-    for k, seeds in enumerate(SEEDS):
+    for k, seeds in enumerate(counts):
         common = rng.normal(0, 0.01, seeds)
 
         def runs(budget: float, k=k, common=common) -> list[float]:
@@ -70,6 +71,33 @@ def test_arms_without_an_effect_are_seldom_said_to_have_one():
     assert np.mean(claims) <= 0.05 / 4 + 2 * (0.0125 / len(claims)) ** 0.5
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_one_arm_of_three_seeds_is_held_to_the_same_level(seed):
+    """Two degrees of freedom and no other arm that shows how rungs deviate from a line."""
+    counts, claims = (3, 3, 3, 3), []
+    for draw in range(40):
+        found = conclude_ladder(
+            rungs(1000 * seed + draw, {"null": (1, 1, 1, 1)}, counts=counts), alpha=0.05, delta=None
+        )
+        claims.append(found.outlooks["null"].word != "inconclusive")
+    assert np.mean(claims) <= 0.05 + 2 * (0.05 * 0.95 / len(claims)) ** 0.5
+
+
+def test_delta_is_narrower_in_tokens_on_the_side_of_a_loss():
+    """A loss's tokens are saved by fewer, since the curve is steeper there."""
+    of, narrow = rungs(0, {"same": (1, 1, 1, 1), "other": (1.1, 1.1, 1.1, 1.1)}, sd=0.0002), []
+    for delta in (0.01, 0.05, 0.1):
+        same = _same(read_gains(of), delta)
+        assert same
+        worse, better = same
+        assert worse < 0 < better
+        assert worse + better > 0
+        narrow.append(worse + better)
+        assert loss(3, math.exp(better)) == pytest.approx(loss(3, 1.0) - delta, abs=2e-3)
+        assert loss(3, math.exp(worse)) == pytest.approx(loss(3, 1.0) + delta, abs=2e-3)
+    assert narrow == sorted(narrow)
+
+
 def test_an_arm_surely_within_delta_makes_no_difference():
     found = concluded(0, arms={"same": (1, 1, 1, 1), "other": (1.1, 1.1, 1.1, 1.1)}, sd=0.0003)
     assert found.outlooks["same"].word == "no difference"
@@ -94,6 +122,33 @@ def test_pairs_are_counted_that_a_rung_orders_as_the_last_does():
     for k, (alike, pairs) in enumerate(found.agreement):
         by_hand = [(a[k] - b[k]) * (a[3] - b[3]) > 0 for a, b in combinations(arms.values(), 2)]
         assert (alike, pairs) == (sum(by_hand), 6)
+    planted = conclude_ladder(rungs(2, arms, sd=1e-5), alpha=0.05, delta=0.01, planted=("a",))
+    assert [pairs for _, pairs in planted.agreement] == [3, 3, 3]
+
+
+def test_equal_gains_are_no_pair():
+    of = rungs(2, {"a": (1.2, 1.1, 1.0, 0.9), "b": (1.0, 1.0, 1.05, 1.1)})
+    same = changed(of, 1, {"b": list(of[1].table.losses[of[1].table.names.index("a")])})
+    assert [pairs for _, pairs in conclude_ladder(same, alpha=0.05, delta=0.01).agreement] == [1, 0, 1]
+
+
+def test_the_error_of_the_documents_is_shared_by_rungs_with_the_same_ones():
+    """Against the covariance over other documents, drawn anew."""
+    rng, sizes = np.random.default_rng(0), np.full(200, 10.0)
+    shared, own = rng.normal(0, 0.1, 200), rng.normal(0, 0.05, (2, 200))
+
+    def rung(effects: np.ndarray, windows: str = "w") -> RungLosses:
+        runs = {"v0": np.zeros((3, 200)), "a": effects + rng.normal(0, 0.001, (3, 200))}
+        table = Table.of({name: list(of.mean(1)) for name, of in runs.items()}, "v0", runs, sizes)  # type: ignore[arg-type]
+        return RungLosses(1, 1e9, table, {}, windows)
+
+    of = [rung(shared + own[0]), rung(shared + own[1])]
+    found = [effects(one.table)[0] for one in of]
+    told = _evaluation(of, found, "a")
+    drawn = [(shared + own)[:, rng.integers(0, 200, 200)].mean(1) for _ in range(4000)]
+    assert told == pytest.approx(np.cov(np.array(drawn).T), rel=0.1)
+    others = _evaluation([of[0], replace(of[1], windows="other")], found, "a")
+    assert others == pytest.approx(np.diag(told.diagonal()))
 
 
 def test_nothing_is_predicted_far_beyond_the_last_rung():

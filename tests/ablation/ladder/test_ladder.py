@@ -61,6 +61,48 @@ def test_a_ladder_killed_twice_comes_to_the_conclusion_of_an_unbroken_one(ladder
     assert "1e+10 FLOPs" in said
 
 
+SHORT = """\
+id = "short"
+scale = "tiny"
+arms = ["v9"]
+set.compile.scope = "off"
+set.log.every = 100
+set.model.block_size = 16
+{own}
+
+[rungs]
+params = [36_000, 75_000, 150_000, 300_000]
+tokens = [128, 320, 640, 2000]
+"""
+
+
+@pytest.mark.slow
+def test_a_tuned_ladder_compares_the_tuned_arms(ladder, tmp_path):
+    tune = "tune = { grid = { schedule.lr = [3e-3, 1e-2] }, seed = { init = [11] } }\nseed.init = [1, 2, 3]"
+    found = package.ladder(ladder(SHORT.format(own=tune)), out=tmp_path, device="cpu")
+    assert found.exit == 0
+    assert found.path == tmp_path / "ladders" / "short"
+    for result in found.climbed.results:
+        assert [row.arm.role for row in result.judged] == ["tuned", "tuned"]
+        losses = result.losses()
+        assert losses
+        assert losses.table.names == ("v0", "v9")
+        assert sorted(losses.curve) == pytest.approx([0.7, 1.0, 1.4], rel=0.3)  # whole steps of few
+    assert "learning rates tuned at every rung" in found.page.read_text()
+    assert set(found.outlooks) | set(found.climbed.conclusion.without) == {"v9"}
+
+
+@pytest.mark.slow
+def test_rungs_get_as_many_seeds_as_they_need(ladder, tmp_path):
+    found = package.ladder(ladder(SHORT.format(own="seed = { min = 3, max = 5 }")), out=tmp_path, device="cpu")
+    assert found.exit == 0
+    for result in found.climbed.results:
+        losses = result.losses()
+        assert losses
+        assert 3 <= losses.table.losses.shape[1] <= 5
+    assert found.climbed.conclusion
+
+
 @pytest.mark.slow
 def test_a_ladder_is_emitted_rung_by_rung_and_its_jobs_train_it(ladder, tmp_path, ratrain):
     words = ("--ladder", ladder(), "--out", tmp_path / "runs", "--device", "cpu", "--no-costs")

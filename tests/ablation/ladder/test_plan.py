@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
+from ratrain.ablation.ladder.climb import climb
 from ratrain.ablation.ladder.manifest import find_ladder
 from ratrain.ablation.ladder.plan import make_ladder
-from ratrain.ablation.ladder.record import planned_ladder, settle_ladder
+from ratrain.ablation.ladder.record import planned_ladder, read_ladder_record, settle_ladder
 from ratrain.ablation.ladder.sizes import Sizes
 from ratrain.config.find import ladders
-from ratrain.errors import ManifestError, MissingError, UsageError
+from ratrain.errors import Exit, ManifestError, MissingError, UsageError
 
 
 def test_a_rung_is_a_study_of_the_same_arms_at_its_own_size(ladder):
@@ -122,10 +124,57 @@ def test_budgets_of_the_ruler_that_are_the_same_in_whole_steps_are_refused(ladde
 def test_a_study_is_no_ladder_and_sizes_are_the_rungs(ladder):
     with pytest.raises(ManifestError, match="no rungs; a study is run with --ablate"):
         make_ladder(ladder('id = "x"\narms = ["v9"]\n'))
-    with pytest.raises(UsageError, match="the rungs set it"):
-        make_ladder(ladder(), overrides=["model.n_embd=64"])
+    for text in ("model.n_embd=64", "model={n_embd=64}", "train.budget={steps=3}", 'scale="study"'):
+        with pytest.raises(UsageError, match="the rungs set it"):
+            make_ladder(ladder(), overrides=[text])
     with pytest.raises(MissingError, match="did you mean 'ladder_tiny'"):
         find_ladder("ladder_tiy")
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("set.model.n_layer = 3", "set.model.n_layer"),
+        ("set.train.budget.steps = 3", "set.train.budget"),
+        ("set.train.batch = 8", "set.train.batch"),
+    ],
+)
+def test_what_the_rungs_would_overwrite_is_refused(ladder, line, key):
+    text = ladder().read_text().replace("\n[rungs]", f"{line}\n\n[rungs]\nbatch = [4, 4, 4, 4]")
+    with pytest.raises(ManifestError, match=f"{key}.*the rungs set it"):
+        make_ladder(ladder(text))
+
+
+def test_learning_rates_are_tuned_only_if_the_grid_has_them(ladder):
+    for key, rates in (("schedule.lr", "tuned"), ("optim.weight_decay", "the same")):
+        tune = f"tune = {{ grid = {{ {key} = [1e-1, 2e-1] }}, seed = {{ init = [11, 12, 13] }} }}"
+        plan = make_ladder(ladder(ladder().read_text().replace("set.log.every", f"{tune}\nset.log.every")))
+        assert plan.rates == rates
+
+
+def test_a_fresh_ladder_moves_all_rungs_aside_before_any_runs(ladder, tmp_path):
+    plan, seen = make_ladder(ladder()), []
+    settle_ladder(plan, tmp_path)
+    for rung in plan.rungs:
+        (tmp_path / "studies" / rung.plan.name).mkdir(parents=True)
+        (tmp_path / "studies" / rung.plan.name / "old").touch()
+
+    def run(rung):
+        seen.append(any((tmp_path / "studies" / other.plan.name).exists() for other in plan.rungs))
+        return SimpleNamespace(exit=Exit.PREEMPTED)
+
+    found = climb(plan, tmp_path, run, lambda _: None, fresh=True)
+    assert seen == [False]  # and a stopped rung ends the climb
+    assert found.exit == Exit.PREEMPTED
+    assert len(list((tmp_path / "studies").rglob("old"))) == 4
+
+
+def test_the_folder_of_runs_can_be_moved(ladder, tmp_path):
+    record = settle_ladder(make_ladder(ladder()), tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = read_ladder_record(tmp_path / "there" / "ladders" / "steps")
+    assert moved.plan == record.plan
+    assert moved.study(moved.plan.rungs[0]) == tmp_path / "there" / "studies" / "steps-rung1"
 
 
 def test_another_plan_is_refused_once_one_is_on_record(ladder, tmp_path):
