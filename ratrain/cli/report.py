@@ -39,18 +39,15 @@ def _report(args: argparse.Namespace) -> None:
     as_json = {"as_json": True} if args.json else {}
     if foreign and any(entry.load()(args.run, args.out, **as_json) for entry in offered("ratrain.reports")):
         return
-    ladders = [found for name in args.run if (found := _ladder_of(name, args.out))]
-    if ladders and len(args.run) > 1:
-        raise UsageError(f"{ladders[0].name} is a ladder, which is reported by itself; expected one ladder, or runs")
-    if ladders:
-        _report_ladder(ladders[0], args)
-        return
-    studies = [found for name in args.run if (found := _study_of(name, args.out))]
-    if studies and len(args.run) > 1:
-        raise UsageError(f"{studies[0].name} is a study, which is reported by itself; expected one study, or runs")
-    if studies:
-        _report_study(studies[0], args)
-        return
+    for what, find, report in (("ladder", _ladder_of, _report_ladder), ("study", _study_of, _report_study)):
+        folders = [found for name in args.run if (found := find(name, args.out))]
+        if folders and len(args.run) > 1:
+            raise UsageError(
+                f"{folders[0].name} is a {what}, which is reported by itself; expected one {what}, or runs"
+            )
+        if folders:
+            report(folders[0], args)
+            return
     logs = [read_run(find_run(name, args.out)) for name in args.run]
     if len(logs) == 1:
         _report_run(logs[0], args)
