@@ -49,7 +49,7 @@ ARMS = {
     "growing": ("order", "1.1", "1.2", "1.3"),
     "mistuned": ("mistuned",) * 4,
 }
-CONSTANT = ("ulp", "order", "cap", "1.05", "1.2")
+SHRINKS = ("gain shrinks", "gain vanishes", "gain turns")
 
 
 # -- the pool -----------------------------------------------------------------------------------------------------
@@ -256,8 +256,8 @@ def outcomes(ladders: int, *, seed: int = 0, arms: Mapping[str, tuple[str, ...]]
 
 
 def said(found: Outcome, name: str, *words: str) -> float:
-    """Returns the share of ladders that call an arm one of the words."""
-    return sum(found.words[name][word] for word in words) / found.ladders
+    """Returns the share of ladders whose word for an arm begins with one of these."""
+    return sum(count for word, count in found.words[name].items() if word.startswith(words)) / found.ladders
 
 
 def lines(found: Outcome) -> Iterator[str]:
