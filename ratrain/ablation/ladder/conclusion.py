@@ -154,7 +154,7 @@ def _same(readings: Readings, delta: float | None) -> Interval | None:
     """Returns the log gains at the last rung of the differences that just do not matter, worse and better."""
     if not delta:
         return None
-    worse, better = (readings.curve.gain(len(readings.by_rung) - 1, effect) for effect in (delta, -delta))
+    worse, better = (readings.curves[-1].gain(effect) for effect in (delta, -delta))
     return (worse.value, better.value) if worse and better else None
 
 

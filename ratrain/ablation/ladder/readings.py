@@ -58,30 +58,37 @@ class Readings:
     by_rung: tuple[dict[str, Reading], ...]
     measured: dict[str, Measured]
     rungs: dict[str, tuple[int, ...]]  # places of the rungs, from 0
-    curve: BudgetCurve
+    curves: tuple[BudgetCurve, ...]  # by rung
 
 
 def read_gains(rungs: Sequence[RungLosses]) -> Readings:
-    """Reads the gains of all arms. Raises ValueError if the baseline's curve cannot be had."""
-    curve = BudgetCurve.of([rung.curve for rung in rungs])
+    """Reads the gains of all arms. Raises ValueError, with the rung, if the baseline's curve cannot be had."""
+    curves = tuple(map(_curve, rungs))
     found = [{effect.arm: effect for effect in effects(rung.table)} for rung in rungs]
     gains: list[dict[str, Gain | None]] = [
-        {name: curve.gain(k, effect.value) if effect.seeds else None for name, effect in of.items()}
+        {name: curves[k].gain(effect.value) if effect.seeds else None for name, effect in of.items()}
         for k, of in enumerate(found)
     ]
     readings = tuple(
-        {name: _reading(effect, gains[k][name], rung, curve) for name, effect in found[k].items()}
+        {name: _reading(effect, gains[k][name], rung) for name, effect in found[k].items()}
         for k, rung in enumerate(rungs)
     )
     names = dict.fromkeys(name for of in found for name in of)
     places = {
         name: tuple(k for k, of in enumerate(readings) if name in of and of[name].gain is not None) for name in names
     }
-    measured = {name: _measured(name, places[name], rungs, found, gains, curve) for name in names if places[name]}
-    return Readings(readings, measured, places, curve)
+    measured = {name: _measured(name, places[name], rungs, found, gains) for name in names if places[name]}
+    return Readings(readings, measured, places, curves)
 
 
-def _reading(effect: Effect, gain: Gain | None, rung: RungLosses, curve: BudgetCurve) -> Reading:
+def _curve(rung: RungLosses) -> BudgetCurve:
+    try:
+        return BudgetCurve.of(rung.curve)
+    except ValueError as error:
+        raise ValueError(f"rung {rung.number}: {error}") from None
+
+
+def _reading(effect: Effect, gain: Gain | None, rung: RungLosses) -> Reading:
     row = rung.table.names.index(effect.arm)
     diverged = int(rung.table.diverged[row].sum())
     facts = {"pairs": effect.pairs, "diverged": diverged, "cost": rung.costs.get(effect.arm, 0.0)}
@@ -89,8 +96,7 @@ def _reading(effect: Effect, gain: Gain | None, rung: RungLosses, curve: BudgetC
         return Reading(effect.value, None, math.nan, math.nan, math.nan, **facts)
     per_nat = abs(gain.per_nat)
     evaluation = effect.noise.se * per_nat if effect.noise else 0.0
-    of_curve = float(curve.covariance([gain])[0, 0]) ** 0.5
-    return Reading(effect.value, gain.value, effect.seeds.sd * per_nat, evaluation, of_curve, **facts)
+    return Reading(effect.value, gain.value, effect.seeds.sd * per_nat, evaluation, gain.curve_sd, **facts)
 
 
 def _measured(
@@ -99,14 +105,13 @@ def _measured(
     rungs: Sequence[RungLosses],
     found: Sequence[Mapping[str, Effect]],
     gains: Sequence[Mapping[str, Gain | None]],
-    curve: BudgetCurve,
 ) -> Measured:
     own = [gain for k in places if (gain := gains[k][name])]
     slopes = np.array([gain.per_nat for gain in own])
     seeds = [spread.scaled(gain.per_nat**2) for k, gain in zip(places, own, strict=True)
              if (spread := found[k][name].seeds)]  # fmt: skip
     evaluation = _evaluation([rungs[k] for k in places], [found[k][name] for k in places], name)
-    shared = evaluation * np.outer(slopes, slopes) + curve.covariance(own)
+    shared = evaluation * np.outer(slopes, slopes) + np.diag([gain.curve_sd**2 for gain in own])
     x = np.log10([rungs[k].flops for k in places])
     return Measured(x, np.array([gain.value for gain in own]), tuple(seeds), shared)
 

@@ -148,12 +148,12 @@ def trained() -> list[dict[str, np.ndarray]]:
 
 
 @lru_cache(maxsize=1)
-def curve() -> BudgetCurve:
-    """The baseline's curve from all of its budgets."""
+def curves() -> list[BudgetCurve]:
+    """The baseline's curve at every rung, from all of its budgets."""
     budgets = {1.0: "base", **{float(budget): budget for budget in BUDGETS}}
-    return BudgetCurve.of(
-        [{b: dict(enumerate(of[k].mean(1).tolist())) for b, k in budgets.items()} for of in trained()]
-    )
+    return [
+        BudgetCurve.of({b: dict(enumerate(of[k].mean(1).tolist())) for b, k in budgets.items()}) for of in trained()
+    ]
 
 
 @lru_cache(maxsize=1)
@@ -161,7 +161,7 @@ def pool() -> list[dict[str, np.ndarray]]:
     """By rung and kind [S, K]: the trained losses, moved so that the mean of each kind is what its truth says.
 
     The mean of a pool is not exact either. So a kind that differs from the baseline in chance alone gets the mean of
-    the baseline, and one of other budgets gets that of `curve`.
+    the baseline, and one of other budgets gets that of `curves`.
     """
     return [{kind: runs + _moved(at, kind) for kind, runs in of.items()} for at, of in enumerate(trained())]
 
@@ -171,7 +171,7 @@ def _moved(rung: int, kind: str) -> float:
     of = trained()[rung]
     measured = float((of[kind] - of["base"]).mean())
     if kind in BUDGETS:
-        return float(curve().loss(rung, np.log(float(kind)))) - measured
+        return float(curves()[rung].loss(np.log(float(kind)))) - measured
     return -measured if kind in NULLS else 0.0
 
 
