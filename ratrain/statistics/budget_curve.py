@@ -11,6 +11,9 @@ tokens with L(D_0 exp(h)) = L(D_0) + e, so that
 
     h = -log(1 + bend * e / slope) / bend.
 
+The ruler of a study (`token_ruler.py`) reads between its budgets alone, and takes no form for granted. A trend needs
+gains a little beyond them too, and their derivatives.
+
 Floor and slope are least-squares estimates; `bend` is integrated over a grid. A curve that fits worse than the seeds'
 noise permits has its error widened by that (Birge 1932, Physical Review 40), and one whose noise few seeds show, to the
 standard deviation of Student's t.
@@ -24,9 +27,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ratrain.statistics.token_ruler import ALIKE
+
 _BENDS = np.linspace(-2.5, 3.5, 61)
 _USUAL, _SCATTER = 0.3, 1.0  # mean and standard deviation of bends beforehand: Hoffmann et al. find 0.28, late
-_ALIKE = 0.6  # correlation of the errors of neighbouring budgets, as measured on trained runs (docs/verdicts.md)
 _BEYOND = 0.05  # largest share of bends at which a loss may lie where the curve does not reach
 _UNKNOWN = 3.0  # variance of t over its scale for two degrees of freedom, which has none: that of three
 _FARTHEST = 2.0  # log gains are read up to so many times the ruler's own reach
@@ -136,7 +140,7 @@ class _Means:
         apart = np.abs(np.subtract.outer(np.arange(len(budgets)), np.arange(len(budgets))))
         variance = max(float((rest**2).sum()) / df, 1e-12) / (1 - _mean_alike(apart))
         widened = df / (df - 2) if df > 2 else _UNKNOWN  # the variance of Student's t
-        return cls(np.log(budgets), y.mean(1), variance * _ALIKE**apart / len(common), widened)
+        return cls(np.log(budgets), y.mean(1), variance * ALIKE**apart / len(common), widened)
 
     def fit(self, bend: float) -> tuple[float, float, float]:
         """Returns the slope at this exponent, its standard error, and the squared distance of the losses."""
@@ -150,4 +154,4 @@ class _Means:
 
 def _mean_alike(apart: np.ndarray) -> float:
     """The mean correlation of the errors of two budgets: without a seed's common effect they vary by one minus it."""
-    return float((_ALIKE**apart)[apart > 0].mean())
+    return float((ALIKE**apart)[apart > 0].mean())

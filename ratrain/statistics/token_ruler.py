@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Limits = tuple[float, float]
-_ALIKE = 0.6  # correlation of the errors of neighbouring budgets, as measured on trained runs (docs/verdicts.md)
+ALIKE = 0.6  # correlation of the errors of neighbouring budgets, as measured on trained runs (docs/verdicts.md)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Ruler:
         if len(merge) < 2:
             raise ValueError("the baseline's loss does not fall with its budget: there is nothing to read against")
         apart = np.abs(np.subtract.outer(np.arange(len(counts)), np.arange(len(counts))))
-        covariance = merge @ (rest @ rest / df * _ALIKE**apart / np.sqrt(np.outer(counts, counts))) @ merge.T
+        covariance = merge @ (rest @ rest / df * ALIKE**apart / np.sqrt(np.outer(counts, counts))) @ merge.T
         note = "more tokens did not always lower the baseline's loss: budgets merged" if len(merge) < len(means) else ""
         return cls(merge @ np.log(budgets), merge @ means, covariance, df, note)
 
