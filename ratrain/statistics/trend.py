@@ -107,6 +107,16 @@ class Trend:
         at = np.array([1.0, x - self.origin])
         return Mixture(self.weights, self.means @ at, np.einsum("i,mij,j->m", at, self.covariances, at))
 
+    def measured_rung(self, k: int) -> Mixture:
+        """The log gain of rung k, counted from 0, with its own misfit: between the line and what was measured."""
+        y = self.measured
+        design, squares = _design(y.x, self.origin), self.taus**2
+        pulled = squares[:, None] * self.precisions[:, k]  # [M, K], weights of the deviations from the line
+        means = self.means @ design[k] + (pulled * (y.gains - self.means @ design.T)).sum(1)
+        at = design[k] - pulled @ design
+        own = squares - squares * pulled[:, k]
+        return Mixture(self.weights, means, np.einsum("mi,mij,mj->m", at, self.covariances, at) + own)
+
     def rung(self, x: float) -> Mixture:
         """The log gain of a rung at x decades of compute, with its own misfit."""
         line = self.line(x)

@@ -93,6 +93,24 @@ def test_intervals_hold_the_rung_that_was_held_out(tau):
     assert 0.83 < np.mean(inside) < 0.98
 
 
+def test_the_gain_of_a_measured_rung_is_that_of_kriging_if_all_variances_are_known():
+    """The conditional mean and variance of a rung's gain, with a prior of level and slope that is all but flat."""
+    gains, sds = np.array([0.1, 0.1, 0.12, 0.4]), np.array([0.02, 0.02, 0.02, 0.03])
+    trend = trends({"a": measured(gains, sds)})["a"]
+    for k in (0, 3):
+        found, wanted = trend.measured_rung(k), []
+        design = np.stack([np.ones(4), X - X.mean()], 1)
+        for tau in np.unique(trend.taus):
+            true = design @ design.T * 1e4 + tau**2 * np.eye(4)
+            gain = np.linalg.solve(true + np.diag(sds**2), true).T
+            wanted.append((trend.weights[trend.taus == tau].sum(), (gain @ gains)[k], (true - gain @ true)[k, k]))
+        weights, means, variances = np.array(wanted).T
+        assert found.mean == pytest.approx(weights @ means, rel=0.02)
+        assert found.sd == pytest.approx((weights @ (variances + (means - weights @ means) ** 2)) ** 0.5, rel=0.03)
+    line = trend.line(X[3])
+    assert line.mean < trend.measured_rung(3).mean < 0.4
+
+
 def test_a_rung_of_its_own_is_less_certain_than_the_line():
     trend = trends({"a": measured([0.1, 0.2, 0.1, 0.2], [0.01] * 4)})["a"]
     assert trend.rung(13.0).sd > trend.line(13.0).sd > trend.line(11.4).sd

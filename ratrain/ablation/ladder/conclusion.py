@@ -50,8 +50,8 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Outlook:
-    """The trend of one arm. `slope` is the change of the log gain per decade of compute, `last` the trend's log gain at
-    the last rung; intervals hold for all arms of the ladder together. `vanishes` is the compute at which the trend
+    """The trend of one arm. `slope` is the change of the log gain per decade of compute, `last` the log gain of the
+    last rung; intervals hold for all arms of the ladder together. `vanishes` is the compute at which the trend
     crosses zero, None beyond ten times the last rung's. `misfit` is the rungs' deviation from the line, in log tokens.
     """
 
@@ -163,7 +163,8 @@ def _outlook(
     held: HeldOut | None,
 ) -> Outlook:  # fmt: skip
     first, last, after = (math.log10(flops) for flops in (rungs[0].flops, rungs[-1].flops, next_flops))
-    slope, now, then, before = trend.slope(), trend.line(last), trend.line(after), trend.line(first)
+    slope, then = trend.slope(), trend.line(after)
+    before, now = trend.measured_rung(0), trend.measured_rung(len(rungs) - 1)
     moved, at_last, at_next, at_first = (part.interval(level) for part in (slope, now, then, before))
     word = _word(moved, at_last, at_next, at_first, same)
     ahead = trend.rung(after)

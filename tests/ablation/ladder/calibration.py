@@ -242,7 +242,7 @@ class Outcome:
             if outlook and outlook.held_out:
                 self.held_out.setdefault(name, []).append(outlook.held_out.inside)
             if outlook and np.isfinite(truth[name][-1]):
-                low, high = outlook.trend.line(float(outlook.trend.measured.x[-1])).interval(0.05)
+                low, high = outlook.trend.measured_rung(-1).interval(0.05)
                 self.true.setdefault(name, []).append(low <= truth[name][-1] <= high)
 
 

@@ -116,6 +116,13 @@ def test_gains_are_those_of_the_tokens():
     assert found.outlooks["vanishing"].vanishes == pytest.approx(4e12, rel=0.2)
 
 
+def test_a_gain_that_only_the_last_rung_shows_is_a_gain():
+    """Such a rung is far off any line through the others, but it was measured."""
+    found = concluded(4, arms={"sudden": (1.01, 1.0, 1.03, 1.35), "null": (1, 1, 1, 1), "more": (1.1,) * 4})
+    assert found.outlooks["sudden"].word.startswith("gain")
+    assert found.outlooks["sudden"].last == pytest.approx(math.log(1.35), abs=0.03)
+
+
 def test_pairs_are_counted_that_a_rung_orders_as_the_last_does():
     arms = {"a": (1.2, 1.1, 1.0, 0.9), "b": (1.0, 1.0, 1.05, 1.1), "c": (0.9, 1.2, 0.8, 1.2), "d": (1.1, 1.3, 1.2, 1.3)}
     found = concluded(2, sd=1e-5, arms=arms)
