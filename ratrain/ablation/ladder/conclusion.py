@@ -184,14 +184,15 @@ def _sign(interval: Interval) -> int:
 
 def _word(slope: Interval, now: Interval, then: Interval, before: Interval, same: Interval | None) -> Word:
     """Returns the word for the certain signs of slope and of the gain at the last, the next and the first rung."""
+    if same and all(same[0] < low and high < same[1] for low, high in (now, then)):
+        return "no difference"  # nor a sure one that does not matter
     moves, is_now, later, earlier = _sign(slope), _sign(now), _sign(then), _sign(before)
     turns: dict[int, Word] = {1: "gain turns into loss", -1: "loss turns into gain"}
     if earlier and is_now == -earlier:
         return turns[earlier]
     sign = is_now or (earlier if moves == -earlier else 0)
     if not sign:
-        within = same is not None and same[0] < then[0] and then[1] < same[1]
-        return "no difference" if within else "inconclusive"
+        return "inconclusive"
     what = "gain" if sign > 0 else "loss"
     if moves == -sign:
         word = "shrinks" if is_now == sign else "vanishes"

@@ -62,7 +62,7 @@ def _over_compute(axes: Axes) -> None:
 
 
 def _color(outlook: Outlook) -> str:
-    side = outlook.word.split()[0]
+    side = outlook.word.rpartition("turns into ")[2]
     return PAINT["better" if side.startswith("gain") else "worse" if side.startswith("loss") else "inconclusive"]
 
 

@@ -101,6 +101,10 @@ def test_delta_is_narrower_in_tokens_on_the_side_of_a_loss():
 def test_an_arm_surely_within_delta_makes_no_difference():
     found = concluded(0, arms={"same": (1, 1, 1, 1), "other": (1.1, 1.1, 1.1, 1.1)}, sd=0.0003)
     assert found.outlooks["same"].word == "no difference"
+    # a sure difference that does not matter is none
+    found = concluded(0, arms={"near": (1.01, 1.01, 1.01, 1.01), "other": (1.1, 1.1, 1.1, 1.1)}, sd=0.0001)
+    assert found.outlooks["near"].last_interval[0] > 0
+    assert found.outlooks["near"].word == "no difference"
 
 
 def test_the_held_out_rung_is_mostly_inside_its_interval():
