@@ -38,6 +38,7 @@ from ratrain.machine.device import pick_device
 from ratrain.model.build import build
 from ratrain.model.gpt2 import GPT2
 from ratrain.model.mechanism import Mechanism
+from ratrain.model.parametrisation import from_itself
 from ratrain.registry import Patch, optim_kinds, patch_kinds, register
 from ratrain.run.launch import train as train_manifest
 from ratrain.run.sample import load_run
@@ -471,7 +472,8 @@ def verify(
     """
     own = read_manifest(name, base=base, overrides=overrides, patches=patches).manifest
     small = read_manifest(name, base=base, scale="tiny", overrides=[*SMALL, *overrides], patches=patches)
-    manifest = small.manifest.model_copy(update={"compile": own.compile})  # the small scale sets one of its own
+    compiled = {"compile": own.compile}  # the small scale sets one of its own
+    manifest = from_itself(small.manifest.model_copy(update=compiled))
     try:
         yield from check_contracts(manifest, block_size=own.model.block_size)
     except ManifestError as error:

@@ -26,6 +26,7 @@ from ratrain.contracts.perturbation import random_tokens
 from ratrain.errors import Fault, ManifestError
 from ratrain.model.build import build, seed_of
 from ratrain.model.digests import weight_digests
+from ratrain.model.parametrisation import from_itself
 from ratrain.registry import Patch
 
 CHECKS = (
@@ -49,7 +50,7 @@ def _small(plan: Plan, arm: Arm) -> Manifest | None:
     """Resolves the arm at the contracts' shapes, every mechanism open from the start; None if it rejects the shapes."""
     layers = [parse_override(key) for key in (*SMALL, "train.budget={steps=100}")]  # that may be less than a step there
     try:
-        return resolved(arm.source_of(*arm.seeds[0], *layers), plan.patches)
+        return from_itself(resolved(arm.source_of(*arm.seeds[0], *layers), plan.patches))
     except ManifestError:
         return None
 

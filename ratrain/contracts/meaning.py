@@ -13,6 +13,7 @@ from ratrain.config.resolve import resolve
 from ratrain.config.schema import Manifest
 from ratrain.contracts.registry import SMALL, contracts
 from ratrain.errors import Fault, ManifestError, RatrainError
+from ratrain.model.parametrisation import from_itself
 from ratrain.registry import is_ours
 
 # each with the fault of a model that breaks it
@@ -67,6 +68,6 @@ def _small(manifest: Manifest, source: Source) -> Manifest | None:
             optimizers = {type(manifest.optim).kind: type(manifest.optim)}
             small = read_source(file, scale="tiny", overrides=SMALL)
             beside = replace(small, files=(*small.files, *source.files))  # files that patches name are there
-            return resolve(beside, patches=patches, optimizers=optimizers)
+            return from_itself(resolve(beside, patches=patches, optimizers=optimizers))
         except RatrainError:
             return None

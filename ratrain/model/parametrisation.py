@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ratrain.config.schema import Manifest
+from ratrain.config.schema import READ_OF_BASE, Manifest
 from ratrain.errors import Fault, ManifestError
 from ratrain.model.mechanism import own_modules
 
@@ -50,6 +50,18 @@ def at_base(manifest: Manifest) -> Manifest:
     assert spec.base is not None
     width = {"n_embd": spec.base.n_embd, "n_head": spec.base.n_head}
     return manifest.model_copy(update={"model": spec.model_copy(update=width)})
+
+
+def from_itself(manifest: Manifest) -> Manifest:
+    """Returns the manifest with its own shape as the base: every factor is 1, and no mechanism refuses its heads.
+
+    Checks of what a model computes take a small shape, in which the base of the real one has no meaning.
+    """
+    spec = manifest.model
+    if spec.base is None:
+        return manifest
+    base = spec.base.model_copy(update={key: getattr(spec, key) for key in READ_OF_BASE[spec.parametrisation]})
+    return manifest.model_copy(update={"model": spec.model_copy(update={"base": base})})
 
 
 def refusals(manifest: Manifest) -> Iterator[Fault]:

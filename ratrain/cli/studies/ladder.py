@@ -120,10 +120,12 @@ def _without_costs(args: argparse.Namespace, *, only: bool) -> argparse.Namespac
 
 def _print_plan(plan: LadderPlan, needs: list[Estimate], args: argparse.Namespace) -> None:
     from ratrain.ablation.ladder.record import planned_ladder
+    from ratrain.ablation.preflight import preflight
 
-    made = planned_ladder(plan)
+    made, checked = planned_ladder(plan), preflight(plan.rungs[0].plan)  # all rungs have the same arms
     if args.json:
-        print_document({**json.loads(json.dumps(asdict(made))), "needs": [asdict(need) for need in needs]})
+        facts = {"needs": [asdict(need) for need in needs], "checked": checked}
+        print_document({**json.loads(json.dumps(asdict(made))), **facts})
         return
     head = ("rung", "layers", "channels", "parameters", "tokens", "FLOPs", "arms", "seeds", "runs left", "about")
     rows = [head, *(_row(rung, need) for rung, need in zip(plan.rungs, needs, strict=True))]
@@ -134,6 +136,7 @@ def _print_plan(plan: LadderPlan, needs: list[Estimate], args: argparse.Namespac
         f"{needs[0].lanes} at a time; nothing was written\n"
         f"each rung alone: {shlex.join(['ratrain', '--ladder', args.file])} --rung K --dry-run"
     )
+    print("\n".join(["", "checked:", *(f"  {check}" for check in checked)]))
 
 
 def _row(rung: Rung, need: Estimate) -> tuple[str, ...]:

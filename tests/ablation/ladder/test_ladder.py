@@ -122,6 +122,7 @@ def test_a_dry_run_prints_the_rungs_and_writes_nothing(ladder, tmp_path, ratrain
     code, said, _ = ratrain("--ladder", ladder(), "--out", tmp_path / "runs", "--device", "cpu", "--dry-run")
     assert code == 0
     assert "learning rates the same" in said
+    assert "no position, and no gradient, sees a later token" in said
     code, said, _ = ratrain("--ladder", ladder(), "--out", tmp_path / "runs", "--device", "cpu", "--dry-run", "--json")
     assert code == 0
     assert [rung["n_embd"] for rung in json.loads(said)["rungs"]] == [16, 32, 48, 64]

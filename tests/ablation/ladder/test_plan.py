@@ -12,6 +12,7 @@ from ratrain.ablation.ladder.manifest import find_ladder
 from ratrain.ablation.ladder.plan import make_ladder
 from ratrain.ablation.ladder.record import planned_ladder, read_ladder_record, settle_ladder
 from ratrain.ablation.ladder.sizes import Sizes
+from ratrain.ablation.preflight import preflight
 from ratrain.config.find import ladders
 from ratrain.errors import Exit, ManifestError, MissingError, UsageError
 
@@ -192,3 +193,9 @@ def test_every_shipped_ladder_can_be_planned(file):
     plan = make_ladder(file)
     assert plan.ladder.id == file.stem
     assert plan.rates.startswith(("transferred", "tuned"))
+
+
+def test_the_first_check_takes_arms_whose_heads_are_those_of_the_base():
+    """Differential attention is refused at other widths of a head than the base's; the check has heads of its own."""
+    plan = make_ladder(find_ladder("ladder_ideas"), only=["differential_attention"])
+    assert preflight(plan.rungs[0].plan)
