@@ -1,7 +1,7 @@
 """The conclusion of a ladder: whether each arm's gain grows, holds, shrinks or vanishes, and the next rung's interval.
 
-A claim on an arm holds at the level alpha / arms, so that the chance of any false claim of the ladder is at most alpha
-(Bonferroni). Intervals of predictions are those of one arm, 90 % each.
+Each interval behind a word is at the level alpha / arms (Bonferroni over the arms, not over the intervals of an arm).
+Intervals of predictions are those of one arm, 90 % each.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class HeldOut:
 @dataclass(frozen=True)
 class Outlook:
     """The trend of one arm. `slope` is the change of the log gain per decade of compute, `last` the log gain of the
-    last rung; intervals hold for all arms of the ladder together. `vanishes` is the compute at which the trend
+    last rung; their intervals are at the level alpha over the arms. `vanishes` is the compute at which the trend
     crosses zero, None beyond ten times the last rung's. `misfit` is the rungs' deviation from the line, in log tokens.
     """
 
@@ -130,7 +130,9 @@ def _lacks(name: str, readings: Readings, rungs: Sequence[RungLosses]) -> str:
     """Returns the reason why an arm has no trend; empty if it has one."""
     for rung, of in zip(rungs, readings.by_rung, strict=True):
         if (reading := of.get(name)) is None:
-            return f"not run at rung {rung.number}"
+            failed = rung.failed.get(name, 0)
+            what = f"{_many(failed, 'run')} failed" if failed else "not run"
+            return f"{what} at rung {rung.number}"
         if reading.diverged:
             return f"{_many(reading.diverged, 'run')} diverged at rung {rung.number}"
         if reading.pairs < FEWEST_SEEDS:
@@ -182,11 +184,15 @@ def _sign(interval: Interval) -> int:
     return 1 if interval[0] > 0 else -1 if interval[1] < 0 else 0
 
 
+def _inside(same: Interval, *intervals: Interval) -> bool:
+    return all(same[0] < low and high < same[1] for low, high in intervals)
+
+
 def _word(slope: Interval, now: Interval, then: Interval, before: Interval, same: Interval | None) -> Word:
     """Returns the word for the certain signs of slope and of the gain at the last, the next and the first rung."""
-    if same and all(same[0] < low and high < same[1] for low, high in (now, then)):
-        return "no difference"  # nor a sure one that does not matter
     moves, is_now, later, earlier = _sign(slope), _sign(now), _sign(then), _sign(before)
+    if same and _inside(same, now, then) and (not moves or _inside(same, before)):
+        return "no difference"  # nor a sure one that does not matter
     turns: dict[int, Word] = {1: "gain turns into loss", -1: "loss turns into gain"}
     if earlier and is_now == -earlier:
         return turns[earlier]

@@ -115,14 +115,19 @@ _BUDGET, _BATCH = ("train", "budget"), ("train", "batch")
 def _require_unsized(ladder: LadderManifest, layer: Layer, overrides: Sequence[str]) -> None:
     """Raises UsageError for overrides of what the rungs set, ManifestError for keys that they would overwrite."""
     rungs = ladder.rungs
-    batch = [_BATCH] if rungs.batch else []
+    budget = rungs.tokens or rungs.tokens_per_param
+    ours = [("scale",), *(_SHAPE if rungs.params else ()), *([_BUDGET] if budget else [])]
+    ours += [_BATCH] if rungs.batch else []
     for text in overrides:
-        if any(_within(key, [*_SHAPE, _BUDGET, ("scale",), *batch]) for key in keys_of(parse_override(text).tree)):
+        if any(_within(key, ours) for key in keys_of(parse_override(text).tree)):
             raise UsageError(f"--set {text}: the rungs set it; change rungs in {layer.label}")
-    ours = [*(_SHAPE if rungs.params else ()), *([_BUDGET] if rungs.tokens or rungs.tokens_per_param else []), *batch]
-    for key in keys_of(layer.tree.get("set", {})):
-        if _within(key, ours):
-            raise layer.fault("the rungs set it; change it in rungs", "set", *key)
+    arms = [(("arm", name, "set"), arm.get("set", {})) for name, arm in layer.tree.get("arm", {}).items()]
+    for at, table in [(("set",), layer.tree.get("set", {})), *arms]:
+        for key in sorted(keys_of(table)):
+            if _within(key, ours):
+                raise layer.fault("the rungs set it; change it in rungs", *at, *key)
+            if len(at) > 1 and _within(key, [_BUDGET]):
+                raise layer.fault("expected tokens of the arm, in parts of the baseline's, in its place", *at, *key)
 
 
 def _within(key: tuple[str, ...], tables: Sequence[tuple[str, ...]]) -> bool:

@@ -27,6 +27,7 @@ class RungLosses:
     curve: Mapping[float, Mapping[int, float]]
     windows: str = ""  # digest of the validation windows
     costs: Mapping[str, float] = field(default_factory=dict)
+    failed: Mapping[str, int] = field(default_factory=dict)  # runs of arms without any loss that failed
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from typing import Any
 
 from ratrain.ablation.ladder.plan import LadderPlan, Rung
 from ratrain.ablation.record import append, planned
+from ratrain.config.schema import Manifest
 from ratrain.errors import DataError, Fault, ManifestError, MissingError
 
 _FILE = "events.jsonl"
+_NAMES = ("id", "title", "same_as", "origin")  # of a manifest, which its runs do not depend on
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,14 @@ def planned_ladder(plan: LadderPlan) -> PlannedLadder:
 def _is_planted(name: str, plan: LadderPlan) -> bool:
     """Whether an arm is the baseline itself, with noise of its own, at other budgets."""
     found = [(rung, arm) for rung in plan.rungs for arm in rung.plan.arms if arm.name == name]
-    same = all(arm.manifest.seed.twin != "none" and not arm.manifest.patch for _, arm in found)
+    same = all(_is_base_but_for_budget(arm.manifest, rung.plan.base.manifest) for rung, arm in found)
     return same and any(arm.tokens != rung.tokens for rung, arm in found)
+
+
+def _is_base_but_for_budget(manifest: Manifest, base: Manifest) -> bool:
+    told = {name: getattr(base, name) for name in _NAMES} | {"seed": base.seed}
+    train = manifest.train.model_copy(update={"budget": base.train.budget})
+    return manifest.model_copy(update={**told, "train": train}) == base
 
 
 def _rung(rung: Rung) -> PlannedRung:

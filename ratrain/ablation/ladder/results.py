@@ -70,7 +70,21 @@ class RungResult:
         table = Table.of(losses, names[base.arm.name], parts, documents.sizes)
         spent = _flops(base)
         costs = {names[row.arm.name]: math.log(_flops(row) / spent) for row in rows[1:]}
-        return RungLosses(self.rung.number, self.rung.flops, table, self._curve(base), windows_of(self.rows), costs)
+        failed = {names.get(row.arm.name, row.arm.name): _failed(row) for row in self.judged if row not in rows}
+        windows = windows_of(self.rows)
+        return RungLosses(self.rung.number, self.rung.flops, table, self._curve(base), windows, costs, failed)
+
+    @property
+    def lacks(self) -> str:
+        """Why there are no losses for the fit."""
+        if self.is_other:
+            return "has a study of another plan"
+        ended = [all(run.ended for run in row.runs[: row.planned]) for row in self.judged]
+        if ended and ended[0] and not self.judged[0].losses:
+            return "has no loss of the baseline: all of its runs failed or diverged"
+        if len(ended) > 1 and all(ended):
+            return "has no loss of an arm: all of its runs failed"
+        return "is not done"
 
     def _curve(self, base: Row) -> dict[float, dict[int, float]]:
         """Returns the baseline's losses by the budget over the rung's, and by seed."""
@@ -78,6 +92,10 @@ class RungResult:
         plain = next((row for row in self.rows if row.arm.role == "base"), base)
         own = self.rung.tokens
         return {(row.arm.tokens or 0) / own: _by_seed(row) for row in (plain, *rows) if row.losses}
+
+
+def _failed(row: Row) -> int:
+    return sum(run.status == "failed" for run in row.runs)
 
 
 def _flops(row: Row) -> float:
@@ -109,10 +127,10 @@ def concluded(ladder: Ladder, results: Sequence[RungResult]) -> tuple[LadderConc
     rungs = []
     for result in results:
         if result.waiting:
-            return None, f"rung {result.rung.number}: {result.waiting} runs have not ended"
+            told = "1 run has" if result.waiting == 1 else f"{result.waiting} runs have"
+            return None, f"rung {result.rung.number}: {told} not ended"
         if (losses := result.losses()) is None:
-            what = "has a study of another plan" if result.is_other else "is not done"
-            return None, f"rung {result.rung.number} {what}"
+            return None, f"rung {result.rung.number} {result.lacks}"
         rungs.append(losses)
     arms = max(len(result.arms) for result in results)
     try:

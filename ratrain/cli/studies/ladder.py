@@ -66,11 +66,11 @@ def _ladder(args: argparse.Namespace) -> int:
     told = [replace(r, plan=replace(r.plan, command=c)) for r, c in zip(plan.rungs, commands, strict=True)]
     plan = replace(plan, rungs=tuple(told))
     _check_predictions(plan, args)
+    if args.rung and args.rung > len(plan.rungs):
+        raise UsageError(f"--rung {args.rung}: the ladder has rungs 1 to {len(plan.rungs)}")
     if (args.rung or args.emit) and not args.dry_run:
         settle_ladder(plan, args.out)
     if args.rung:
-        if args.rung > len(plan.rungs):
-            raise UsageError(f"--rung {args.rung}: the ladder has rungs 1 to {len(plan.rungs)}")
         return carry_out_plan(plan.rungs[args.rung - 1].plan, _without_costs(args, only=args.rung < len(plan.rungs)))
     if args.dry_run:
         _print_plan(plan, [estimated(rung.plan, args) for rung in plan.rungs], args)
@@ -121,6 +121,7 @@ def _without_costs(args: argparse.Namespace, *, only: bool) -> argparse.Namespac
 def _print_plan(plan: LadderPlan, needs: list[Estimate], args: argparse.Namespace) -> None:
     from ratrain.ablation.ladder.record import planned_ladder
     from ratrain.ablation.preflight import preflight
+    from ratrain.report.ladder.table import rates_text
 
     made, checked = planned_ladder(plan), preflight(plan.rungs[0].plan)  # all rungs have the same arms
     if args.json:
@@ -130,10 +131,10 @@ def _print_plan(plan: LadderPlan, needs: list[Estimate], args: argparse.Namespac
     head = ("rung", "layers", "channels", "parameters", "tokens", "FLOPs", "arms", "seeds", "runs left", "about")
     rows = [head, *(_row(rung, need) for rung, need in zip(plan.rungs, needs, strict=True))]
     print(table(rows))
-    total = sum(need.seconds for need in needs)
+    total = time_text(sum(need.seconds for need in needs))
     print(
-        f"\n{plan.ladder.id}, plan {made.hash[:8]}: learning rates {plan.rates}; about {time_text(total)} in all, "
-        f"{needs[0].lanes} at a time; nothing was written\n"
+        f"\n{plan.ladder.id}, plan {made.hash[:8]}: learning rates {rates_text(made)}; "
+        f"about {total} in all, {needs[0].lanes} at a time; nothing was written\n"
         f"each rung alone: {shlex.join(['ratrain', '--ladder', args.file])} --rung K --dry-run"
     )
     print("\n".join(["", "checked:", *(f"  {check}" for check in checked)]))

@@ -98,6 +98,9 @@ def _trend(plan: LadderPlan) -> float:
 
 
 def _lines(plan: LadderPlan, costs: Sequence[PlannedCost], trend: float | None) -> list[str]:
+    from ratrain.ablation.ladder.record import planned_ladder
+    from ratrain.report.ladder.table import rates_text
+
     head = ("rung", "parameters", "tokens a run", "FLOPs a run", "runs", "a run alone", "device-hours", "smallest gain")
     rows = [
         (
@@ -109,7 +112,8 @@ def _lines(plan: LadderPlan, costs: Sequence[PlannedCost], trend: float | None) 
     ]  # fmt: skip
     spent = sum(cost.layout.foretold.spent for cost in costs)
     done = sum(cost.layout.foretold.finish for cost in costs)
-    lines = [f"{plan.ladder.id}: {len(costs)} rungs, learning rates {plan.rates}", "", table([head, *rows]), ""]
+    rates = rates_text(planned_ladder(plan))
+    lines = [f"{plan.ladder.id}: {len(costs)} rungs, learning rates {rates}", "", table([head, *rows]), ""]
     lines += [f"in all {spent / 3600:,.1f} device-hours, done after {hours_text(done)}"]
     if trend is None:
         return [*lines, "rungs.noise states the noise of a rung: then the smallest gains are told"]

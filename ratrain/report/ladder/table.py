@@ -101,6 +101,12 @@ def sentences(climbed: Climbed) -> Iterator[str]:
                 f"stopping after rung {at + 1} would have saved {saved:.0%} of the FLOPs; it orders {alike} of {pairs} "
                 "pairs of arms as the last rung does"
             )
+    for result in climbed.results:
+        for row in result.rows:
+            gone = sum(run.status != "done" for run in row.runs if run.ended)
+            if gone and row.arm.role in ("base", "ruler"):
+                left = f"{gone} of {len(row.runs)} runs of {row.arm.name}"
+                yield f"rung {result.rung.number}: {left} are left out, no loss"
     for arm, truth in _planted(climbed):
         yield f"planted: in truth {arm} is worth {truth} of the tokens, rung by rung"
     yield f"learning rates: {rates_text(climbed.ladder.plan)}"
@@ -116,10 +122,10 @@ def _planted(climbed: Climbed) -> Iterator[tuple[str, str]]:
 
 def rates_text(plan: PlannedLadder) -> str:
     """Returns how the learning rates were chosen, and what that leaves open."""
-    if plan.rates.startswith("transferred") and len({rung.batch for rung in plan.rungs}) > 1:
-        return f"{plan.rates}, with batch sizes that differ over the rungs, for which no rate is transferred"
     if plan.rates == "tuned":
         return "tuned at every rung; the ruler's runs keep the rate of the file"
+    if len({rung.batch for rung in plan.rungs}) > 1:
+        return f"{plan.rates}, with batch sizes that differ over the rungs, for which no rate is transferred"
     return plan.rates
 
 

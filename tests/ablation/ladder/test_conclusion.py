@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from ratrain.ablation.ladder.conclusion import _same, conclude_ladder, predict
+from ratrain.ablation.ladder.conclusion import _same, _word, conclude_ladder, predict
 from ratrain.ablation.ladder.readings import RungLosses, _evaluation, read_gains
 from ratrain.statistics.paired import Table, effects
 
@@ -118,6 +118,21 @@ def test_gains_are_those_of_the_tokens():
         for of, truth in zip(found.readings.by_rung, worth, strict=True):
             assert math.exp(of[name].gain or 0.0) == pytest.approx(truth, abs=0.006)
     assert found.outlooks["vanishing"].vanishes == pytest.approx(4e12, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("slope", "now", "then", "before", "word"),
+    [
+        ((-0.056, -0.030), (0.05, 0.07), (0.0, 0.06), (0.13, 0.17), "gain shrinks"),
+        ((-0.08, -0.04), (-0.01, 0.05), (-0.05, 0.05), (0.13, 0.17), "gain vanishes"),
+        ((-0.08, -0.04), (-0.05, -0.01), (-0.09, -0.01), (0.13, 0.17), "gain turns into loss"),
+        ((-0.01, 0.01), (0.01, 0.05), (-0.01, 0.05), (0.13, 0.17), "no difference"),  # no sure slope
+        ((-0.02, -0.01), (0.01, 0.02), (0.01, 0.02), (0.03, 0.05), "no difference"),  # never beyond delta
+        ((-0.01, 0.01), (0.01, 0.12), (0.01, 0.12), (0.01, 0.12), "gain holds"),
+    ],
+)
+def test_a_gain_that_falls_within_delta_is_said_to_fall(slope, now, then, before, word):
+    assert _word(slope, now, then, before, (-0.1, 0.1)) == word
 
 
 def test_a_gain_that_only_the_last_rung_shows_is_a_gain():

@@ -88,6 +88,14 @@ def test_the_terminal_shows_the_same_and_what_is_asked_for(climbed):
         assert words in said
 
 
+def test_runs_of_the_baseline_without_a_loss_are_told(climbed):
+    rung = climbed.results[3]
+    runs = rung.rows[0].runs
+    gone = replace(rung.rows[0], runs=(replace(runs[0], status="diverged", loss=math.nan), *runs[1:]))
+    results = [*climbed.results[:3], replace(rung, rows=(gone, *rung.rows[1:]))]
+    assert "rung 4: 1 of 4 runs of v0 are left out, no loss" in list(ladder_lines(replace(climbed, results=results)))
+
+
 def test_before_the_last_rung_is_done_the_page_says_what_is_missing(climbed):
     results = [*climbed.results[:3], RungResult(climbed.results[3].rung, None, ())]
     found, why = concluded(climbed.ladder, results)
@@ -101,4 +109,5 @@ def test_what_the_choice_of_learning_rates_leaves_open_is_told():
     assert rates_text(plan) == "transferred (mup)"
     rungs = (*plan.rungs[:3], replace(plan.rungs[3], batch=8))
     assert "batch sizes that differ" in rates_text(replace(plan, rungs=rungs))
-    assert "the ruler's runs keep the rate" in rates_text(replace(plan, rates="tuned"))
+    assert "batch sizes that differ" in rates_text(replace(plan, rates="the same", rungs=rungs))
+    assert "the ruler's runs keep the rate" in rates_text(replace(plan, rates="tuned", rungs=rungs))

@@ -112,8 +112,9 @@ def test_seeds_that_do_not_fit_are_refused(ladder):
 
 def test_only_a_twin_of_the_baseline_at_other_budgets_is_planted(ladder):
     assert planned_ladder(make_ladder(ladder())).planted == ("more",)
-    text = ladder().read_text().replace('manifest = "aa_order"', 'manifest = "v19"')
-    assert planned_ladder(make_ladder(ladder(text))).planted == ()
+    for other in ('manifest = "v19"', 'manifest = "aa_order"\nset.schedule.lr = 0.5'):
+        text = ladder().read_text().replace('manifest = "aa_order"', other)
+        assert planned_ladder(make_ladder(ladder(text))).planted == ()
 
 
 def test_budgets_of_the_ruler_that_are_the_same_in_whole_steps_are_refused(ladder):
@@ -138,11 +139,20 @@ def test_a_study_is_no_ladder_and_sizes_are_the_rungs(ladder):
         ("set.model.n_layer = 3", "set.model.n_layer"),
         ("set.train.budget.steps = 3", "set.train.budget"),
         ("set.train.batch = 8", "set.train.batch"),
+        ('set.scale = "study"', "set.scale"),
+        ('arm.x = { manifest = "v19", set.model.n_embd = 64 }', "arm.x.set.model.n_embd"),
     ],
 )
 def test_what_the_rungs_would_overwrite_is_refused(ladder, line, key):
     text = ladder().read_text().replace("\n[rungs]", f"{line}\n\n[rungs]\nbatch = [4, 4, 4, 4]")
     with pytest.raises(ManifestError, match=f"{key}.*the rungs set it"):
+        make_ladder(ladder(text))
+
+
+def test_the_budget_of_an_arm_is_its_tokens_alone(ladder):
+    text = 'id = "x"\narms = ["v9"]\narm.y = { manifest = "v19", set.train.budget.steps = 9 }\n'
+    text += 'rungs = { scales = ["tiny", "study", "laptop", "gpt2_124m"] }\n'
+    with pytest.raises(ManifestError, match=r"arm\.y\.set\.train\.budget.*expected tokens of the arm"):
         make_ladder(ladder(text))
 
 

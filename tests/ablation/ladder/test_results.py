@@ -74,6 +74,18 @@ def test_an_arm_whose_runs_all_diverged_stays_in_the_table(row, base, ruler):
     assert found.table.diverged[1].all()
 
 
+def test_runs_that_all_failed_are_named(row, base, ruler):
+    gone = row("a", "arm", [2.9, 3.0, 3.1])
+    gone = replace(gone, runs=tuple(replace(run, status="failed", loss=None) for run in gone.runs))
+    found = result(base, row("b", "arm", [2.9, 3.0, 3.1]), gone, *ruler).losses()
+    assert found
+    assert found.failed == {"a": 3}
+    alone = result(base, gone, *ruler)
+    assert alone.losses() is None
+    assert "all of its runs failed" in alone.lacks
+    assert "no loss of the baseline" in result(row("v0", "base", [math.nan] * 3), *ruler).lacks
+
+
 def test_runs_of_begun_arms_that_have_not_ended_are_counted(row, base, ruler):
     given = result(base, row("a", "arm", [2.9, 3.0, 3.1]), *ruler)
     assert given.waiting == 0
