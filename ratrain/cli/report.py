@@ -39,11 +39,11 @@ def _report(args: argparse.Namespace) -> None:
     as_json = {"as_json": True} if args.json else {}
     if foreign and any(entry.load()(args.run, args.out, **as_json) for entry in offered("ratrain.reports")):
         return
-    for what, find, report in (("ladder", _ladder_of, _report_ladder), ("study", _study_of, _report_study)):
+    for kind, find, report in (("ladder", _ladder_of, _report_ladder), ("study", _study_of, _report_study)):
         folders = [found for name in args.run if (found := find(name, args.out))]
         if folders and len(args.run) > 1:
             raise UsageError(
-                f"{folders[0].name} is a {what}, which is reported by itself; expected one {what}, or runs"
+                f"{folders[0].name} is a {kind}, which is reported by itself; expected one {kind}, or runs"
             )
         if folders:
             report(folders[0], args)

@@ -35,8 +35,8 @@ def ladders() -> list[Path]:
     return sorted(SHIPPED.glob("ladder*.toml"))
 
 
-def find_among(name: str, files: list[Path], what: str) -> Path:
-    """Finds a file of several manifests, `what` they are: a path, or the name of one of the shipped `files`.
+def find_among(name: str, files: list[Path], kind: str) -> Path:
+    """Finds a file of several manifests, a study or a ladder by `kind`: a path, or the name of a shipped file.
 
     Raises MissingError.
     """
@@ -46,7 +46,7 @@ def find_among(name: str, files: list[Path], what: str) -> Path:
     if name in names:
         return names[name]
     hint = did_you_mean(name, names) or f"; shipped are {', '.join(file.stem for file in files)}"
-    raise MissingError(f"{name}: no such {what}{hint}")
+    raise MissingError(f"{name}: no such {kind}{hint}")
 
 
 def scales() -> list[str]:

@@ -55,7 +55,7 @@ def at_base(manifest: Manifest) -> Manifest:
 def from_itself(manifest: Manifest) -> Manifest:
     """Returns the manifest with its own shape as the base: every factor is 1, and no mechanism refuses its heads.
 
-    Checks of what a model computes take a small shape, in which the base of the real one has no meaning.
+    Checks of a model's function take a small shape, to which the base of the real one does not belong.
     """
     spec = manifest.model
     if spec.base is None:

@@ -31,7 +31,7 @@ from ratrain.statistics.token_ruler import ALIKE
 
 _BENDS = np.linspace(-2.5, 3.5, 61)
 _USUAL, _SCATTER = 0.3, 1.0  # mean and standard deviation of bends beforehand: Hoffmann et al. find 0.28, late
-_BEYOND = 0.05  # largest share of bends at which a loss may lie where the curve does not reach
+_BEYOND = 0.05  # largest share of bends whose curves may not reach a loss
 _UNKNOWN = 3.0  # variance of t over its scale for two degrees of freedom, which has none: that of three
 _FARTHEST = 2.0  # log gains are read up to so many times the ruler's own reach
 

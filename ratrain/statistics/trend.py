@@ -108,7 +108,7 @@ class Trend:
         return Mixture(self.weights, self.means @ at, np.einsum("i,mij,j->m", at, self.covariances, at))
 
     def measured_rung(self, k: int) -> Mixture:
-        """The log gain of rung k, counted from 0, with its own misfit: between the line and what was measured."""
+        """The log gain of rung k, counted from 0, with its own misfit: between the line and the measurement."""
         y = self.measured
         design, squares = _design(y.x, self.origin), self.taus**2
         pulled = squares[:, None] * self.precisions[:, k]  # [M, K], weights of the deviations from the line

@@ -131,8 +131,8 @@ def _lacks(name: str, readings: Readings, rungs: Sequence[RungLosses]) -> str:
     for rung, of in zip(rungs, readings.by_rung, strict=True):
         if (reading := of.get(name)) is None:
             failed = rung.failed.get(name, 0)
-            what = f"{_many(failed, 'run')} failed" if failed else "not run"
-            return f"{what} at rung {rung.number}"
+            fate = f"{_many(failed, 'run')} failed" if failed else "not run"
+            return f"{fate} at rung {rung.number}"
         if reading.diverged:
             return f"{_many(reading.diverged, 'run')} diverged at rung {rung.number}"
         if reading.pairs < FEWEST_SEEDS:
@@ -143,8 +143,8 @@ def _lacks(name: str, readings: Readings, rungs: Sequence[RungLosses]) -> str:
     return ""
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _next(flops: Sequence[float]) -> float:
@@ -199,14 +199,14 @@ def _word(slope: Interval, now: Interval, then: Interval, before: Interval, same
     sign = is_now or (earlier if moves == -earlier else 0)
     if not sign:
         return "inconclusive"
-    what = "gain" if sign > 0 else "loss"
+    side = "gain" if sign > 0 else "loss"
     if moves == -sign:
         word = "shrinks" if is_now == sign else "vanishes"
     elif moves == sign:
         word = "grows"
     else:
         word = "holds" if later == sign else "trend unclear"
-    return next(known for known in get_args(Word) if known.startswith(what) and known.endswith(word))
+    return next(known for known in get_args(Word) if known.startswith(side) and known.endswith(word))
 
 
 def _crossing(trend: Trend, first: float, last: float) -> float | None:

@@ -113,7 +113,7 @@ _BUDGET, _BATCH = ("train", "budget"), ("train", "batch")
 
 
 def _require_unsized(ladder: LadderManifest, layer: Layer, overrides: Sequence[str]) -> None:
-    """Raises UsageError for overrides of what the rungs set, ManifestError for keys that they would overwrite."""
+    """Raises UsageError for overrides of keys that the rungs set, ManifestError for such keys in the file."""
     rungs = ladder.rungs
     budget = rungs.tokens or rungs.tokens_per_param
     ours = [("scale",), *(_SHAPE if rungs.params else ()), *([_BUDGET] if budget else [])]

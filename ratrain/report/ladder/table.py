@@ -121,7 +121,7 @@ def _planted(climbed: Climbed) -> Iterator[tuple[str, str]]:
 
 
 def rates_text(plan: PlannedLadder) -> str:
-    """Returns how the learning rates were chosen, and what that leaves open."""
+    """Returns how the learning rates were chosen, and the limits of that choice."""
     if plan.rates == "tuned":
         return "tuned at every rung; the ruler's runs keep the rate of the file"
     if len({rung.batch for rung in plan.rungs}) > 1:

@@ -158,7 +158,7 @@ def curves() -> list[BudgetCurve]:
 
 @lru_cache(maxsize=1)
 def pool() -> list[dict[str, np.ndarray]]:
-    """By rung and kind [S, K]: the trained losses, moved so that the mean of each kind is what its truth says.
+    """By rung and kind [S, K]: the trained losses, moved so that the mean of each kind is its truth.
 
     The mean of a pool is not exact either. So a kind that differs from the baseline in chance alone gets the mean of
     the baseline, and one of other budgets gets that of `curves`.

@@ -61,27 +61,18 @@ def test_a_ladder_killed_twice_comes_to_the_conclusion_of_an_unbroken_one(ladder
     assert "1e+10 FLOPs" in said
 
 
-SHORT = """\
-id = "short"
-scale = "tiny"
-arms = ["v9"]
-set.compile.scope = "off"
-set.log.every = 100
-set.model.block_size = 16
-{own}
-
-[rungs]
-params = [36_000, 75_000, 150_000, 300_000]
-tokens = [128, 320, 640, 2000]
-"""
+def short(text: str, own: str) -> str:
+    """Returns the ladder with keys of its own, fewer tokens and no planted arm."""
+    text = text.partition("[arm.more]")[0].replace("seeds = [4, 3, 3, 3]\n", "")
+    return text.replace("[128, 320, 1000, 2600]", "[128, 320, 640, 2000]").replace("[rungs]", f"{own}\n\n[rungs]")
 
 
 @pytest.mark.slow
 def test_a_tuned_ladder_compares_the_tuned_arms(ladder, tmp_path):
     tune = "tune = { grid = { schedule.lr = [3e-3, 1e-2] }, seed = { init = [11] } }\nseed.init = [1, 2, 3]"
-    found = package.ladder(ladder(SHORT.format(own=tune)), out=tmp_path, device="cpu")
+    found = package.ladder(ladder(short(ladder().read_text(), tune)), out=tmp_path, device="cpu")
     assert found.exit == 0
-    assert found.path == tmp_path / "ladders" / "short"
+    assert found.path == tmp_path / "ladders" / "steps"
     for result in found.climbed.results:
         assert [row.arm.role for row in result.judged] == ["tuned", "tuned"]
         losses = result.losses()
@@ -94,7 +85,9 @@ def test_a_tuned_ladder_compares_the_tuned_arms(ladder, tmp_path):
 
 @pytest.mark.slow
 def test_rungs_get_as_many_seeds_as_they_need(ladder, tmp_path):
-    found = package.ladder(ladder(SHORT.format(own="seed = { min = 3, max = 5 }")), out=tmp_path, device="cpu")
+    found = package.ladder(
+        ladder(short(ladder().read_text(), "seed = { min = 3, max = 5 }")), out=tmp_path, device="cpu"
+    )
     assert found.exit == 0
     for result in found.climbed.results:
         losses = result.losses()
