@@ -63,7 +63,7 @@ def _numeric(rows: Sequence[Sequence[str | Cell]]) -> list[bool]:
 def _is_number(cell: str | Cell) -> bool:
     if isinstance(cell, Cell):
         return cell.word is None and cell.text not in ("", "-") and _is_number(cell.text)
-    return not cell or cell in ("-", "1") or cell[0] in "0123456789+\N{MINUS SIGN}" or cell.startswith("-0")
+    return cell in ("", "-") or bool(re.match(r"\+|[-\N{MINUS SIGN}]?\d", cell))
 
 
 def _intervals(text: str) -> list[tuple[str, bool]]:

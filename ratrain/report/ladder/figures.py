@@ -1,9 +1,9 @@
-"""Figures of a ladder: the gain of each arm against compute, and all arms at each rung."""
+"""Figures of a ladder: the gain of each arm against compute, and the order of the arms at each rung."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,12 @@ import numpy as np
 
 from ratrain.ablation.ladder.conclusion import LEVEL, LadderConclusion, Outlook
 from ratrain.ablation.ladder.results import RungResult
-from ratrain.report.drawing import PAINT, SERIES, drawn
+from ratrain.report.drawing import PAINT, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _POINTS = 25  # of a band
-_FEW = len(SERIES)  # most arms of one figure of ranks
 
 
 def trend_figure(outlook: Outlook, results: Sequence[RungResult]) -> str:
@@ -66,21 +65,37 @@ def _color(outlook: Outlook) -> str:
     return PAINT["better" if side.startswith("gain") else "worse" if side.startswith("loss") else "inconclusive"]
 
 
-def ranking_figure(found: LadderConclusion, results: Sequence[RungResult]) -> str:
-    """Draws the measured gains of all arms at every rung as lines, so that crossings show; empty for many arms."""
-    names = list(found.outlooks)
-    if not 2 <= len(names) <= _FEW:
+def ranking_figure(found: LadderConclusion, base: str) -> str:
+    """Draws the order of all arms and the baseline at every rung, the best on top; empty for a single arm."""
+    if len(found.outlooks) < 2:
         return ""
-    words = "Measured gain of every arm at every rung"
-    return drawn("rankings", words, 2.8, partial(_rankings, found=found, names=names, results=results))
+    places = places_of(found, base)
+    words = "Order of the arms by measured gain at every rung"
+    return drawn("rankings", words, 0.8 + 0.19 * len(places), partial(_rankings, found=found, places=places))
 
 
-def _rankings(axes: Axes, *, found: LadderConclusion, names: Sequence[str], results: Sequence[RungResult]) -> None:
-    x = [result.rung.flops for result in results]
-    axes.axhline(0, color=PAINT["base"], linewidth=1)
-    for name, series in zip(names, SERIES, strict=False):
-        gains = [math.expm1(of[name].gain or 0.0) for of in found.readings.by_rung]
-        axes.plot(x, gains, color=PAINT[series], marker="o", markersize=4, linewidth=1.2, label=name)
-    axes.set(ylabel="measured gain in tokens")
-    _over_compute(axes)
-    axes.legend(fontsize=7.5, frameon=False, labelcolor=PAINT["ink"], ncols=2)
+def places_of(found: LadderConclusion, base: str) -> dict[str, list[int]]:
+    """Returns the place of each arm at every rung by its measured gain, 1 for the largest; the baseline's gain is 0."""
+    names = [base, *found.outlooks]
+    places: dict[str, list[int]] = {name: [] for name in names}
+    for of in found.readings.by_rung:
+        gains = {name: (of[name].gain or 0.0) if name in found.outlooks else 0.0 for name in names}
+        for place, name in enumerate(sorted(names, key=gains.__getitem__, reverse=True), start=1):
+            places[name].append(place)
+    return places
+
+
+def _rankings(axes: Axes, *, found: LadderConclusion, places: Mapping[str, Sequence[int]]) -> None:
+    rungs = range(1, len(found.readings.by_rung) + 1)
+    for name, of in places.items():
+        outlook = found.outlooks.get(name)
+        color = _color(outlook) if outlook else PAINT["base"]
+        axes.plot(rungs, of, color=color, marker="o", markersize=3.5, linewidth=1.2 if outlook else 2)
+    last = {of[-1]: name for name, of in places.items()}
+    axes.set(ylim=(len(places) + 0.5, 0.5), xlabel="rung", xticks=rungs, yticks=range(1, len(places) + 1))
+    names = axes.secondary_yaxis("right")
+    names.set_yticks(sorted(last), [last[place] for place in sorted(last)], color=PAINT["ink"])
+    for of in (axes, names):
+        of.tick_params(axis="y", length=0)
+        for spine in of.spines.values():
+            spine.set_visible(False)

@@ -50,7 +50,7 @@ def _page(climbed: Climbed) -> str:
     try:
         if found:
             trends = [(o.arm, o.word, o.why, trend_figure(o, climbed.results)) for o in found.outlooks.values()]
-            rankings = ranking_figure(found, climbed.results)
+            rankings = ranking_figure(found, plan.base)
     except UnavailableError as error:
         missing = str(error)
     gains_head, gains = gain_rows(found, climbed.results) if found else ((), [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ratrain.ablation.ladder.record import Ladder, PlannedLadder, PlannedRung
 from ratrain.ablation.ladder.results import RungResult, concluded
 from ratrain.ablation.record import Planned, Study
 from ratrain.cli.printing.ladder_text import ladder_lines
+from ratrain.report.ladder.figures import places_of, ranking_figure
 from ratrain.report.ladder.table import rates_text
 from ratrain.report.ladder.write import write_ladder_report
 
@@ -68,6 +70,13 @@ def test_the_page_has_a_figure_of_every_arm_and_escapes_names(climbed):
         assert words in page
     assert "../../studies/x-rung3/report.html" in page
     assert "nan" not in page.lower().replace("finance", "")
+
+
+def test_the_figure_of_orders_names_the_arms_as_the_last_rung_has_them(climbed):
+    figure = ranking_figure(climbed.conclusion, "v0")
+    assert re.findall(r">(holds|shrinks|twin|v0)<", figure) == ["holds", "twin", "shrinks", "v0"]
+    first = places_of(climbed.conclusion, "v0")
+    assert sorted(first, key=lambda name: first[name][0]) == ["shrinks", "holds", "twin", "v0"]
 
 
 def test_the_file_beside_it_has_the_numbers(climbed):
