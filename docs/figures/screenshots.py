@@ -1,7 +1,8 @@
 """Takes the pictures of docs/gallery.md, with Chromium: python -m docs.figures.screenshots
 
 Trains V0 and V9 at the scale `study`, a minute on one core, in a folder that is thrown away, and looks at the pages of
-both, and at the page of the series in docs/series. Pictures have 64 colours, so that each stays below 150 KB.
+both, at that of the series in docs/series, and at that of a ladder in docs/ideas. Pictures have 64 colours, so that
+each stays below 150 KB.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ratrain.cli import main
 from tests.report.browser import Browser, find_browser
 
 HERE = Path(__file__).resolve().parent
-PAGES = {"run.png": 1250, "comparison.png": 1000, "series.png": 1250}  # heights in pixels
+PAGES = {"run.png": 1250, "comparison.png": 1000, "series.png": 1250, "ladder.png": 1800}  # heights in pixels
 
 
 def take(browser: Browser, page: Path, name: str) -> None:
@@ -38,6 +39,7 @@ def screenshots(folder: Path) -> None:
     take(browser, folder / runs[1] / "report.html", "run.png")
     take(browser, folder / "runs" / "comparison.html", "comparison.png")
     take(browser, HERE.parent / "series" / "report.html", "series.png")
+    take(browser, HERE.parent / "ideas" / "ladder.html", "ladder.png")
 
 
 if __name__ == "__main__":

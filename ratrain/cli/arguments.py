@@ -81,7 +81,9 @@ def pool_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=gibibytes, metavar="GIB", help="memory of one run; as many at a time as fit")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of run folders (runs)")
-    parser.add_argument("--fresh", action="store_true", help="move the earlier record and its runs aside and start over")
+    parser.add_argument(
+        "--fresh", action="store_true", help="move the earlier record and its runs aside and start over"
+    )
     parser.add_argument("--accept-code-change", action="store_true", help="continue with changed sources; recorded")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ratrain.ablation.ladder.climb import Climbed
 from ratrain.atomic import write_file
 from ratrain.errors import UnavailableError
-from ratrain.report.html import render
+from ratrain.report.html import Cell, render
 from ratrain.report.ladder.figures import ranking_figure, trend_figure
 from ratrain.report.ladder.table import (
     OUTLOOK_HEAD,
@@ -62,7 +62,7 @@ def _page(climbed: Climbed) -> str:
         found=found,
         why=climbed.why,
         outlook_head=OUTLOOK_HEAD,
-        outlooks=outlook_rows(found) if found else [],
+        outlooks=[tuple(map(_two_lines, row)) for row in outlook_rows(found)] if found else [],
         trends=trends,
         rankings=rankings,
         missing=missing,
@@ -73,6 +73,12 @@ def _page(climbed: Climbed) -> str:
         sentences=list(sentences(climbed)),
         studies=[(result.rung.study, _study_page(climbed, result.rung.study)) for result in climbed.results],
     )
+
+
+def _two_lines(cell: str) -> str | Cell:
+    """Puts the interval that ends a cell on a line of its own: six columns fit the page then."""
+    value, bracket, interval = cell.partition(" [")
+    return Cell(value, (f"[{interval}",)) if bracket else cell
 
 
 def _study_page(climbed: Climbed, study: str) -> str:
