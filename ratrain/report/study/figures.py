@@ -206,5 +206,5 @@ def _kept(axes: Axes, *, curve: Curve, label: str) -> None:
 
 
 def _wrapped(label: str) -> str:
-    lines = textwrap.wrap(label, 20) or [""]
-    return "\n".join(lines[:3])
+    lines = textwrap.wrap(label.replace("_", "_ "), 20) or [""]  # a long name breaks behind an underscore
+    return "\n".join(lines[:3]).replace("_ ", "_")
