@@ -20,7 +20,9 @@ _UNMET = 1  # exit code of a trial whose verdict is not the required one
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ideas", nargs="+", metavar="FILE", help="manifest of an idea: path, file name or id")
-    parser.add_argument("--base", default="v0", metavar="B", help="manifest to compare with (v0); the ideas keep their own base")
+    parser.add_argument(
+        "--base", default="v0", metavar="B", help="manifest to compare with (v0); ideas keep the base that they extend"
+    )
     parser.add_argument("--scale", default="study", metavar="S", help="overlay of sizes (study)")
     parser.add_argument(
         "--budget",
