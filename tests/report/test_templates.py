@@ -15,6 +15,7 @@ from ratrain.legacy.metrics.read import OldRun
 from ratrain.report.compare import compare_page
 from ratrain.report.html import TEMPLATES, Cell, environment, render
 from ratrain.report.page import figures_of, page
+from ratrain.report.study.figures import wrapped
 from ratrain.storage.run_log import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,3 +158,22 @@ def test_tags_are_in_templates_and_not_in_python():
     files = {*(ROOT / "ratrain").rglob("*.py")} - {ROOT / "ratrain/report/drawing.py"}
     assert len(files) > 100
     assert not [str(file) for file in files if TAG.search(file.read_text())]
+
+
+def test_columns_of_signed_numbers_are_aligned_as_numbers():
+    numeric = environment(TEMPLATES).filters["numeric"]
+    rows = [("v0", "+1.0%", "-3.0%", "\N{MINUS SIGN}0.5", "-", "word"), ("v1", "-0.1%", Cell("+2"), "7", "", "-x")]
+    assert numeric(rows) == [False, True, True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("label", "lines"),
+    [
+        ("scalable_softmax", ["scalable_softmax"]),
+        ("differential_attention", ["differential_", "attention"]),
+        ("stick_breaking kv_shift", ["stick_breaking", "kv_shift"]),
+        ("n_embd=48 init_std=0.06 lr=8e-3", ["n_embd=48", "init_std=0.06", "lr=8e-3"]),
+    ],
+)
+def test_labels_break_at_spaces_and_long_names_behind_an_underscore(label, lines):
+    assert wrapped(label).splitlines() == lines

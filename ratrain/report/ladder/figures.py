@@ -70,12 +70,15 @@ def ranking_figure(found: LadderConclusion, base: str) -> str:
     if len(found.outlooks) < 2:
         return ""
     places = places_of(found, base)
-    words = "Order of the arms by measured gain at every rung"
+    words = "Order of the arms with a trend by measured gain at every rung"
     return drawn("rankings", words, 0.8 + 0.19 * len(places), partial(_rankings, found=found, places=places))
 
 
 def places_of(found: LadderConclusion, base: str) -> dict[str, list[int]]:
-    """Returns the place of each arm at every rung by its measured gain, 1 for the largest; the baseline's gain is 0."""
+    """Returns the place of each arm with a trend at every rung by its measured gain, 1 for the largest.
+
+    The baseline's gain is 0; an arm with the same gain stands below it.
+    """
     names = [base, *found.outlooks]
     places: dict[str, list[int]] = {name: [] for name in names}
     for of in found.readings.by_rung:
@@ -91,11 +94,10 @@ def _rankings(axes: Axes, *, found: LadderConclusion, places: Mapping[str, Seque
         outlook = found.outlooks.get(name)
         color = _color(outlook) if outlook else PAINT["base"]
         axes.plot(rungs, of, color=color, marker="o", markersize=3.5, linewidth=1.2 if outlook else 2)
-    last = {of[-1]: name for name, of in places.items()}
-    axes.set(ylim=(len(places) + 0.5, 0.5), xlabel="rung", xticks=rungs, yticks=range(1, len(places) + 1))
-    names = axes.secondary_yaxis("right")
-    names.set_yticks(sorted(last), [last[place] for place in sorted(last)], color=PAINT["ink"])
-    for of in (axes, names):
-        of.tick_params(axis="y", length=0)
-        for spine in of.spines.values():
+    axes.set(ylim=(len(places) + 0.5, 0.5), xlabel="rung", xticks=rungs)
+    for side, at in ((axes, 0), (axes.secondary_yaxis("right"), -1)):  # names at both ends, to follow a line from
+        names = sorted(places, key=lambda name, at=at: places[name][at])
+        side.set_yticks(range(1, len(names) + 1), names, color=PAINT["ink"])
+        side.tick_params(axis="y", length=0)
+        for spine in side.spines.values():
             spine.set_visible(False)

@@ -62,7 +62,7 @@ def _page(climbed: Climbed) -> str:
         found=found,
         why=climbed.why,
         outlook_head=OUTLOOK_HEAD,
-        outlooks=[tuple(map(_two_lines, row)) for row in outlook_rows(found)] if found else [],
+        outlooks=[(*row[:2], *map(_two_lines, row[2:])) for row in outlook_rows(found)] if found else [],
         trends=trends,
         rankings=rankings,
         missing=missing,

@@ -18,6 +18,7 @@ from ratrain.storage.run_log import RunLog
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_LINE = 20  # letters of a label on a line
 _MARKERS = {"better": "v", "worse": "^", "equivalent": "D", "inconclusive": "o"}
 
 
@@ -42,7 +43,7 @@ def intervals_figure(
     """
     if not marks:
         return ""
-    lines = sum(max(1, len(_wrapped(mark.label).splitlines())) for mark in marks)
+    lines = sum(max(1, len(wrapped(mark.label).splitlines())) for mark in marks)
     draw = partial(_intervals, marks=marks, label=label, band=band, zero=zero, percent=percent)
     return drawn(name, words, 0.75 + 0.11 * len(marks) + 0.16 * lines, draw)
 
@@ -70,7 +71,7 @@ def _intervals(
                           va="bottom", fontsize=8)  # fmt: skip
         elif math.isnan(mark.outer[0]):
             axes.text(high, at, "beyond the curve ", color=PAINT["quiet"], ha="right", va="center", fontsize=8)
-    axes.set_yticks(range(len(marks)), [_wrapped(mark.label) for mark in marks])
+    axes.set_yticks(range(len(marks)), [wrapped(mark.label) for mark in marks])
     axes.tick_params(axis="y", length=0, labelcolor=PAINT["ink"])
     axes.set(xlim=(low, high), ylim=(len(marks) - 0.4, -0.6), xlabel=label)
     axes.xaxis.set_major_formatter("{x:+.0%}" if percent else "{x:g}")
@@ -149,7 +150,7 @@ def _ruler(
         axes.plot([tokens], [loss], marker=_MARKERS[word], color=PAINT[word], markersize=6.5, linestyle="none")
         if len(arms) <= 8 and taken - loss > 0.06 * span:  # overlapping names would be unreadable
             offset, side = (7, "left") if at % 2 else (-7, "right")
-            axes.annotate(_wrapped(name), (tokens, loss), (offset, 0), textcoords="offset points", ha=side, va="center",
+            axes.annotate(wrapped(name), (tokens, loss), (offset, 0), textcoords="offset points", ha=side, va="center",
                           color=PAINT[word], fontsize=8)  # fmt: skip
             taken = loss
     axes.set_xscale("log")
@@ -205,6 +206,8 @@ def _kept(axes: Axes, *, curve: Curve, label: str) -> None:
     axes.set(xlabel="step", ylabel=label, ylim=(0, max(1.0, float(curve.high.max())) * 1.02))
 
 
-def _wrapped(label: str) -> str:
-    lines = textwrap.wrap(label.replace("_", "_ "), 20) or [""]  # a long name breaks behind an underscore
-    return "\n".join(lines[:3]).replace("_ ", "_")
+def wrapped(label: str) -> str:
+    """Breaks a label into at most three lines."""
+    words = [word if len(word) <= _LINE else word.replace("_", "_ ", 1) for word in label.split()]
+    lines = textwrap.wrap(" ".join(words), _LINE) or [""]  # a name too long for a line breaks behind an underscore
+    return "\n".join(lines[:3])

@@ -70,13 +70,17 @@ def test_the_page_has_a_figure_of_every_arm_and_escapes_names(climbed):
         assert words in page
     assert "../../studies/x-rung3/report.html" in page
     assert "nan" not in page.lower().replace("finance", "")
+    assert re.search(
+        r"<td class=n>\+\d+\.\d%<small><span class=\"whole\">\[\+\d+\.\d%, \+\d+\.\d%\]</span></small>", page
+    )
 
 
-def test_the_figure_of_orders_names_the_arms_as_the_last_rung_has_them(climbed):
+def test_the_figure_of_orders_names_the_arms_as_the_first_and_the_last_rung_have_them(climbed):
     figure = ranking_figure(climbed.conclusion, "v0")
-    assert re.findall(r">(holds|shrinks|twin|v0)<", figure) == ["holds", "twin", "shrinks", "v0"]
-    first = places_of(climbed.conclusion, "v0")
-    assert sorted(first, key=lambda name: first[name][0]) == ["shrinks", "holds", "twin", "v0"]
+    first, last = ["shrinks", "holds", "twin", "v0"], ["holds", "twin", "shrinks", "v0"]
+    assert re.findall(r">(holds|shrinks|twin|v0)<", figure) == [*last, *first]  # the right side is drawn first
+    places = places_of(climbed.conclusion, "v0")
+    assert [sorted(places, key=lambda name: places[name][at]) for at in (0, -1)] == [first, last]
 
 
 def test_the_file_beside_it_has_the_numbers(climbed):
